@@ -1,0 +1,128 @@
+"""BERT, the text tower (arXiv 1810.04805), in the shape of CXR-BERT; no pooler."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+
+from ctclip_jax.models import seam
+from ctclip_jax.models.layers import dropout, layer_norm
+from ctclip_jax.shapes import Array, Float, Int, Key
+
+EPSILON = 1e-12
+
+
+@dataclasses.dataclass(frozen=True)
+class BertConfig:
+    """Size of the text tower; the defaults are CXR-BERT's. `dropout` acts in training only."""
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    intermediate_size: int = 3072
+    max_positions: int = 512
+    token_types: int = 2
+    dropout: float = 0.0
+
+
+def _linear(in_features: int, out_features: int, rngs: nnx.Rngs, *, dtype: str) -> nnx.Linear:
+    init = nnx.initializers.normal(0.02)
+    return nnx.Linear(
+        in_features, out_features, dtype=jnp.dtype(dtype), kernel_init=init, rngs=rngs
+    )
+
+
+class Embeddings(nnx.Module):
+    """Word, position and token-type (always 0) embeddings, summed and normalised."""
+
+    def __init__(self, config: BertConfig, rngs: nnx.Rngs):
+        init = nnx.initializers.normal(0.02)
+        sizes = (config.vocab_size, config.max_positions, config.token_types)
+        self.word, self.position, self.token_type = (
+            nnx.Embed(size, config.hidden_size, embedding_init=init, rngs=rngs) for size in sizes
+        )
+        self.norm = layer_norm(config.hidden_size, rngs, epsilon=EPSILON)
+
+    def __call__(self, input_ids: Int[Array, "b l"]) -> Float[Array, "b l d"]:
+        position = self.position.embedding[...][None, : input_ids.shape[1]]
+        token_type = self.token_type.embedding[...][None, :1]
+        return self.norm(self.word(input_ids) + position + token_type)
+
+
+class SelfAttention(nnx.Module):
+    """Multi-head attention over the tokens that the mask keeps."""
+
+    def __init__(self, config: BertConfig, rngs: nnx.Rngs, *, dtype: str):
+        size = config.hidden_size
+        self.query, self.key, self.value, self.out = (
+            _linear(size, size, rngs, dtype=dtype) for _ in range(4)
+        )
+        self.heads, self.dropout = config.num_heads, config.dropout
+
+    def __call__(
+        self, x: Float[Array, "b l d"], mask: Int[Array, "b l"], key: Key | None
+    ) -> Float[Array, "b l d"]:
+        query, keys, value = (
+            rearrange(project(x), "b l (heads c) -> b heads l c", heads=self.heads)
+            for project in (self.query, self.key, self.value)
+        )
+        logits = jnp.einsum(
+            "bhic,bhjc->bhij", query, keys, preferred_element_type=jnp.float32
+        ) / jnp.sqrt(query.shape[-1])
+        masked = jnp.where(mask[:, None, None, :] != 0, logits, jnp.finfo(jnp.float32).min)
+        weights = dropout(jax.nn.softmax(masked, axis=-1), self.dropout, key).astype(value.dtype)
+        mixed = jnp.einsum("bhij,bhjc->bhic", weights, value)
+        return self.out(rearrange(mixed, "b heads l c -> b l (heads c)"))
+
+
+class Block(nnx.Module):
+    """One post-norm transformer layer."""
+
+    def __init__(self, config: BertConfig, rngs: nnx.Rngs, *, dtype: str):
+        size, inner = config.hidden_size, config.intermediate_size
+        self.attn = SelfAttention(config, rngs, dtype=dtype)
+        self.attn_norm = layer_norm(size, rngs, epsilon=EPSILON)
+        self.up = _linear(size, inner, rngs, dtype=dtype)
+        self.down = _linear(inner, size, rngs, dtype=dtype)
+        self.ff_norm = layer_norm(size, rngs, epsilon=EPSILON)
+        self.dropout, self.dtype = config.dropout, dtype
+
+    def __call__(
+        self, x: Float[Array, "b l d"], mask: Int[Array, "b l"], key: Key | None
+    ) -> Float[Array, "b l d"]:
+        keys = (None,) * 3 if key is None else jax.random.split(key, 3)
+        attended = dropout(self.attn(x, mask, keys[0]), self.dropout, keys[1])
+        x = self.attn_norm(x + attended).astype(self.dtype)
+        hidden = self.down(jax.nn.gelu(self.up(x), approximate=False))
+        return self.ff_norm(x + dropout(hidden, self.dropout, keys[2])).astype(self.dtype)
+
+
+class Bert(nnx.Module):
+    """Token ids to the last hidden states."""
+
+    def __init__(self, config: BertConfig, rngs: nnx.Rngs, *, dtype: str, remat: bool):
+        self.embed = Embeddings(config, rngs)
+        self.blocks = seam.stack(
+            lambda rngs: Block(config, rngs, dtype=dtype), rngs, config.num_layers
+        )
+        self.depth, self.dropout = config.num_layers, config.dropout
+        self.dtype, self.remat = dtype, remat
+
+    def __call__(
+        self, input_ids: Int[Array, "b l"], mask: Int[Array, "b l"], *, key: Key | None = None
+    ) -> Float[Array, "b l d"]:
+        """Last hidden states, float32; `key` switches dropout on."""
+        keys = None if key is None else jax.random.split(key, self.depth + 1)
+        embedded = dropout(self.embed(input_ids), self.dropout, None if key is None else keys[0])
+
+        def layer(x, block_and_key):
+            block, block_key = block_and_key
+            return block(x, mask, block_key), None
+
+        layers = (self.blocks, None if key is None else keys[1:])
+        step = jax.checkpoint(layer) if self.remat else layer
+        x, _ = jax.lax.scan(step, embedded.astype(self.dtype), layers)
+        return x.astype(jnp.float32)

@@ -1,0 +1,168 @@
+"""CT-CLIP: the two towers, their projections, and the temperature (arXiv 2403.17834).
+
+A `CTCLIP` is only a description; its variables are a plain dict `{'params': ..., 'codebook': ...}`.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange, reduce
+from flax import nnx
+
+from ctclip_jax.models import seam, vector_quantizer
+from ctclip_jax.models.bert import Bert, BertConfig
+from ctclip_jax.models.ct_vit import CTViT, CTViTConfig
+from ctclip_jax.models.layers import l2_normalize, torch_linear_init
+from ctclip_jax.shapes import Array, Float, Int, Key, Num, Variables
+
+
+@dataclasses.dataclass(frozen=True)
+class CTCLIPConfig:
+    """The model; the defaults are the published one.
+
+    `init_temperature` and `logit_bias` are initial values: of the logarithm of the factor on the
+    similarities, and of the bias that the sigmoid loss adds to them (None: no such parameter).
+    `dtype` is that of the large matrix products; `remat` recomputes each layer in the backward pass.
+    """
+
+    image: CTViTConfig = CTViTConfig()
+    text: BertConfig = BertConfig()
+    dim_latent: int = 512
+    init_temperature: float = 1.0
+    logit_bias: float | None = None
+    dtype: str = "float32"
+    remat: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class CTCLIP:
+    """Pure functions of `variables`: hashable, and free to be called under any JAX transform.
+
+    float32 means float32 on every backend: matrix products ask for the highest precision.
+    """
+
+    config: CTCLIPConfig
+
+    def init(self, key: Key) -> Variables:
+        """New variables: float32 parameters and a random unit codebook."""
+        config, keys = self.config, jax.random.split(key, 5)
+        _, h, w = config.image.grid
+        dense = torch_linear_init()
+        params = {
+            "image": seam.init(self._image_tower, keys[0]),
+            "text": seam.init(self._text_tower, keys[1]),
+            "image_projection": {
+                "kernel": dense(keys[2], (h * w * config.image.dim, config.dim_latent))
+            },
+            "text_projection": {
+                "kernel": dense(keys[3], (config.text.hidden_size, config.dim_latent))
+            },
+            "temperature": jnp.array(config.init_temperature, jnp.float32),
+        }
+        if config.logit_bias is not None:
+            params["logit_bias"] = jnp.array(config.logit_bias, jnp.float32)
+        codebook = vector_quantizer.init(
+            keys[4], codes=config.image.codebook_size, dim=config.image.dim
+        )
+        return {"params": params, "codebook": codebook}
+
+    def abstract_variables(self) -> Variables:
+        """Shapes and dtypes of the variables, without memory."""
+        return jax.eval_shape(self.init, jax.random.key(0))
+
+    def encode_image(
+        self, variables: Variables, image: Num[Array, "b f h w"]
+    ) -> Float[Array, "b d"]:
+        """Unit-length latents of CT volumes, normalised (HU / 1000) or int16 fixed point (HU * 16)."""
+        with jax.default_matmul_precision("float32"):
+            tokens = vector_quantizer.quantize(
+                self._tokens(variables, image), variables["codebook"]
+            )
+            return self._project_image(variables, tokens)
+
+    def encode_text(
+        self,
+        variables: Variables,
+        input_ids: Int[Array, "b l"],
+        attention_mask: Int[Array, "b l"],
+        *,
+        key: Key | None = None,
+    ) -> Float[Array, "b d"]:
+        """Unit-length latents of tokenized reports; `key` switches dropout on."""
+        with jax.default_matmul_precision("float32"), jax.named_scope("text"):
+            tower = seam.bind(self._text_tower, variables["params"]["text"])
+            first = tower(input_ids, attention_mask, key=key)[:, 0]
+            return self._project(first, variables["params"]["text_projection"]["kernel"])
+
+    def __call__(
+        self,
+        variables: Variables,
+        batch: dict[str, Array],
+        *,
+        train: bool,
+        key: Key | None = None,
+        quantize: Float[Array, ""] | float = 1.0,
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Both towers on a batch of `image`, `input_ids` and `attention_mask`.
+
+        Returns `({'image', 'text', 'temperature'[, 'bias']}, codebook)`. In training the gradient
+        passes the quantizer straight through and the returned codebook has moved by one step;
+        otherwise the image tower gets no gradient and the codebook is unchanged, as published.
+        """
+        codebook = variables["codebook"]
+        if train:
+            image, codebook = self._encode_image_in_training(variables, batch["image"], quantize)
+        else:
+            image = self.encode_image(variables, batch["image"])
+        params = variables["params"]
+        outputs = {
+            "image": image,
+            "text": self.encode_text(
+                variables, batch["input_ids"], batch["attention_mask"], key=key if train else None
+            ),
+            "temperature": jnp.exp(params["temperature"]),
+        }
+        if "logit_bias" in params:
+            outputs["bias"] = params["logit_bias"]
+        return outputs, codebook
+
+    def _encode_image_in_training(self, variables, image, quantize):
+        codebook, decay = variables["codebook"], self.config.image.codebook_decay
+        with jax.default_matmul_precision("float32"):
+            tokens = self._tokens(variables, image)
+            with jax.named_scope("quantize"):
+                indices = vector_quantizer.nearest(tokens, codebook)
+                codes = codebook["embed"][indices]
+                mixed = vector_quantizer.straight_through(tokens, codes, quantize)
+                moved = vector_quantizer.update(codebook, tokens, indices, decay=decay)
+            return self._project_image(variables, mixed), moved
+
+    def _image_tower(self, rngs: nnx.Rngs) -> CTViT:
+        return CTViT(self.config.image, rngs, dtype=self.config.dtype, remat=self.config.remat)
+
+    def _text_tower(self, rngs: nnx.Rngs) -> Bert:
+        return Bert(self.config.text, rngs, dtype=self.config.dtype, remat=self.config.remat)
+
+    def _tokens(
+        self, variables: Variables, image: Num[Array, "b f h w"]
+    ) -> Float[Array, "b t h w d"]:
+        return seam.bind(self._image_tower, variables["params"]["image"])(image)
+
+    def _project_image(
+        self, variables: Variables, tokens: Float[Array, "b t h w d"]
+    ) -> Float[Array, "b d"]:
+        with jax.named_scope("image_projection"):
+            pooled = rearrange(
+                reduce(tokens, "b t h w d -> b h w d", "mean"), "b h w d -> b (h w d)"
+            )
+            return self._project(pooled, variables["params"]["image_projection"]["kernel"])
+
+    def _project(
+        self, features: Float[Array, "b c"], kernel: Float[Array, "c d"]
+    ) -> Float[Array, "b d"]:
+        dtype = self.config.dtype
+        product = jnp.matmul(
+            features.astype(dtype), kernel.astype(dtype), preferred_element_type=jnp.float32
+        )
+        return l2_normalize(product)

@@ -1,0 +1,183 @@
+"""CT-ViT, the image tower: a spatial and a temporal transformer over 3-D patches of a chest CT.
+
+Geometry of the published model: 240 x 480 x 480 voxels, patches 10 x 20 x 20, a grid of 24 x 24 x 24
+tokens. Source: CT-CLIP (arXiv 2403.17834), its published weights' behaviour.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import nnx
+
+from ctclip_jax.models import seam
+from ctclip_jax.models.layers import (
+    CosineAttention,
+    GatedFeedForward,
+    PositionEncodingGenerator,
+    layer_norm,
+    linear,
+)
+from ctclip_jax.shapes import Array, Float, Num
+
+FIXED_POINT_SCALE = 16_000  # integer volumes hold 16 steps per HU; 1000 HU is 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class CTViTConfig:
+    """Geometry and size of the image tower; the defaults are the published model."""
+
+    dim: int = 512
+    image_size: tuple[int, int] = (480, 480)
+    patch_size: tuple[int, int] = (20, 20)
+    frames: int = 240
+    temporal_patch_size: int = 10
+    spatial_depth: int = 4
+    temporal_depth: int = 4
+    heads: int = 8
+    dim_head: int = 32
+    codebook_size: int = 8192
+    codebook_decay: float = 0.8
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Number of patches along (frames, height, width)."""
+        (height, width), (patch_h, patch_w) = self.image_size, self.patch_size
+        return self.frames // self.temporal_patch_size, height // patch_h, width // patch_w
+
+    @property
+    def patch_voxels(self) -> int:
+        """Voxels in one patch."""
+        return self.temporal_patch_size * self.patch_size[0] * self.patch_size[1]
+
+
+def normalized(volume: Num[Array, "..."]) -> Float[Array, "..."]:
+    """HU / 1000 as float32: integer volumes are fixed point (HU * 16), others are normalised already."""
+    if jnp.issubdtype(volume.dtype, jnp.integer):
+        return volume.astype(jnp.float32) / FIXED_POINT_SCALE
+    return volume.astype(jnp.float32)
+
+
+class PatchEmbedding(nnx.Module):
+    """One vector for each patch of voxels: LayerNorm, Linear, LayerNorm."""
+
+    def __init__(self, config: CTViTConfig, rngs: nnx.Rngs, *, dtype: str):
+        self.norm_in = layer_norm(config.patch_voxels, rngs)
+        self.proj = linear(config.patch_voxels, config.dim, rngs, dtype=dtype, bias=True)
+        self.norm_out = layer_norm(config.dim, rngs)
+        self.patch = (config.temporal_patch_size, *config.patch_size)
+
+    def __call__(self, volume: Float[Array, "b f h w"]) -> Float[Array, "b t h w d"]:
+        pt, ph, pw = self.patch
+        pattern = "b (t pt) (h ph) (w pw) -> b t h w (pt ph pw)"
+        patches = rearrange(volume, pattern, pt=pt, ph=ph, pw=pw)
+        return self.norm_out(self.proj(self.norm_in(patches)))
+
+
+class PositionBias(nnx.Module):
+    """Attention bias as a small network of the log-spaced in-plane offset (Swin v2, arXiv 2111.09883)."""
+
+    def __init__(self, dim: int, heads: int, rngs: nnx.Rngs):
+        self.first = linear(2, dim, rngs, dtype="float32", bias=True)
+        self.second = linear(dim, dim, rngs, dtype="float32", bias=True)
+        self.third = linear(dim, heads, rngs, dtype="float32", bias=True)
+
+    def __call__(self, height: int, width: int) -> Float[Array, "heads n n"]:
+        """Bias between all pairs of the height * width positions of one slice."""
+        rows, columns = np.arange(1 - height, height), np.arange(1 - width, width)
+        offsets = np.stack(np.meshgrid(rows, columns, indexing="ij"), axis=-1).astype(np.float32)
+        x = jnp.asarray(np.sign(offsets) * np.log(np.abs(offsets) + 1))
+        x = jax.nn.leaky_relu(self.first(x), 0.1)
+        x = jax.nn.leaky_relu(self.second(x), 0.1)
+        table = rearrange(self.third(x), "h w heads -> heads h w")
+
+        row, column = np.divmod(np.arange(height * width), width)
+        return table[
+            :,
+            row[:, None] - row[None, :] + height - 1,
+            column[:, None] - column[None, :] + width - 1,
+        ]
+
+
+class Block(nnx.Module):
+    """One layer: position encoding, attention within each group of tokens, feed-forward."""
+
+    def __init__(self, config: CTViTConfig, rngs: nnx.Rngs, *, dtype: str):
+        self.peg = PositionEncodingGenerator(config.dim, rngs)
+        self.attn = CosineAttention(
+            config.dim, rngs, heads=config.heads, dim_head=config.dim_head, dtype=dtype
+        )
+        self.ff = GatedFeedForward(config.dim, rngs, dtype=dtype)
+        self.grid = config.grid
+
+    def encode_position(self, x: Float[Array, "b g n d"]) -> Float[Array, "b g n d"]:
+        """The PEG on the tokens read, in memory order, as a (t, h, w) grid.
+
+        For the temporal transformer, whose tokens lie in (h, w, t) order, this is the published model's
+        row-major reshape: a permutation of the axes when t = h = w, a scramble otherwise.
+        """
+        grid = x.reshape(x.shape[0], *self.grid, x.shape[-1])
+        return self.peg(grid).reshape(x.shape)
+
+    def attend(
+        self, x: Float[Array, "b g n d"], bias: Float[Array, "heads n n"] | None
+    ) -> Float[Array, "b g n d"]:
+        return self.attn(rearrange(x, "b g n d -> (b g) n d"), bias).reshape(x.shape)
+
+    def __call__(
+        self, x: Float[Array, "b g n d"], bias: Float[Array, "heads n n"] | None
+    ) -> Float[Array, "b g n d"]:
+        with jax.named_scope("peg"):
+            x = x + self.encode_position(x)
+        with jax.named_scope("attention"):
+            x = x + self.attend(x, bias)
+        with jax.named_scope("feed_forward"):
+            return x + self.ff(x)
+
+
+class Transformer(nnx.Module):
+    """A scanned stack of blocks and a final norm."""
+
+    def __init__(self, config: CTViTConfig, rngs: nnx.Rngs, *, depth: int, dtype: str, remat: bool):
+        self.blocks = seam.stack(lambda rngs: Block(config, rngs, dtype=dtype), rngs, depth)
+        self.norm = layer_norm(config.dim, rngs, bias=False)
+        self.remat = remat
+
+    def __call__(
+        self, x: Float[Array, "b g n d"], bias: Float[Array, "heads n n"] | None
+    ) -> Float[Array, "b g n d"]:
+        def layer(x, block):
+            return block(x, bias), None
+
+        x, _ = jax.lax.scan(jax.checkpoint(layer) if self.remat else layer, x, self.blocks)
+        return self.norm(x)
+
+
+class CTViT(nnx.Module):
+    """Chest CT volumes to a grid of tokens, before quantization."""
+
+    def __init__(self, config: CTViTConfig, rngs: nnx.Rngs, *, dtype: str, remat: bool):
+        self.patch_embed = PatchEmbedding(config, rngs, dtype=dtype)
+        self.position_bias = PositionBias(config.dim, config.heads, rngs)
+        self.spatial = Transformer(
+            config, rngs, depth=config.spatial_depth, dtype=dtype, remat=remat
+        )
+        self.temporal = Transformer(
+            config, rngs, depth=config.temporal_depth, dtype=dtype, remat=remat
+        )
+        self.grid = config.grid
+        self.dtype = dtype
+
+    def __call__(self, volume: Num[Array, "b f h w"]) -> Float[Array, "b t h w d"]:
+        """Volumes, normalised (HU / 1000) or in fixed point, to float32 tokens."""
+        t, h, w = self.grid
+        with jax.named_scope("patch_embed"):
+            x = self.patch_embed(normalized(volume)).astype(self.dtype)
+        with jax.named_scope("spatial"):
+            bias = self.position_bias(h, w)
+            x = self.spatial(rearrange(x, "b t h w d -> b t (h w) d"), bias).astype(self.dtype)
+        with jax.named_scope("temporal"):
+            x = self.temporal(rearrange(x, "b t n d -> b n t d"), None)
+        return rearrange(x, "b (h w) t d -> b t h w d", h=h, w=w)

@@ -1,0 +1,64 @@
+"""Cosine vector quantizer with a codebook that follows its inputs by moving averages.
+
+As published in CT-CLIP (arXiv 2403.17834): the index is the nearest code by cosine, the output is the
+raw code (not renormalised, without the input's norm), and the codebook is never trained by a gradient.
+All of it is float32.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from ctclip_jax.models.layers import l2_normalize
+from ctclip_jax.shapes import Array, Float, Int, Key
+
+Codebook = dict[str, Array]  # {'embed': (codes, d), 'cluster_size': (codes,)}
+
+
+def init(key: Key, *, codes: int, dim: int) -> Codebook:
+    """A codebook of random unit vectors."""
+    embed = l2_normalize(jax.random.normal(key, (codes, dim)))
+    return {"embed": embed, "cluster_size": jnp.zeros(codes)}
+
+
+def nearest(tokens: Float[Array, "... d"], codebook: Codebook) -> Int[Array, "..."]:
+    """Index of the code with the largest cosine to each token."""
+    tokens, codes = l2_normalize(tokens.astype(jnp.float32)), l2_normalize(codebook["embed"])
+    return jnp.argmax(jnp.einsum("...d,kd->...k", tokens, codes), axis=-1)
+
+
+def quantize(tokens: Float[Array, "... d"], codebook: Codebook) -> Float[Array, "... d"]:
+    """Every token replaced by its nearest code; no gradient passes."""
+    return jax.lax.stop_gradient(codebook["embed"])[nearest(tokens, codebook)]
+
+
+def straight_through(
+    tokens: Float[Array, "... d"],
+    quantized: Float[Array, "... d"],
+    weight: Float[Array, ""] | float,
+) -> Float[Array, "... d"]:
+    """The quantized tokens forward, the identity backward.
+
+    `weight` below 1 mixes tokens and codes, for a training that starts unquantized.
+    """
+    return tokens + jax.lax.stop_gradient(weight * (quantized - tokens))
+
+
+def update(
+    codebook: Codebook, tokens: Float[Array, "... d"], indices: Int[Array, "..."], *, decay: float
+) -> Codebook:
+    """The codebook after one training step on `tokens` (of the global batch).
+
+    Used codes move toward the l2-normalised mean of their normalised tokens and so become shorter than
+    1; unused codes relax to unit length.
+    """
+    codes, dim = codebook["embed"].shape
+    flat = jax.lax.stop_gradient(l2_normalize(tokens.astype(jnp.float32)).reshape(-1, dim))
+    counts = jnp.zeros(codes).at[indices.reshape(-1)].add(1.0)
+    sums = jnp.zeros((codes, dim)).at[indices.reshape(-1)].add(flat)
+    means = l2_normalize(sums / jnp.maximum(counts, 1.0)[:, None])
+    target = jnp.where(counts[:, None] == 0, l2_normalize(codebook["embed"]), means)
+    return {
+        "embed": codebook["embed"] + (1 - decay) * (target - codebook["embed"]),
+        "cluster_size": codebook["cluster_size"]
+        + (1 - decay) * (counts - codebook["cluster_size"]),
+    }
