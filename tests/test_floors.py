@@ -1,0 +1,79 @@
+"""The floors of the house: an import only points down, and every library keeps to its rooms."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for pattern in ("main.py", "configs/*.py", "ctclip_jax/**/*.py", "data_pipelines/**/*.py")
+    for path in ROOT.glob(pattern)
+}
+FLOORS = [  # top first; the rooms of one floor do not import each other
+    "main ctclip_jax.evaluate ctclip_jax.convert ctclip_jax.predict",
+    "ctclip_jax.train",
+    "ctclip_jax.text_warmup ctclip_jax.evaluators ctclip_jax.reporting",
+    "ctclip_jax ctclip_jax.api",
+    "ctclip_jax.torch_weights ctclip_jax.checkpoints ctclip_jax.gradient_cache",
+    "ctclip_jax.models.ct_clip ctclip_jax.losses ctclip_jax.metrics ctclip_jax.sharding "
+    "ctclip_jax.optim ctclip_jax.config ctclip_jax.metric_writer",
+    "ctclip_jax.models.ct_vit ctclip_jax.models.bert",
+    "ctclip_jax.models.vector_quantizer",
+    "ctclip_jax.models.layers",
+    "ctclip_jax.models.seam",
+    "ctclip_jax.trees ctclip_jax.shapes",
+]
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
+BINARIES = "main ctclip_jax.evaluate ctclip_jax.convert ctclip_jax.predict data_pipelines.prepare"
+ONLY_IN = {
+    "flax": "ctclip_jax.models",
+    "torch": "ctclip_jax.torch_weights",
+    "absl.flags": f"{BINARIES} data_pipelines.sources.phantoms.__main__",
+    "absl.app": "data_pipelines.errors",
+    "jax": "main ctclip_jax",
+    "ctclip_jax": "main ctclip_jax",
+    "data_pipelines": "main ctclip_jax data_pipelines",
+    "configs": "",
+    "tests": "",
+    "importlib": "",
+}
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Full names of everything that a file imports, inside functions too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: import by the full name"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def is_within(name: str, rooms: str) -> bool:
+    return any(f"{name}.".startswith(f"{room}.") for room in rooms.split())
+
+
+def room_of(name: str) -> str | None:
+    return max((room for room in FLOOR_OF if is_within(name, room)), key=len, default=None)
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_imports_point_down(module):
+    here = room_of(module)
+    for name in imported(SOURCES[module]):
+        there = room_of(name)
+        if here and there and here != there:
+            assert FLOOR_OF[here] < FLOOR_OF[there], f"{module} must not import {name}"
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_libraries_keep_to_their_rooms(module):
+    for name in imported(SOURCES[module]):
+        for library, rooms in ONLY_IN.items():
+            if is_within(name, library):
+                assert is_within(module, rooms), f"{module} must not import {name}"
+        if is_within(module, "configs"):
+            assert is_within(name, "ml_collections"), f"{module} must not import {name}"
