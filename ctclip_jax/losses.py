@@ -1,8 +1,8 @@
 """Contrastive losses over the global batch: `loss_fn(outputs, batch) -> (loss, metrics)`.
 
 `outputs` holds unit-length latents `image` and `text` (b d), `temperature` (the factor on their
-similarities) and, for the sigmoid loss, `bias`. Under jit the arrays may be sharded along the batch:
-the loss is that of the whole batch. All of it is float32.
+similarities) and, for the sigmoid loss, `bias`. Under jit the arrays may be sharded along the
+batch: the loss is that of the whole batch. All of it is float32.
 """
 
 from collections.abc import Callable
@@ -36,7 +36,7 @@ def decoupled_loss(outputs: Outputs, batch: dict[str, Array]) -> tuple[Array, di
 
 
 def sigmoid_loss(outputs: Outputs, batch: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
-    """Every pair a yes-or-no question (SigLIP, arXiv 2303.15343); needs the model's `logit_bias`."""
+    """Every pair a yes-or-no question (SigLIP, arXiv 2303.15343); needs `logit_bias`."""
     del batch
     logits_TI = _similarities(outputs) + outputs["bias"]
     signs = 2.0 * jnp.eye(len(logits_TI)) - 1.0

@@ -1,6 +1,6 @@
 """Typed shapes. Axes: b batch, f frames, h w in-plane (voxels or grid), t grid depth, d channels.
 
-`f` is the CT z axis (toward the head), `h` the x axis (toward Left), `w` the y axis (toward Posterior).
+`f` is the CT z axis (toward Superior), `h` x (toward Left), `w` y (toward Posterior).
 """
 
 from typing import Any

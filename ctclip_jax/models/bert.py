@@ -36,7 +36,7 @@ def _linear(in_features: int, out_features: int, rngs: nnx.Rngs, *, dtype: str) 
 
 
 class Embeddings(nnx.Module):
-    """Word, position and token-type (always 0) embeddings, summed and normalised."""
+    """Word, position and token-type (always 0) embeddings, summed and normalized."""
 
     def __init__(self, config: BertConfig, rngs: nnx.Rngs):
         init = nnx.initializers.normal(0.02)

@@ -23,7 +23,7 @@ class CTCLIPConfig:
 
     `init_temperature` and `logit_bias` are initial values: of the logarithm of the factor on the
     similarities, and of the bias that the sigmoid loss adds to them (None: no such parameter).
-    `dtype` is that of the large matrix products; `remat` recomputes each layer in the backward pass.
+    `dtype` is that of the large matrix products; `remat` recomputes each layer for the gradient.
     """
 
     image: CTViTConfig = CTViTConfig()
@@ -74,7 +74,7 @@ class CTCLIP:
     def encode_image(
         self, variables: Variables, image: Num[Array, "b f h w"]
     ) -> Float[Array, "b d"]:
-        """Unit-length latents of CT volumes, normalised (HU / 1000) or int16 fixed point (HU * 16)."""
+        """Unit-length latents of CT volumes: HU / 1000, or int16 fixed point (HU * 16)."""
         with jax.default_matmul_precision("float32"):
             tokens = vector_quantizer.quantize(
                 self._tokens(variables, image), variables["codebook"]

@@ -1,7 +1,7 @@
 """CT-ViT, the image tower: a spatial and a temporal transformer over 3-D patches of a chest CT.
 
-Geometry of the published model: 240 x 480 x 480 voxels, patches 10 x 20 x 20, a grid of 24 x 24 x 24
-tokens. Source: CT-CLIP (arXiv 2403.17834), its published weights' behaviour.
+The published model reads 240 x 480 x 480 voxels in patches of 10 x 20 x 20: a grid of 24 x 24 x 24
+tokens. Source: CT-CLIP (arXiv 2403.17834), as its published weights behave.
 """
 
 import dataclasses
@@ -54,7 +54,7 @@ class CTViTConfig:
 
 
 def normalized(volume: Num[Array, "..."]) -> Float[Array, "..."]:
-    """HU / 1000 as float32: integer volumes are fixed point (HU * 16), others are normalised already."""
+    """HU / 1000 as float32; integer volumes are fixed point (HU * 16), others are HU / 1000."""
     if jnp.issubdtype(volume.dtype, jnp.integer):
         return volume.astype(jnp.float32) / FIXED_POINT_SCALE
     return volume.astype(jnp.float32)
@@ -77,7 +77,7 @@ class PatchEmbedding(nnx.Module):
 
 
 class PositionBias(nnx.Module):
-    """Attention bias as a small network of the log-spaced in-plane offset (Swin v2, arXiv 2111.09883)."""
+    """Attention bias, a small network of the log-spaced in-plane offset (arXiv 2111.09883)."""
 
     def __init__(self, dim: int, heads: int, rngs: nnx.Rngs):
         self.first = linear(2, dim, rngs, dtype="float32", bias=True)
@@ -115,7 +115,7 @@ class Block(nnx.Module):
     def encode_position(self, x: Float[Array, "b g n d"]) -> Float[Array, "b g n d"]:
         """The PEG on the tokens read, in memory order, as a (t, h, w) grid.
 
-        For the temporal transformer, whose tokens lie in (h, w, t) order, this is the published model's
+        For the temporal transformer, whose tokens lie in (h, w, t) order, this is the published
         row-major reshape: a permutation of the axes when t = h = w, a scramble otherwise.
         """
         grid = x.reshape(x.shape[0], *self.grid, x.shape[-1])
@@ -171,7 +171,7 @@ class CTViT(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, volume: Num[Array, "b f h w"]) -> Float[Array, "b t h w d"]:
-        """Volumes, normalised (HU / 1000) or in fixed point, to float32 tokens."""
+        """Volumes, HU / 1000 or in fixed point, to float32 tokens."""
         t, h, w = self.grid
         with jax.named_scope("patch_embed"):
             x = self.patch_embed(normalized(volume)).astype(self.dtype)

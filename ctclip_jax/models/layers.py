@@ -1,7 +1,7 @@
 """The layers of CT-ViT and BERT, as the published model computes them (CT-CLIP, arXiv 2403.17834).
 
-Parameters are float32; `dtype` is the dtype of the large matrix products. Norms, softmax and position
-bias are float32 whatever `dtype` is.
+Parameters are float32; `dtype` is the dtype of the large matrix products. Norms, softmax and
+position bias are float32 whatever `dtype` is.
 """
 
 from itertools import product
@@ -63,7 +63,7 @@ def dropout(x: Float[Array, "..."], rate: float, key: Key | None) -> Float[Array
 class PositionEncodingGenerator(nnx.Module):
     """Depthwise 3x3x3 convolution, causal along the first grid axis (PEG, arXiv 2102.10882).
 
-    Written as 27 shifted multiply-adds: equal to the grouped convolution and many times faster on CPU.
+    27 shifted multiply-adds: equal to the grouped convolution and many times faster on CPU.
     """
 
     def __init__(self, dim: int, rngs: nnx.Rngs):
@@ -85,9 +85,9 @@ class PositionEncodingGenerator(nnx.Module):
 
 
 class CosineAttention(nnx.Module):
-    """Multi-head attention with l2-normalised queries and keys.
+    """Multi-head attention with l2-normalized queries and keys.
 
-    As published, the queries come from the normalised input, the keys and values from the raw input.
+    As published, queries come from the normalized input, keys and values from the raw input.
     """
 
     def __init__(self, dim: int, rngs: nnx.Rngs, *, heads: int, dim_head: int, dtype: str):

@@ -1,6 +1,6 @@
 """The one place where Flax NNX modules and plain dicts of arrays meet.
 
-Outside `models/` a model is a function of a nested dict of arrays; no Flax object leaves this package.
+Outside `models/` a model is a function of a nested dict of arrays: no Flax object leaves it.
 """
 
 from collections.abc import Callable

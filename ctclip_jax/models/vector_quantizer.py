@@ -1,7 +1,7 @@
 """Cosine vector quantizer with a codebook that follows its inputs by moving averages.
 
-As published in CT-CLIP (arXiv 2403.17834): the index is the nearest code by cosine, the output is the
-raw code (not renormalised, without the input's norm), and the codebook is never trained by a gradient.
+As published in CT-CLIP (arXiv 2403.17834): the index is the nearest code by cosine, the output is
+the raw code (not renormalized, without the input's norm), and no gradient trains the codebook.
 All of it is float32.
 """
 
@@ -48,8 +48,8 @@ def update(
 ) -> Codebook:
     """The codebook after one training step on `tokens` (of the global batch).
 
-    Used codes move toward the l2-normalised mean of their normalised tokens and so become shorter than
-    1; unused codes relax to unit length.
+    Used codes move toward the l2-normalized mean of their normalized tokens and so become shorter
+    than 1; unused codes relax to unit length.
     """
     codes, dim = codebook["embed"].shape
     flat = jax.lax.stop_gradient(l2_normalize(tokens.astype(jnp.float32)).reshape(-1, dim))
