@@ -1,0 +1,66 @@
+# Each target sets up what it needs. Another Python: make test PYTHON=python3.12 VENV=.venv312
+VENV ?= .venv
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+RUN := $(VENV)/bin/python
+INSTALL := $(RUN) -m pip install --no-compile
+TORCH := torch==2.13.0+cpu
+DEMO := runs/demo
+
+.PHONY: env demo test lint bench
+.DELETE_ON_ERROR:
+
+env: $(VENV)/runtime.done
+
+$(VENV)/runtime.done: requirements.txt pyproject.toml
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer found; set PYTHON=..." >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/dev.done: $(VENV)/runtime.done
+	$(INSTALL) --editable ".[dev]"
+	@touch $@
+
+# Only the tests of PyTorch files need torch: without a CPU build they are skipped, not failed.
+$(VENV)/torch.done: $(VENV)/dev.done
+	$(INSTALL) "$(TORCH)" \
+		|| $(INSTALL) --retries 0 --index-url https://download.pytorch.org/whl/cpu "$(TORCH)" \
+		|| echo "no CPU build of torch for this Python: the tests of .pt files will be skipped"
+	@touch $@
+
+test: $(VENV)/torch.done
+	$(RUN) -m pytest
+
+lint: $(VENV)/dev.done
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+bench: $(VENV)/torch.done
+	$(RUN) -m benchmarks.run
+
+# Each stage of the demo leaves a mark when it is done; an interrupted one is taken up again.
+demo: $(DEMO)/train/evaluation/report.html
+	@echo "A report to look at: $<"
+
+$(DEMO)/data.done: $(VENV)/runtime.done
+	@echo "[1/4] synthetic chest CTs"
+	$(RUN) -m data_pipelines.sources.phantoms --out=$(DEMO)/data
+	@touch $@
+
+$(DEMO)/shards.done: $(DEMO)/data.done
+	@echo "[2/4] preparation"
+	$(RUN) -m data_pipelines.prepare --source=ct_rate --data=$(DEMO)/data --out=$(DEMO)/shards \
+		--shape=24,48,48 --spacing=12,7.5,7.5 --sentencepiece_vocab=512
+	@touch $@
+
+$(DEMO)/train.done: $(DEMO)/shards.done
+	@echo "[3/4] training"
+	$(RUN) main.py --config=configs/phantoms.py --config.data.shards=$(DEMO)/shards \
+		--workdir=$(DEMO)/train
+	@touch $@
+
+$(DEMO)/train/evaluation/report.html: $(DEMO)/train.done
+	@echo "[4/4] evaluation"
+	$(RUN) -m ctclip_jax.evaluate --config=configs/phantoms.py \
+		--config.data.shards=$(DEMO)/shards --workdir=$(DEMO)/train
