@@ -1,5 +1,10 @@
 """Radiology report text and the 18 labels of CT-RATE."""
 
+import re
+from typing import Literal, get_args
+
+from data_pipelines.errors import InputError
+
 LABELS = (
     "Medical material",
     "Arterial wall calcification",
@@ -20,3 +25,46 @@ LABELS = (
     "Bronchiectasis",
     "Interlobular septal thickening",
 )
+
+PROMPTS = {
+    "inference": ("{} is present.", "{} is not present."),
+    "validation": ("There is {}.", "There is no {}."),
+}
+"""Positive and negative wordings of the published zero-shot and validation prompts."""
+
+Form = Literal["joined", "published_training", "published_inference"]
+FORMS = get_args(Form)
+NOT_GIVEN = "Not given."
+_DELETED = str.maketrans("", "", "\"'()")
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[^a-z])|\s*\n\s*")
+
+
+def report_text(findings: str, impressions: str, *, form: Form = "joined") -> str:
+    """One string for the text tower; a missing part is an empty string.
+
+    joined: both parts with a space between them, missing and "Not given." parts left out.
+    published_training (CT-CLIP, arXiv 2403.17834): Findings alone, "Not given." kept.
+    published_inference: both parts without a separator, "Not given." left out.
+    The published forms delete quotes and parentheses and read a missing part as the word "nan".
+    """
+    if form == "joined":
+        return " ".join(given_parts(findings, impressions))
+    if form == "published_training":
+        return (findings or "nan").translate(_DELETED)
+    if form == "published_inference":
+        parts = ((part or "nan").translate(_DELETED) for part in (findings, impressions))
+        return "".join(part for part in parts if part != NOT_GIVEN)
+    raise InputError(f"report form {form!r} is none of {', '.join(FORMS)}")
+
+
+def given_parts(findings: str, impressions: str) -> list[str]:
+    """Findings and Impressions, stripped, without the parts that are empty or "Not given."."""
+    stripped = (findings.strip(), impressions.strip())
+    return [part for part in stripped if part not in ("", NOT_GIVEN)]
+
+
+def split_sentences(text: str) -> list[str]:
+    """Sentences in order: split at line ends and after . ! ? unless a lower-case letter follows;
+    pieces without a letter (list numbers) are dropped."""
+    pieces = (piece.strip() for piece in _SENTENCE_END.split(text))
+    return [piece for piece in pieces if any(map(str.isalpha, piece))]

@@ -1,0 +1,139 @@
+"""Text to token ids: BERT WordPiece and SentencePiece behind one small interface."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+import tokenizers
+from jaxtyping import Int32
+
+from data_pipelines.errors import InputError
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """`tokenizer(texts, max_length)` -> (input_ids, attention_mask), each [CLS] ... [SEP].
+
+    `encode` gives the ids of one text without special tokens.
+    """
+
+    encode: Callable[[str], list[int]]
+    vocab_size: int
+    pad_id: int
+    cls_id: int
+    sep_id: int
+
+    def __call__(
+        self, texts: Sequence[str], max_length: int
+    ) -> tuple[Int32[np.ndarray, "n l"], Int32[np.ndarray, "n l"]]:
+        """Ids truncated or padded to `max_length`, and 1 where a token is, 0 where padding is."""
+        input_ids = np.full((len(texts), max_length), self.pad_id, np.int32)
+        attention_mask = np.zeros((len(texts), max_length), np.int32)
+        for row, text in enumerate(texts):
+            ids = [self.cls_id, *self.encode(text)[: max_length - 2], self.sep_id]
+            input_ids[row, : len(ids)] = ids
+            attention_mask[row, : len(ids)] = 1
+        return input_ids, attention_mask
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """WordPiece for a `.txt` vocabulary (one token a line), SentencePiece for a `.model` file.
+
+    Raises InputError if the file is absent, of another kind, or lacks a special token."""
+    path = Path(path)
+    if path.suffix not in (".txt", ".model"):
+        raise InputError(f"{path}: a tokenizer is a vocab.txt or a SentencePiece .model file")
+    if not path.is_file():
+        raise InputError(f"{path}: no such tokenizer file")
+    return _load_word_piece(path) if path.suffix == ".txt" else _load_sentence_piece(path)
+
+
+@dataclass(frozen=True)
+class _WordPieceEncode:
+    tokenizer: tokenizers.Tokenizer
+
+    def __call__(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def _load_word_piece(path: Path) -> Tokenizer:
+    """Lower-case BERT WordPiece, id for id what Hugging Face's BertTokenizer gives."""
+    # Not splitlines: a token may itself be one of Unicode's other line separators.
+    tokens = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    vocab = {token: index for index, token in enumerate(tokens)}
+    missing = [token for token in SPECIAL_TOKENS if token not in vocab]
+    if missing:
+        raise InputError(f"{path}: the vocabulary lacks {', '.join(missing)}")
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocab, unk_token="[UNK]"))
+    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    tokenizer.add_special_tokens([t for t in (*SPECIAL_TOKENS, "[MASK]") if t in vocab])
+    return Tokenizer(
+        encode=_WordPieceEncode(tokenizer),
+        vocab_size=len(tokens),
+        pad_id=vocab["[PAD]"],
+        cls_id=vocab["[CLS]"],
+        sep_id=vocab["[SEP]"],
+    )
+
+
+@dataclass(frozen=True)
+class _SentencePieceEncode:
+    processor: sentencepiece.SentencePieceProcessor
+
+    def __call__(self, text: str) -> list[int]:
+        return self.processor.encode(text)
+
+
+def _load_sentence_piece(path: Path) -> Tokenizer:
+    processor = sentencepiece.SentencePieceProcessor()
+    try:
+        processor.load(str(path))
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"{path}: no SentencePiece model") from error
+    pad_id, unk_id, cls_id, sep_id = ids = [processor.piece_to_id(t) for t in SPECIAL_TOKENS]
+    if len({*ids}) < len(ids) or unk_id != processor.unk_id():
+        raise InputError(f"{path}: the SentencePiece model lacks {' '.join(SPECIAL_TOKENS)}")
+    return Tokenizer(
+        encode=_SentencePieceEncode(processor),
+        vocab_size=processor.vocab_size(),
+        pad_id=pad_id,
+        cls_id=cls_id,
+        sep_id=sep_id,
+    )
+
+
+def train_sentencepiece(texts: Iterable[str], path: str | Path, vocab_size: int) -> None:
+    """Trains a lower-casing unigram SentencePiece model and writes it to `path` (a `.model` file).
+
+    The same texts give the same file. `vocab_size` is an upper bound: a small corpus gives fewer
+    pieces. Raises InputError if there is no text.
+    """
+    sentences = sorted({" ".join(text.split()) for text in texts} - {""})
+    if not sentences:
+        raise InputError(f"{path}: no text to train a SentencePiece model on")
+    with open(path, "wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sentences),
+            model_writer=file,
+            model_type="unigram",
+            vocab_size=vocab_size,
+            hard_vocab_limit=False,
+            normalization_rule_name="nmt_nfkc_cf",
+            character_coverage=1.0,
+            max_sentence_length=1 << 16,
+            num_threads=1,
+            pad_id=0,
+            unk_id=1,
+            bos_id=2,
+            eos_id=3,
+            pad_piece=SPECIAL_TOKENS[0],
+            unk_piece=SPECIAL_TOKENS[1],
+            bos_piece=SPECIAL_TOKENS[2],
+            eos_piece=SPECIAL_TOKENS[3],
+            minloglevel=2,
+        )
