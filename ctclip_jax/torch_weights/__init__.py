@@ -1,0 +1,16 @@
+"""The published PyTorch weights, in and out."""
+
+from ctclip_jax.torch_weights.exporter import export_weights
+from ctclip_jax.torch_weights.files import ENDINGS, read_tensors, write_tensors
+from ctclip_jax.torch_weights.geometry import Geometry
+from ctclip_jax.torch_weights.importer import ImportedWeights, import_weights
+
+__all__ = [
+    "ENDINGS",
+    "Geometry",
+    "ImportedWeights",
+    "export_weights",
+    "import_weights",
+    "read_tensors",
+    "write_tensors",
+]

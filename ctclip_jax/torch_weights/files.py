@@ -1,0 +1,82 @@
+"""Files of named tensors: safetensors, and PyTorch's own where PyTorch is installed."""
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+from data_pipelines.errors import InputError
+
+TORCH_ENDINGS = (".pt", ".pth", ".bin")
+ENDINGS = (".safetensors", *TORCH_ENDINGS)
+
+
+def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
+    """Returns the tensors of a .safetensors or PyTorch file, memory-mapped where the format allows.
+
+    A PyTorch file may hold the state dict itself or under 'model' or 'state_dict'. It is read as
+    tensors only: a file with any other pickled object is an InputError.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    if path.suffix == ".safetensors":
+        try:
+            return safetensors.numpy.load_file(path)
+        except safetensors.SafetensorError as error:
+            raise InputError(f"{path}: not a safetensors file ({error})") from error
+    if path.suffix in TORCH_ENDINGS:
+        return _read_torch(path)
+    raise InputError(f"{path}: weights end with {', '.join(ENDINGS)}")
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes arrays as a .safetensors file or, by its ending, as a PyTorch state dict."""
+    path = Path(path)
+    contiguous = {key: np.require(value, requirements="CW") for key, value in tensors.items()}
+    if path.suffix == ".safetensors":
+        safetensors.numpy.save_file(contiguous, path)
+    elif path.suffix in TORCH_ENDINGS:
+        torch = _import_torch(path)
+        torch.save({key: torch.from_numpy(value) for key, value in contiguous.items()}, path)
+    else:
+        raise InputError(f"{path}: weights end with {', '.join(ENDINGS)}")
+
+
+def _import_torch(path: Path) -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise InputError(f"{path}: needs PyTorch; pip install 'ctclip-jax[torch]'") from error
+    return torch
+
+
+def _read_torch(path: Path) -> dict[str, np.ndarray]:
+    torch = _import_torch(path)
+    try:
+        # Files older than PyTorch 1.6 are no zip archives, and cannot be mapped.
+        content = torch.load(
+            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+        )
+    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        raise InputError(f"{path}: not a PyTorch file of tensors only") from error
+    for wrapper in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: holds no state dict")
+    others = [str(key) for key, value in content.items() if not isinstance(value, torch.Tensor)]
+    if others:
+        raise InputError(f"{path}: not tensors: {', '.join(others)}")
+    return {key: _to_numpy(torch, value) for key, value in content.items()}
+
+
+def _to_numpy(torch: Any, tensor: Any) -> np.ndarray:
+    """numpy has no bfloat16 of its own, so those tensors become float32 here."""
+    if tensor.dtype == torch.bfloat16:
+        tensor = tensor.float()
+    return tensor.detach().numpy()
