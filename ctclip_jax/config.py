@@ -1,0 +1,142 @@
+"""The configuration of a run as frozen dataclasses, made strictly from nested dicts."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from ctclip_jax.models.ct_clip import CTCLIPConfig
+from ctclip_jax.optim import OptimConfig
+from ctclip_jax.sharding import MeshConfig
+from data_pipelines.errors import InputError
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where the volumes and reports come from.
+
+    Attributes:
+      shards: directory written by data_pipelines.prepare.
+      split: 'train' or 'valid'.
+      report: how Findings and Impressions become one text (data_pipelines.reports).
+      sentences: (lo, hi): train on random subsets of lo..hi sentences; (0, 0): the whole report.
+      tokenizer: vocab.txt or *.model; '' is the tokenizer.model beside the shards.
+      max_length: tokens of a text.
+      workers: loader processes; 0 reads in this one.
+    """
+
+    shards: str
+    split: str
+    report: str
+    sentences: tuple[int, int]
+    tokenizer: str
+    max_length: int
+    workers: int
+
+
+@dataclasses.dataclass(frozen=True)
+class TextWarmupConfig:
+    """The stage that trains the text tower alone on reports; steps=0 leaves it out."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """A checkpoint every `every` steps, of which the newest `keep` stay."""
+
+    every: int
+    keep: int
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """What `ctclip_jax.evaluate` reads: the split and the wording of prompts and reports."""
+
+    split: str
+    batch_size: int
+    prompts: str
+    report: str
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """One experiment. No field has a default: what a file in configs/ says is what runs.
+
+    Attributes:
+      batch_size: volumes of one step, over all devices.
+      loss: a name in ctclip_jax.losses.LOSSES.
+      quantize_ramp: (start, end) steps over which the quantizer's weight goes from 0 to 1;
+        (0, 0): always 1, as published.
+      log_every: steps between two lines of metrics.
+      init_from: weights to start from, any path `ctclip_jax.load` opens; '': random weights.
+    """
+
+    seed: int
+    model: CTCLIPConfig
+    data: DataConfig
+    batch_size: int
+    steps: int
+    loss: str
+    optim: OptimConfig
+    quantize_ramp: tuple[int, int]
+    text_warmup: TextWarmupConfig
+    mesh: MeshConfig
+    checkpoint: CheckpointConfig
+    log_every: int
+    init_from: str
+    evaluation: EvaluationConfig
+
+
+def from_dict(cls: type[T], mapping: Mapping[str, Any], *, name: str = "config") -> T:
+    """Makes the dataclass `cls` from a nested mapping, with lists accepted for tuples.
+
+    Args:
+      cls: a dataclass; fields may be dataclasses, tuples, unions with None, and plain values.
+      mapping: its fields; those with a default may be left out.
+      name: what error messages call the mapping.
+
+    Raises:
+      InputError: an unknown or missing key, or a value of another type.
+    """
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for key in mapping:
+        if key not in fields:
+            close = difflib.get_close_matches(str(key), fields) or sorted(fields)
+            raise InputError(f"{name}.{key}: unknown key; close matches: {', '.join(close)}")
+    for key, field in fields.items():
+        required = field.default is field.default_factory is dataclasses.MISSING
+        if required and key not in mapping:
+            raise InputError(f"{name}.{key}: missing key")
+    hints = typing.get_type_hints(cls)
+    return cls(**{k: _convert(v, hints[k], f"{name}.{k}") for k, v in mapping.items()})
+
+
+def _convert(value: Any, hint: Any, name: str) -> Any:
+    """Returns `value` as the type `hint`, or raises an InputError that names it."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+        return from_dict(hint, value, name=name)
+    if origin is tuple and isinstance(value, (list, tuple)):
+        if arguments[-1] is Ellipsis:
+            arguments = arguments[:1] * len(value)
+        if len(arguments) == len(value):
+            pairs = enumerate(zip(value, arguments, strict=True))
+            return tuple(_convert(v, h, f"{name}[{i}]") for i, (v, h) in pairs)
+    if origin in (types.UnionType, typing.Union) and type(None) in arguments:
+        if value is None:
+            return None
+        (inner,) = set(arguments) - {type(None)}
+        return _convert(value, inner, name)
+    if hint is float and type(value) is int:
+        return float(value)
+    if origin is None and not dataclasses.is_dataclass(hint) and type(value) is hint:
+        return value
+    expected = hint.__name__ if origin is None else str(hint)
+    raise InputError(f"{name}: expected {expected}, got {value!r}")

@@ -1,0 +1,113 @@
+"""Adam(W) with the arithmetic of PyTorch; learning rates and freezing by regex rules."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ctclip_jax import trees
+from data_pipelines.errors import InputError
+
+SCHEDULES = {
+    "constant": lambda progress: 1.0,
+    "cosine": lambda progress: 0.5 * (1.0 + jnp.cos(jnp.pi * progress)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """Adam, its schedule, and `rules`: (regex over parameter names, learning-rate multiplier).
+
+    The first matching rule counts, without one the multiplier is 1; 0 freezes a parameter.
+    """
+
+    learning_rate: float
+    schedule: str
+    warmup_steps: int
+    b1: float
+    b2: float
+    eps: float
+    weight_decay: float
+    clip_norm: float
+    rules: tuple[tuple[str, float], ...]
+
+
+def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
+    """Returns step -> learning rate: linear warm-up, then the schedule down to `steps`."""
+    if config.schedule not in SCHEDULES:
+        raise InputError(
+            f"config.optim.schedule: {config.schedule!r} is none of {', '.join(SCHEDULES)}"
+        )
+    shape = SCHEDULES[config.schedule]
+
+    def schedule(step: jax.Array) -> jax.Array:
+        warmup = jnp.minimum(1.0, (step + 1) / max(config.warmup_steps, 1))
+        progress = (step - config.warmup_steps) / max(steps - config.warmup_steps, 1)
+        return config.learning_rate * warmup * shape(jnp.clip(progress, 0.0, 1.0))
+
+    return schedule
+
+
+def split_frozen(params: dict, config: OptimConfig) -> tuple[dict, dict]:
+    """Splits `params` into (trained, frozen); a frozen parameter has the multiplier 0."""
+    leaves = trees.flatten(params)
+    multipliers = trees.match_rules(config.rules, leaves, default=1.0)
+    trained = {name: leaf for name, leaf in leaves.items() if multipliers[name] != 0.0}
+    frozen = {name: leaf for name, leaf in leaves.items() if multipliers[name] == 0.0}
+    return trees.unflatten(trained), trees.unflatten(frozen)
+
+
+def join_frozen(trained: dict, frozen: dict) -> dict:
+    """Undoes `split_frozen`."""
+    return trees.unflatten({**trees.flatten(trained), **trees.flatten(frozen)})
+
+
+def decay_mask(params: dict) -> dict:
+    """True for the parameters that weight decay pulls on: those of two dimensions or more.
+
+    The layer axis of stacked blocks does not count: their biases and norms are not decayed.
+    """
+
+    def decayed(name: str, leaf: jax.Array) -> bool:
+        layer_axes = 1 if "/blocks/" in f"/{name}" else 0
+        return leaf.ndim - layer_axes >= 2
+
+    return trees.unflatten({n: decayed(n, leaf) for n, leaf in trees.flatten(params).items()})
+
+
+def clip_by_global_norm(grads: dict, max_norm: float) -> dict:
+    """Scales the gradients by min(1, max_norm / (norm + 1e-6)), as PyTorch does."""
+    scale = jnp.minimum(1.0, max_norm / (optax.global_norm(grads) + 1e-6))
+    return jax.tree.map(lambda grad: grad * scale, grads)
+
+
+def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
+    """Returns clipping, Adam, decoupled weight decay and learning rates as one transformation.
+
+    It takes the trained parameters alone (`split_frozen`), so that frozen ones have no state
+    and no part in the norm. Its state is a plain dict: count, mu, nu.
+    """
+    adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
+    schedule = learning_rate(config, steps)
+
+    def init(params: dict) -> dict:
+        return adam.init(params)._asdict()
+
+    def update(grads: dict, state: dict, params: dict) -> tuple[dict, dict]:
+        rate = schedule(state["count"])
+        directions, adam_state = adam.update(
+            clip_by_global_norm(grads, config.clip_norm), optax.ScaleByAdamState(**state)
+        )
+
+        def step(direction, param, multiplier, decayed):
+            decay = config.weight_decay * param if decayed else 0.0
+            return -rate * multiplier * (direction + decay)
+
+        multipliers = trees.match_rules(config.rules, trees.flatten(params), default=1.0)
+        updates = jax.tree.map(
+            step, directions, params, trees.unflatten(multipliers), decay_mask(params)
+        )
+        return updates, adam_state._asdict()
+
+    return optax.GradientTransformation(init, update)

@@ -1,0 +1,83 @@
+"""The device mesh, and which array is cut along which of its axes: rules as data."""
+
+import dataclasses
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from ctclip_jax import trees
+from data_pipelines.errors import InputError
+
+# First match counts; without one an array is replicated. Kernels are (in, out), those of the
+# blocks have a leading layer axis. Searched in the whole name, so that the moments of Adam
+# ("opt/mu/...") follow their parameters.
+RULES = (
+    (r"image_projection/kernel$", P("fsdp", None)),
+    (r"text/embed/word/embedding$", P(None, "fsdp")),
+    (r"blocks/peg/kernel$", P()),
+    (r"blocks/.*down/kernel$", P(None, None, "fsdp")),
+    (r"blocks/.*kernel$", P(None, "fsdp", None)),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the mesh axes: `data` cuts the batch; `fsdp` the batch and the large kernels.
+
+    `data` = -1 takes the devices that `fsdp` leaves.
+    """
+
+    data: int
+    fsdp: int
+
+
+def make_mesh(config: MeshConfig, *, devices: list[jax.Device] | None = None) -> Mesh:
+    """Returns the ('data', 'fsdp') mesh over `devices` (default: all of them)."""
+    devices = jax.devices() if devices is None else devices
+    data = len(devices) // config.fsdp if config.data == -1 else config.data
+    if data * config.fsdp != len(devices):
+        raise InputError(
+            f"config.mesh: data={config.data} x fsdp={config.fsdp} does not make"
+            f" {len(devices)} devices"
+        )
+    # Shardings propagate from the arguments; newer jax would make the axes Explicit by default.
+    return jax.make_mesh(
+        (data, config.fsdp), ("data", "fsdp"), (AxisType.Auto,) * 2, devices=devices
+    )
+
+
+def spec_of(name: str, shape: tuple[int, ...], mesh: Mesh) -> P:
+    """Returns the PartitionSpec of an array; what the mesh does not divide stays whole."""
+    spec = trees.match_rules(RULES, [name], default=P())[name]
+    cuts = zip(spec, shape, strict=False)
+    return P(*(axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in cuts))
+
+
+def state_shardings(state: dict, mesh: Mesh) -> dict:
+    """Returns the NamedSharding of every array of a tree (arrays or their abstract values)."""
+
+    def sharding(path, leaf) -> NamedSharding:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return NamedSharding(mesh, spec_of(name, leaf.shape, mesh))
+
+    return jax.tree_util.tree_map_with_path(sharding, state)
+
+
+def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Returns the global arrays of which `batch` is this process's part, cut over all devices."""
+    sharding = NamedSharding(mesh, P(("data", "fsdp")))
+    return {
+        name: jax.make_array_from_process_local_data(sharding, array)
+        for name, array in batch.items()
+    }
+
+
+def local_batch_size(batch_size: int, mesh: Mesh) -> int:
+    """Returns this process's share of the global batch; every device gets the same number."""
+    if batch_size % mesh.size:
+        raise InputError(
+            f"config.batch_size: {batch_size} is not divisible by the {mesh.size} devices"
+        )
+    return batch_size // jax.process_count()
