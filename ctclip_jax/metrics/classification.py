@@ -1,5 +1,6 @@
 """Detection metrics of one label or many: AUROC, and what a fitted threshold gives."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 
 import numpy as np
@@ -67,7 +68,7 @@ def macro(per_label: list[LabelMetrics]) -> dict[str, float | None]:
 
 
 def predictions(
-    scores: Float[np.ndarray, "n labels"], thresholds: list[float | None]
-) -> Bool[np.ndarray, "n labels"]:
+    scores: Float[np.ndarray, "*n labels"], thresholds: Sequence[float | None]
+) -> Bool[np.ndarray, "*n labels"]:
     """Whether each label is predicted; never where its threshold is undefined."""
     return scores > np.array([np.inf if value is None else value for value in thresholds])
