@@ -22,7 +22,6 @@ from data_pipelines.errors import InputError
 STEPS_PER_HU = 16
 HU_LIMIT = 1000.0
 CLIPS = ("after_resampling", "before_resampling")
-PLAUSIBLE_SPACING_MM = (0.05, 20.0)
 _READ_BYTES = 1 << 24
 _LARGEST_FILE_BYTES = 1 << 34
 
@@ -41,13 +40,15 @@ class Geometry:
 class Scan:
     """A NIfTI file as stored: its value is `slope * voxels + intercept` (scl_slope, scl_inter).
 
-    `affine` maps voxel indices to RAS millimetres; None if the header says nothing of position.
+    `affine` maps voxel indices to RAS millimetres; None if the header has no valid one.
+    `spacing_xyz` is the header's pixdim in mm, valid or not.
     """
 
     voxels: Shaped[np.ndarray, "x y z"]
     slope: float
     intercept: float
     affine: Float[np.ndarray, "4 4"] | None
+    spacing_xyz: tuple[float, float, float]
 
 
 def read_nifti(path: str | Path) -> Scan:
@@ -69,7 +70,8 @@ def read_nifti(path: str | Path) -> Scan:
         voxels=voxels,
         slope=1.0 if slope is None else slope,
         intercept=0.0 if intercept is None else intercept,
-        affine=_valid_affine(header),
+        affine=_affine(header),
+        spacing_xyz=tuple(map(float, header["pixdim"][1:4])),
     )
 
 
@@ -94,53 +96,16 @@ def _read_voxels(file, header: nib.Nifti1Header) -> Shaped[np.ndarray, "x y z"]:
     return voxels
 
 
-def _valid_affine(header: nib.Nifti1Header) -> Float[np.ndarray, "4 4"] | None:
-    """The sform or qform, if it is set, finite and invertible; an identity is a blank header."""
+def _affine(header: nib.Nifti1Header) -> Float[np.ndarray, "4 4"] | None:
+    """The sform or else the qform, if it is set, finite and invertible."""
     for read in (header.get_sform, header.get_qform):
         try:
             affine, code = read(coded=True)
         except ValueError:  # nibabel's answer to NaN quaternions
             continue
-        if code and np.isfinite(affine).all() and not np.array_equal(affine, np.eye(4)):
-            spacing = nib.affines.voxel_sizes(affine)
-            if all(map(plausible_spacing, spacing)) and abs(np.linalg.det(affine[:3, :3])) > 1e-6:
-                return affine
+        if code and np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 1e-6:
+            return affine
     return None
-
-
-def plausible_spacing(millimetres: float) -> bool:
-    """Whether a voxel of a CT can be this large; False for NaN."""
-    return PLAUSIBLE_SPACING_MM[0] <= millimetres <= PLAUSIBLE_SPACING_MM[1]
-
-
-def to_lps(
-    voxels: Shaped[np.ndarray, "x y z"], affine: Float[np.ndarray, "4 4"]
-) -> tuple[Shaped[np.ndarray, "x y z"], tuple[float, float, float]]:
-    """Flips and transposes voxels so that axes run to the patient's Left, Posterior, Superior.
-
-    Returns a view of them and its spacing in mm, (z, x, y)."""
-    stored = nib.orientations.io_orientation(affine)
-    wanted = nib.orientations.axcodes2ornt("LPS")
-    moves = nib.orientations.ornt_transform(stored, wanted)
-    sizes = nib.affines.voxel_sizes(affine)
-    x, y, z = (float(sizes[int(np.flatnonzero(moves[:, 0] == axis)[0])]) for axis in range(3))
-    return nib.orientations.apply_orientation(voxels, moves), (z, x, y)
-
-
-def looks_like_hu(
-    voxels: Shaped[np.ndarray, "x y z"], *, slope: float, intercept: float
-) -> float:
-    """How well `slope * voxels + intercept` fits a chest in HU: the smaller of its shares of air
-    and lung (-1100 to -700 HU) and of soft tissue (-200 to 200 HU).
-
-    A chest has much of both. A scan rescaled twice, or not at all, moves one of them out of its
-    window, whatever padding value (-2000, -3024, -8192) surrounds the field of view.
-    """
-    sample = voxels[tuple(slice(None, None, max(1, n // 128)) for n in voxels.shape)]
-    hu = sample.astype(np.float32) * slope + intercept
-    air = np.mean((hu > -1100) & (hu < -700))
-    tissue = np.mean((hu > -200) & (hu < 200))
-    return float(min(air, tissue))
 
 
 def preprocess(
@@ -223,7 +188,12 @@ def _axis(n_in: int, spacing: float, target_spacing: float, target: int) -> _Axi
 
 
 def _planes(
-    voxels: np.ndarray, axes: tuple[_Axis, _Axis, _Axis], *, slope: float, intercept: float, clip: Clip
+    voxels: np.ndarray,
+    axes: tuple[_Axis, _Axis, _Axis],
+    *,
+    slope: float,
+    intercept: float,
+    clip: Clip,
 ) -> Iterator[tuple[int, Float[np.ndarray, "h w"]]]:
     """Yields (frame, clipped HU plane) for every frame inside the scan, one at a time."""
     x, y, z = axes
