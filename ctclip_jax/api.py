@@ -1,0 +1,249 @@
+"""The public interface: open a model, encode volumes and reports, detect abnormalities."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Float, Float32, Int, Num
+
+from ctclip_jax.checkpoints import load_export
+from ctclip_jax.config import from_dict
+from ctclip_jax.models.ct_clip import CTCLIP, CTCLIPConfig
+from ctclip_jax.shapes import Variables
+from ctclip_jax.sharding import MeshConfig, make_mesh
+from ctclip_jax.torch_weights import Geometry, import_weights, read_tensors
+from ctclip_jax.trees import flatten
+from data_pipelines.errors import InputError
+from data_pipelines.reports import LABELS, PROMPTS
+from data_pipelines.tokenizers import Tokenizer, load_tokenizer
+
+TEXT_STEP = 32  # texts are cut to the longest one, rounded up to this, so that few shapes compile
+
+
+class Model:
+    """A CT-CLIP on all local devices: numpy arrays in, numpy float32 arrays out.
+
+    Work is jitted, done in batches, and each batch is cut over the devices.
+
+    Attributes:
+      config: the model's configuration.
+      variables: its parameters and codebook, replicated over the local devices.
+      tokenizer: what `encode_text` and `detect` use on texts; None if unknown.
+      max_length: the most tokens of a text.
+    """
+
+    def __init__(
+        self,
+        config: CTCLIPConfig,
+        variables: Variables,
+        *,
+        tokenizer: Tokenizer | None = None,
+        max_length: int | None = None,
+    ):
+        """Puts `variables`, nested dicts of numpy or jax arrays, on the local devices.
+
+        Raises InputError when their names or shapes are not those of `config`.
+        """
+        _check(variables, config)
+        if tokenizer and tokenizer.vocab_size > config.text.vocab_size:
+            raise InputError(
+                f"the tokenizer has {tokenizer.vocab_size} tokens,"
+                f" the model {config.text.vocab_size}"
+            )
+        self.config = config
+        self.tokenizer = tokenizer
+        self.max_length = max_length or config.text.max_positions
+        mesh = make_mesh(MeshConfig(data=-1, fsdp=1), devices=jax.local_devices())
+        self.variables = jax.device_put(variables, NamedSharding(mesh, P()))
+        self._batch = NamedSharding(mesh, P("data"))
+        clip = CTCLIP(config)
+        self._encode_image = jax.jit(clip.encode_image)
+        self._encode_text = jax.jit(clip.encode_text)
+
+    @property
+    def temperature(self) -> float:
+        """The factor of the cosine in the logits: exp of the trained parameter."""
+        return float(np.exp(self._parameter("temperature")))
+
+    def encode_image(
+        self, volumes: Num[np.ndarray, "n f h w"], *, batch_size: int = 1
+    ) -> Float32[np.ndarray, "n d"]:
+        """Returns the unit latents of CT volumes.
+
+        Args:
+          volumes: (n, f, h, w) or (n, 1, f, h, w); f toward the head, h toward Left, w toward
+            Posterior; floating HU / 1000 in [-1, 1], or int16 in steps of 1/16 HU.
+          batch_size: volumes computed at a time, rounded up to the number of devices.
+        """
+        self._parameter("image_projection")
+        volumes = np.asarray(volumes)
+        if volumes.ndim == 5 and volumes.shape[1] == 1:
+            volumes = volumes[:, 0]
+        expected = (self.config.image.frames, *self.config.image.image_size)
+        if volumes.ndim != 4 or volumes.shape[1:] != expected:
+            raise InputError(f"volumes: expected shape (n, *{expected}), got {volumes.shape}")
+        if volumes.dtype != np.int16 and not np.issubdtype(volumes.dtype, np.floating):
+            raise InputError(f"volumes: expected floating or int16, got {volumes.dtype}")
+        return self._in_batches(self._encode_image, volumes, batch_size=batch_size)
+
+    def encode_text(
+        self,
+        text: Sequence[str] | Int[np.ndarray, "n l"],
+        attention_mask: Int[np.ndarray, "n l"] | None = None,
+        *,
+        batch_size: int = 32,
+    ) -> Float32[np.ndarray, "n d"]:
+        """Returns the unit latents of texts, or of token ids with their mask (1 token, 0 padding).
+
+        Texts need a tokenizer. `batch_size` is rounded up to the number of devices.
+        """
+        self._parameter("text_projection")
+        if attention_mask is None:
+            text, attention_mask = self._tokenize(text)
+        input_ids, mask = np.asarray(text, np.int32), np.asarray(attention_mask, np.int32)
+        sizes = self.config.text
+        if input_ids.ndim != 2 or input_ids.shape != mask.shape:
+            raise InputError(
+                f"input_ids and attention_mask: expected one shape (n, length),"
+                f" got {input_ids.shape} and {mask.shape}"
+            )
+        if input_ids.size and not 0 <= input_ids.min() <= input_ids.max() < sizes.vocab_size:
+            raise InputError(f"input_ids: expected 0 to {sizes.vocab_size - 1}, got others")
+        # Padding changes no latent, so the columns that are padding in every row are left out.
+        longest = int(np.max(np.nonzero(mask.any(axis=0)), initial=0)) + 1
+        length = min(-(-longest // TEXT_STEP) * TEXT_STEP, input_ids.shape[1])
+        if length > sizes.max_positions:
+            raise InputError(f"input_ids: {length} tokens, the model takes {sizes.max_positions}")
+        return self._in_batches(
+            self._encode_text, input_ids[:, :length], mask[:, :length], batch_size=batch_size
+        )
+
+    def detect(
+        self,
+        volumes: Num[np.ndarray, "n f h w"],
+        *,
+        labels: Sequence[str] = LABELS,
+        prompts: tuple[str, str] = PROMPTS["inference"],
+        batch_size: int = 1,
+    ) -> Float32[np.ndarray, "n labels"]:
+        """Returns zero-shot probabilities (CT-CLIP, arXiv 2403.17834).
+
+        The softmax over two prompts, that a label is present and that it is not (`prompts`, with {}
+        for the label). Every volume is encoded once for all labels.
+        """
+        texts = [prompt.format(label) for label in labels for prompt in prompts]
+        text = self.encode_text(texts).reshape(len(labels), 2, -1)
+        image = self.encode_image(volumes, batch_size=batch_size)
+        return _sigmoid(self.temperature * image @ (text[:, 0] - text[:, 1]).T)
+
+    def classify(
+        self, volumes: Num[np.ndarray, "n f h w"], *, batch_size: int = 1
+    ) -> Float32[np.ndarray, "n labels"]:
+        """Returns the probabilities of the trained classifier of a fine-tuned model (LiPro)."""
+        classifier = self._parameter("classifier")
+        image = self.encode_image(volumes, batch_size=batch_size)
+        kernel, bias = np.asarray(classifier["kernel"]), np.asarray(classifier["bias"])
+        return _sigmoid(np.maximum(image, 0) @ kernel + bias)
+
+    def _parameter(self, name: str):
+        if name not in self.variables["params"]:
+            raise InputError(f"this model has no {name}")
+        return self.variables["params"][name]
+
+    def _tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise InputError("encode_text: expected a list of texts, or input_ids and their mask")
+        if self.tokenizer is None:
+            raise InputError(
+                "encode_text: texts need a tokenizer: load(..., tokenizer='vocab.txt')"
+            )
+        return self.tokenizer(texts, self.max_length)
+
+    def _in_batches(self, encode: Callable, *arrays: np.ndarray, batch_size: int) -> np.ndarray:
+        rows, devices = len(arrays[0]), self._batch.mesh.size
+        if not rows:
+            raise InputError("nothing to encode: 0 rows")
+        size = -(-min(batch_size, rows) // devices) * devices
+        latents = []
+        for start in range(0, rows, size):
+            batch = [_pad(array[start : start + size], size) for array in arrays]
+            encoded = encode(self.variables, *jax.device_put(batch, self._batch))
+            latents.append(np.asarray(encoded))
+        return np.concatenate(latents)[:rows]
+
+
+def load(
+    path: str | Path,
+    *,
+    image_size: tuple[int, int] | int | None = None,
+    patch_size: tuple[int, int] | int | None = None,
+    temporal_patch_size: int | None = None,
+    frames: int | None = None,
+    text_heads: int | None = None,
+    tokenizer: str | Path | None = None,
+    max_length: int | None = None,
+) -> Model:
+    """Opens an export directory of this library, or a .safetensors or PyTorch file as published.
+
+    Args:
+      path: the directory or file.
+      image_size: voxels (height, width); with `patch_size`, `temporal_patch_size`, `frames` (voxels
+        along z) and `text_heads` it says what a PyTorch file does not tell. None: read from the
+        file's shapes, or as published where that fits them. A directory knows its own.
+      tokenizer: a vocab.txt or a SentencePiece .model; None: the one in the directory, if any.
+      max_length: tokens of a text; None: as in training, or all that the model takes.
+
+    Raises:
+      InputError: no such file, not a model, or a geometry that must be given or does not fit.
+    """
+    path = Path(path)
+    geometry = Geometry(image_size, patch_size, temporal_patch_size, frames, text_heads)
+    if not path.is_dir():
+        imported = import_weights(read_tensors(path), source=str(path), geometry=geometry)
+        config, variables = imported.config, imported.variables
+    else:
+        if geometry != Geometry():
+            raise InputError(f"{path}: an export directory knows its geometry; give none")
+        variables, export = load_export(path)
+        config = from_dict(CTCLIPConfig, export["model"], name=f"{path}: model")
+        max_length = max_length or export["max_length"]
+        tokenizer = tokenizer or (export["tokenizer"] and path / export["tokenizer"])
+    return Model(
+        config,
+        variables,
+        tokenizer=load_tokenizer(tokenizer) if tokenizer else None,
+        max_length=max_length,
+    )
+
+
+def _check(variables: Variables, config: CTCLIPConfig) -> None:
+    expected = flatten(CTCLIP(config).abstract_variables())
+    given = flatten(variables)
+    if "params/temperature" not in given:
+        expected = {
+            name: leaf
+            for name, leaf in expected.items()
+            if name.startswith(("params/image/", "codebook/"))
+        }
+    extra = {name for name in given.keys() - expected.keys() if "params/classifier/" not in name}
+    problems = [f"missing {name}" for name in sorted(expected.keys() - given.keys())]
+    problems += [f"unexpected {name}" for name in sorted(extra)]
+    problems += [
+        f"{name} of shape {given[name].shape} instead of {leaf.shape}"
+        for name, leaf in expected.items()
+        if name in given and given[name].shape != leaf.shape
+    ]
+    if problems:
+        raise InputError(f"variables do not fit the model: {', '.join(problems)}")
+
+
+def _pad(array: np.ndarray, rows: int) -> np.ndarray:
+    widths = [(0, rows - len(array))] + [(0, 0)] * (array.ndim - 1)
+    return np.pad(array, widths) if len(array) < rows else array
+
+
+def _sigmoid(logits: Float[np.ndarray, "..."]) -> Float32[np.ndarray, "..."]:
+    return (0.5 * (1 + np.tanh(logits / 2))).astype(np.float32)
