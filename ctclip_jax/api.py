@@ -84,7 +84,8 @@ class Model:
             volumes = volumes[:, 0]
         expected = (self.config.image.frames, *self.config.image.image_size)
         if volumes.ndim != 4 or volumes.shape[1:] != expected:
-            raise InputError(f"volumes: expected shape (n, *{expected}), got {volumes.shape}")
+            shape = ", ".join(map(str, ("n", *expected)))
+            raise InputError(f"volumes: expected shape ({shape}), got {volumes.shape}")
         if volumes.dtype != np.int16 and not np.issubdtype(volumes.dtype, np.floating):
             raise InputError(f"volumes: expected floating or int16, got {volumes.dtype}")
         return self._in_batches(self._encode_image, volumes, batch_size=batch_size)
