@@ -1,0 +1,373 @@
+"""A healthy chest: random proportions, and its drawing in HU on a voxel grid."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from data_pipelines.sources.phantoms.geometry import (
+    Coverage,
+    Grid,
+    Point,
+    below,
+    ellipsoids,
+    noise_field,
+    paint,
+    tubes,
+)
+
+LOBES = (
+    "right upper lobe",
+    "right middle lobe",
+    "right lower lobe",
+    "left upper lobe",
+    "left lower lobe",
+)
+
+# The heart's long axis points to the left and anterior (radians in the axial plane).
+HEART_TURN = -0.6
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """Proportions of one patient. Lengths in mm, attenuations in HU, z = 0 at mid-lung."""
+
+    half_width: float
+    half_depth: float
+    lung_height: float
+    wall: float
+    fat: float
+    dome: float
+    heart_scale: float
+    heart_shift: float
+    aorta: float
+    contrast: float
+    lung_hu: float
+    rib_phase: float
+    curve: float
+    female: bool
+
+    @property
+    def apex(self) -> float:
+        return self.lung_height / 2
+
+    @property
+    def base(self) -> float:
+        return -self.lung_height / 2
+
+    @property
+    def arch(self) -> float:
+        return self.apex - 58
+
+    @property
+    def carina(self) -> float:
+        return self.arch - 24
+
+    @property
+    def heart_radii(self) -> Point:
+        scale = self.heart_scale * self.half_width / 130
+        return 60 * scale, 45 * scale, 50 * scale
+
+    @property
+    def heart(self) -> Point:
+        """Center of the heart, which rests on the diaphragm."""
+        long, short, tall = self.heart_radii
+        down = self.base + 0.75 * self.dome + 0.8 * tall
+        return 14 + 0.2 * long + self.heart_shift, -0.72 * self.half_depth + short, down
+
+    @property
+    def outer(self) -> tuple[float, float]:
+        """Half width and half depth of the body."""
+        margin = self.wall + self.fat
+        return self.half_width + margin, self.half_depth + margin * 0.9 + 8
+
+    @property
+    def aorta_line(self) -> tuple[Point, ...]:
+        depth, arch = self.half_depth, self.arch
+        return (
+            (-10, -0.22 * depth, self.heart[2] + 15),
+            (-13, -0.25 * depth, arch - 22),
+            (-4, -0.12 * depth, arch),
+            (13, 0.15 * depth, arch + 3),
+            (24, 0.42 * depth, arch - 14),
+            (24, 0.48 * depth, arch - 50),
+            (20, 0.52 * depth, self.base - 60),
+        )
+
+    @property
+    def airways(self) -> tuple[tuple[tuple[Point, ...], tuple[float, float]], ...]:
+        """Trachea and bronchi: (line, first and last lumen radius); the bronchi start at 1."""
+        depth, fork = self.half_depth, self.carina
+        right, left = (-26.0, 0.2 * depth, fork - 26), (32.0, 0.22 * depth, fork - 30)
+        return (
+            (((0.0, 0.0, self.apex + 50), (-1.0, 0.16 * depth, fork)), (8.5, 8.5)),
+            (((-1.0, 0.16 * depth, fork), right), (7.0, 6.0)),
+            (((-1.0, 0.16 * depth, fork), left), (6.5, 5.5)),
+            ((right, (-46.0, 0.4 * depth, fork - 62), (-62.0, 0.5 * depth, fork - 92)), (5, 2.5)),
+            ((left, (52.0, 0.42 * depth, fork - 64), (66.0, 0.5 * depth, fork - 92)), (5, 2.5)),
+            ((right, (-50.0, -0.05 * depth, fork - 8), (-62.0, -0.1 * depth, fork + 24)), (4, 2)),
+            ((left, (52.0, -0.05 * depth, fork - 10), (62.0, -0.1 * depth, fork + 22)), (4, 2)),
+            ((right, (-56.0, -0.35 * depth, fork - 56)), (4, 2)),
+            ((left, (62.0, -0.35 * depth, fork - 56)), (4, 2)),
+        )
+
+
+@dataclass(frozen=True)
+class Chest:
+    """A drawn chest.
+
+    `lungs` is their coverage, `lobes` holds 0 or 1 + the index into LOBES, and `wall_distance` is
+    the signed distance (mm) to the wall of the chest cavity, negative inside.
+    """
+
+    grid: Grid
+    anatomy: Anatomy
+    hu: Coverage
+    lungs: Coverage
+    lobes: Int[np.ndarray, "x y z"]
+    wall_distance: Float[np.ndarray, "x y z"]
+
+    def painted(self, coverage: Coverage, value: float | Coverage) -> "Chest":
+        """This chest with `value` (HU) mixed in by coverage."""
+        return replace(self, hu=paint(self.hu, coverage, value))
+
+    def thickened(self, coverage: Coverage, value: float | Coverage) -> "Chest":
+        """Like `painted`, but never makes anything less dense."""
+        return replace(self, hu=np.maximum(self.hu, paint(self.hu, coverage, value)))
+
+    def displaced(self, coverage: Coverage, value: float) -> "Chest":
+        """Like `painted`, and the lungs give way."""
+        return replace(self.painted(coverage, value), lungs=self.lungs * (1 - coverage))
+
+
+def random_anatomy(rng: np.random.Generator) -> Anatomy:
+    width = rng.uniform(112, 142)
+    return Anatomy(
+        half_width=width,
+        half_depth=width * rng.uniform(0.66, 0.8),
+        lung_height=rng.uniform(190, 250),
+        wall=rng.uniform(13, 20),
+        fat=rng.uniform(5, 26),
+        dome=rng.uniform(52, 82),
+        heart_scale=rng.uniform(0.86, 1.06),
+        heart_shift=rng.uniform(-8, 8),
+        aorta=rng.uniform(12, 16.5),
+        contrast=0.0 if rng.random() < 0.65 else rng.uniform(60, 190),
+        lung_hu=rng.uniform(-885, -815),
+        rib_phase=rng.random(),
+        curve=rng.uniform(-1, 1),
+        female=bool(rng.random() < 0.5),
+    )
+
+
+def random_grid(rng: np.random.Generator, anatomy: Anatomy) -> Grid:
+    """A field of view of 300-420 mm around the chest, in 28-44 slices of 6-11 mm."""
+    view = float(np.clip(2 * anatomy.outer[0] + rng.uniform(0, 45), 300, 420))
+    size = int(np.clip(rng.integers(56, 81), np.ceil(view / 7), view // 4.5))
+    low = anatomy.base - rng.uniform(15, 40)
+    high = anatomy.apex + rng.uniform(5, 25)
+    slices = int(np.clip(rng.integers(28, 45), np.ceil((high - low) / 11), (high - low) // 6))
+    return Grid(
+        shape=(size, size, slices),
+        spacing=(view / size, (high - low) / slices),
+        center=(rng.uniform(-8, 8), rng.uniform(-8, 8) + 6, (low + high) / 2),
+        rotation=rng.normal(0, 0.05),
+    )
+
+
+def draw_chest(grid: Grid, anatomy: Anatomy, rng: np.random.Generator) -> Chest:
+    """Draws a healthy chest; `rng` varies ribs, vessels and texture."""
+    cavity = _cavity(grid, anatomy)
+    lungs = _lungs(grid, anatomy, cavity)
+    hu = _torso(grid, anatomy, cavity, rng)
+    hu = _abdomen(hu, grid, anatomy, cavity, rng)
+    hu = _bones(hu, grid, anatomy, cavity)
+    hu = paint(hu, lungs, _parenchyma(grid, anatomy, rng))
+    hu = paint(hu, _vessels(grid, anatomy, rng) * lungs, 40 + 0.6 * anatomy.contrast)
+    hu = draw_heart(hu, grid, anatomy)
+    hu = _great_vessels(hu, grid, anatomy)
+    hu = _airways(hu, grid, anatomy)
+    return Chest(grid, anatomy, hu, lungs, _lobes(grid, anatomy, lungs), cavity)
+
+
+def draw_heart(hu: Coverage, grid: Grid, anatomy: Anatomy) -> Coverage:
+    """The heart in its fat, long axis toward the left and anterior."""
+    radii = np.asarray(anatomy.heart_radii)
+    for margin, value in ((4, -85), (0, 45), (-12, 42 + anatomy.contrast)):
+        body = ellipsoids(grid, [anatomy.heart], [tuple(radii + margin)], turn=HEART_TURN)
+        hu = paint(hu, body, value)
+    return hu
+
+
+def dome_height(grid: Grid, anatomy: Anatomy) -> Float[np.ndarray, "x y 1"]:
+    """Height z (mm) of the diaphragm, the right dome above the left."""
+    side = np.where(grid.x < 0, np.float32(-0.48), np.float32(0.5)) * anatomy.half_width
+    across = (grid.x - side) / np.float32(0.6 * anatomy.half_width)
+    depth = (grid.y + 0.18 * anatomy.half_depth) / np.float32(0.98 * anatomy.half_depth)
+    lift = np.where(grid.x < 0, np.float32(anatomy.dome), np.float32(anatomy.dome - 12))
+    rise = np.sqrt(np.clip(1 - across**2 - depth**2, 0, 1))
+    return np.float32(anatomy.base) + lift * rise
+
+
+def _superellipse(grid: Grid, half_width: float, half_depth: float) -> Float[np.ndarray, "x y 1"]:
+    power = np.float32(2.4)
+    u, v = np.abs(grid.x) / np.float32(half_width), np.abs(grid.y) / np.float32(half_depth)
+    return (u**power + v**power) ** (1 / power)
+
+
+def _cavity(grid: Grid, anatomy: Anatomy) -> Coverage:
+    """Signed distance (mm) to the chest cavity: narrow at the apex, open below."""
+    rise = np.clip((grid.z - anatomy.base * 0.2) / np.float32(anatomy.apex * 1.2), 0, 1)
+    taper = np.sqrt(np.maximum(1 - rise**3, np.float32(1e-4)))
+    rho = _superellipse(grid, anatomy.half_width, anatomy.half_depth)
+    return (rho - taper) * np.float32(anatomy.half_depth)
+
+
+def _lungs(grid: Grid, anatomy: Anatomy, cavity: Coverage) -> Coverage:
+    half = np.float32(27 + 3 * anatomy.curve)
+    middle = np.sqrt(
+        ((grid.x - 2) / half) ** 2
+        + ((grid.y - 0.14 * anatomy.half_depth) / np.float32(1.02 * anatomy.half_depth)) ** 2
+    )
+    mediastinum = (1 - middle) * half
+    diaphragm = dome_height(grid, anatomy) - grid.z
+    outside = np.maximum(np.maximum(cavity, mediastinum), diaphragm)
+    outside = np.maximum(outside, np.float32(anatomy.base) - grid.z)
+    lungs = below(outside, grid.blur)
+    heart = ellipsoids(
+        grid, [anatomy.heart], [tuple(r + 4 for r in anatomy.heart_radii)], turn=HEART_TURN
+    )
+    return lungs * (1 - heart)
+
+
+def _lobes(grid: Grid, anatomy: Anatomy, lungs: Coverage) -> Int[np.ndarray, "x y z"]:
+    oblique = grid.z < np.float32(0.02 * anatomy.lung_height) + np.float32(0.62) * grid.y
+    middle = ~oblique & (grid.z < np.float32(-0.02 * anatomy.lung_height))
+    right = np.where(oblique, 3, np.where(middle, 2, 1))
+    left = np.where(oblique, 5, 4)
+    lobes = np.where(grid.x < 0, right, left).astype("i1")
+    return np.where(lungs > 0.5, lobes, np.int8(0))
+
+
+def _torso(grid: Grid, anatomy: Anatomy, cavity: Coverage, rng: np.random.Generator) -> Coverage:
+    width, depth = anatomy.outer
+    rho = _superellipse(grid, width, depth)
+    rise = np.clip((grid.z - anatomy.apex * 0.55) / np.float32(120), 0, 1)
+    surface = (rho - (1 - np.float32(0.22) * rise**2)) * np.float32(depth)
+    hu = np.full(grid.shape, -1000, "f4")
+    if anatomy.female:
+        size = rng.uniform(22, 42)
+        breasts = [(side * 0.48 * width, -0.88 * depth, rng.uniform(-20, 5)) for side in (-1, 1)]
+        shape = (1.35 * size, size, 1.25 * size)
+        hu = paint(hu, ellipsoids(grid, breasts, [shape] * 2), -95)
+        inner = (0.7 * size, 0.5 * size, 0.6 * size)
+        hu = paint(hu, ellipsoids(grid, breasts, [inner] * 2), rng.uniform(-60, 20))
+    hu = paint(hu, below(surface, grid.blur), 10)
+    hu = paint(hu, below(surface + 3, grid.blur), -100)
+    muscle = np.maximum(surface + anatomy.fat, cavity - np.float32(anatomy.wall + 14))
+    hu = paint(hu, below(muscle, grid.blur), 52)
+    return paint(hu, below(cavity, grid.blur), -75)
+
+
+def _abdomen(
+    hu: Coverage, grid: Grid, anatomy: Anatomy, cavity: Coverage, rng: np.random.Generator
+) -> Coverage:
+    floor = dome_height(grid, anatomy)
+    under = below(grid.z - floor + 3, grid.blur) * below(cavity, grid.blur)
+    hu = paint(hu, under * below(-cavity - 6, grid.blur), 45)
+    hu = paint(hu, under * below(cavity + 6, grid.blur), -90)
+    liver = below(grid.x - rng.uniform(15, 40) + 0.2 * grid.y, grid.blur)
+    back = below(grid.y - 0.7 * anatomy.half_depth, grid.blur)
+    organs = under * below(cavity + 7, grid.blur)
+    hu = paint(hu, organs * liver * back, rng.uniform(40, 65) + 0.4 * anatomy.contrast)
+    low = anatomy.base + anatomy.dome - 12
+    spleen = (0.62 * anatomy.half_width, 0.42 * anatomy.half_depth, low - 42)
+    stomach = (0.45 * anatomy.half_width, -0.3 * anatomy.half_depth, low - 38)
+    drawn = ellipsoids(grid, [spleen, stomach], [(32, 36, 36), (40, 36, 30)]) * organs
+    hu = paint(hu, drawn, 48)
+    gas = (stomach[0], stomach[1] - 14, stomach[2] + 6)
+    bubble = ellipsoids(grid, [gas], [(26, 16, 18)]) * organs
+    return paint(hu, bubble, -850 if rng.random() < 0.7 else 20)
+
+
+def _bones(hu: Coverage, grid: Grid, anatomy: Anatomy, cavity: Coverage) -> Coverage:
+    depth = anatomy.half_depth
+    bend = np.float32(5 * anatomy.curve) * np.sin(grid.z / 60)
+    wedge = np.float32(0.55) * grid.y
+    rhythm = np.cos((grid.z + wedge) * np.float32(2 * np.pi / 27) + 6.283 * anatomy.rib_phase)
+    shell = below(np.abs(cavity - np.float32(6)) - 4, grid.blur)
+    lateral = below(np.float32(22) - np.abs(grid.x), 12)
+    hu = paint(hu, shell * lateral * np.clip(rhythm * 2, 0, 1), 330)
+    spine_y = 0.82 * depth
+    level = np.cos(grid.z * np.float32(2 * np.pi / 24) + 6.283 * anatomy.rib_phase)
+    across, down = grid.x - bend, (grid.y - np.float32(spine_y)) / np.float32(0.85)
+    rho = np.sqrt(across**2 + down**2)
+    hu = paint(hu, below(rho - 27, grid.blur), 45)
+    hu = paint(hu, below(rho - 18, grid.blur), 190 + 60 * np.clip(level, -1, 0.5))
+    canal = np.sqrt(across**2 + (grid.y - np.float32(spine_y + 27)) ** 2)
+    hu = paint(hu, below(canal - 15, grid.blur), 260)
+    hu = paint(hu, below(canal - 8, grid.blur), 20)
+    spinous = np.maximum(np.abs(across) - 4, np.abs(grid.y - np.float32(spine_y + 48)) - 12)
+    hu = paint(hu, below(spinous, grid.blur) * np.clip(0.6 - level, 0, 1), 280)
+    front = np.maximum(np.abs(grid.x) - 17, np.abs(grid.y + np.float32(1.04 * depth)) - 6)
+    sternum = np.maximum(front, np.abs(grid.z - np.float32(anatomy.apex - 95)) - 75)
+    hu = paint(hu, below(sternum, grid.blur), 200)
+    blades = [((side * 0.62 * anatomy.half_width, 0.98 * depth, anatomy.apex - 15),
+               (side * 0.86 * anatomy.half_width, 0.72 * depth, anatomy.apex - 70))
+              for side in (-1, 1)]  # fmt: skip
+    scapulae = tubes(grid, blades, [(6, 9)] * 2) * below(np.float32(14) - cavity, grid.blur)
+    return paint(hu, scapulae, 260)
+
+
+def _parenchyma(grid: Grid, anatomy: Anatomy, rng: np.random.Generator) -> Coverage:
+    """Lung tissue: denser toward the back, a little uneven."""
+    dependent = (grid.y / np.float32(anatomy.half_depth)) * np.float32(rng.uniform(10, 35))
+    return np.float32(anatomy.lung_hu) + dependent + 14 * noise_field(grid, rng, cell=22)
+
+
+def _vessels(grid: Grid, anatomy: Anatomy, rng: np.random.Generator) -> Coverage:
+    """Arteries and veins that branch twice on the way from the hila to the pleura."""
+    lines, radii = [], []
+    for side in (-1, 1):
+        hilum = np.array([side * 38, 0.15 * anatomy.half_depth, anatomy.carina - 34])
+        for _ in range(8):
+            aim = rng.normal(0, 1, 3) * (0.6, 1, 1.2) + (side * 0.6, 0, -0.15)
+            aim *= rng.uniform(50, 75) / np.linalg.norm(aim)
+            fork = hilum + aim
+            lines.append((tuple(hilum), tuple(fork)))
+            radii.append((5.0, 2.6))
+            for _ in range(2):
+                tip = fork + aim * 0.6 + rng.normal(0, 18, 3)
+                lines.append((tuple(fork), tuple(tip)))
+                radii.append((2.4, 1.0))
+    return tubes(grid, lines, radii)
+
+
+def _great_vessels(hu: Coverage, grid: Grid, anatomy: Anatomy) -> Coverage:
+    depth, top = anatomy.half_depth, anatomy.heart[2] + 0.55 * anatomy.heart_radii[2]
+    hilum = anatomy.carina - 22
+    lines = [
+        anatomy.aorta_line,
+        ((14, -0.3 * depth, top), (16, -0.16 * depth, hilum), (44, 0.14 * depth, hilum - 4)),
+        ((16, -0.16 * depth, hilum), (-40, 0.02 * depth, hilum - 8)),
+        ((-25, -0.2 * depth, top - 10), (-26, -0.2 * depth, anatomy.arch + 12)),
+        ((-26, -0.2 * depth, anatomy.arch + 12), (-40, -0.25 * depth, anatomy.apex + 20)),
+        ((-26, -0.2 * depth, anatomy.arch + 12), (40, -0.25 * depth, anatomy.apex + 10)),
+        ((8, 0.0, anatomy.arch), (26, 0.1 * depth, anatomy.apex + 30)),
+        ((-8, -0.1 * depth, anatomy.arch), (-26, 0.0, anatomy.apex + 30)),
+        ((6, 0.36 * depth, anatomy.apex + 30), (6, 0.4 * depth, anatomy.base)),
+    ]
+    wide = anatomy.aorta
+    radii = [(wide + 1, wide - 2), (12, 9), (10, 8), (9, 8), (6, 5), (6, 5), (5, 4), (5, 4), (7, 7)]
+    blood = 42 + anatomy.contrast
+    hu = paint(hu, tubes(grid, lines[-1:], radii[-1:]), 35)
+    return paint(hu, tubes(grid, lines[:-1], radii[:-1]), blood)
+
+
+def _airways(hu: Coverage, grid: Grid, anatomy: Anatomy) -> Coverage:
+    lines = [line for line, _ in anatomy.airways]
+    radii = [radius for _, radius in anatomy.airways]
+    above = below(dome_height(grid, anatomy) - grid.z, grid.blur)
+    walls = tubes(grid, lines, [(first + 1.5, last + 1) for first, last in radii])
+    lumens = tubes(grid, lines, radii)
+    return paint(paint(hu, walls * above, 0), lumens * above, -990)
