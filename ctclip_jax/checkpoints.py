@@ -72,7 +72,7 @@ class Checkpointer:
                     f" now {value}; continue with the same or take another workdir"
                 )
         metadata = self._manager.item_metadata(step).state
-        _check_shapes(self._directory / str(step), metadata, state)
+        check_shapes(self._directory / str(step), metadata, state)
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
@@ -125,8 +125,12 @@ def load_export(directory: Path) -> tuple[Variables, dict[str, Any]]:
     return variables, json.loads((directory / "config.json").read_text())
 
 
-def _check_shapes(path: Path, saved: dict, wanted: dict) -> None:
-    """Raises an InputError that names the first array that differs."""
+def check_shapes(path: Path, saved: dict, wanted: dict) -> None:
+    """Compares the shapes of two trees, what `path` holds and what the config makes.
+
+    Raises:
+      InputError: it names the first array that differs.
+    """
     saved_shapes = {name: leaf.shape for name, leaf in trees.flatten(saved).items()}
     wanted_shapes = {name: leaf.shape for name, leaf in trees.flatten(wanted).items()}
     differing = [
@@ -139,5 +143,5 @@ def _check_shapes(path: Path, saved: dict, wanted: dict) -> None:
         raise InputError(
             f"{path}: {name} is {saved_shapes.get(name, 'absent')} in the checkpoint and"
             f" {wanted_shapes.get(name, 'absent')} in the config"
-            f" ({len(differing)} arrays differ); take another workdir or the same config"
+            f" ({len(differing)} arrays differ)"
         )

@@ -5,6 +5,7 @@ import difflib
 import types
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from ctclip_jax.models.ct_clip import CTCLIPConfig
@@ -36,6 +37,11 @@ class DataConfig:
     tokenizer: str
     max_length: int
     workers: int
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """The tokenizer's file."""
+        return Path(self.tokenizer or Path(self.shards) / "tokenizer.model")
 
 
 @dataclasses.dataclass(frozen=True)

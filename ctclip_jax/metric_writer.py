@@ -1,18 +1,27 @@
-"""Metrics to TensorBoard event files and metrics.jsonl, behind the interface of clu's writers."""
+"""Metrics to TensorBoard event files, metrics.jsonl and a line on the terminal."""
 
+import datetime
 import json
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 import tensorboardX
 from tensorboardX.summary import hparams as hparams_summaries
 
+from ctclip_jax.shapes import Array
+
+Scalars = dict[str, Array]
+
 
 class MetricWriter:
-    """Writes to `directory`; a run that continues from `step` first loses what lies beyond it.
+    """Writes to `directory`, with the interface of clu's writers.
 
+    A run that continues from `step` first loses what was written beyond it.
     Of several processes one `writes`; the others make the same calls to no effect.
     """
 
@@ -50,6 +59,75 @@ class MetricWriter:
         """Flushes and closes; nothing may be written after it."""
         self._lines.close()
         self._events.close()
+
+
+class Progress:
+    """Speed and time left; the clock starts at the first `tick`, after the compilation."""
+
+    def __init__(self, name: str, *, steps: int, batch_size: int, unit: str):
+        self._name, self._steps = name, steps
+        self._batch_size, self._unit = batch_size, unit
+        self._mark: tuple[int, float] | None = None
+
+    def tick(self, step: int) -> None:
+        """Starts the clock if it is not running."""
+        self._mark = self._mark or (step, time.perf_counter())
+
+    def lap(self, step: int) -> float:
+        """Returns `unit`s per second since the last lap (0 before there is one)."""
+        last, then = self._mark or (step, time.perf_counter())
+        self._mark = (step, time.perf_counter())
+        return self._batch_size * (step - last) / max(self._mark[1] - then, 1e-9)
+
+    def line(self, step: int, *, loss: float, rate: float) -> str:
+        """Returns e.g. `step 50/2000  loss 3.2910  310.2 volumes/s  0:03:21 left`."""
+        line = f"{self._name} {step}/{self._steps}  loss {loss:.4f}"
+        if not rate:
+            return line
+        left = datetime.timedelta(seconds=round((self._steps - step) * self._batch_size / rate))
+        return f"{line}  {rate:.1f} {self._unit}/s  {left} left"
+
+
+class StepLog:
+    """Reads the metrics of a step while the device is already busy with the next one."""
+
+    def __init__(self, writer: MetricWriter, *, steps: int, batch_size: int, log_every: int):
+        self._writer, self._log_every, self._steps = writer, log_every, steps
+        self._progress = Progress("step", steps=steps, batch_size=batch_size, unit="volumes")
+        self._late: tuple[int, Scalars, Scalars] | None = None
+
+    def add(self, step: int, metrics: Scalars, gradient_norms: Scalars) -> None:
+        """Takes the metrics of `step` and reads those of the step before."""
+        self._read()
+        self._late = (step, metrics, gradient_norms)
+
+    def flush(self) -> None:
+        """Reads the newest metrics too, and hands all to the file system."""
+        self._read()
+        self._late = None
+        self._writer.flush()
+
+    def _read(self) -> None:
+        if self._late is None:
+            return
+        step, metrics, gradient_norms = self._late
+        scalars = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        check_finite(step, scalars, gradient_norms)
+        self._progress.tick(step)
+        if step % self._log_every == 0 or step == self._steps:
+            rate = self._progress.lap(step)
+            self._writer.write_scalars(step, {**scalars, "volumes_per_second": rate})
+            if jax.process_index() == 0:
+                print(self._progress.line(step, loss=scalars["loss"], rate=rate), flush=True)
+
+
+def check_finite(step: int, scalars: dict[str, float], gradient_norms: Scalars) -> None:
+    """Raises a FloatingPointError that names the metrics and gradients that are not finite."""
+    if np.isfinite(scalars["loss"]) and np.isfinite(scalars["gradient_norm"]):
+        return
+    values = {**scalars, **{f"gradient of {n}": v for n, v in gradient_norms.items()}}
+    names = [name for name, value in jax.device_get(values).items() if not np.isfinite(value)]
+    raise FloatingPointError(f"step {step}: not finite: {', '.join(names)}")
 
 
 def _lines_until(path: Path, step: int) -> list[str]:

@@ -1,0 +1,90 @@
+"""The demo: CT-CLIP small enough for two CPU cores, on synthetic chest CTs (`make demo`).
+
+    python -m data_pipelines.sources.phantoms --out=runs/demo/data
+    python -m data_pipelines.prepare --source=ct_rate --data=runs/demo/data \
+        --out=runs/demo/shards --shape=24,48,48 --spacing=12,7.5,7.5 --sentencepiece_vocab=1000
+    python main.py --config=configs/phantoms.py --workdir=runs/demo/train
+
+The architecture is the published one, quantizer included. Both towers start from nothing, so the
+text tower first learns alone from the two parts of a report, Findings against Impressions;
+labels are never seen. With `:smoke` after the file name it runs in seconds.
+"""
+
+from ml_collections import config_dict
+
+
+def get_config(variant: str = "") -> config_dict.ConfigDict:
+    """Returns the experiment; variant 'smoke' is a tiny one of the same form."""
+    config = config_dict.create(
+        seed=0,
+        model=dict(
+            image=dict(
+                dim=64,
+                image_size=(48, 48),
+                patch_size=(8, 8),
+                frames=24,
+                temporal_patch_size=8,
+                spatial_depth=1,
+                temporal_depth=1,
+                heads=2,
+                dim_head=32,
+                codebook_size=512,
+                codebook_decay=0.8,
+            ),
+            text=dict(
+                vocab_size=1000,
+                hidden_size=128,
+                num_layers=2,
+                num_heads=4,
+                intermediate_size=256,
+                max_positions=64,
+                token_types=2,
+                dropout=0.0,
+            ),
+            dim_latent=64,
+            init_temperature=2.0,
+            logit_bias=config_dict.placeholder(float),
+            dtype="float32",
+            remat=False,
+        ),
+        data=dict(
+            shards="runs/demo/shards",
+            split="train",
+            report="joined",
+            sentences=(1, 4),
+            tokenizer="",
+            max_length=64,
+            workers=0,
+        ),
+        batch_size=32,
+        steps=2000,
+        loss="softmax",
+        optim=dict(
+            learning_rate=2e-3,
+            schedule="cosine",
+            warmup_steps=100,
+            b1=0.9,
+            b2=0.99,
+            eps=1e-8,
+            weight_decay=0.01,
+            clip_norm=0.5,
+            rules=(("^text", 0.1),),
+        ),
+        quantize_ramp=(0, 0),
+        text_warmup=dict(steps=500, batch_size=128, learning_rate=1e-3),
+        mesh=dict(data=-1, fsdp=1),
+        checkpoint=dict(every=500, keep=1),
+        log_every=50,
+        init_from="",
+        evaluation=dict(split="valid", batch_size=32, prompts="inference", report="joined"),
+    )
+    if variant not in ("", "smoke"):
+        raise ValueError(f"configs/phantoms.py:{variant}: the only variant is 'smoke'")
+    if variant == "smoke":
+        config.model.image.update(dim=32, heads=2, dim_head=16, codebook_size=64)
+        config.model.text.update(hidden_size=32, num_layers=1, num_heads=2, intermediate_size=64)
+        config.batch_size = 8
+        config.steps = 4
+        config.text_warmup.update(steps=2, batch_size=8)
+        config.log_every = 1
+    return config

@@ -1,0 +1,110 @@
+"""An optional first stage: the text tower learns alone, from reports without volumes.
+
+A text tower that starts from nothing must tell "X is present" from "X is not present" before the
+images can teach it anything. Findings and Impressions of one report are two views of the same
+facts: a symmetric contrastive loss between them needs no label.
+"""
+
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from ctclip_jax.config import TextWarmupConfig
+from ctclip_jax.losses import softmax_loss
+from ctclip_jax.metric_writer import MetricWriter, Progress
+from ctclip_jax.models.ct_clip import CTCLIP
+from ctclip_jax.optim import OptimConfig, make_optimizer
+from ctclip_jax.shapes import Array, Key, Variables
+from ctclip_jax.sharding import put_batch
+
+INITIAL_LOG_SCALE = 2.5
+TRAINED = ("text", "text_projection")
+
+
+def warm_up(
+    variables: Variables,
+    batches: Iterator[dict[str, np.ndarray]],
+    *,
+    model: CTCLIP,
+    config: TextWarmupConfig,
+    key: Key,
+    mesh: Mesh,
+    writer: MetricWriter,
+    log_every: int,
+) -> Variables:
+    """Returns `variables` with the text tower and its projection trained on pairs of texts.
+
+    Args:
+      variables: of the whole model; the image tower and the temperature stay as they are.
+      batches: {findings_ids, findings_mask, impressions_ids, impressions_mask}, (b, l) each.
+      key: of the dropout.
+    """
+    trained = {name: variables["params"][name] for name in TRAINED}
+    trained["log_scale"] = jnp.array(INITIAL_LOG_SCALE)
+    optimizer = make_optimizer(_optim_config(config), config.steps)
+    opt = optimizer.init(trained)
+    train_step = make_step(model, optimizer, key)
+    progress = Progress(
+        "text warm-up", steps=config.steps, batch_size=config.batch_size, unit="reports"
+    )
+    for step in range(1, config.steps + 1):
+        trained, opt, metrics = train_step(trained, opt, put_batch(next(batches), mesh))
+        progress.tick(step)
+        if step % log_every == 0 or step == config.steps:
+            scalars = {name: float(value) for name, value in metrics.items()}
+            writer.write_scalars(step, scalars)
+            rate = progress.lap(step)
+            print(progress.line(step, loss=scalars["loss"], rate=rate), flush=True)
+    learned = {name: trained[name] for name in TRAINED}
+    return {**variables, "params": {**variables["params"], **learned}}
+
+
+def make_step(
+    model: CTCLIP, optimizer: optax.GradientTransformation, key: Key
+) -> Callable[[dict, dict, dict[str, Array]], tuple[dict, dict, dict[str, Array]]]:
+    """Returns the jitted (trained, opt, batch) -> (trained, opt, metrics)."""
+
+    def objective(trained: dict, batch: dict[str, Array], keys: Key):
+        latents = {
+            view: model.encode_text(
+                {"params": trained}, batch[f"{view}_ids"], batch[f"{view}_mask"], key=view_key
+            )
+            for view, view_key in zip(("findings", "impressions"), keys, strict=True)
+        }
+        return softmax_loss(
+            {
+                "text": latents["findings"],
+                "image": latents["impressions"],
+                "temperature": jnp.exp(trained["log_scale"]),
+            },
+            batch,
+        )
+
+    def step(trained: dict, opt: dict, batch: dict[str, Array]):
+        keys = jax.random.split(jax.random.fold_in(key, opt["count"]))
+        gradient = jax.value_and_grad(objective, has_aux=True)
+        (loss, metrics), grads = gradient(trained, batch, keys)
+        updates, opt = optimizer.update(grads, opt, trained)
+        accuracy = metrics["text_to_image_accuracy"]
+        metrics = {"loss": loss, "accuracy": accuracy, "temperature": metrics["temperature"]}
+        return optax.apply_updates(trained, updates), opt, metrics
+
+    return jax.jit(step)
+
+
+def _optim_config(config: TextWarmupConfig) -> OptimConfig:
+    return OptimConfig(
+        learning_rate=config.learning_rate,
+        schedule="cosine",
+        warmup_steps=config.steps // 20,
+        b1=0.9,
+        b2=0.99,
+        eps=1e-8,
+        weight_decay=0.01,
+        clip_norm=1.0,
+        rules=(),
+    )

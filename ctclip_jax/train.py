@@ -1,0 +1,289 @@
+"""The training loop: build -> (step -> log -> checkpoint) x steps -> export.
+
+Stopped at any moment, the same call continues from the newest checkpoint; on CPU the losses are
+then those of an uninterrupted run to the last bit.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import grain
+import jax
+import jax.numpy as jnp
+import optax
+from clu import parameter_overview
+from jax.sharding import Mesh
+
+from ctclip_jax import api, trees
+from ctclip_jax.checkpoints import Checkpointer, check_shapes, save_export
+from ctclip_jax.config import TrainConfig
+from ctclip_jax.losses import LOSSES, LossFn
+from ctclip_jax.metric_writer import MetricWriter, StepLog
+from ctclip_jax.models.ct_clip import CTCLIP
+from ctclip_jax.optim import join_frozen, learning_rate, make_optimizer, split_frozen
+from ctclip_jax.shapes import Array, Float, Int, Variables
+from ctclip_jax.sharding import local_batch_size, make_mesh, put_batch, state_shardings
+from ctclip_jax.text_warmup import warm_up
+from data_pipelines import loader
+from data_pipelines.errors import InputError
+from data_pipelines.tokenizers import Tokenizer, load_tokenizer
+
+Metrics = dict[str, Array]
+TrainStep = Callable[[dict, dict[str, Array]], tuple[dict, Metrics, dict[str, Array]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What does not change during a run."""
+
+    config: TrainConfig
+    workdir: Path
+    mesh: Mesh
+    model: CTCLIP
+    loss_fn: LossFn
+    optimizer: optax.GradientTransformation
+    tokenizer: Tokenizer
+
+
+def train(config: TrainConfig, workdir: Path) -> None:
+    """Trains to `config.steps`; leaves checkpoints/, metrics.jsonl and export/ in `workdir`.
+
+    Raises:
+      InputError: something in the config or on disk that cannot be used.
+      FloatingPointError: a loss or gradient that is not finite; it names them.
+    """
+    run = build(config, workdir)
+    batches = make_loader(run)
+    checkpointer = Checkpointer(workdir / "checkpoints", config.checkpoint)
+    state = start_or_continue(run, checkpointer, batches)
+    train_step = make_train_step(run)
+    first = int(state["step"]) + 1
+    writer = MetricWriter(workdir, step=first - 1, writes=jax.process_index() == 0)
+    writer.write_hparams(trees.flatten(dataclasses.asdict(config)))
+    log = StepLog(
+        writer, steps=config.steps, batch_size=config.batch_size, log_every=config.log_every
+    )
+    for step in range(first, config.steps + 1):
+        with jax.transfer_guard("disallow"):
+            state, metrics, gradient_norms = train_step(state, put_batch(next(batches), run.mesh))
+        log.add(step, metrics, gradient_norms)
+        if step % config.checkpoint.every == 0 or step == config.steps:
+            log.flush()
+            checkpointer.save(step, state, batches, layout=loader_layout(config))
+    checkpointer.close()
+    writer.close()
+    export(state, run)
+
+
+def build(config: TrainConfig, workdir: Path) -> Run:
+    """Returns the parts of a run, checked against each other, and writes config.json."""
+    if config.loss not in LOSSES:
+        raise InputError(f"config.loss: {config.loss!r} is none of {', '.join(LOSSES)}")
+    if config.data.max_length > config.model.text.max_positions:
+        raise InputError(
+            f"config.data.max_length: {config.data.max_length} tokens, the text tower has"
+            f" {config.model.text.max_positions} positions"
+        )
+    tokenizer = load_tokenizer(config.data.tokenizer_path)
+    if tokenizer.vocab_size > config.model.text.vocab_size:
+        raise InputError(
+            f"{config.data.tokenizer_path}: {tokenizer.vocab_size} tokens,"
+            f" config.model.text.vocab_size is {config.model.text.vocab_size}"
+        )
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(dataclasses.asdict(config), indent=2)
+        (workdir / "config.json").write_text(text + "\n")
+    return Run(
+        config=config,
+        workdir=workdir,
+        mesh=make_mesh(config.mesh),
+        model=CTCLIP(config.model),
+        loss_fn=LOSSES[config.loss],
+        optimizer=make_optimizer(config.optim, config.steps),
+        tokenizer=tokenizer,
+    )
+
+
+def make_loader(run: Run) -> grain.DatasetIterator:
+    """Returns this process's batches of volumes and reports, without end."""
+    config = run.config
+    return loader.train_loader(
+        config.data.shards,
+        split=config.data.split,
+        tokenizer=run.tokenizer,
+        max_length=config.data.max_length,
+        batch_size=local_batch_size(config.batch_size, run.mesh),
+        seed=config.seed,
+        report=config.data.report,
+        sentences=config.data.sentences,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        workers=config.data.workers,
+    )
+
+
+def loader_layout(config: TrainConfig) -> dict[str, int]:
+    """Returns what must stay the same for a saved loader position to mean the same batches."""
+    return {
+        "processes": jax.process_count(),
+        "workers": config.data.workers,
+        "batch_size": config.batch_size,
+        "seed": config.seed,
+    }
+
+
+def start_or_continue(run: Run, checkpointer: Checkpointer, batches: grain.DatasetIterator) -> dict:
+    """Returns the newest state with `batches` moved to it; without a checkpoint, a new state."""
+    layout = loader_layout(run.config)
+    if checkpointer.latest_step is None:
+        state = new_state(initial_variables(run), run)
+        checkpointer.save(0, state, batches, layout=layout)
+    else:
+        state = checkpointer.restore(abstract_state(run), batches, layout=layout)
+    if jax.process_index() == 0:
+        print(parameter_overview.get_parameter_overview(state["params"], include_stats=False))
+        print(f"mesh {dict(run.mesh.shape)}, from step {int(state['step'])}", flush=True)
+    return state
+
+
+def initial_variables(run: Run) -> Variables:
+    """Returns random or given weights, the text tower warmed up if the config says so."""
+    config, model, mesh = run.config, run.model, run.mesh
+    abstract = model.abstract_variables()
+    shardings = state_shardings(abstract, mesh)
+    if config.init_from:
+        given = jax.device_get(api.load(config.init_from).variables)
+        check_shapes(Path(config.init_from), given, abstract)
+        variables = jax.device_put(given, shardings)
+    else:
+        variables = jax.jit(model.init, out_shardings=shardings)(jax.random.key(config.seed))
+    if not config.text_warmup.steps:
+        return variables
+    folder = run.workdir / "text_warmup"
+    writer = MetricWriter(folder, step=0, writes=jax.process_index() == 0)
+    pairs = loader.text_pair_loader(
+        config.data.shards,
+        split=config.data.split,
+        tokenizer=run.tokenizer,
+        max_length=config.data.max_length,
+        batch_size=local_batch_size(config.text_warmup.batch_size, mesh),
+        # Every process draws from all reports, in an order of its own.
+        seed=config.seed + jax.process_index(),
+        sentences=config.data.sentences,
+    )
+    variables = warm_up(
+        variables,
+        pairs,
+        model=model,
+        config=config.text_warmup,
+        key=jax.random.key(config.seed),
+        mesh=mesh,
+        writer=writer,
+        log_every=config.log_every,
+    )
+    writer.close()
+    return variables
+
+
+def make_state(variables: Variables, run: Run) -> dict:
+    """Returns the train state of step 0: step, params, codebook, opt."""
+    trained, _ = split_frozen(variables["params"], run.config.optim)
+    return {"step": jnp.zeros((), jnp.int32), **variables, "opt": run.optimizer.init(trained)}
+
+
+def new_state(variables: Variables, run: Run) -> dict:
+    """Returns `make_state(variables)`, every array born on the devices it belongs to."""
+    make = functools.partial(make_state, run=run)
+    shardings = state_shardings(jax.eval_shape(make, variables), run.mesh)
+    return jax.jit(make, out_shardings=shardings)(variables)
+
+
+def abstract_state(run: Run) -> dict:
+    """Returns shapes, dtypes and shardings of the state, without memory."""
+    abstract = jax.eval_shape(
+        functools.partial(make_state, run=run), run.model.abstract_variables()
+    )
+    shardings = state_shardings(abstract, run.mesh)
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        abstract,
+        shardings,
+    )
+
+
+def make_train_step(run: Run) -> TrainStep:
+    """Returns the jitted (state, batch) -> (state, metrics, norm of every gradient)."""
+    config = run.config
+    schedule = learning_rate(config.optim, config.steps)
+    codebook_rate = trees.match_rules(config.optim.rules, ["image/codebook"], default=1.0)
+
+    def train_step(state: dict, batch: dict[str, Array]):
+        check_geometry(batch, config)
+        trained, frozen = split_frozen(state["params"], config.optim)
+        key = jax.random.fold_in(jax.random.key(config.seed), state["step"])
+        quantize = quantizer_weight(config.quantize_ramp, state["step"])
+
+        def objective(trained: dict):
+            variables = {"params": join_frozen(trained, frozen), "codebook": state["codebook"]}
+            outputs, codebook = run.model(variables, batch, train=True, key=key, quantize=quantize)
+            loss, metrics = run.loss_fn(outputs, batch)
+            return loss, (metrics, codebook)
+
+        gradient = jax.value_and_grad(objective, has_aux=True)
+        (loss, (metrics, codebook)), grads = gradient(trained)
+        updates, opt = run.optimizer.update(grads, state["opt"], trained)
+        trained = optax.apply_updates(trained, updates)
+        # The codebook moves without a gradient, but it belongs to the image tower.
+        moves = codebook_rate["image/codebook"] != 0.0
+        after = {
+            "step": state["step"] + 1,
+            "params": join_frozen(trained, frozen),
+            "codebook": codebook if moves else state["codebook"],
+            "opt": opt,
+        }
+        norms = {name: jnp.linalg.norm(grad) for name, grad in trees.flatten(grads).items()}
+        metrics = {
+            "loss": loss,
+            **metrics,
+            "gradient_norm": optax.global_norm(grads),
+            "learning_rate": schedule(state["step"]),
+        }
+        return after, metrics, norms
+
+    return jax.jit(train_step, donate_argnums=0)
+
+
+def check_geometry(batch: dict[str, Array], config: TrainConfig) -> None:
+    """Raises an InputError for volumes of another shape than the model's; runs while tracing."""
+    image = config.model.image
+    wanted, found = (image.frames, *image.image_size), batch["image"].shape[1:]
+    if found != wanted:
+        raise InputError(
+            f"{config.data.shards}: volumes of {found} (frames, height, width);"
+            f" config.model.image wants {wanted}"
+        )
+
+
+def quantizer_weight(ramp: tuple[int, int], step: Int[Array, ""]) -> Float[Array, ""]:
+    """Returns the weight of the quantized against the plain tokens: 0 -> 1 over `ramp`."""
+    start, end = ramp
+    if end == 0:
+        return jnp.ones(())
+    return jnp.clip((step - start) / max(end - start, 1), 0.0, 1.0)
+
+
+def export(state: dict, run: Run) -> None:
+    """Writes the weights alone, for `ctclip_jax.load`, to WORKDIR/export."""
+    save_export(
+        run.workdir / "export",
+        {"params": state["params"], "codebook": state["codebook"]},
+        config={
+            "model": dataclasses.asdict(run.config.model),
+            "max_length": run.config.data.max_length,
+        },
+        tokenizer=run.config.data.tokenizer_path,
+    )

@@ -1,0 +1,52 @@
+"""What a training run of a second needs: shards of noise and a config of the smallest size."""
+
+from pathlib import Path
+
+import numpy as np
+
+from configs import phantoms
+from ctclip_jax.config import TrainConfig, from_dict
+from data_pipelines import shards
+from data_pipelines.reports import LABELS
+from data_pipelines.tokenizers import train_sentencepiece
+
+VOCABULARY = 100
+
+
+def write_tiny_shards(folder: Path, *, shape: tuple[int, int, int], volumes: int = 24) -> Path:
+    """Shards of noise with a tokenizer; volume i has label i, i + 1, ... (modulo 18)."""
+    records = [_record(index, shape) for index in range(volumes)]
+    (shard,) = shards.begin(folder, "train", settings={"shape": shape, "shards": 1})
+    shards.write_shard(shard, records)
+    shards.finish(folder)
+    texts = [record[part] for record in records for part in ("findings", "impressions")]
+    train_sentencepiece(texts, folder / "tokenizer.model", VOCABULARY)
+    return folder
+
+
+def tiny_config(folder: Path, **changes) -> TrainConfig:
+    """The demo's smoke test on `folder`, with `changes` like {'optim.clip_norm': 1.0}."""
+    config = phantoms.get_config("smoke")
+    config.data.shards = str(folder)
+    config.text_warmup.steps = 0
+    config.update_from_flattened_dict(changes)
+    return from_dict(TrainConfig, config.to_dict())
+
+
+def _record(index: int, shape: tuple[int, int, int]) -> shards.Record:
+    rng = np.random.default_rng(index)
+    present, absent = LABELS[index % 18], LABELS[(index + 7) % 18]
+    return {
+        "volume": shards.compress(rng.integers(-16000, 16000, shape).astype(np.int16)),
+        "shape": shape,
+        "spacing": np.ones(3, np.float32),
+        "labels": np.array([label == present for label in LABELS], np.uint8),
+        "volume_name": f"train_{index}_a_1.nii.gz",
+        "patient": f"train_{index}",
+        "scan": f"train_{index}_a",
+        "findings": f"{present} is seen. {absent} is not seen. Case {index}.",
+        "impressions": f"{present}. No {absent}.",
+        "values": "",
+        "axes": "",
+        "grid": "",
+    }
