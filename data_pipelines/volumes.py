@@ -16,6 +16,8 @@ from typing import Literal
 import nibabel as nib
 import numpy as np
 from jaxtyping import Float, Int16, Shaped
+from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 
 from data_pipelines.errors import InputError
 
@@ -63,7 +65,7 @@ def read_nifti(path: str | Path) -> Scan:
             slope, intercept = header.get_slope_inter()
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (EOFError, OSError, zlib.error, ValueError, nib.spatialimages.HeaderDataError) as error:
+    except (EOFError, OSError, zlib.error, ValueError, HeaderDataError, WrapStructError) as error:
         cause = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{path}: damaged or no NIfTI file ({cause})") from error
     return Scan(
@@ -85,7 +87,7 @@ def _read_voxels(file, header: nib.Nifti1Header) -> Shaped[np.ndarray, "x y z"]:
         raise ValueError(f"implausible shape {shape}")
     voxels = np.empty(shape[:3], dtype, order="F")
     content = voxels.reshape(-1, order="F").view(np.uint8)
-    file.seek(header.get_data_offset())
+    file.seek(header.get_data_offset() or header.single_vox_offset)
     for start in range(0, content.size, _READ_BYTES):
         chunk = file.read(min(_READ_BYTES, content.size - start))
         content[start : start + len(chunk)] = np.frombuffer(chunk, np.uint8)
@@ -103,7 +105,7 @@ def _affine(header: nib.Nifti1Header) -> Float[np.ndarray, "4 4"] | None:
             affine, code = read(coded=True)
         except ValueError:  # nibabel's answer to NaN quaternions
             continue
-        if code and np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 1e-6:
+        if code and np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 1e-9:
             return affine
     return None
 
