@@ -1,0 +1,29 @@
+"""A state dict of the published layout at full size, with random numbers in it."""
+
+from pathlib import Path
+
+import numpy as np
+
+from ctclip_jax.models.ct_clip import CTCLIP, CTCLIPConfig
+from ctclip_jax.torch_weights import write_tensors
+from ctclip_jax.torch_weights.table import Depths, torch_shape, unused_constants, used_keys
+from ctclip_jax.trees import flatten
+
+
+def write(paths: list[Path], *, seed: int = 0) -> int:
+    """Writes one random full-size state dict to every path; returns how many numbers it holds."""
+    config = CTCLIPConfig()
+    leaves = flatten(CTCLIP(config).abstract_variables())
+    depths = Depths(config.image.spatial_depth, config.image.temporal_depth, config.text.num_layers)
+    slots = used_keys(depths, text=True, classifier=False)
+    shapes = {key: torch_shape(leaves[slot.path].shape, slot) for key, slot in slots.items()}
+    shapes |= {key: value.shape for key, value in unused_constants(config, text=True).items()}
+    rng = np.random.default_rng(seed)
+    state = {}
+    for key, shape in shapes.items():
+        numbers = rng.standard_normal(shape, np.float32) * np.float32(0.05)
+        is_scale = key in slots and slots[key].path.endswith("scale")
+        state[key] = np.zeros_like(numbers) if key.endswith(".beta") else numbers + is_scale
+    for path in paths:
+        write_tensors(path, state)
+    return sum(value.size for value in state.values())
