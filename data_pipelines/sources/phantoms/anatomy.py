@@ -141,13 +141,13 @@ class Chest:
 
 
 def random_anatomy(rng: np.random.Generator) -> Anatomy:
-    width = rng.uniform(112, 142)
+    width = rng.uniform(118, 146)
     return Anatomy(
         half_width=width,
         half_depth=width * rng.uniform(0.66, 0.8),
-        lung_height=rng.uniform(190, 250),
-        wall=rng.uniform(13, 20),
-        fat=rng.uniform(5, 26),
+        lung_height=rng.uniform(212, 272),
+        wall=rng.uniform(12, 18),
+        fat=rng.uniform(5, 24),
         dome=rng.uniform(52, 82),
         heart_scale=rng.uniform(0.86, 1.06),
         heart_shift=rng.uniform(-8, 8),
@@ -164,8 +164,8 @@ def random_grid(rng: np.random.Generator, anatomy: Anatomy) -> Grid:
     """A field of view of 300-420 mm around the chest, in 28-44 slices of 6-11 mm."""
     view = float(np.clip(2 * anatomy.outer[0] + rng.uniform(0, 45), 300, 420))
     size = int(np.clip(rng.integers(56, 81), np.ceil(view / 7), view // 4.5))
-    low = anatomy.base - rng.uniform(15, 40)
-    high = anatomy.apex + rng.uniform(5, 25)
+    low = anatomy.base - rng.uniform(4, 24)
+    high = anatomy.apex + rng.uniform(4, 20)
     slices = int(np.clip(rng.integers(28, 45), np.ceil((high - low) / 11), (high - low) // 6))
     return Grid(
         shape=(size, size, slices),
@@ -218,7 +218,7 @@ def _superellipse(grid: Grid, half_width: float, half_depth: float) -> Float[np.
 def _cavity(grid: Grid, anatomy: Anatomy) -> Coverage:
     """Signed distance (mm) to the chest cavity: narrow at the apex, open below."""
     rise = np.clip((grid.z - anatomy.base * 0.2) / np.float32(anatomy.apex * 1.2), 0, 1)
-    taper = np.sqrt(np.maximum(1 - rise**3, np.float32(1e-4)))
+    taper = np.sqrt(np.maximum(1 - rise**4, np.float32(1e-4)))
     rho = _superellipse(grid, anatomy.half_width, anatomy.half_depth)
     return (rho - taper) * np.float32(anatomy.half_depth)
 
@@ -241,12 +241,12 @@ def _lungs(grid: Grid, anatomy: Anatomy, cavity: Coverage) -> Coverage:
 
 
 def _lobes(grid: Grid, anatomy: Anatomy, lungs: Coverage) -> Int[np.ndarray, "x y z"]:
-    oblique = grid.z < np.float32(0.02 * anatomy.lung_height) + np.float32(0.62) * grid.y
-    middle = ~oblique & (grid.z < np.float32(-0.02 * anatomy.lung_height))
-    right = np.where(oblique, 3, np.where(middle, 2, 1))
-    left = np.where(oblique, 5, 4)
-    lobes = np.where(grid.x < 0, right, left).astype("i1")
-    return np.where(lungs > 0.5, lobes, np.int8(0))
+    level = np.float32(0.02 * anatomy.lung_height)
+    lower = (grid.z < level + np.float32(0.62) * grid.y).view(np.int8)
+    middle = (grid.z < -level).view(np.int8)
+    right = 1 + np.maximum(2 * lower, middle)
+    lobes = np.where(grid.x < 0, right, 4 + lower)
+    return lobes * (lungs > 0.5).view(np.int8)
 
 
 def _torso(grid: Grid, anatomy: Anatomy, cavity: Coverage, rng: np.random.Generator) -> Coverage:
@@ -292,31 +292,38 @@ def _abdomen(
 
 def _bones(hu: Coverage, grid: Grid, anatomy: Anatomy, cavity: Coverage) -> Coverage:
     depth = anatomy.half_depth
-    bend = np.float32(5 * anatomy.curve) * np.sin(grid.z / 60)
-    wedge = np.float32(0.55) * grid.y
-    rhythm = np.cos((grid.z + wedge) * np.float32(2 * np.pi / 27) + 6.283 * anatomy.rib_phase)
+    slope = np.float32(0.55) * grid.y
+    phase = np.float32(2 * np.pi * anatomy.rib_phase)
+    rhythm = np.clip(2 * np.cos((grid.z + slope) * np.float32(2 * np.pi / 27) + phase), 0, 1)
     shell = below(np.abs(cavity - np.float32(6)) - 4, grid.blur)
-    lateral = below(np.float32(22) - np.abs(grid.x), 12)
-    hu = paint(hu, shell * lateral * np.clip(rhythm * 2, 0, 1), 330)
-    spine_y = 0.82 * depth
-    level = np.cos(grid.z * np.float32(2 * np.pi / 24) + 6.283 * anatomy.rib_phase)
-    across, down = grid.x - bend, (grid.y - np.float32(spine_y)) / np.float32(0.85)
-    rho = np.sqrt(across**2 + down**2)
-    hu = paint(hu, below(rho - 27, grid.blur), 45)
-    hu = paint(hu, below(rho - 18, grid.blur), 190 + 60 * np.clip(level, -1, 0.5))
-    canal = np.sqrt(across**2 + (grid.y - np.float32(spine_y + 27)) ** 2)
-    hu = paint(hu, below(canal - 15, grid.blur), 260)
-    hu = paint(hu, below(canal - 8, grid.blur), 20)
-    spinous = np.maximum(np.abs(across) - 4, np.abs(grid.y - np.float32(spine_y + 48)) - 12)
-    hu = paint(hu, below(spinous, grid.blur) * np.clip(0.6 - level, 0, 1), 280)
-    front = np.maximum(np.abs(grid.x) - 17, np.abs(grid.y + np.float32(1.04 * depth)) - 6)
-    sternum = np.maximum(front, np.abs(grid.z - np.float32(anatomy.apex - 95)) - 75)
-    hu = paint(hu, below(sternum, grid.blur), 200)
-    blades = [((side * 0.62 * anatomy.half_width, 0.98 * depth, anatomy.apex - 15),
-               (side * 0.86 * anatomy.half_width, 0.72 * depth, anatomy.apex - 70))
-              for side in (-1, 1)]  # fmt: skip
-    scapulae = tubes(grid, blades, [(6, 9)] * 2) * below(np.float32(14) - cavity, grid.blur)
+    hu = paint(hu, shell * rhythm * below(22 - np.abs(grid.x), 12), 330)
+    spine = _spine_line(anatomy, 0)
+    discs = 190 + 60 * np.clip(np.cos(grid.z * np.float32(2 * np.pi / 24) + phase), -1, 0.5)
+    hu = paint(hu, tubes(grid, [spine], [(24, 27)]), 45)
+    hu = paint(hu, tubes(grid, [spine], [(16, 19)]), discs)
+    hu = paint(hu, tubes(grid, [_spine_line(anatomy, 48)], [(5, 5)]), 280)
+    hu = paint(hu, tubes(grid, [_spine_line(anatomy, 27)], [(15, 15)]), 260)
+    hu = paint(hu, tubes(grid, [_spine_line(anatomy, 27)], [(8, 8)]), 20)
+    sternum = (0.0, -1.05 * depth, anatomy.apex - 95)
+    hu = paint(hu, ellipsoids(grid, [sternum], [(19, 7, 85)]), 220)
+    x, top = anatomy.half_width, anatomy.apex
+    blades = [
+        ((side * 0.62 * x, 0.98 * depth, top - 15), (side * 0.86 * x, 0.72 * depth, top - 70))
+        for side in (-1, 1)
+    ]
+    scapulae = tubes(grid, blades, [(6, 9)] * 2) * below(14 - cavity, grid.blur)
     return paint(hu, scapulae, 260)
+
+
+def _spine_line(anatomy: Anatomy, behind: float) -> tuple[Point, ...]:
+    """A line `behind` mm posterior to the vertebral bodies, bent to the side and to the back."""
+    bend, depth = 6 * anatomy.curve, 0.82 * anatomy.half_depth + behind
+    return (
+        (bend, depth - 4, anatomy.apex + 60),
+        (0.0, depth, anatomy.apex - 60),
+        (-bend, depth + 2, 0.0),
+        (0.0, depth - 4, anatomy.base - 60),
+    )
 
 
 def _parenchyma(grid: Grid, anatomy: Anatomy, rng: np.random.Generator) -> Coverage:

@@ -140,14 +140,14 @@ def _max_segment(
     box = grid.box(tuple(float(m) for m in middle), reach.tolist())
     dx, dy = grid.x[box[0], box[1]] - start[0], grid.y[box[0], box[1]] - start[1]
     dz = grid.z[:, :, box[2]] - start[2]
-    inverse = np.float32(1 / max(float(along @ along), 1e-6))
-    t = np.clip((dx * along[0] + dy * along[1] + dz * along[2]) * inverse, 0, 1)
-    distance = np.sqrt(
-        (dx - t * along[0]) ** 2 + (dy - t * along[1]) ** 2 + (dz - t * along[2]) ** 2
-    )
-    radius = np.float32(drawn[0]) + t * np.float32(drawn[1] - drawn[0])
+    length2 = np.float32(max(float(along @ along), 1e-6))
+    dot = (dx * along[0] + dy * along[1]) + dz * along[2]
+    t = np.clip(dot / length2, 0, 1)
+    squared = dx * dx + dy * dy + dz * dz + t * (t * length2 - 2 * dot)
+    distance = np.sqrt(np.maximum(squared, 0, out=squared), out=squared)
+    distance -= np.float32(drawn[0]) + t * np.float32(drawn[1] - drawn[0])
     fill = np.float32(min(1.0, (radii[0] + radii[1]) ** 2 / (drawn[0] + drawn[1]) ** 2))
-    total[box] = np.maximum(total[box], fill * below(distance - radius, grid.blur))
+    total[box] = np.maximum(total[box], fill * below(distance, grid.blur))
 
 
 def noise_field(grid: Grid, rng: np.random.Generator, *, cell: float) -> Coverage:
