@@ -20,7 +20,7 @@ from data_pipelines.errors import InputError
 from data_pipelines.reports import LABELS, PROMPTS
 from data_pipelines.tokenizers import Tokenizer, load_tokenizer
 
-TEXT_STEP = 32  # texts are cut to the longest one, rounded up to this, so that few shapes compile
+TEXT_STEP = 16  # texts are cut to the longest one, rounded up to this, so that few shapes compile
 
 
 class Model:
