@@ -266,7 +266,7 @@ VOCABULARY: dict[str, Vocabulary] = {
             "{degree} pleural effusion {where}, {size} mm thick.",
             "fluid in the pleural space {where}.",
             "pleural fluid reaching {size} mm {where}.",
-            "free pleural fluid collects posteriorly {where}.",
+            "pleural fluid collects posteriorly {where}.",
             "dependent fluid in the hemithorax, {degree}, {where}.",
         ),
         absent=(

@@ -1,0 +1,51 @@
+"""A picture with one slice per abnormality: `python -m data_pipelines.sources.phantoms.montage`."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from absl import flags
+from jaxtyping import Float
+
+from data_pipelines.errors import run_main
+from data_pipelines.reports import LABELS
+from data_pipelines.sources.phantoms.abnormalities import SIGNS
+from data_pipelines.sources.phantoms.anatomy import draw_chest, random_anatomy, random_grid
+
+_OUT = flags.DEFINE_string("montage_out", "docs/images/phantoms.png", "The PNG file to write.")
+_WINDOW_HU = (-1000, 300)
+
+
+def sign_slice(label: str, seed: int) -> Float[np.ndarray, "x y"]:
+    """The axial slice (HU) of a random chest in which the sign of `label` changes most."""
+    rng = np.random.default_rng((seed, LABELS.index(label)))
+    anatomy = random_anatomy(rng)
+    healthy = draw_chest(random_grid(rng, anatomy), anatomy, rng)
+    chest, _ = SIGNS[label](healthy, rng)
+    change = np.abs(np.clip(chest.hu, *_WINDOW_HU) - np.clip(healthy.hu, *_WINDOW_HU))
+    return chest.hu[:, :, int(change.sum(axis=(0, 1)).argmax())]
+
+
+def write_montage(path: str | Path, *, seed: int) -> None:
+    """Writes a PNG of 2 rows of 9 slices, titled with their labels."""
+    figure, axes = plt.subplots(2, 9, figsize=(16, 3.9))
+    for axis, label in zip(axes.flat, LABELS, strict=True):
+        plane = sign_slice(label, seed)
+        axis.imshow(plane.T, cmap="gray", vmin=_WINDOW_HU[0], vmax=_WINDOW_HU[1])
+        axis.set_title(label.replace(" wall", "\nwall").replace("lar sept", "lar\nsept"), size=8)
+        axis.axis("off")
+    figure.tight_layout(pad=0.3)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=70)
+    plt.close(figure)
+
+
+def main(_) -> None:
+    write_montage(_OUT.value, seed=0)
+
+
+if __name__ == "__main__":
+    run_main(main)
