@@ -21,6 +21,7 @@ TRUSTS = ("data", "tables")
 
 _SPACING_MM = (0.05, 20.0)
 _CHEST_EXTENT_MM = (100.0, 1000.0)
+_UNKNOWN_SPACING = (1.0, 1.0, 1.0)
 _SMALLEST_SHARE = 0.005
 
 
@@ -65,11 +66,13 @@ def calibrate(
         rescaled = (slope * scan.slope, slope * scan.intercept + intercept)
         return Calibrated(scan.voxels, *rescaled, (x, y, z), "rescaled", "stored", "table")
     affine = None if scan.affine is None or _is_blank(scan.affine) else scan.affine
-    voxels, header_spacing = scan.voxels, None
+    voxels, claims = scan.voxels, {"table": (x, y, z)}
     if affine is not None:
         voxels, header_spacing = to_lps(scan.voxels, affine)
-    claims = {"header": header_spacing, "table": (x, y, z), "pixdim": scan.spacing_xyz}
-    grid = _best_spacing({k: v for k, v in claims.items() if v is not None}, voxels.shape)
+        claims = {"header": header_spacing, **claims}
+    elif scan.spacing_xyz != _UNKNOWN_SPACING:
+        claims["pixdim"] = scan.spacing_xyz
+    grid = _best_spacing(claims, voxels.shape)
     hu_slope, hu_intercept, values = _hu(scan, slope=slope, intercept=intercept)
     axes = "stored" if affine is None else "header"
     return Calibrated(voxels, hu_slope, hu_intercept, claims[grid], values, axes, grid)
@@ -143,7 +146,7 @@ def _best_spacing(claims: dict[str, tuple[float, ...]], shape: tuple[int, ...]) 
     def rank(name: str) -> tuple[bool, bool]:
         extent = np.multiply(claims[name], shape)
         is_chest = np.all((_CHEST_EXTENT_MM[0] <= extent) & (extent <= _CHEST_EXTENT_MM[1]))
-        return claims[name] == (1.0, 1.0, 1.0), not is_chest
+        return claims[name] == _UNKNOWN_SPACING, not is_chest
 
     possible = [name for name, spacing in claims.items() if _is_spacing(spacing)]
     if not possible:

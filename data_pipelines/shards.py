@@ -31,6 +31,7 @@ Record = dict[str, str | np.ndarray]
 
 _NAME, _VERSION = "ct_rate", "1.0.0"
 _SLAB_BYTES = 4 << 20
+numcodecs.blosc.use_threads = False  # processes and loader threads of our own share the cores
 _CODEC = numcodecs.Blosc("zstd", clevel=5, shuffle=numcodecs.Blosc.BITSHUFFLE)
 _TEXTS = ("volume_name", "patient", "scan", "findings", "impressions", "values", "axes", "grid")
 _FEATURES = tfds.features.FeaturesDict(
@@ -143,6 +144,8 @@ def finish(out: str | Path) -> None:
     splits = sorted(path.stem.split("-", 1)[1] for path in directory.glob("preparation-*.json"))
     plans = {split: _plan(directory, split) for split in splits}
     complete = {split: plan for split, plan in plans.items() if all(s.complete for s in plan)}
+    if not complete:
+        return
     with open(directory / "skipped.csv", "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(("VolumeName", "Split", "Reason"))
@@ -221,6 +224,8 @@ class ShardSource:
         return len(self._source)
 
     def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
         record = dict(self._source[index])
         record["volume"] = decompress(record["volume"], record["shape"])
         return record | {name: record[name].decode() for name in _TEXTS}

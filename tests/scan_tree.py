@@ -54,11 +54,15 @@ def write_tables(tree: Path, split: str, volume_names: list[str]) -> None:
 
 def table_path(tree: Path, split: str, table: str) -> Path:
     """`table` is "reports", "labels" or "metadata"."""
-    return tree / "dataset" / {
-        "reports": f"radiology_text_reports/{TABLE_NAME[split]}_reports.csv",
-        "labels": f"multi_abnormality_labels/{split}_predicted_labels.csv",
-        "metadata": f"metadata/{TABLE_NAME[split]}_metadata.csv",
-    }[table]
+    return (
+        tree
+        / "dataset"
+        / {
+            "reports": f"radiology_text_reports/{TABLE_NAME[split]}_reports.csv",
+            "labels": f"multi_abnormality_labels/{split}_predicted_labels.csv",
+            "metadata": f"metadata/{TABLE_NAME[split]}_metadata.csv",
+        }[table]
+    )
 
 
 def write_table(path: Path, columns: dict) -> None:

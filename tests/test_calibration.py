@@ -96,9 +96,15 @@ def test_the_table_mends_the_spacing_of_the_header():
         assert (found.grid, found.spacing_xyz) == ("table", (5, 5, 8))
 
 
-def test_no_spacing_anywhere_is_an_input_error():
+def test_a_header_without_affine_may_still_know_the_spacing():
+    found = calibrate(scan(chest_hu(), spacing_xyz=(5.0, 5.0, 8.0)), **UNKNOWN)
+    assert (found.axes, found.grid, found.spacing_xyz) == ("stored", "pixdim", (5, 5, 8))
+
+
+@pytest.mark.parametrize("size", [0.0, 1.0, math.nan])
+def test_no_spacing_anywhere_is_an_input_error(size):
     with pytest.raises(InputError, match="no voxel spacing"):
-        calibrate(scan(chest_hu(), spacing_xyz=(0.0, 0.0, 0.0)), **UNKNOWN)
+        calibrate(scan(chest_hu(), spacing_xyz=(size,) * 3), **UNKNOWN)
 
 
 def test_tables_are_obeyed_when_asked_for():

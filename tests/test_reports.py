@@ -28,7 +28,7 @@ def test_missing_cells_are_what_pandas_calls_missing():
     ("findings", "impressions", "text"),
     [
         ("Clear. ", "Normal.", "Clear. Normal."),
-        ("Not given.", "Normal (\"chest\").", "Normal (\"chest\")."),
+        ("Not given.", 'Normal ("chest").', 'Normal ("chest").'),
         ("Clear.", "", "Clear."),
         ("", "Not given.", ""),
     ],

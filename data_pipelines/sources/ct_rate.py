@@ -1,10 +1,10 @@
 """CT-RATE's own tree of scans, reports, labels and metadata (arXiv 2403.17834).
 
-    dataset/{train,valid}_fixed/train_1/train_1_a/train_1_a_1.nii.gz    v2 upload: HU, full headers
-    dataset/{train,valid}/...the same tree...                           first upload: raw values
-    dataset/radiology_text_reports/{train,validation}_reports.csv
-    dataset/multi_abnormality_labels/{train,valid}_predicted_labels.csv
-    dataset/metadata/{train,validation}_metadata.csv, no_chest_{train,valid}.txt
+dataset/{train,valid}_fixed/train_1/train_1_a/train_1_a_1.nii.gz    v2 upload: HU, full headers
+dataset/{train,valid}/...the same tree...                           first upload: raw values
+dataset/radiology_text_reports/{train,validation}_reports.csv
+dataset/multi_abnormality_labels/{train,valid}_predicted_labels.csv
+dataset/metadata/{train,validation}_metadata.csv, no_chest_{train,valid}.txt
 """
 
 import math
