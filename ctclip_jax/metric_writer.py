@@ -125,8 +125,8 @@ def check_finite(step: int, scalars: dict[str, float], gradient_norms: Scalars) 
     """Raises a FloatingPointError that names the metrics and gradients that are not finite."""
     if np.isfinite(scalars["loss"]) and np.isfinite(scalars["gradient_norm"]):
         return
-    values = {**scalars, **{f"gradient of {n}": v for n, v in gradient_norms.items()}}
-    names = [name for name, value in jax.device_get(values).items() if not np.isfinite(value)]
+    norms = {f"gradient of {n}": float(norm) for n, norm in gradient_norms.items()}
+    names = [name for name, value in {**scalars, **norms}.items() if not np.isfinite(value)]
     raise FloatingPointError(f"step {step}: not finite: {', '.join(names)}")
 
 

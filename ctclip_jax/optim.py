@@ -78,7 +78,7 @@ def decay_mask(params: dict) -> dict:
 
 def clip_by_global_norm(grads: dict, max_norm: float) -> dict:
     """Scales the gradients by min(1, max_norm / (norm + 1e-6)), as PyTorch does."""
-    scale = jnp.minimum(1.0, max_norm / (optax.global_norm(grads) + 1e-6))
+    scale = jnp.minimum(1.0, max_norm / (optax.tree.norm(grads) + 1e-6))
     return jax.tree.map(lambda grad: grad * scale, grads)
 
 

@@ -249,7 +249,7 @@ def make_train_step(run: Run) -> TrainStep:
         metrics = {
             "loss": loss,
             **metrics,
-            "gradient_norm": optax.global_norm(grads),
+            "gradient_norm": optax.tree.norm(grads),
             "learning_rate": schedule(state["step"]),
         }
         return after, metrics, norms

@@ -1,0 +1,77 @@
+"""The mesh, the rules, and arrays that land where the rules say."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from ctclip_jax.models.ct_clip import CTCLIP, CTCLIPConfig
+from ctclip_jax.sharding import (
+    MeshConfig,
+    local_batch_size,
+    make_mesh,
+    put_batch,
+    spec_of,
+    state_shardings,
+)
+from data_pipelines.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return make_mesh(MeshConfig(data=-1, fsdp=2))
+
+
+def test_data_takes_the_devices_that_fsdp_leaves(mesh):
+    assert dict(mesh.shape) == {"data": 4, "fsdp": 2}
+
+
+def test_a_mesh_of_another_size_than_the_machine_is_refused():
+    with pytest.raises(InputError, match="data=3 x fsdp=1 does not make 8 devices"):
+        make_mesh(MeshConfig(data=3, fsdp=1))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "spec"),
+    [
+        ("params/image_projection/kernel", (64, 6), P("fsdp", None)),
+        ("opt/mu/image_projection/kernel", (64, 6), P("fsdp", None)),
+        ("params/image_projection/kernel", (63, 6), P(None, None)),
+        ("params/text/blocks/up/kernel", (2, 8, 12), P(None, "fsdp", None)),
+        ("params/image/spatial/blocks/peg/kernel", (2, 3, 3, 3, 8), P()),
+        ("params/temperature", (), P()),
+    ],
+)
+def test_rules(name, shape, spec, mesh):
+    assert spec_of(name, shape, mesh) == spec
+
+
+def test_most_of_the_full_model_is_cut(mesh):
+    variables = CTCLIP(CTCLIPConfig()).abstract_variables()
+    shardings = state_shardings(variables, mesh)
+    leaves, cuts = jax.tree.leaves(variables["params"]), jax.tree.leaves(shardings["params"])
+    cut = sum(
+        leaf.size for leaf, cut in zip(leaves, cuts, strict=True) if not cut.is_fully_replicated
+    )
+    assert cut > 0.97 * sum(leaf.size for leaf in leaves)
+
+
+def test_batches_are_cut_over_all_devices(mesh):
+    batch = {"image": np.arange(48, dtype=np.int16).reshape(16, 3), "mask": np.ones(16, np.int32)}
+    placed = put_batch(batch, mesh)
+    assert {shard.data.shape for shard in placed["image"].addressable_shards} == {(2, 3)}
+    np.testing.assert_array_equal(placed["image"], batch["image"])
+
+
+def test_arrays_are_born_sharded(mesh):
+    make = lambda: {"image_projection": {"kernel": jnp.ones((8, 4))}}  # noqa: E731
+    shardings = state_shardings(jax.eval_shape(make), mesh)
+    made = jax.jit(make, out_shardings=shardings)()
+    assert made["image_projection"]["kernel"].addressable_shards[0].data.shape == (4, 4)
+
+
+def test_a_batch_that_the_devices_do_not_divide_is_refused(mesh):
+    assert local_batch_size(16, mesh) == 16
+    with pytest.raises(InputError, match="12 is not divisible by the 8 devices"):
+        local_batch_size(12, mesh)
