@@ -1,0 +1,208 @@
+import numpy as np
+import pytest
+
+from data_pipelines import shards
+from data_pipelines.errors import InputError
+from data_pipelines.loader import choose_sentences, eval_loader, text_pair_loader, train_loader
+from data_pipelines.tokenizers import load_tokenizer, train_sentencepiece
+
+WORDS = ["heart", "lung", "aorta", "rib", "spine", "liver", "bronchus", "node", "nodule", "vessel"]
+FINDINGS = [f"The {word} is normal. No {word} calcification. A {word} is seen." for word in WORDS]
+IMPRESSIONS = [f"Normal {word}. Follow the {word}." for word in WORDS]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Ten volumes whose every voxel is their number; one lacks Impressions, two share a report."""
+    out = tmp_path_factory.mktemp("shards")
+    plan = shards.begin(out, "train", settings={"shards": 2})
+    for shard in plan:
+        numbers = range(5 * shard.index, 5 * shard.index + 5)
+        shards.write_shard(shard, map(make_record, numbers))
+    shards.finish(out)
+    train_sentencepiece(FINDINGS + IMPRESSIONS, out / "tokenizer.model", 300)
+    return out
+
+
+def make_record(number: int) -> dict:
+    volume = np.full((2, 3, 4), number, np.int16)
+    text = 8 if number == 9 else number
+    return {
+        "volume": shards.compress(volume),
+        "shape": volume.shape,
+        "spacing": np.ones(3, np.float32),
+        "labels": np.full(18, number % 2, np.uint8),
+        "volume_name": f"train_{number}_a_1.nii.gz",
+        "findings": FINDINGS[text],
+        "impressions": "Not given." if number == 0 else IMPRESSIONS[text],
+        **{name: "" for name in ("patient", "scan", "values", "axes", "grid")},
+    }
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder):
+    return load_tokenizer(folder / "tokenizer.model")
+
+
+@pytest.fixture
+def start(folder, tokenizer):
+    """Starts a train loader, and closes it after the test."""
+    iterators = []
+
+    def begin(seed=0, **options):
+        defaults = {"split": "train", "tokenizer": tokenizer, "max_length": 24, "batch_size": 4}
+        iterators.append(train_loader(folder, seed=seed, **defaults | options))
+        return iterators[-1]
+
+    yield begin
+    for iterator in iterators:
+        iterator.close()
+
+
+def take(iterator, count):
+    return [next(iterator) for _ in range(count)]
+
+
+def numbers(batches):
+    """The numbers of the volumes in the batches, in order."""
+    return np.concatenate([batch["image"][:, 0, 0, 0] for batch in batches]).tolist()
+
+
+def assert_equal(batches, others):
+    for batch, other in zip(batches, others, strict=True):
+        assert batch.keys() == other.keys()
+        for name in batch:
+            np.testing.assert_array_equal(batch[name], other[name])
+
+
+def test_train_batches(start):
+    (batch,) = take(start(), 1)
+    assert {name: (value.shape, value.dtype.name) for name, value in batch.items()} == {
+        "image": ((4, 2, 3, 4), "int16"),
+        "input_ids": ((4, 24), "int32"),
+        "attention_mask": ((4, 24), "int32"),
+    }
+
+
+def test_an_image_keeps_its_report(start, tokenizer):
+    batch = next(start(max_length=64))
+    for number, ids in zip(numbers([batch]), batch["input_ids"], strict=True):
+        record = make_record(number)
+        report = record["findings"]
+        if number:
+            report += " " + record["impressions"]
+        np.testing.assert_array_equal(ids, tokenizer([report], 64)[0][0])
+
+
+def test_every_epoch_is_the_whole_set_in_another_order(start):
+    seen = numbers(take(start(batch_size=5), 6))
+    epochs = [seen[:10], seen[10:20], seen[20:]]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+def test_a_batch_may_be_larger_than_the_set(start):
+    assert len(set(numbers(take(start(batch_size=16), 1)))) == 10
+
+
+def test_the_seed_decides_the_batches(start):
+    first = take(start(seed=1, sentences=(1, 2)), 4)
+    assert_equal(first, take(start(seed=1, sentences=(1, 2)), 4))
+    assert numbers(first) != numbers(take(start(seed=2, sentences=(1, 2)), 4))
+
+
+@pytest.mark.parametrize("consumed", [0, 1, 4])
+def test_resumed_equals_uninterrupted(start, consumed):
+    iterator = start(sentences=(1, 3))
+    take(iterator, consumed)
+    state = iterator.get_state()
+    expected = take(iterator, 5)
+    resumed = start(sentences=(1, 3))
+    resumed.set_state(state)
+    assert_equal(take(resumed, 5), expected)
+
+
+def test_processes_share_an_epoch(start):
+    parts = [
+        numbers(take(start(batch_size=5, process_index=index, process_count=2), 3))
+        for index in range(2)
+    ]
+    assert sorted(parts[0][:5] + parts[1][:5]) == list(range(10))
+    assert sorted(parts[0][5:10] + parts[1][5:10]) == list(range(10))
+
+
+def test_more_processes_than_volumes_is_an_input_error(start):
+    with pytest.raises(InputError, match="fewer volumes"):
+        start(process_index=11, process_count=12)
+
+
+def test_sentences_are_chosen_anew_each_epoch(start, tokenizer):
+    batches = take(start(batch_size=10, sentences=(1, 2)), 8)
+    texts = {number: set() for number in range(10)}
+    for batch in batches:
+        for number, ids in zip(numbers([batch]), batch["input_ids"], strict=True):
+            texts[number].add(tuple(ids))
+    assert all(len(variants) > 3 for variants in texts.values())
+
+
+def test_choose_sentences():
+    rng = np.random.default_rng(0)
+    parts = ["One. Two.", "Three."]
+    assert choose_sentences(parts, counts=(0, 0), rng=rng) == "One. Two. Three."
+    chosen = [choose_sentences(parts, counts=(1, 2), rng=rng).split() for _ in range(100)]
+    assert {len(words) for words in chosen} == {1, 2}
+    assert {tuple(words) for words in chosen} >= {("Three.", "One."), ("One.", "Three.")}
+    everything = choose_sentences(parts, counts=(9, 9), rng=rng).split()
+    assert sorted(everything) == ["One.", "Three.", "Two."]
+    assert choose_sentences([], counts=(1, 2), rng=rng) == ""
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_evaluation_is_one_pass_in_order(folder, tokenizer, processes):
+    options = {"split": "train", "tokenizer": tokenizer, "max_length": 24, "batch_size": 2}
+    names, batches = [], []
+    for index in range(processes):
+        loader = eval_loader(folder, process_index=index, process_count=processes, **options)
+        own = list(loader)
+        assert all(batch["image"].shape == (2, 2, 3, 4) for batch in own)
+        for batch in own:
+            valid = batch["valid"]
+            names += batch["volume_name"][valid].tolist()
+            assert batch["labels"].dtype == np.uint8
+            expected = [int(name.split("_")[1]) for name in batch["volume_name"]]
+            assert numbers([batch]) == expected
+            assert batch["labels"][:, 0].tolist() == [number % 2 for number in expected]
+        batches.append(len(own))
+    assert sorted(names) == [f"train_{number}_a_1.nii.gz" for number in range(10)]
+    assert len(set(batches)) == 1
+    if processes == 1:
+        assert names == sorted(names)
+
+
+def test_text_pairs_are_two_views_of_one_report(folder, tokenizer):
+    options = {"split": "train", "tokenizer": tokenizer, "max_length": 32, "seed": 0}
+    iterator = text_pair_loader(folder, batch_size=8, **options)
+    (batch,) = take(iterator, 1)
+    iterator.close()
+    # Eight different reports have both parts, so that an epoch is one batch.
+    expected = {tuple(tokenizer([text], 32)[0][0]) for text in FINDINGS[1:9]}
+    assert {tuple(ids) for ids in batch["findings_ids"]} == expected
+    for findings, impressions in zip(batch["findings_ids"], batch["impressions_ids"], strict=True):
+        (number,) = (
+            i for i in range(10) if np.array_equal(tokenizer([FINDINGS[i]], 32)[0][0], findings)
+        )
+        np.testing.assert_array_equal(impressions, tokenizer([IMPRESSIONS[number]], 32)[0][0])
+    assert batch["findings_mask"].dtype == np.int32 and batch["impressions_mask"].min() == 0
+
+
+def test_text_pairs_resume(folder, tokenizer):
+    def begin():
+        options = {"split": "train", "tokenizer": tokenizer, "max_length": 32, "seed": 0}
+        return text_pair_loader(folder, batch_size=3, sentences=(1, 2), **options)
+
+    iterator, resumed = begin(), begin()
+    take(iterator, 4)
+    resumed.set_state(iterator.get_state())
+    assert_equal(take(resumed, 4), take(iterator, 4))
+    iterator.close()
+    resumed.close()
