@@ -37,7 +37,8 @@ lint: $(VENV)/dev.done
 	$(RUN) -m ruff format --check .
 
 bench: $(VENV)/torch.done
-	$(RUN) -m benchmarks.run
+	$(RUN) -m benchmarks.full_size_weights
+	$(RUN) -m benchmarks.full_size_detection $(if $(SCAN),--scan=$(SCAN))
 
 # Each stage of the demo leaves a mark when it is done; an interrupted one is taken up again.
 demo: $(DEMO)/train/evaluation/report.html
