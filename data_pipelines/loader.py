@@ -6,7 +6,7 @@ A batch is a dict of numpy arrays: `image` int16 (B, F, H, W) in steps of 1/16 H
 
 import dataclasses
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import grain
@@ -103,21 +103,20 @@ def text_pair_loader(
     pairs = sorted({tuple(pair) for pair in parts if len(pair) == 2})
     if not pairs:
         raise InputError(f"{shards}: no report of {split} has both Findings and Impressions")
-    example = _TextPair(tokenizer, max_length, sentences)
-    dataset = grain.MapDataset.source(pairs).seed(seed).shuffle().random_map(example)
-    dataset = dataset.repeat().batch(batch_size, drop_remainder=True)
+    views = [tuple(map(split_sentences, pair)) for pair in pairs]
+    dataset = grain.MapDataset.source(views).seed(seed).shuffle().repeat()
+    dataset = dataset.batch(batch_size, drop_remainder=True, batch_fn=list)
+    dataset = dataset.random_map(_TextPairs(tokenizer, max_length, sentences))
     return iter(dataset.to_iter_dataset(_read_options()))
 
 
 def choose_sentences(
-    parts: Iterable[str], *, counts: tuple[int, int], rng: np.random.Generator
+    sentences: Sequence[str], *, counts: tuple[int, int], rng: np.random.Generator
 ) -> str:
-    """`counts` = (lo, hi): lo to hi random sentences of the parts, in random order, joined by
-    spaces; (0, 0): the parts as they are."""
+    """`counts` = (lo, hi): lo to hi random sentences in random order; (0, 0): all as they are."""
     if counts == (0, 0):
-        return " ".join(parts)
-    sentences = [sentence for part in parts for sentence in split_sentences(part)]
-    number = min(int(rng.integers(counts[0], counts[1], endpoint=True)), len(sentences))
+        return " ".join(sentences)
+    number = rng.integers(counts[0], counts[1], endpoint=True)
     return " ".join(sentences[i] for i in rng.permutation(len(sentences))[:number])
 
 
@@ -134,7 +133,8 @@ class _TrainExample(grain.transforms.RandomMap):
             text = report_text(findings, impressions, form=self.report)
         else:
             parts = given_parts(findings, impressions)
-            text = choose_sentences(parts, counts=self.sentences, rng=rng)
+            sentences = [sentence for part in parts for sentence in split_sentences(part)]
+            text = choose_sentences(sentences, counts=self.sentences, rng=rng)
         return {"image": record["volume"], **_tokens(self.tokenizer, text, self.max_length)}
 
 
@@ -158,20 +158,17 @@ class _EvalExample(grain.transforms.Map):
 
 
 @dataclasses.dataclass(frozen=True)
-class _TextPair(grain.transforms.RandomMap):
+class _TextPairs(grain.transforms.RandomMap):
     tokenizer: Tokenizer
     max_length: int
     sentences: tuple[int, int]
 
-    def random_map(self, pair: tuple[str, str], rng: np.random.Generator) -> Batch:
-        texts = [choose_sentences([part], counts=self.sentences, rng=rng) for part in pair]
-        ids, mask = self.tokenizer(texts, self.max_length)
-        return {
-            "findings_ids": ids[0],
-            "findings_mask": mask[0],
-            "impressions_ids": ids[1],
-            "impressions_mask": mask[1],
-        }
+    def random_map(self, pairs: list, rng: np.random.Generator) -> Batch:
+        batch = {}
+        for name, views in zip(("findings", "impressions"), zip(*pairs, strict=True), strict=True):
+            texts = [choose_sentences(view, counts=self.sentences, rng=rng) for view in views]
+            batch[f"{name}_ids"], batch[f"{name}_mask"] = self.tokenizer(texts, self.max_length)
+        return batch
 
 
 def _tokens(tokenizer: Tokenizer, text: str, max_length: int) -> Batch:

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from absl import flags
 
 from data_pipelines import shards
 from data_pipelines.errors import InputError
@@ -122,6 +123,17 @@ def test_resumed_equals_uninterrupted(start, consumed):
     assert_equal(take(resumed, 5), expected)
 
 
+def test_worker_processes_resume_too(start):
+    flags.FLAGS.mark_as_parsed()  # grain's workers take the flags of their parent
+    iterator = start(sentences=(1, 3), workers=1, batch_size=5)
+    first = take(iterator, 4)
+    assert sorted(numbers(first)) == sorted(list(range(10)) * 2)
+    state = iterator.get_state()
+    resumed = start(sentences=(1, 3), workers=1, batch_size=5)
+    resumed.set_state(state)
+    assert_equal(take(resumed, 3), take(iterator, 3))
+
+
 def test_processes_share_an_epoch(start):
     parts = [
         numbers(take(start(batch_size=5, process_index=index, process_count=2), 3))
@@ -147,12 +159,12 @@ def test_sentences_are_chosen_anew_each_epoch(start, tokenizer):
 
 def test_choose_sentences():
     rng = np.random.default_rng(0)
-    parts = ["One. Two.", "Three."]
-    assert choose_sentences(parts, counts=(0, 0), rng=rng) == "One. Two. Three."
-    chosen = [choose_sentences(parts, counts=(1, 2), rng=rng).split() for _ in range(100)]
+    sentences = ["One.", "Two.", "Three."]
+    assert choose_sentences(sentences, counts=(0, 0), rng=rng) == "One. Two. Three."
+    chosen = [choose_sentences(sentences, counts=(1, 2), rng=rng).split() for _ in range(100)]
     assert {len(words) for words in chosen} == {1, 2}
     assert {tuple(words) for words in chosen} >= {("Three.", "One."), ("One.", "Three.")}
-    everything = choose_sentences(parts, counts=(9, 9), rng=rng).split()
+    everything = choose_sentences(sentences, counts=(9, 9), rng=rng).split()
     assert sorted(everything) == ["One.", "Three.", "Two."]
     assert choose_sentences([], counts=(1, 2), rng=rng) == ""
 
