@@ -63,9 +63,10 @@ def main(argv: Sequence[str]) -> None:
     options = Options(geometry, clip=_CLIP.value, trust=_TRUST.value)
     pool = process_pool(_PROCESSES.value)
     try:
-        for split in _SPLITS.value:
-            entries = SOURCES[_SOURCE.value](_DATA.value, split)
-            prepare_split(entries, out=_OUT.value, split=split, options=options, pool=pool)
+        with shards.locked(_OUT.value):
+            for split in _SPLITS.value:
+                entries = SOURCES[_SOURCE.value](_DATA.value, split)
+                prepare_split(entries, out=_OUT.value, split=split, options=options, pool=pool)
     finally:
         pool.shutdown(cancel_futures=True)
     if _VOCAB.value:

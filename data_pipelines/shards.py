@@ -11,11 +11,13 @@ A shard is complete when its `.jsonl` is there: both files are written under ano
 by Blosc (zstd 5, bit shuffle), so that no buffer is large enough for the allocator to map anew.
 """
 
+import contextlib
 import csv
 import dataclasses
+import fcntl
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numcodecs
@@ -118,6 +120,21 @@ def write_shard(shard: Shard, outcomes: Iterable[Record | Skipped]) -> None:
     writer.close()
     os.replace(f"{shard.records}.writing", shard.records)
     os.replace(f"{shard.rows}.writing", shard.rows)
+
+
+@contextlib.contextmanager
+def locked(out: str | Path) -> Iterator[None]:
+    """Keeps other processes from writing shards to the same folder; ends with the process.
+
+    Raises InputError if one is writing there."""
+    directory = dataset_dir(out)
+    directory.mkdir(parents=True, exist_ok=True)
+    with open(directory / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{out}: another process is writing shards there") from None
+        yield
 
 
 def begin(out: str | Path, split: str, *, settings: dict) -> list[Shard]:

@@ -144,3 +144,11 @@ def test_verify_finds_damage(written, damage):
         path.write_text(json.dumps(row) + "\n")
     with pytest.raises(InputError, match="train record 2"):
         shards.verify(written, "train")
+
+
+def test_two_writers_do_not_meet(tmp_path):
+    second = shards.locked(tmp_path)
+    with shards.locked(tmp_path), pytest.raises(InputError, match="another process"):
+        second.__enter__()
+    with shards.locked(tmp_path):
+        pass
