@@ -38,6 +38,7 @@ _TRUST = flags.DEFINE_enum(
     "intercept and spacing of the tables, axes as stored.",
 )
 _PROCESSES = flags.DEFINE_integer("processes", os.cpu_count(), "Worker processes.", lower_bound=1)
+_VERIFY = flags.DEFINE_bool("verify", False, "Read every record back at the end.")
 _VOCAB = flags.DEFINE_integer(
     "sentencepiece_vocab",
     0,
@@ -69,6 +70,9 @@ def main(argv: Sequence[str]) -> None:
                 prepare_split(entries, out=_OUT.value, split=split, options=options, pool=pool)
     finally:
         pool.shutdown(cancel_futures=True)
+    if _VERIFY.value:
+        for split in _SPLITS.value:
+            say(f"{split}: {shards.verify(_OUT.value, split)} records are sound")
     if _VOCAB.value:
         rows = shards.read_reports(_OUT.value, "train")
         texts = (report_text(row["findings"], row["impressions"]) for row in rows)

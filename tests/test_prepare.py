@@ -51,9 +51,9 @@ def test_the_binary_prepares_both_splits_and_a_tokenizer(tmp_path):
     assert found == names
     assert shards.preparation(out, "valid")["spacing"] == [12.0, 7.5, 7.5]
     assert load_tokenizer(out / "tokenizer.model").vocab_size <= 200
-    second = run_binary(*arguments)
+    second = run_binary(*arguments, "--verify")
     assert second.returncode == 0 and "3/3" not in second.stderr
-    assert "prepared before" in second.stderr
+    assert "prepared before" in second.stderr and "valid: 2 records are sound" in second.stderr
 
 
 @pytest.mark.parametrize(
