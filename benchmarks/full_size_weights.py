@@ -4,6 +4,7 @@ python -m benchmarks.full_size_weights
 """
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from benchmarks import measure, random_weights
 from ctclip_jax.convert import to_export, to_torch
 from ctclip_jax.torch_weights import read_tensors
+from data_pipelines.errors import run_main
 
 
 def count_equal(first: Path, second: Path) -> dict[str, int]:
@@ -26,7 +28,7 @@ def count_equal(first: Path, second: Path) -> dict[str, int]:
     return {"tensors": len(one.keys() | two.keys()), "equal": len(equal)}
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         sources = [Path(scratch) / "source.safetensors", Path(scratch) / "source.pt"]
         numbers = measure.in_new_process(random_weights.write, sources).value
@@ -46,4 +48,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 
 RESULTS = Path(__file__).parent / "results"
+LOAD_BEFORE = os.getloadavg()[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,12 +48,15 @@ def _measure(function: Callable, arguments: tuple) -> Stage:
 
 
 def save(name: str, results: dict[str, Any]) -> None:
-    """Prints the results and keeps them, with date, machine and command, in results/NAME.json."""
+    """Prints the results and keeps them, with date, machine and command, in results/NAME.json.
+
+    `load_before` is how many processes wanted a core in the minute before; 0 makes fair seconds.
+    """
     machine = {
         "date": datetime.date.today().isoformat(),
         "device": jax.devices()[0].device_kind,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "load_before": round(os.getloadavg()[2], 1),
+        "load_before": round(LOAD_BEFORE, 1),
         "python": platform.python_version(),
         "jax": jax.__version__,
         "command": f"python -m benchmarks.{name} {' '.join(sys.argv[1:])}".strip(),

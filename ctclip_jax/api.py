@@ -22,6 +22,9 @@ from data_pipelines.tokenizers import Tokenizer, load_tokenizer
 
 TEXT_STEP = 16  # texts are cut to the longest one, rounded up to this, so that few shapes compile
 
+_encode_image = jax.jit(CTCLIP.encode_image, static_argnums=0)
+_encode_text = jax.jit(CTCLIP.encode_text, static_argnums=0)
+
 
 class Model:
     """A CT-CLIP on all local devices: numpy arrays in, numpy float32 arrays out.
@@ -59,9 +62,6 @@ class Model:
         mesh = make_mesh(MeshConfig(data=-1, fsdp=1), devices=jax.local_devices())
         self.variables = jax.device_put(variables, NamedSharding(mesh, P()))
         self._batch = NamedSharding(mesh, P("data"))
-        clip = CTCLIP(config)
-        self._encode_image = jax.jit(clip.encode_image)
-        self._encode_text = jax.jit(clip.encode_text)
 
     @property
     def temperature(self) -> float:
@@ -88,7 +88,7 @@ class Model:
             raise InputError(f"volumes: expected shape ({shape}), got {volumes.shape}")
         if volumes.dtype != np.int16 and not np.issubdtype(volumes.dtype, np.floating):
             raise InputError(f"volumes: expected floating or int16, got {volumes.dtype}")
-        return self._in_batches(self._encode_image, volumes, batch_size=batch_size)
+        return self._in_batches(_encode_image, volumes, batch_size=batch_size)
 
     def encode_text(
         self,
@@ -119,7 +119,7 @@ class Model:
         if length > sizes.max_positions:
             raise InputError(f"input_ids: {length} tokens, the model takes {sizes.max_positions}")
         return self._in_batches(
-            self._encode_text, input_ids[:, :length], mask[:, :length], batch_size=batch_size
+            _encode_text, input_ids[:, :length], mask[:, :length], batch_size=batch_size
         )
 
     def detect(
@@ -171,7 +171,9 @@ class Model:
         latents = []
         for start in range(0, rows, size):
             batch = [_pad(array[start : start + size], size) for array in arrays]
-            encoded = encode(self.variables, *jax.device_put(batch, self._batch))
+            encoded = encode(
+                CTCLIP(self.config), self.variables, *jax.device_put(batch, self._batch)
+            )
             latents.append(np.asarray(encoded))
         return np.concatenate(latents)[:rows]
 

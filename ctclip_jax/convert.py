@@ -30,6 +30,7 @@ from ctclip_jax.torch_weights import (
 from data_pipelines.errors import InputError, run_main
 from data_pipelines.tokenizers import load_tokenizer
 
+FLAGS = flags.FLAGS
 UNUSED = "unused.safetensors"
 PROVENANCE = "provenance.json"
 
@@ -96,8 +97,6 @@ def _square_or_pair(name: str) -> tuple[int, int] | None:
         raise InputError(f"--{name}={','.join(text)}: expected one number or height,width")
     return (int(text[0]), int(text[-1]))
 
-
-FLAGS = flags.FLAGS
 
 if __name__ == "__main__":
     flags.DEFINE_string("source", None, "A .safetensors or .pt file, or an export directory.")

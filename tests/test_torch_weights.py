@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pickle
+import sys
 
 import jax
 import ml_dtypes
@@ -308,3 +309,10 @@ def test_strict_load_state_dict_of_torch_accepts_the_export(state):
 
     tensors = {key.replace(".", "/"): torch.from_numpy(np.array(v)) for key, v in exported.items()}
     assert Holder().load_state_dict(tensors, strict=True)
+
+
+def test_torch_file_without_torch_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    (tmp_path / "tiny.pt").touch()
+    with pytest.raises(InputError, match=r"tiny.pt: .*pip install 'ctclip-jax\[torch\]'"):
+        read_tensors(tmp_path / "tiny.pt")

@@ -1,0 +1,15 @@
+"""All benchmarks, one after the other: `python -m benchmarks.run`, as `make bench` does."""
+
+from collections.abc import Sequence
+
+from benchmarks import full_size_detection, full_size_weights
+from data_pipelines.errors import run_main
+
+
+def main(argv: Sequence[str]) -> None:
+    for benchmark in (full_size_weights, full_size_detection):
+        benchmark.main(argv)
+
+
+if __name__ == "__main__":
+    run_main(main)
