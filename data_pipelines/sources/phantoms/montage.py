@@ -1,5 +1,6 @@
 """A picture with one slice per abnormality: `python -m data_pipelines.sources.phantoms.montage`."""
 
+import textwrap
 from pathlib import Path
 
 import matplotlib
@@ -31,20 +32,20 @@ def sign_slice(label: str, seed: int) -> Float[np.ndarray, "x y"]:
 
 def write_montage(path: str | Path, *, seed: int) -> None:
     """Writes a PNG of 2 rows of 9 slices, titled with their labels."""
-    figure, axes = plt.subplots(2, 9, figsize=(16, 3.9))
+    figure, axes = plt.subplots(2, 9, figsize=(16, 4.4))
     for axis, label in zip(axes.flat, LABELS, strict=True):
         plane = sign_slice(label, seed)
         axis.imshow(plane.T, cmap="gray", vmin=_WINDOW_HU[0], vmax=_WINDOW_HU[1])
-        axis.set_title(label.replace(" wall", "\nwall").replace("lar sept", "lar\nsept"), size=8)
+        axis.set_title(textwrap.fill(label, 20), size=9)
         axis.axis("off")
-    figure.tight_layout(pad=0.3)
+    figure.tight_layout(pad=0.3, h_pad=1)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=70)
+    figure.savefig(path, dpi=64)
     plt.close(figure)
 
 
 def main(_) -> None:
-    write_montage(_OUT.value, seed=0)
+    write_montage(_OUT.value, seed=2)
 
 
 if __name__ == "__main__":
