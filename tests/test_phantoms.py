@@ -11,7 +11,8 @@ from data_pipelines.reports import LABELS
 from data_pipelines.sources import ct_rate
 from data_pipelines.sources.phantoms import wording, write_tree
 from data_pipelines.sources.phantoms.abnormalities import PREVALENCE, SIGNS
-from data_pipelines.sources.phantoms.anatomy import draw_chest, random_anatomy, random_grid
+from data_pipelines.sources.phantoms.anatomy import random_anatomy, random_grid
+from data_pipelines.sources.phantoms.chest import draw_chest
 from data_pipelines.sources.phantoms.dataset import Task, draw, plan
 from data_pipelines.sources.phantoms.findings import Finding
 from data_pipelines.sources.phantoms.vocabulary import ABSENT, CONCLUDED, PRESENT, VOCABULARY

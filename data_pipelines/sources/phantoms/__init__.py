@@ -1,7 +1,7 @@
 """Synthetic chest CTs with reports: analytic anatomy, 18 abnormalities, CT-RATE's file layout.
 
-`write_tree` writes a data set; the rest of the package draws one chest (`anatomy`), adds the
-radiological sign of each abnormality (`abnormalities`) and puts it into words (`wording`).
+`write_tree` writes a data set. Inside, `anatomy` and `chest` draw a healthy chest, `abnormalities`
+adds the radiological sign of each label, and `wording` puts what was drawn into a report.
 """
 
 from data_pipelines.sources.phantoms.dataset import write_tree

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from data_pipelines.sources.phantoms import chest_signs, lung_signs
-from data_pipelines.sources.phantoms.anatomy import Chest
+from data_pipelines.sources.phantoms.chest import Chest
 from data_pipelines.sources.phantoms.findings import Finding
 
 Sign = Callable[[Chest, np.random.Generator], tuple[Chest, Finding]]

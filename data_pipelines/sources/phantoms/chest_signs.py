@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from data_pipelines.sources.phantoms.anatomy import HEART_TURN, Chest, draw_heart
+from data_pipelines.sources.phantoms.chest import HEART_TURN, Chest, draw_heart
 from data_pipelines.sources.phantoms.findings import Finding, choose_side, degree, signs_of
 from data_pipelines.sources.phantoms.geometry import Coverage, Point, below, ellipsoids, tubes
 
@@ -159,7 +159,7 @@ def hiatal_hernia(chest: Chest, rng: np.random.Generator) -> tuple[Chest, Findin
 
 
 def lymphadenopathy(chest: Chest, rng: np.random.Generator) -> tuple[Chest, Finding]:
-    """Conglomerates of enlarged nodes in the mediastinum, the hila or the axillae."""
+    """Conglomerates of enlarged nodes in the mediastinum and the hila."""
     anatomy = chest.anatomy
     depth = anatomy.half_depth
     stations: dict[str, tuple[Point, ...]] = {

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_pipelines.sources.phantoms.anatomy import LOBES, Chest
+from data_pipelines.sources.phantoms.chest import LOBES, Chest
 from data_pipelines.sources.phantoms.geometry import Point
 
 SIDES = ("right", "left")

@@ -85,13 +85,6 @@ def paint(hu: Coverage, coverage: Coverage, value: float | Coverage) -> Coverage
     return change
 
 
-def union(*coverages: Coverage) -> Coverage:
-    result = coverages[0]
-    for coverage in coverages[1:]:
-        result = np.maximum(result, coverage)
-    return result
-
-
 def ellipsoids(
     grid: Grid, centers: Sequence[Point], radii: Sequence[Point], *, turn: float = 0.0
 ) -> Coverage:
@@ -101,8 +94,8 @@ def ellipsoids(
     for center, axes in zip(centers, radii, strict=True):
         drawn = [max(axis, grid.blur / 2) for axis in axes]
         fill = np.float32(np.prod(axes) / np.prod(drawn))
-        wide = max(drawn[0], drawn[1]) if turn else None
-        reach = (wide or drawn[0], wide or drawn[1], drawn[2])
+        wide = max(drawn[:2])
+        reach = (wide, wide, drawn[2]) if turn else drawn
         box = grid.box(center, [extent + grid.blur for extent in reach])
         dx, dy = grid.x[box[0], box[1]] - center[0], grid.y[box[0], box[1]] - center[1]
         dz = grid.z[:, :, box[2]] - center[2]
@@ -124,14 +117,15 @@ def tubes(
     for line, (first, last) in zip(lines, radii, strict=True):
         steps = np.linspace(first, last, len(line))
         for start, end, r0, r1 in zip(line, line[1:], steps, steps[1:], strict=False):
-            _max_segment(total, grid, (start, end), (float(r0), float(r1)))
+            box, inside = _segment(grid, (start, end), (float(r0), float(r1)))
+            total[box] = np.maximum(total[box], inside)
     return total
 
 
-def _max_segment(
-    total: Coverage, grid: Grid, ends: tuple[Point, Point], radii: tuple[float, float]
-) -> None:
-    """Raises `total`, a volume under construction, to the coverage of one tapered segment."""
+def _segment(
+    grid: Grid, ends: tuple[Point, Point], radii: tuple[float, float]
+) -> tuple[tuple[slice, slice, slice], Coverage]:
+    """The coverage of one tapered segment, in the box around it."""
     drawn = [max(radius, grid.blur / 2) for radius in radii]
     start, end = np.asarray(ends[0], "f4"), np.asarray(ends[1], "f4")
     along = end - start
@@ -147,7 +141,7 @@ def _max_segment(
     distance = np.sqrt(np.maximum(squared, 0, out=squared), out=squared)
     distance -= np.float32(drawn[0]) + t * np.float32(drawn[1] - drawn[0])
     fill = np.float32(min(1.0, (radii[0] + radii[1]) ** 2 / (drawn[0] + drawn[1]) ** 2))
-    total[box] = np.maximum(total[box], fill * below(distance, grid.blur))
+    return box, fill * below(distance, grid.blur)
 
 
 def noise_field(grid: Grid, rng: np.random.Generator, *, cell: float) -> Coverage:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from data_pipelines.sources.phantoms.anatomy import LOBES, Chest
+from data_pipelines.sources.phantoms.chest import LOBES, Chest
 from data_pipelines.sources.phantoms.findings import (
     Finding,
     choose_lobes,

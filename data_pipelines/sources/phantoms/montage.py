@@ -14,7 +14,8 @@ from jaxtyping import Float
 from data_pipelines.errors import run_main
 from data_pipelines.reports import LABELS
 from data_pipelines.sources.phantoms.abnormalities import SIGNS
-from data_pipelines.sources.phantoms.anatomy import draw_chest, random_anatomy, random_grid
+from data_pipelines.sources.phantoms.anatomy import random_anatomy, random_grid
+from data_pipelines.sources.phantoms.chest import draw_chest
 
 _OUT = flags.DEFINE_string("montage_out", "docs/images/phantoms.png", "The PNG file to write.")
 _WINDOW_HU = (-1000, 300)

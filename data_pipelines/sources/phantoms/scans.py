@@ -6,7 +6,8 @@ import numpy as np
 from jaxtyping import Int16
 
 from data_pipelines.sources.phantoms.abnormalities import add_abnormalities, choose_abnormalities
-from data_pipelines.sources.phantoms.anatomy import Anatomy, Chest, draw_chest, random_grid
+from data_pipelines.sources.phantoms.anatomy import Anatomy, random_grid
+from data_pipelines.sources.phantoms.chest import Chest, draw_chest
 from data_pipelines.sources.phantoms.wording import Report, write_report
 
 AIR_HU, METAL_HU = -1024, 3071

@@ -165,7 +165,7 @@ VOCABULARY: dict[str, Vocabulary] = {
             "enlarged lymph nodes up to {size} mm are seen {where}.",
             "lymph nodes with a short axis of {size} mm {where}.",
             "nodal conglomerates {where}, the largest {size} mm.",
-            "mediastinal and hilar lymph nodes are increased in size.",
+            "lymph nodes of the chest are increased in size.",
             "{number} nodal stations are enlarged.",
         ),
         absent=(
