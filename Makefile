@@ -37,8 +37,7 @@ lint: $(VENV)/dev.done
 	$(RUN) -m ruff format --check .
 
 bench: $(VENV)/torch.done
-	$(RUN) -m benchmarks.full_size_weights
-	$(RUN) -m benchmarks.full_size_detection $(if $(SCAN),--scan=$(SCAN))
+	$(RUN) -m benchmarks.run
 
 # Each stage of the demo leaves a mark when it is done; an interrupted one is taken up again.
 demo: $(DEMO)/train/evaluation/report.html

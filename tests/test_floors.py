@@ -29,11 +29,14 @@ FLOORS = [  # top first; the rooms of one floor do not import each other
     "ctclip_jax.trees ctclip_jax.shapes",
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
-BINARIES = "main ctclip_jax.evaluate ctclip_jax.convert ctclip_jax.predict data_pipelines.prepare"
+BINARIES = (
+    "main ctclip_jax.evaluate ctclip_jax.convert ctclip_jax.predict data_pipelines.prepare "
+    "data_pipelines.sources.phantoms.__main__ data_pipelines.sources.phantoms.montage"
+)
 ONLY_IN = {
     "flax": "ctclip_jax.models",
     "torch": "ctclip_jax.torch_weights",
-    "absl.flags": f"{BINARIES} data_pipelines.sources.phantoms.__main__",
+    "absl.flags": BINARIES,
     "absl.app": "data_pipelines.errors",
     "jax": "main ctclip_jax",
     "ctclip_jax": "main ctclip_jax",
