@@ -4,12 +4,11 @@ import concurrent.futures
 import dataclasses
 import functools
 import hashlib
-import itertools
 import math
 import multiprocessing
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
@@ -73,6 +72,12 @@ def prepare_scan(entry: Entry, *, options: Options) -> Outcome:
     }
 
 
+def prepare_shard(shard: shards.Shard, entries: Sequence[Entry], *, options: Options) -> int:
+    """Writes the shard of these scans; returns their number."""
+    shards.write_shard(shard, (prepare_scan(entry, options=options) for entry in entries))
+    return len(entries)
+
+
 def prepare_split(
     entries: Sequence[Entry],
     *,
@@ -86,14 +91,14 @@ def prepare_split(
     Raises InputError if `out` holds another preparation of the split, or nothing was usable.
     """
     plan = shards.begin(out, split, settings=_settings(entries, options))
-    missing = [shard for shard in plan if not shard.complete]
+    parts = np.array_split(np.arange(len(entries)), len(plan))
+    missing = [
+        (shard, [entries[index] for index in part])
+        for shard, part in zip(plan, parts, strict=True)
+        if not shard.complete
+    ]
     if missing:
-        parts = np.array_split(np.arange(len(entries)), len(plan))
-        wanted = [[entries[i] for i in parts[shard.index]] for shard in missing]
-        outcomes = _prepare_all(itertools.chain(*wanted), options, pool)
-        outcomes = _progress(outcomes, sum(map(len, wanted)), split)
-        for shard, part in zip(missing, wanted, strict=True):
-            shards.write_shard(shard, itertools.islice(outcomes, len(part)))
+        _prepare_missing(missing, split=split, options=options, pool=pool)
     skipped = shards.read_skipped(out, split)
     if len(skipped) == len(entries):
         shards.discard(out, split)
@@ -104,6 +109,29 @@ def prepare_split(
         f"{split}: {len(entries) - len(skipped)} volumes in {len(plan)} shards, {len(skipped)} "
         f"scans skipped{'' if missing else '; all of it was prepared before'}"
     )
+
+
+def _prepare_missing(
+    missing: Sequence[tuple[shards.Shard, list[Entry]]],
+    *,
+    split: str,
+    options: Options,
+    pool: concurrent.futures.Executor,
+) -> None:
+    total = sum(len(entries) for _, entries in missing)
+    done, start = 0, time.monotonic()
+    try:
+        prepare = functools.partial(prepare_shard, options=options)
+        for count in pool.map(prepare, *zip(*missing, strict=True)):
+            done += count
+            rate = done / (time.monotonic() - start)
+            left = (total - done) / rate
+            say(f"{split}: {done}/{total} scans, {rate:.1f} scans/s, {left:.0f} s left")
+    except BrokenProcessPool:
+        raise InputError(
+            "a worker process died, perhaps for lack of memory; finished shards are kept: run "
+            "again with fewer --processes"
+        ) from None
 
 
 def _settings(entries: Sequence[Entry], options: Options) -> dict:
@@ -121,36 +149,12 @@ def _settings(entries: Sequence[Entry], options: Options) -> dict:
     }
 
 
-def _prepare_all(
-    entries: Iterable[Entry], options: Options, pool: concurrent.futures.Executor
-) -> Iterator[Outcome]:
-    """`prepare_scan` of every entry, in order."""
-    try:
-        yield from pool.map(functools.partial(prepare_scan, options=options), entries)
-    except BrokenProcessPool:
-        raise InputError(
-            "a worker process died, perhaps for lack of memory; finished shards are kept: run "
-            "again with fewer --processes"
-        ) from None
-
-
 def process_pool(processes: int) -> concurrent.futures.Executor:
     """Worker processes for `prepare_split`."""
     # Forked from a clean server: no imports per worker, no threads of this process in them.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__spec__.name])
+    context.set_forkserver_preload([__name__])
     return concurrent.futures.ProcessPoolExecutor(processes, mp_context=context)
-
-
-def _progress(outcomes: Iterable[Outcome], total: int, split: str) -> Iterator[Outcome]:
-    start = shown = time.monotonic()
-    for done, outcome in enumerate(outcomes, start=1):
-        now = time.monotonic()
-        if now - shown > 2 or done == total:
-            shown, rate = now, done / (now - start)
-            left = (total - done) / rate
-            say(f"{split}: {done}/{total} scans, {rate:.1f} scans/s, {left:.0f} s left")
-        yield outcome
 
 
 def say(line: str) -> None:

@@ -33,7 +33,6 @@ Record = dict[str, str | np.ndarray]
 
 _NAME, _VERSION = "ct_rate", "1.0.0"
 _SLAB_BYTES = 4 << 20
-numcodecs.blosc.use_threads = False  # processes and loader threads of our own share the cores
 _CODEC = numcodecs.Blosc("zstd", clevel=5, shuffle=numcodecs.Blosc.BITSHUFFLE)
 _TEXTS = ("volume_name", "patient", "scan", "findings", "impressions", "values", "axes", "grid")
 _FEATURES = tfds.features.FeaturesDict(
@@ -45,9 +44,9 @@ _FEATURES = tfds.features.FeaturesDict(
         **{name: tfds.features.Text() for name in _TEXTS},
     }
 )
-
-
 _COLUMNS = tuple(name for name in _FEATURES if name != "volume")
+
+numcodecs.blosc.use_threads = False  # processes and loader threads of our own share the cores
 
 
 def dataset_dir(shards: str | Path) -> Path:
