@@ -7,6 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from data_pipelines.errors import InputError
 from data_pipelines.reports import LABELS
 from data_pipelines.sources import ct_rate
 from data_pipelines.sources.phantoms import wording, write_tree
@@ -50,6 +51,12 @@ def tree(tmp_path_factory):
 def test_the_same_seed_gives_the_same_bytes_with_any_number_of_processes(tree, tmp_path):
     write_tree(tmp_path, train_scans=12, valid_scans=3, seed=5, processes=2)
     assert files_of(tmp_path) == files_of(tree)
+
+
+def test_a_file_in_place_of_the_folder_is_an_input_error(tmp_path):
+    (tmp_path / "out").write_text("")
+    with pytest.raises(InputError, match="out: a file"):
+        write_tree(tmp_path / "out", train_scans=1, valid_scans=1, seed=0, processes=1)
 
 
 def test_another_seed_gives_other_scans():

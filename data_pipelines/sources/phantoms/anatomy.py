@@ -103,7 +103,7 @@ def random_anatomy(rng: np.random.Generator) -> Anatomy:
         heart_scale=rng.uniform(0.86, 1.06),
         heart_shift=rng.uniform(-8, 8),
         aorta=rng.uniform(12, 16.5),
-        contrast=0.0 if rng.random() < 0.65 else rng.uniform(60, 190),
+        contrast=0.0 if rng.random() < 0.72 else rng.uniform(60, 170),
         lung_hu=rng.uniform(-885, -815),
         rib_phase=rng.random(),
         curve=rng.uniform(-1, 1),

@@ -137,7 +137,7 @@ def _on_heart(chest: Chest, direction: Point) -> Point:
 def hiatal_hernia(chest: Chest, rng: np.random.Generator) -> tuple[Chest, Finding]:
     """Stomach behind the heart, above the diaphragm, often with gas over fluid."""
     severity = rng.random()
-    radius = 19 + 18 * severity
+    radius = 24 + 18 * severity
     anatomy = chest.anatomy
     center = (
         rng.uniform(-6, 12),
@@ -146,7 +146,7 @@ def hiatal_hernia(chest: Chest, rng: np.random.Generator) -> tuple[Chest, Findin
     )
     sac = ellipsoids(chest.grid, [center], [(radius * 1.15, radius, radius * 1.1)])
     herniated = chest.displaced(sac, 40)
-    kind = str(rng.choice(["gas", "fluid", "fat"], p=[0.5, 0.3, 0.2]))
+    kind = str(rng.choice(["gas", "fluid", "fat"], p=[0.6, 0.2, 0.2]))
     value = {"gas": -900, "fluid": 12, "fat": -90}[kind]
     lift = -0.25 * radius if kind == "gas" else 0.0
     content = ellipsoids(
@@ -171,14 +171,14 @@ def lymphadenopathy(chest: Chest, rng: np.random.Generator) -> tuple[Chest, Find
     }
     severity = rng.random()
     names = list(stations)
-    count = 1 + int(severity * 2.99)
+    count = 1 + int(rng.random() < 0.7) + int(severity * 1.99)
     chosen = [names[i] for i in sorted(rng.choice(len(names), count, replace=False))]
     centers, radii = [], []
     for station in chosen:
         for place in stations[station]:
             for _ in range(int(rng.integers(2, 5))):
                 centers.append(tuple((np.asarray(place) + rng.normal(0, 9, 3)).tolist()))
-                size = rng.uniform(8, 13) + 5 * severity
+                size = rng.uniform(9, 14) + 5 * severity
                 radii.append((size, size * rng.uniform(0.75, 1), size * rng.uniform(0.9, 1.3)))
     largest = round(2 * min(max(axes[1] for axes in radii), 40))
     nodes = ellipsoids(chest.grid, centers, radii)

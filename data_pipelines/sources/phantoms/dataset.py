@@ -11,6 +11,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from data_pipelines.errors import InputError
 from data_pipelines.reports import LABELS
 from data_pipelines.sources.phantoms.anatomy import random_anatomy
 from data_pipelines.sources.phantoms.scans import PhantomScan, Reconstruction, make_scan
@@ -59,8 +60,11 @@ def write_tree(
 ) -> int:
     """Writes OUT/dataset/...; returns the number of volumes.
 
-    The files depend on the seed and the number of scans, not on the number of processes.
+    The files depend on the seed and the number of scans, not on the number of processes. Raises
+    InputError if `out` is a file.
     """
+    if Path(out).is_file():
+        raise InputError(f"{out}: a file, where a folder is to be written")
     root = Path(out) / "dataset"
     volumes = 0
     for split, scans in zip(SPLITS, (train_scans, valid_scans), strict=True):

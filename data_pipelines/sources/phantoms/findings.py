@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Bool
 
 from data_pipelines.sources.phantoms.chest import LOBES, Chest
 from data_pipelines.sources.phantoms.geometry import Point
@@ -65,10 +66,21 @@ def signs_of(side: str) -> tuple[int, ...]:
 
 
 def point_in_lobe(chest: Chest, lobe: int, rng: np.random.Generator) -> Point:
-    """A random body point (mm) of a lobe."""
-    inside = np.flatnonzero(chest.lobes.ravel() == lobe + 1)
+    """A random body point (mm) of a lobe, or of the lungs if the lobe has no voxel left."""
+    return _random_point(chest, chest.lobes == lobe + 1, rng)
+
+
+def point_near_pleura(chest: Chest, lobe: int, rng: np.random.Generator) -> Point:
+    """Like `point_in_lobe`, within 30 mm of the chest wall."""
+    return _random_point(chest, (chest.lobes == lobe + 1) & (chest.wall_distance > -30), rng)
+
+
+def _random_point(
+    chest: Chest, region: Bool[np.ndarray, "x y z"], rng: np.random.Generator
+) -> Point:
+    inside = np.flatnonzero(region)
     if not inside.size:
-        inside = np.flatnonzero(chest.lobes.ravel())
+        inside = np.flatnonzero(chest.lobes)
     i, j, k = np.unravel_index(inside[rng.integers(inside.size)], chest.grid.shape)
     grid = chest.grid
     return float(grid.x[i, j, 0]), float(grid.y[i, j, 0]), float(grid.z[0, 0, k])

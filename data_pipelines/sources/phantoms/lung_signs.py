@@ -16,6 +16,7 @@ from data_pipelines.sources.phantoms.findings import (
     degree,
     lobes_phrase,
     point_in_lobe,
+    point_near_pleura,
     signs_of,
 )
 from data_pipelines.sources.phantoms.geometry import (
@@ -55,16 +56,17 @@ def mosaic_attenuation(chest: Chest, rng: np.random.Generator) -> tuple[Chest, F
 
 
 def lung_opacity(chest: Chest, rng: np.random.Generator) -> tuple[Chest, Finding]:
-    """Ground-glass patches: hazy lung through which the vessels still show."""
+    """Ground-glass patches, most often near the pleura of the lower lobes; vessels still show."""
     severity = rng.random()
-    lobes = choose_lobes(rng, 1 + int(3.99 * severity))
-    centers = [point_in_lobe(chest, lobe, rng) for lobe in lobes]
-    sizes = [rng.uniform(24, 38) + 14 * severity for _ in lobes]
+    lobes = choose_lobes(rng, 5, weights=(1, 0.7, 2, 1, 2))
+    places = [lobe for lobe in lobes for _ in range(1 + int(1.99 * severity))]
+    centers = [point_near_pleura(chest, lobe, rng) for lobe in places]
+    sizes = [rng.uniform(26, 38) + 12 * severity for _ in places]
     radii = [(size, size * rng.uniform(0.7, 1), size * rng.uniform(0.7, 1.1)) for size in sizes]
     haze = ellipsoids(chest.grid, centers, radii) * chest.lungs
-    haze = haze * np.clip(0.75 + 0.3 * noise_field(chest.grid, rng, cell=16), 0, 1)
-    return chest.thickened(haze, rng.uniform(-560, -330)), Finding(
-        where=lobes_phrase(lobes), degree=degree(severity), number=len(lobes)
+    haze = haze * np.clip(0.8 + 0.25 * noise_field(chest.grid, rng, cell=16), 0, 1)
+    return chest.thickened(haze, rng.uniform(-520, -300)), Finding(
+        where=lobes_phrase(lobes), degree=degree(severity), number=len(places)
     )
 
 
@@ -135,17 +137,17 @@ def peribronchial_thickening(chest: Chest, rng: np.random.Generator) -> tuple[Ch
 def bronchiectasis(chest: Chest, rng: np.random.Generator) -> tuple[Chest, Finding]:
     """Wide airways with thick walls that do not taper."""
     severity = rng.random()
-    lobes = choose_lobes(rng, 1 + int(2.99 * severity), weights=(0.5, 1, 1.2, 0.5, 1.2))
+    lobes = choose_lobes(rng, 2 + int(1.99 * severity), weights=(0.3, 0.8, 2, 0.3, 2))
     lines, radii = [], []
     for lobe in lobes:
         middle = np.asarray(point_in_lobe(chest, lobe, rng))
         aim = middle - _hilum(chest, lobe)
         aim /= np.linalg.norm(aim)
-        for _ in range(int(rng.integers(4, 8))):
+        for _ in range(int(rng.integers(5, 10))):
             start = middle + rng.normal(0, 15, 3)
             end = start + (aim + rng.normal(0, 0.35, 3)) * rng.uniform(18, 34)
             lines.append((tuple(start.tolist()), tuple(end.tolist())))
-            radii.append(rng.uniform(4.5, 6.5) + 2 * severity)
+            radii.append(rng.uniform(5, 7) + 2.5 * severity)
     walls = tubes(chest.grid, lines, [(radius + 4, radius + 4) for radius in radii])
     lumens = tubes(chest.grid, lines, [(radius, radius) for radius in radii])
     thick = chest.thickened(walls * chest.lungs, -80)
@@ -161,12 +163,12 @@ def _hilum(chest: Chest, lobe: int) -> np.ndarray:
 
 
 def lung_nodule(chest: Chest, rng: np.random.Generator) -> tuple[Chest, Finding]:
-    """One to six solid balls of 7 to 32 mm."""
-    count = 1 if rng.random() < 0.4 else int(rng.integers(2, 7))
+    """One to eight solid balls of 8 to 34 mm."""
+    count = 1 if rng.random() < 0.25 else int(rng.integers(2, 9))
     lobes = choose_lobes(rng, min(count, 4))
     places = [lobes[i % len(lobes)] for i in range(count)]
     centers = [point_in_lobe(chest, lobe, rng) for lobe in places]
-    sizes = sorted(float(np.exp(rng.uniform(np.log(3.5), np.log(16)))) for _ in centers)[::-1]
+    sizes = sorted(float(np.exp(rng.uniform(np.log(4), np.log(17)))) for _ in centers)[::-1]
     radii = [(size, size * rng.uniform(0.85, 1.15), size) for size in sizes]
     calcified = rng.random() < 0.12
     balls = ellipsoids(chest.grid, centers, radii) * np.clip(3 * chest.lungs, 0, 1)
@@ -218,9 +220,9 @@ def _band_atelectasis(
 def consolidation(chest: Chest, rng: np.random.Generator) -> tuple[Chest, Finding]:
     """Airless lung of one or two lobes, with bronchi that still hold air."""
     severity = rng.random()
-    lobes = choose_lobes(rng, 1 + int(1.6 * severity))
+    lobes = choose_lobes(rng, 1 + int(1.9 * severity), weights=(0.6, 0.6, 2, 0.6, 2))
     centers = [point_in_lobe(chest, lobe, rng) for lobe in lobes]
-    sizes = [rng.uniform(18, 26) + 16 * severity for _ in lobes]
+    sizes = [rng.uniform(28, 38) + 16 * severity for _ in lobes]
     radii = [(size, size * rng.uniform(0.8, 1), size * rng.uniform(0.8, 1.2)) for size in sizes]
     filled = ellipsoids(chest.grid, centers, radii) * chest.lungs
     filled = filled * np.isin(chest.lobes, [lobe + 1 for lobe in lobes])
@@ -228,7 +230,7 @@ def consolidation(chest: Chest, rng: np.random.Generator) -> tuple[Chest, Findin
     dense = chest.thickened(filled, rng.uniform(15, 60))
     bronchi = _bronchograms(chest, centers, sizes, rng) * filled
     return dense.painted(bronchi, -900), Finding(
-        where=lobes_phrase(lobes), degree=degree(severity), size=round(2 * sizes[0])
+        where=lobes_phrase(lobes), degree=degree(severity), size=round(1.5 * sizes[0])
     )
 
 
