@@ -8,7 +8,7 @@ The same command again continues from the newest checkpoint in WORKDIR.
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import flags
+from absl import flags, logging
 from ml_collections import config_flags
 
 from ctclip_jax.config import TrainConfig, from_dict
@@ -25,6 +25,8 @@ flags.mark_flags_as_required(["config", "workdir"])
 def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise InputError(f"unexpected argument {argv[1]!r}")
+    # orbax and tensorflow-datasets tell everything they do; the progress would drown in it.
+    logging.set_verbosity(logging.WARNING)
     train(from_dict(TrainConfig, _CONFIG.value.to_dict()), Path(_WORKDIR.value))
 
 

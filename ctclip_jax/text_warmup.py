@@ -19,7 +19,7 @@ from ctclip_jax.metric_writer import MetricWriter, Progress
 from ctclip_jax.models.ct_clip import CTCLIP
 from ctclip_jax.optim import OptimConfig, make_optimizer
 from ctclip_jax.shapes import Array, Key, Variables
-from ctclip_jax.sharding import put_batch
+from ctclip_jax.sharding import put_batch, state_shardings
 
 INITIAL_LOG_SCALE = 2.5
 TRAINED = ("text", "text_projection")
@@ -45,8 +45,10 @@ def warm_up(
     """
     trained = {name: variables["params"][name] for name in TRAINED}
     trained["log_scale"] = jnp.array(INITIAL_LOG_SCALE)
+    trained = jax.device_put(trained, state_shardings(trained, mesh))
     optimizer = make_optimizer(_optim_config(config), config.steps)
-    opt = optimizer.init(trained)
+    opt_shardings = state_shardings(jax.eval_shape(optimizer.init, trained), mesh)
+    opt = jax.jit(optimizer.init, out_shardings=opt_shardings)(trained)
     train_step = make_step(model, optimizer, key)
     progress = Progress(
         "text warm-up", steps=config.steps, batch_size=config.batch_size, unit="reports"

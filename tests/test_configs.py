@@ -1,0 +1,52 @@
+"""Every experiment: complete, and with :smoke it trains on shards of noise."""
+
+import dataclasses
+import runpy
+from pathlib import Path
+
+import pytest
+
+from ctclip_jax.config import TrainConfig, from_dict
+from ctclip_jax.models.ct_clip import CTCLIPConfig
+from ctclip_jax.train import train
+from tests.tiny_run import write_tiny_shards
+
+FILES = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+
+
+def experiment(file: Path, variant: str, **changes) -> TrainConfig:
+    config = runpy.run_path(str(file))["get_config"](variant)
+    config.update_from_flattened_dict(changes)
+    return from_dict(TrainConfig, config.to_dict())
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> Path:
+    return write_tiny_shards(tmp_path_factory.mktemp("shards"), shape=(24, 48, 48))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_smoke_trains(file, shards, tmp_path):
+    changes = {"data.shards": str(shards), "data.tokenizer": "", "steps": 1}
+    train(experiment(file, "smoke", **changes), tmp_path)
+    assert (tmp_path / "export" / "config.json").exists()
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_full_experiment_is_complete_and_has_a_model(file):
+    config = experiment(file, "")
+    assert config.steps > 1000
+
+
+def test_ct_clip_is_the_published_model():
+    (file,) = (file for file in FILES if file.stem == "ct_clip")
+    model = experiment(file, "").model
+    published = CTCLIPConfig()
+    dropout = dataclasses.replace(published.text, dropout=model.text.dropout)
+    assert model == dataclasses.replace(published, text=dropout)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_an_unknown_variant_is_named(file):
+    with pytest.raises(ValueError, match="the only variant is 'smoke'"):
+        experiment(file, "smok")

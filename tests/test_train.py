@@ -1,0 +1,265 @@
+"""The train step and the loop: resumed equals uninterrupted, sharded equals unsharded."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ctclip_jax import train
+from ctclip_jax.checkpoints import load_export
+from ctclip_jax.losses import softmax_loss
+from ctclip_jax.optim import make_optimizer
+from ctclip_jax.sharding import make_mesh, put_batch
+from data_pipelines.errors import InputError
+from tests.tiny_run import tiny_config, write_tiny_shards
+
+ROOT = Path(__file__).parents[1]
+CONFIG, STEPS, EVERY = "configs/phantoms.py", 40, 10
+
+
+@dataclasses.dataclass(frozen=True)
+class FakeCLIP:
+    """Two linear towers with the interface of CTCLIP; the codebook counts the calls."""
+
+    def __call__(self, variables, batch, *, train, key, quantize):
+        params = variables["params"]
+        noise = 0.1 * jax.random.normal(key, (1, 3))
+        outputs = {
+            "image": batch["image"][:, 0, 0] @ params["image_projection"]["kernel"] * quantize
+            + noise,
+            "text": batch["input_ids"] @ params["text"]["kernel"],
+            "temperature": jnp.exp(params["temperature"]),
+        }
+        return outputs, {"embed": variables["codebook"]["embed"] + 1.0}
+
+    def abstract_variables(self):
+        return jax.eval_shape(fake_variables)
+
+
+def fake_variables() -> dict:
+    params = {
+        "image_projection": {"kernel": jnp.linspace(-1.0, 1.0, 18).reshape(6, 3)},
+        "text": {"kernel": jnp.eye(4, 3)},
+        "temperature": jnp.float32(0.0),
+    }
+    return {"params": params, "codebook": {"embed": jnp.zeros(2)}}
+
+
+def fake_run(devices: int = 8, **changes) -> train.Run:
+    config = tiny_config(Path("shards"), **changes)
+    size = dataclasses.replace(config.model.image, frames=1, image_size=(1, 6))
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, image=size))
+    return train.Run(
+        config=config,
+        workdir=Path("workdir"),
+        mesh=make_mesh(config.mesh, devices=jax.devices()[:devices]),
+        model=FakeCLIP(),
+        loss_fn=softmax_loss,
+        optimizer=make_optimizer(config.optim, config.steps),
+        tokenizer=None,
+    )
+
+
+def fake_batch(width: int = 6) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {
+        "image": rng.normal(size=(8, 1, 1, width)).astype(np.float32),
+        "input_ids": rng.normal(size=(8, 4)).astype(np.float32),
+    }
+
+
+def steps(run: train.Run, count: int = 1):
+    """(state, metrics, gradient norms) after `count` steps."""
+    state, train_step = train.new_state(fake_variables(), run), train.make_train_step(run)
+    for _ in range(count):
+        state, metrics, norms = train_step(state, put_batch(fake_batch(), run.mesh))
+    return state, metrics, norms
+
+
+def moved(after: dict, before: dict) -> bool:
+    return not jax.tree.all(jax.tree.map(np.array_equal, after, before))
+
+
+def losses(workdir: Path) -> list[tuple[int, float]]:
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [(line["step"], line["loss"]) for line in map(json.loads, lines)]
+
+
+def test_a_step_moves_parameters_codebook_and_count():
+    state, metrics, norms = steps(fake_run(), 2)
+    assert int(state["step"]) == 2
+    np.testing.assert_array_equal(state["codebook"]["embed"], [2.0, 2.0])
+    assert jax.tree.all(jax.tree.map(moved, state["params"], fake_variables()["params"]))
+    assert set(norms) == {"image_projection/kernel", "text/kernel", "temperature"}
+    assert {"loss", "gradient_norm", "learning_rate", "temperature"} <= set(metrics)
+
+
+def test_a_frozen_image_tower_is_frozen_with_its_codebook():
+    state, metrics, norms = steps(fake_run(**{"optim.rules": (("^image", 0.0),)}))
+    before = fake_variables()
+    assert not moved(state["params"]["image_projection"], before["params"]["image_projection"])
+    assert not moved(state["codebook"], before["codebook"])
+    assert moved(state["params"]["text"], before["params"]["text"])
+    assert "image_projection/kernel" not in norms
+    squares = sum(float(norm) ** 2 for norm in norms.values())
+    assert float(metrics["gradient_norm"]) == pytest.approx(squares**0.5, rel=1e-5)
+
+
+def test_sharded_equals_unsharded():
+    sharded, metrics, _ = steps(fake_run(**{"mesh.fsdp": 2}), 3)
+    alone, expected, _ = steps(fake_run(devices=1), 3)
+    assert float(metrics["loss"]) == pytest.approx(float(expected["loss"]), abs=1e-6)
+    kernel = sharded["params"]["image_projection"]["kernel"]
+    assert kernel.addressable_shards[0].data.shape == (3, 3)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
+        jax.device_get(sharded["params"]),
+        jax.device_get(alone["params"]),
+    )
+
+
+def test_the_quantizer_ramps_up():
+    weights = [float(train.quantizer_weight((10, 20), step)) for step in (0, 10, 15, 20, 99)]
+    assert weights == [0.0, 0.0, 0.5, 1.0, 1.0]
+    assert float(train.quantizer_weight((0, 0), 0)) == 1.0
+
+
+def test_volumes_of_another_shape_are_refused():
+    run = fake_run()
+    message = r"shards: volumes of \(1, 1, 7\) .* config.model.image wants \(1, 1, 6\)"
+    with pytest.raises(InputError, match=message):
+        jax.eval_shape(train.make_train_step(run), train.abstract_state(run), fake_batch(7))
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> Path:
+    return write_tiny_shards(tmp_path_factory.mktemp("shards"), shape=(24, 48, 48))
+
+
+@pytest.fixture(scope="module")
+def start_main(shards, tmp_path_factory):
+    """Starts main.py on one device; what a process has compiled the next ones need not."""
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    }
+
+    def start(workdir: Path, *arguments: str) -> subprocess.Popen:
+        command = [sys.executable, "main.py", f"--workdir={workdir}", f"--config={CONFIG}:smoke"]
+        options = [f"--config.data.shards={shards}", f"--config.steps={STEPS}"]
+        options += [f"--config.checkpoint.every={EVERY}", *arguments]
+        return subprocess.Popen(
+            command + options, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+        )
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def finished(start_main, tmp_path_factory) -> Path:
+    """The workdir of an uninterrupted run."""
+    workdir = tmp_path_factory.mktemp("finished")
+    with start_main(workdir) as process:
+        _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    return workdir
+
+
+def test_a_run_leaves_metrics_config_and_a_model_that_opens(finished, shards):
+    assert [step for step, _ in losses(finished)] == list(range(1, STEPS + 1))
+    assert json.loads((finished / "config.json").read_text())["data"]["shards"] == str(shards)
+    variables, config = load_export(finished / "export")
+    assert config["max_length"] == 64 and config["tokenizer"] == "tokenizer.model"
+    assert variables["params"]["temperature"].shape == ()
+    assert (finished / "text_warmup" / "metrics.jsonl").exists()
+
+
+def test_killed_and_resumed_equals_uninterrupted(finished, start_main, tmp_path):
+    metrics, saved = tmp_path / "metrics.jsonl", tmp_path / "checkpoints" / str(EVERY)
+    with start_main(tmp_path) as process:
+        while process.poll() is None:
+            if saved.exists() and len(metrics.read_text().splitlines()) > EVERY:
+                process.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.002)
+    assert process.returncode == -signal.SIGKILL, "the run ended before it could be killed"
+    with start_main(tmp_path) as process:
+        _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert losses(tmp_path) == losses(finished)
+
+
+def test_a_checkpoint_of_another_shape_is_one_line(finished, start_main):
+    with start_main(finished, "--config.model.dim_latent=32") as process:
+        _, errors = process.communicate()
+    assert process.returncode == 2
+    assert errors.splitlines()[-1].startswith(f"error: {finished}/checkpoints/{STEPS}: ")
+    assert "image_projection/kernel is (1152, 64) in the checkpoint and (1152, 32)" in errors
+
+
+def test_five_steps_on_three_devices_are_those_of_the_original(tiny, golden):
+    model, variables, batch = tiny
+    optim = dataclasses.replace(
+        tiny_config(Path("shards")).optim,
+        learning_rate=2e-4,
+        schedule="constant",
+        warmup_steps=0,
+        weight_decay=0.0,
+        rules=(),
+    )
+    config = dataclasses.replace(tiny_config(Path("shards")), model=model.config, optim=optim)
+    run = dataclasses.replace(
+        fake_run(devices=3),
+        config=config,
+        model=model,
+        optimizer=make_optimizer(optim, 5),
+    )
+    state, train_step = train.new_state(variables, run), train.make_train_step(run)
+    for loss, norm in zip(
+        golden["steps/losses"], golden["steps/grad_norms_before_clip"], strict=True
+    ):
+        state, metrics, _ = train_step(state, put_batch(batch, run.mesh))
+        assert float(metrics["loss"]) == pytest.approx(float(loss), abs=2e-6)
+        assert float(metrics["gradient_norm"]) == pytest.approx(float(norm), rel=1e-4)
+    codes = golden["steps/after5/visual_transformer.vq._codebook.embed"][0]
+    np.testing.assert_allclose(state["codebook"]["embed"], codes, atol=2e-5)
+
+
+def test_training_starts_from_given_weights(finished, shards):
+    config = tiny_config(shards, **{"init_from": str(finished / "export"), "text_warmup.steps": 0})
+    run = train.build(config, finished)
+    variables = train.initial_variables(run)
+    exported, _ = load_export(finished / "export")
+    assert not moved(variables, exported)
+    assert variables["params"]["temperature"].sharding.mesh == run.mesh
+
+
+def test_given_weights_of_another_shape_are_refused(finished, shards):
+    config = tiny_config(shards, **{"init_from": str(finished / "export"), "model.dim_latent": 32})
+    with pytest.raises(InputError, match="image_projection/kernel is .* in the checkpoint"):
+        train.initial_variables(train.build(config, finished))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss": "soft"}, "config.loss: 'soft' is none of softmax, decoupled, sigmoid"),
+        ({"data.max_length": 65}, "config.data.max_length: 65 tokens, the text tower has 64"),
+        ({"model.text.vocab_size": 50}, r"tokenizer.model: \d+ tokens, .*vocab_size is 50"),
+        ({"data.shards": "absent"}, "absent"),
+    ],
+)
+def test_what_does_not_fit_is_named(changes, message, shards, tmp_path):
+    with pytest.raises(InputError, match=message):
+        train.train(tiny_config(shards, **changes), tmp_path)
