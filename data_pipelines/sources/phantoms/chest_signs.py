@@ -89,7 +89,7 @@ def arterial_wall_calcification(chest: Chest, rng: np.random.Generator) -> tuple
 def cardiomegaly(chest: Chest, rng: np.random.Generator) -> tuple[Chest, Finding]:
     """A heart wider than half of the chest."""
     severity = rng.random()
-    anatomy = replace(chest.anatomy, heart_scale=1.2 + 0.28 * severity)
+    anatomy = replace(chest.anatomy, heart_scale=1.14 + 0.26 * severity)
     outline = [tuple(radius + 4 for radius in anatomy.heart_radii)]
     lungs = 1 - ellipsoids(chest.grid, [anatomy.heart], outline, turn=HEART_TURN)
     hu = draw_heart(chest.hu, chest.grid, anatomy)
@@ -100,7 +100,7 @@ def cardiomegaly(chest: Chest, rng: np.random.Generator) -> tuple[Chest, Finding
 def pericardial_effusion(chest: Chest, rng: np.random.Generator) -> tuple[Chest, Finding]:
     """A ring of fluid around the epicardial fat."""
     severity = rng.random()
-    thickness = 8 + 14 * severity
+    thickness = 7 + 9 * severity
     anatomy = chest.anatomy
     outline = [tuple(radius + 4 + thickness for radius in anatomy.heart_radii)]
     sac = ellipsoids(chest.grid, [anatomy.heart], outline, turn=HEART_TURN)
@@ -137,7 +137,7 @@ def _on_heart(chest: Chest, direction: Point) -> Point:
 def hiatal_hernia(chest: Chest, rng: np.random.Generator) -> tuple[Chest, Finding]:
     """Stomach behind the heart, above the diaphragm, often with gas over fluid."""
     severity = rng.random()
-    radius = 24 + 18 * severity
+    radius = 26 + 16 * severity
     anatomy = chest.anatomy
     center = (
         rng.uniform(-6, 12),
@@ -146,7 +146,7 @@ def hiatal_hernia(chest: Chest, rng: np.random.Generator) -> tuple[Chest, Findin
     )
     sac = ellipsoids(chest.grid, [center], [(radius * 1.15, radius, radius * 1.1)])
     herniated = chest.displaced(sac, 40)
-    kind = str(rng.choice(["gas", "fluid", "fat"], p=[0.6, 0.2, 0.2]))
+    kind = str(rng.choice(["gas", "fluid", "fat"], p=[0.7, 0.15, 0.15]))
     value = {"gas": -900, "fluid": 12, "fat": -90}[kind]
     lift = -0.25 * radius if kind == "gas" else 0.0
     content = ellipsoids(
@@ -172,13 +172,14 @@ def lymphadenopathy(chest: Chest, rng: np.random.Generator) -> tuple[Chest, Find
     severity = rng.random()
     names = list(stations)
     count = 1 + int(rng.random() < 0.7) + int(severity * 1.99)
-    chosen = [names[i] for i in sorted(rng.choice(len(names), count, replace=False))]
+    share = (0.25, 0.12, 0.25, 0.13, 0.25)
+    chosen = [names[i] for i in sorted(rng.choice(len(names), count, replace=False, p=share))]
     centers, radii = [], []
     for station in chosen:
         for place in stations[station]:
             for _ in range(int(rng.integers(2, 5))):
                 centers.append(tuple((np.asarray(place) + rng.normal(0, 9, 3)).tolist()))
-                size = rng.uniform(9, 14) + 5 * severity
+                size = rng.uniform(9, 14) + 6 * severity
                 radii.append((size, size * rng.uniform(0.75, 1), size * rng.uniform(0.9, 1.3)))
     largest = round(2 * min(max(axes[1] for axes in radii), 40))
     nodes = ellipsoids(chest.grid, centers, radii)
@@ -192,7 +193,7 @@ def pleural_effusion(chest: Chest, rng: np.random.Generator) -> tuple[Chest, Fin
     severity = rng.random()
     side = choose_side(rng, 0.4)
     grid, anatomy = chest.grid, chest.anatomy
-    thickness, height = 16 + 48 * severity, 70 + 110 * severity
+    thickness, height = 14 + 36 * severity, 60 + 90 * severity
     level = np.clip(1 - (grid.z - anatomy.base) / np.float32(height), 0, 1)
     posterior = np.clip(np.float32(0.35) + grid.y / np.float32(anatomy.half_depth), 0, 1)
     crescent = below(-chest.wall_distance - np.float32(thickness) * level * posterior, grid.blur)

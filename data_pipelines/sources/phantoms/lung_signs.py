@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from data_pipelines.sources.phantoms.chest import LOBES, Chest
+from data_pipelines.sources.phantoms.chest import LOBES, Chest, dome_height
 from data_pipelines.sources.phantoms.findings import (
     Finding,
     choose_lobes,
@@ -36,9 +36,9 @@ def emphysema(chest: Chest, rng: np.random.Generator) -> tuple[Chest, Finding]:
     upper = rng.random() < 0.75
     slope = (grid.z - np.float32(0.05 * anatomy.lung_height)) / np.float32(35)
     share = 1 / (1 + np.exp(-slope if upper else slope))
-    holes = noise_field(grid, rng, cell=rng.uniform(12, 22)) + np.float32(0.1 + 0.8 * severity)
+    holes = noise_field(grid, rng, cell=rng.uniform(12, 22)) + np.float32(-0.3 + 0.8 * severity)
     area = chest.lungs * share
-    destroyed = chest.painted(area * np.float32(0.35 + 0.4 * severity), -990)
+    destroyed = chest.painted(area * np.float32(0.2 + 0.3 * severity), -990)
     destroyed = destroyed.painted(area * np.clip(2 * holes, 0, 1), -995)
     where = "in the upper lobes" if upper else "in the lower lobes"
     kind = str(rng.choice(["centrilobular", "paraseptal"])) if upper else "panlobular"
@@ -76,7 +76,7 @@ def septal_thickening(chest: Chest, rng: np.random.Generator) -> tuple[Chest, Fi
     grid = chest.grid
     lower = rng.random() < 0.6
     start = grid.z if lower else -grid.z
-    region = below(start - np.float32(-10 + 60 * severity), 40)
+    region = below(start - np.float32(-40 + 60 * severity), 30)
     cell = rng.uniform(18, 24)
     width = np.float32(0.22 + 0.12 * severity)
     nets = [1 - np.abs(noise_field(grid, rng, cell=cell)) / width for _ in range(2)]
@@ -135,24 +135,24 @@ def peribronchial_thickening(chest: Chest, rng: np.random.Generator) -> tuple[Ch
 
 
 def bronchiectasis(chest: Chest, rng: np.random.Generator) -> tuple[Chest, Finding]:
-    """Wide airways with thick walls that do not taper."""
+    """Wide airways with thick walls that run outward without tapering, or end in cysts."""
     severity = rng.random()
     lobes = choose_lobes(rng, 2 + int(1.99 * severity), weights=(0.3, 0.8, 2, 0.3, 2))
     lines, radii = [], []
     for lobe in lobes:
-        middle = np.asarray(point_in_lobe(chest, lobe, rng))
-        aim = middle - _hilum(chest, lobe)
-        aim /= np.linalg.norm(aim)
-        for _ in range(int(rng.integers(5, 10))):
-            start = middle + rng.normal(0, 15, 3)
-            end = start + (aim + rng.normal(0, 0.35, 3)) * rng.uniform(18, 34)
-            lines.append((tuple(start.tolist()), tuple(end.tolist())))
-            radii.append(rng.uniform(5, 7) + 2.5 * severity)
-    walls = tubes(chest.grid, lines, [(radius + 4, radius + 4) for radius in radii])
-    lumens = tubes(chest.grid, lines, [(radius, radius) for radius in radii])
-    thick = chest.thickened(walls * chest.lungs, -80)
-    kind = str(rng.choice(["cylindrical", "cystic", "varicose"]))
-    return thick.painted(lumens * chest.lungs, -990), Finding(
+        hilum = _hilum(chest, lobe)
+        for _ in range(int(rng.integers(4, 8))):
+            tip = np.asarray(point_in_lobe(chest, lobe, rng))
+            start = hilum + rng.uniform(0.3, 0.5) * (tip - hilum)
+            lines.append((tuple(start.tolist()), tuple(tip.tolist())))
+            radii.append(rng.uniform(4.5, 6.5) + 2.5 * severity)
+    cystic = rng.random() < 0.4
+    flare = 1.4 if cystic else 1.0
+    walls = [(radius + 4, flare * radius + 4) for radius in radii]
+    lumens = [(radius, flare * radius) for radius in radii]
+    thick = chest.thickened(tubes(chest.grid, lines, walls) * chest.lungs, -60)
+    kind = "cystic" if cystic else str(rng.choice(["cylindrical", "varicose"]))
+    return thick.painted(tubes(chest.grid, lines, lumens) * chest.lungs, -990), Finding(
         where=lobes_phrase(lobes), degree=degree(severity), kind=kind
     )
 
@@ -163,12 +163,12 @@ def _hilum(chest: Chest, lobe: int) -> np.ndarray:
 
 
 def lung_nodule(chest: Chest, rng: np.random.Generator) -> tuple[Chest, Finding]:
-    """One to eight solid balls of 8 to 34 mm."""
-    count = 1 if rng.random() < 0.25 else int(rng.integers(2, 9))
+    """One to twelve solid balls of 9 to 32 mm."""
+    count = 1 if rng.random() < 0.2 else int(rng.integers(2, 13))
     lobes = choose_lobes(rng, min(count, 4))
     places = [lobes[i % len(lobes)] for i in range(count)]
     centers = [point_in_lobe(chest, lobe, rng) for lobe in places]
-    sizes = sorted(float(np.exp(rng.uniform(np.log(4), np.log(17)))) for _ in centers)[::-1]
+    sizes = sorted(float(np.exp(rng.uniform(np.log(4.5), np.log(16)))) for _ in centers)[::-1]
     radii = [(size, size * rng.uniform(0.85, 1.15), size) for size in sizes]
     calcified = rng.random() < 0.12
     balls = ellipsoids(chest.grid, centers, radii) * np.clip(3 * chest.lungs, 0, 1)
@@ -182,9 +182,9 @@ def lung_nodule(chest: Chest, rng: np.random.Generator) -> tuple[Chest, Finding]
 
 
 def atelectasis(chest: Chest, rng: np.random.Generator) -> tuple[Chest, Finding]:
-    """Airless bands near the base, or a collapsed wedge beside the spine with a raised dome."""
+    """Airless bands near the base, or a collapsed wedge beside the spine under a raised dome."""
     severity = rng.random()
-    if rng.random() < 0.55:
+    if rng.random() < 0.45:
         return _band_atelectasis(chest, severity, rng)
     side = choose_side(rng, 0.25)
     anatomy, grid = chest.anatomy, chest.grid
@@ -192,9 +192,14 @@ def atelectasis(chest: Chest, rng: np.random.Generator) -> tuple[Chest, Finding]
         (sign * 0.36 * anatomy.half_width, 0.62 * anatomy.half_depth, anatomy.base + 38)
         for sign in signs_of(side)
     ]
-    size = 24 + 16 * severity
+    size = 24 + 14 * severity
     wedge = ellipsoids(grid, centers, [(size, size * 0.9, 40 + 30 * severity)] * len(centers))
-    collapsed = chest.thickened(wedge * chest.lungs, rng.uniform(20, 60))
+    lift = np.float32(10 + 22 * severity)
+    dome = below(grid.z - dome_height(grid, anatomy) - lift, grid.blur)
+    for sign in (-1, 1):
+        if sign not in signs_of(side):
+            dome = dome * (grid.x * sign < 0)
+    collapsed = chest.thickened(np.maximum(wedge, dome) * chest.lungs, rng.uniform(25, 60))
     where = "in both lower lobes" if side == "both" else f"in the {side} lower lobe"
     return collapsed, Finding(where=where, degree=degree(severity), kind="passive")
 
@@ -205,13 +210,13 @@ def _band_atelectasis(
     lobes = choose_lobes(rng, 3, weights=(0.1, 1, 1.5, 0.6, 1.5))
     lines, radii = [], []
     for lobe in lobes:
-        for _ in range(1 + int(2 * severity)):
+        for _ in range(2 + int(2 * severity)):
             x, y, z = point_in_lobe(chest, lobe, rng)
-            low = min(z, chest.anatomy.base + chest.anatomy.dome + 35)
-            half, drop = rng.uniform(16, 30) + 8 * severity, rng.uniform(-12, 12)
-            for shift in (-7, 0, 7):
+            low = min(z, chest.anatomy.base + chest.anatomy.dome + 30)
+            half, drop = rng.uniform(20, 34) + 8 * severity, rng.uniform(-10, 10)
+            for shift in (-8, 0, 8):
                 lines.append(((x - half, y + shift, low - drop), (x + half, y - shift, low + drop)))
-                radii.append((4 + 2 * severity, 4 + 2 * severity))
+                radii.append((4.5 + 2 * severity, 4.5 + 2 * severity))
     bands = tubes(chest.grid, lines, radii) * chest.lungs
     finding = Finding(where=lobes_phrase(lobes), degree=degree(severity), kind="linear")
     return chest.thickened(bands, rng.uniform(0, 50)), finding
@@ -222,7 +227,7 @@ def consolidation(chest: Chest, rng: np.random.Generator) -> tuple[Chest, Findin
     severity = rng.random()
     lobes = choose_lobes(rng, 1 + int(1.9 * severity), weights=(0.6, 0.6, 2, 0.6, 2))
     centers = [point_in_lobe(chest, lobe, rng) for lobe in lobes]
-    sizes = [rng.uniform(28, 38) + 16 * severity for _ in lobes]
+    sizes = [rng.uniform(32, 44) + 18 * severity for _ in lobes]
     radii = [(size, size * rng.uniform(0.8, 1), size * rng.uniform(0.8, 1.2)) for size in sizes]
     filled = ellipsoids(chest.grid, centers, radii) * chest.lungs
     filled = filled * np.isin(chest.lobes, [lobe + 1 for lobe in lobes])
@@ -230,7 +235,7 @@ def consolidation(chest: Chest, rng: np.random.Generator) -> tuple[Chest, Findin
     dense = chest.thickened(filled, rng.uniform(15, 60))
     bronchi = _bronchograms(chest, centers, sizes, rng) * filled
     return dense.painted(bronchi, -900), Finding(
-        where=lobes_phrase(lobes), degree=degree(severity), size=round(1.5 * sizes[0])
+        where=lobes_phrase(lobes), degree=degree(severity), size=round(1.4 * sizes[0])
     )
 
 
