@@ -27,7 +27,11 @@ def main(argv: Sequence[str]) -> None:
         raise InputError(f"unexpected argument {argv[1]!r}")
     # orbax and tensorflow-datasets tell everything they do; the progress would drown in it.
     logging.set_verbosity(logging.WARNING)
-    train(from_dict(TrainConfig, _CONFIG.value.to_dict()), Path(_WORKDIR.value))
+    try:
+        config = _CONFIG.value.to_dict()
+    except OSError as error:  # ml_collections reports a missing file at the first use
+        raise InputError(f"--config: {str(error).splitlines()[-1].strip()}") from error
+    train(from_dict(TrainConfig, config), Path(_WORKDIR.value))
 
 
 if __name__ == "__main__":
