@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from absl import app
 
@@ -11,13 +12,27 @@ class InputError(ValueError):
 
 
 def run_main(main: Callable[[Sequence[str]], None]) -> None:
-    """Runs `main(argv)` under absl; an InputError ends it with `error: ...` and status 2."""
+    """Runs `main(argv)` under absl; bad input ends it with `error: ...` and status 2.
+
+    Bad input is an InputError, or what ml_collections raises for a config file that is not there
+    and for a key that it does not have.
+    """
 
     def guarded(argv: Sequence[str]) -> None:
         try:
             main(argv)
         except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
+            _fail(error)
 
-    app.run(guarded)
+    def parse(argv: Sequence[str]) -> list[str]:
+        try:
+            return app.parse_flags_with_usage(argv)
+        except (AttributeError, LookupError, OSError) as error:
+            _fail(error)
+
+    app.run(guarded, flags_parser=parse)
+
+
+def _fail(error: Exception) -> NoReturn:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(2)

@@ -11,10 +11,39 @@ import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+# Most of the suite's time is compilation, which the backend's optimizations double.
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+)
 
 
 @pytest.fixture(scope="session")
 def golden_dir() -> Path:
     """The folder of golden numbers."""
     return Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def golden(golden_dir) -> dict:
+    """The tiny published model: its state dict, inputs, and every output (tiny.json says more)."""
+    import numpy as np
+
+    with np.load(golden_dir / "tiny.npz") as arrays:
+        return dict(arrays)
+
+
+@pytest.fixture(scope="session")
+def tiny(golden):
+    """The tiny published model as (model, variables, batch)."""
+    from ctclip_jax.models.ct_clip import CTCLIP
+    from ctclip_jax.torch_weights import Geometry, import_weights
+
+    state = {name[6:]: value for name, value in golden.items() if name.startswith("state/")}
+    geometry = Geometry(image_size=40, patch_size=10, frames=20, text_heads=2)
+    imported = import_weights(state, source="tiny.npz", geometry=geometry)
+    batch = {
+        "image": golden["in/volume"][:, 0],
+        "input_ids": golden["in/input_ids"],
+        "attention_mask": golden["in/attention_mask"],
+    }
+    return CTCLIP(imported.config), imported.variables, batch

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -263,3 +264,19 @@ def test_given_weights_of_another_shape_are_refused(finished, shards):
 def test_what_does_not_fit_is_named(changes, message, shards, tmp_path):
     with pytest.raises(InputError, match=message):
         train.train(tiny_config(shards, **changes), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--config.optim.learning_rat=1", "error: .*learning_rat"),
+        ("--config.optim.learning_rate=fast", "FATAL .*learning_rate=fast"),
+        ("--wokdir=x", "FATAL .*wokdir"),
+        ("extra", "error: unexpected argument 'extra'"),
+    ],
+)
+def test_a_wrong_command_line_is_one_clear_line(argument, message, start_main, tmp_path):
+    with start_main(tmp_path, argument) as process:
+        _, errors = process.communicate()
+    assert process.returncode != 0 and "Traceback" not in errors
+    assert re.search(message, errors)

@@ -28,18 +28,16 @@ class BertConfig:
     dropout: float = 0.0
 
 
-def _linear(in_features: int, out_features: int, rngs: nnx.Rngs, *, dtype: str) -> nnx.Linear:
-    init = nnx.initializers.normal(0.02)
-    return nnx.Linear(
-        in_features, out_features, dtype=jnp.dtype(dtype), kernel_init=init, rngs=rngs
-    )
+def _init(hidden_size: int) -> nnx.Initializer:
+    """Normal with BERT's deviation, 0.02 at width 768, kept in proportion at other widths."""
+    return nnx.initializers.normal(0.02 * (768 / hidden_size) ** 0.5)
 
 
 class Embeddings(nnx.Module):
     """Word, position and token-type (always 0) embeddings, summed and normalized."""
 
     def __init__(self, config: BertConfig, rngs: nnx.Rngs):
-        init = nnx.initializers.normal(0.02)
+        init = _init(config.hidden_size)
         sizes = (config.vocab_size, config.max_positions, config.token_types)
         self.word, self.position, self.token_type = (
             nnx.Embed(size, config.hidden_size, embedding_init=init, rngs=rngs) for size in sizes
@@ -56,9 +54,10 @@ class SelfAttention(nnx.Module):
     """Multi-head attention over the tokens that the mask keeps."""
 
     def __init__(self, config: BertConfig, rngs: nnx.Rngs, *, dtype: str):
-        size = config.hidden_size
+        size, init = config.hidden_size, _init(config.hidden_size)
         self.query, self.key, self.value, self.out = (
-            _linear(size, size, rngs, dtype=dtype) for _ in range(4)
+            nnx.Linear(size, size, dtype=jnp.dtype(dtype), kernel_init=init, rngs=rngs)
+            for _ in range(4)
         )
         self.heads, self.dropout = config.num_heads, config.dropout
 
@@ -82,11 +81,11 @@ class Block(nnx.Module):
     """One post-norm transformer layer."""
 
     def __init__(self, config: BertConfig, rngs: nnx.Rngs, *, dtype: str):
-        size, inner = config.hidden_size, config.intermediate_size
+        size, inner, init = config.hidden_size, config.intermediate_size, _init(config.hidden_size)
         self.attn = SelfAttention(config, rngs, dtype=dtype)
         self.attn_norm = layer_norm(size, rngs, epsilon=EPSILON)
-        self.up = _linear(size, inner, rngs, dtype=dtype)
-        self.down = _linear(inner, size, rngs, dtype=dtype)
+        self.up = nnx.Linear(size, inner, dtype=jnp.dtype(dtype), kernel_init=init, rngs=rngs)
+        self.down = nnx.Linear(inner, size, dtype=jnp.dtype(dtype), kernel_init=init, rngs=rngs)
         self.ff_norm = layer_norm(size, rngs, epsilon=EPSILON)
         self.dropout, self.dtype = config.dropout, dtype
 

@@ -73,7 +73,9 @@ class PatchEmbedding(nnx.Module):
         pt, ph, pw = self.patch
         pattern = "b (t pt) (h ph) (w pw) -> b t h w (pt ph pw)"
         patches = rearrange(volume, pattern, pt=pt, ph=ph, pw=pw)
-        return self.norm_out(self.proj(self.norm_in(patches)))
+        # A norm ignores constants: without this one, rounding dominates in patches of air.
+        centered = patches - patches[..., :1]
+        return self.norm_out(self.proj(self.norm_in(centered)))
 
 
 class PositionBias(nnx.Module):

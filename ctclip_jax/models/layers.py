@@ -60,11 +60,53 @@ def dropout(x: Float[Array, "..."], rate: float, key: Key | None) -> Float[Array
     return jnp.where(keep, x / (1.0 - rate), 0.0).astype(x.dtype)
 
 
-class PositionEncodingGenerator(nnx.Module):
-    """Depthwise 3x3x3 convolution, causal along the first grid axis (PEG, arXiv 2102.10882).
+def _windows(
+    x: Float[Array, "b t h w d"], *, time_padding: tuple[int, int]
+) -> list[Float[Array, "b t h w d"]]:
+    """The 27 shifts of x that a 3x3x3 kernel meets, in the kernel's row-major order."""
+    _, t, h, w, _ = x.shape
+    padded = jnp.pad(x, ((0, 0), time_padding, (1, 1), (1, 1), (0, 0)))
+    return [padded[:, i : i + t, j : j + h, k : k + w] for i, j, k in product(range(3), repeat=3)]
 
-    27 shifted multiply-adds: equal to the grouped convolution and many times faster on CPU.
+
+def _weighted_sum(
+    windows: list[Float[Array, "b t h w d"]], kernel: Float[Array, "3 3 3 d"]
+) -> Float[Array, "b t h w d"]:
+    taps = kernel.reshape(27, 1, 1, 1, 1, -1)
+    return sum(window * tap for window, tap in zip(windows, taps, strict=True))
+
+
+@jax.custom_vjp
+def causal_depthwise_conv(
+    x: Float[Array, "b t h w d"], kernel: Float[Array, "3 3 3 d"]
+) -> Float[Array, "b t h w d"]:
+    """Depthwise cross-correlation, zero-padded; along t it sees two steps back and none ahead.
+
+    27 shifted multiply-adds: equal to the grouped convolution and many times faster on CPU. The
+    gradient is written out because the automatic one stores every shifted copy.
     """
+    return _weighted_sum(_windows(x, time_padding=(2, 0)), kernel)
+
+
+def _conv_forward(x, kernel):
+    return causal_depthwise_conv(x, kernel), (x, kernel)
+
+
+def _conv_backward(residuals, grad):
+    x, kernel = residuals
+    grad_x = _weighted_sum(_windows(grad, time_padding=(0, 2)), kernel[::-1, ::-1, ::-1])
+    taps = [
+        jnp.einsum("bthwd,bthwd->d", window, grad, preferred_element_type=jnp.float32)
+        for window in _windows(x, time_padding=(2, 0))
+    ]
+    return grad_x, jnp.stack(taps).reshape(kernel.shape).astype(kernel.dtype)
+
+
+causal_depthwise_conv.defvjp(_conv_forward, _conv_backward)
+
+
+class PositionEncodingGenerator(nnx.Module):
+    """A causal depthwise 3x3x3 convolution that tells tokens where they are (arXiv 2102.10882)."""
 
     def __init__(self, dim: int, rngs: nnx.Rngs):
         bound = 27**-0.5
@@ -74,14 +116,8 @@ class PositionEncodingGenerator(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(dim))
 
     def __call__(self, x: Float[Array, "b t h w d"]) -> Float[Array, "b t h w d"]:
-        _, t, h, w, _ = x.shape
-        padded = jnp.pad(x, ((0, 0), (2, 0), (1, 1), (1, 1), (0, 0)))
-        kernel = self.kernel[...].astype(x.dtype)
-        taps = (
-            padded[:, i : i + t, j : j + h, k : k + w] * kernel[i, j, k][None, None, None, None]
-            for i, j, k in product(range(3), repeat=3)
-        )
-        return sum(taps) + self.bias[...].astype(x.dtype)[None, None, None, None]
+        bias = self.bias[...].astype(x.dtype)[None, None, None, None]
+        return causal_depthwise_conv(x, self.kernel[...].astype(x.dtype)) + bias
 
 
 class CosineAttention(nnx.Module):
