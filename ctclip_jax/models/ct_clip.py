@@ -133,7 +133,7 @@ class CTCLIP:
             tokens = self._tokens(variables, image)
             with jax.named_scope("quantize"):
                 indices = vector_quantizer.nearest(tokens, codebook)
-                codes = codebook["embed"][indices]
+                codes = vector_quantizer.lookup(indices, codebook)
                 mixed = vector_quantizer.straight_through(tokens, codes, quantize)
                 moved = vector_quantizer.update(codebook, tokens, indices, decay=decay)
             return self._project_image(variables, mixed), moved

@@ -26,9 +26,14 @@ def nearest(tokens: Float[Array, "... d"], codebook: Codebook) -> Int[Array, "..
     return jnp.argmax(jnp.einsum("...d,kd->...k", tokens, codes), axis=-1)
 
 
+def lookup(indices: Int[Array, "..."], codebook: Codebook) -> Float[Array, "... d"]:
+    """The codes of `indices`; no gradient passes."""
+    return jax.lax.stop_gradient(jnp.asarray(codebook["embed"]))[indices]
+
+
 def quantize(tokens: Float[Array, "... d"], codebook: Codebook) -> Float[Array, "... d"]:
-    """Every token replaced by its nearest code; no gradient passes."""
-    return jax.lax.stop_gradient(codebook["embed"])[nearest(tokens, codebook)]
+    """Every token replaced by its nearest code."""
+    return lookup(nearest(tokens, codebook), codebook)
 
 
 def straight_through(

@@ -1,0 +1,88 @@
+"""How far the model is from the published one, stage by stage, in float32.
+
+    python -m benchmarks.exactness
+
+The largest absolute difference from the numbers that the PyTorch original gave for a tiny model
+(tests/golden/tiny.npz); gradients are relative to the largest entry of their tensor.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import measure
+from ctclip_jax.losses import softmax_loss
+from ctclip_jax.models import seam
+from ctclip_jax.models.bert import Bert
+from ctclip_jax.models.ct_clip import CTCLIP
+from ctclip_jax.models.ct_vit import CTViT
+from ctclip_jax.torch_weights import Geometry, export_weights, import_weights
+from data_pipelines.errors import run_main
+
+GOLDEN = Path(__file__).parents[1] / "tests/golden/tiny.npz"
+
+
+def differences() -> dict[str, float]:
+    """Returns {stage: largest difference}."""
+    with np.load(GOLDEN) as arrays:
+        golden = dict(arrays)
+    state = {name[6:]: value for name, value in golden.items() if name.startswith("state/")}
+    geometry = Geometry(image_size=40, patch_size=10, frames=20, text_heads=2)
+    imported = import_weights(state, source=str(GOLDEN), geometry=geometry)
+    model, variables = CTCLIP(imported.config), imported.variables
+    batch = {
+        "image": golden["in/volume"][:, 0],
+        "input_ids": golden["in/input_ids"],
+        "attention_mask": golden["in/attention_mask"],
+    }
+
+    image_tower = seam.bind(
+        lambda rngs: CTViT(model.config.image, rngs, dtype="float32", remat=False),
+        variables["params"]["image"],
+    )
+    text_tower = seam.bind(
+        lambda rngs: Bert(model.config.text, rngs, dtype="float32", remat=False),
+        variables["params"]["text"],
+    )
+    outputs, _ = jax.jit(lambda v: model(v, batch, train=False))(variables)
+
+    def loss(params: dict):
+        outputs, codebook = model(variables | {"params": params}, batch, train=True)
+        return softmax_loss(outputs, batch)[0], codebook
+
+    (_, codebook), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
+    exported = export_weights({"params": grads, "codebook": codebook}, config=model.config)
+    expected = {name[5:]: value for name, value in golden.items() if name.startswith("grad/")}
+    found = {
+        "patch_emb": jax.jit(image_tower.patch_embed)(batch["image"]),
+        "temporal_out": jax.jit(image_tower)(batch["image"]),
+        "bert_last_hidden_state": jax.jit(text_tower)(batch["input_ids"], batch["attention_mask"]),
+        "image_latents": outputs["image"],
+        "text_latents": outputs["text"],
+        "loss": softmax_loss(outputs, batch)[0],
+    }
+    results = {name: _largest(value - golden[f"out/{name}"]) for name, value in found.items()}
+    # A gradient that is zero but for rounding (BERT's key bias) has no relative error.
+    results["gradients"] = max(
+        _largest(exported[name] - value) / _largest(value)
+        for name, value in expected.items()
+        if value.size and _largest(value) > 1e-6
+    )
+    after = codebook["embed"] - golden["train/codebook_embed_after"][0]
+    return results | {"codebook_after_a_step": _largest(after)}
+
+
+def _largest(difference) -> float:
+    return float(jnp.abs(jnp.asarray(difference)).max())
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    measure.save("exactness", {"differences": differences()})
+
+
+if __name__ == "__main__":
+    run_main(main)
