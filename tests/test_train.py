@@ -219,7 +219,9 @@ def test_five_steps_on_three_devices_are_those_of_the_original(tiny, golden):
         weight_decay=0.0,
         rules=(),
     )
-    config = dataclasses.replace(tiny_config(Path("shards")), model=model.config, optim=optim)
+    config = dataclasses.replace(
+        tiny_config(Path("shards"), quantize_ramp=(0, 0)), model=model.config, optim=optim
+    )
     run = dataclasses.replace(
         fake_run(devices=3),
         config=config,
