@@ -52,6 +52,8 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
             split="train",
             report="published_training",
             sentences=(0, 0),
+            texts=1,
+            shift=0,
             tokenizer="",
             max_length=512,
             workers=0,
@@ -71,13 +73,19 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
             rules=(),
         ),
         quantize_ramp=(0, 0),
-        text_warmup=dict(steps=0, batch_size=256, learning_rate=1e-4),
+        text_warmup=dict(
+            steps=0, batch_size=256, learning_rate=1e-4, temperature=5.0, max_length=32
+        ),
         mesh=dict(data=-1, fsdp=1),
         checkpoint=dict(every=1000, keep=1),
         log_every=50,
         init_from="",
         evaluation=dict(
-            split="valid", batch_size=8, prompts="inference", report="published_inference"
+            split="valid",
+            batch_size=8,
+            prompts="inference",
+            report="published_inference",
+            max_length=512,
         ),
     )
     if variant not in ("", "smoke"):
@@ -93,7 +101,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
             hidden_size=32, num_layers=2, num_heads=2, intermediate_size=64, max_positions=32
         )
         config.model.dim_latent = 16
-        config.data.max_length = 32
+        config.data.max_length = config.evaluation.max_length = 32
         config.steps = 4
         config.log_every = 1
     return config

@@ -25,6 +25,8 @@ class DataConfig:
       split: 'train' or 'valid'.
       report: how Findings and Impressions become one text (data_pipelines.reports).
       sentences: (lo, hi): train on random subsets of lo..hi sentences; (0, 0): the whole report.
+      texts: such subsets of each volume in a batch.
+      shift: voxels by which training moves a volume at most, along every axis.
       tokenizer: vocab.txt or *.model; '' is the tokenizer.model beside the shards.
       max_length: tokens of a text.
       workers: loader processes; 0 reads in this one.
@@ -34,6 +36,8 @@ class DataConfig:
     split: str
     report: str
     sentences: tuple[int, int]
+    texts: int
+    shift: int
     tokenizer: str
     max_length: int
     workers: int
@@ -46,11 +50,17 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TextWarmupConfig:
-    """The stage that trains the text tower alone on reports; steps=0 leaves it out."""
+    """The stage that trains the text tower alone on reports; steps=0 leaves it out.
+
+    `temperature` is the factor on the similarities at its start; `max_length` is that of a sentence
+    in tokens.
+    """
 
     steps: int
     batch_size: int
     learning_rate: float
+    temperature: float
+    max_length: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,12 +73,16 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """What `ctclip_jax.evaluate` reads: the split and the wording of prompts and reports."""
+    """What `ctclip_jax.evaluate` reads: the split and the wording of prompts and reports.
+
+    `max_length` is that of a text in tokens, and what an export says of itself.
+    """
 
     split: str
     batch_size: int
     prompts: str
     report: str
+    max_length: int
 
 
 @dataclasses.dataclass(frozen=True)

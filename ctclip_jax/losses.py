@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from ctclip_jax.shapes import Array, Float
+from ctclip_jax.shapes import Array, Float, Int
 
 Outputs = dict[str, Array]
 LossFn = Callable[[Outputs, dict[str, Array]], tuple[Array, dict[str, Array]]]
@@ -23,6 +23,19 @@ def softmax_loss(outputs: Outputs, batch: dict[str, Array]) -> tuple[Array, dict
     matches = jnp.diagonal(sim_TI)
     rows, columns = (jax.nn.logsumexp(sim_TI, axis=axis) for axis in (1, 0))
     return jnp.mean((rows + columns) / 2 - matches), _metrics(outputs, sim_TI)
+
+
+def text_to_image_loss(outputs: Outputs, batch: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
+    """Cross-entropy of every text against the images of the batch: whose text is it?
+
+    The half of the symmetric loss that compares images. A text that mentions one finding of many
+    is compared with all images on that finding alone; against other texts it would mostly learn
+    which findings happen to be mentioned. There may be k texts of each image (k b, d).
+    """
+    del batch
+    sim_TI = _similarities(outputs)
+    matches = jnp.take_along_axis(sim_TI, _owners(sim_TI)[:, None], axis=1)[:, 0]
+    return jnp.mean(jax.nn.logsumexp(sim_TI, axis=1) - matches), _metrics(outputs, sim_TI)
 
 
 def decoupled_loss(outputs: Outputs, batch: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
@@ -46,6 +59,7 @@ def sigmoid_loss(outputs: Outputs, batch: dict[str, Array]) -> tuple[Array, dict
 
 LOSSES: dict[str, LossFn] = {
     "softmax": softmax_loss,
+    "text_to_image": text_to_image_loss,
     "decoupled": decoupled_loss,
     "sigmoid": sigmoid_loss,
 }
@@ -56,6 +70,12 @@ def _similarities(outputs: Outputs) -> Float[Array, "t i"]:
         return outputs["temperature"] * (outputs["text"] @ outputs["image"].T)
 
 
+def _owners(sim_TI: Float[Array, "t i"]) -> Int[Array, " t"]:
+    """The image of each text: its texts stand together."""
+    texts, images = sim_TI.shape
+    return jnp.arange(texts) // (texts // images)
+
+
 def _metrics(outputs: Outputs, sim_TI: Float[Array, "t i"]) -> dict[str, Array]:
-    hits = jnp.argmax(sim_TI, axis=1) == jnp.arange(len(sim_TI))
+    hits = jnp.argmax(sim_TI, axis=1) == _owners(sim_TI)
     return {"text_to_image_accuracy": jnp.mean(hits), "temperature": outputs["temperature"]}

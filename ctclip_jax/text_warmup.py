@@ -2,7 +2,7 @@
 
 A text tower that starts from nothing must tell "X is present" from "X is not present" before the
 images can teach it anything. Findings and Impressions of one report are two views of the same
-facts: a symmetric contrastive loss between them needs no label.
+facts: a symmetric contrastive loss between sentences that correspond needs no label.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,7 +21,6 @@ from ctclip_jax.optim import OptimConfig, make_optimizer
 from ctclip_jax.shapes import Array, Key, Variables
 from ctclip_jax.sharding import put_batch, state_shardings
 
-INITIAL_LOG_SCALE = 2.5
 TRAINED = ("text", "text_projection")
 
 
@@ -44,7 +43,7 @@ def warm_up(
       key: of the dropout.
     """
     trained = {name: variables["params"][name] for name in TRAINED}
-    trained["log_scale"] = jnp.array(INITIAL_LOG_SCALE)
+    trained["log_scale"] = jnp.log(jnp.float32(config.temperature))
     trained = jax.device_put(trained, state_shardings(trained, mesh))
     optimizer = make_optimizer(_optim_config(config), config.steps)
     opt_shardings = state_shardings(jax.eval_shape(optimizer.init, trained), mesh)

@@ -29,6 +29,7 @@ from ctclip_jax.sharding import local_batch_size, make_mesh, put_batch, state_sh
 from ctclip_jax.text_warmup import warm_up
 from data_pipelines import loader
 from data_pipelines.errors import InputError
+from data_pipelines.text_pairs import text_pair_loader
 from data_pipelines.tokenizers import Tokenizer, load_tokenizer
 
 Metrics = dict[str, Array]
@@ -82,10 +83,19 @@ def build(config: TrainConfig, workdir: Path) -> Run:
     """Returns the parts of a run, checked against each other, and writes config.json."""
     if config.loss not in LOSSES:
         raise InputError(f"config.loss: {config.loss!r} is none of {', '.join(LOSSES)}")
-    if config.data.max_length > config.model.text.max_positions:
+    for part in ("data", "text_warmup", "evaluation"):
+        length = getattr(config, part).max_length
+        if length > config.model.text.max_positions:
+            raise InputError(
+                f"config.{part}.max_length: {length} tokens, the text tower has"
+                f" {config.model.text.max_positions} positions"
+            )
+    if config.data.texts > 1 and (
+        config.loss != "text_to_image" or config.data.sentences == (0, 0)
+    ):
         raise InputError(
-            f"config.data.max_length: {config.data.max_length} tokens, the text tower has"
-            f" {config.model.text.max_positions} positions"
+            f"config.data.texts: {config.data.texts} texts of a volume need"
+            " config.loss='text_to_image' and a choice of config.data.sentences"
         )
     tokenizer = load_tokenizer(config.data.tokenizer_path)
     if tokenizer.vocab_size > config.model.text.vocab_size:
@@ -120,6 +130,8 @@ def make_loader(run: Run) -> grain.DatasetIterator:
         seed=config.seed,
         report=config.data.report,
         sentences=config.data.sentences,
+        texts=config.data.texts,
+        shift=config.data.shift,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         workers=config.data.workers,
@@ -165,15 +177,14 @@ def initial_variables(run: Run) -> Variables:
         return variables
     folder = run.workdir / "text_warmup"
     writer = MetricWriter(folder, step=0, writes=jax.process_index() == 0)
-    pairs = loader.text_pair_loader(
+    pairs = text_pair_loader(
         config.data.shards,
         split=config.data.split,
         tokenizer=run.tokenizer,
-        max_length=config.data.max_length,
+        max_length=config.text_warmup.max_length,
         batch_size=local_batch_size(config.text_warmup.batch_size, mesh),
         # Every process draws from all reports, in an order of its own.
         seed=config.seed + jax.process_index(),
-        sentences=config.data.sentences,
     )
     variables = warm_up(
         variables,
@@ -283,7 +294,7 @@ def export(state: dict, run: Run) -> None:
         {"params": state["params"], "codebook": state["codebook"]},
         config={
             "model": dataclasses.asdict(run.config.model),
-            "max_length": run.config.data.max_length,
+            "max_length": run.config.evaluation.max_length,
         },
         tokenizer=run.config.data.tokenizer_path,
     )

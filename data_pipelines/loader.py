@@ -1,7 +1,8 @@
 """Shards -> batches on the host, by grain; every iterator can be checkpointed.
 
 A batch is a dict of numpy arrays: `image` int16 (B, F, H, W) in steps of 1/16 HU, `input_ids` and
-`attention_mask` int32 (B, L). Evaluation batches have `volume_name`, `labels` and `valid` as well.
+`attention_mask` int32 (B, L), or (B, K, L) with K texts of a volume. Evaluation batches have
+`volume_name`, `labels` and `valid` as well.
 """
 
 import dataclasses
@@ -13,12 +14,14 @@ import grain
 import numpy as np
 
 from data_pipelines.errors import InputError
-from data_pipelines.reports import Form, given_parts, report_text, split_sentences
-from data_pipelines.shards import Record, read, read_reports
+from data_pipelines.reports import Form, report_text, split_sentences
+from data_pipelines.shards import Record, read
 from data_pipelines.tokenizers import Tokenizer
+from data_pipelines.volumes import STEPS_PER_HU
 
 Batch = dict[str, np.ndarray]
 
+AIR = -1000 * STEPS_PER_HU
 _BATCHES_AHEAD = 3
 
 
@@ -32,24 +35,28 @@ def train_loader(
     seed: int,
     report: Form = "joined",
     sentences: tuple[int, int] = (0, 0),
+    texts: int = 1,
+    shift: int = 0,
     process_index: int = 0,
     process_count: int = 1,
     workers: int = 0,
 ) -> grain.DatasetIterator:
     """Infinite batches of `batch_size` for this process, reshuffled every epoch.
 
-    The text is the whole report in the form `report`, or with `sentences` = (lo, hi) a random
-    choice of lo to hi of its sentences in random order, another one each epoch. The same arguments
-    give the same batches; `get_state` and `set_state` resume at any batch. `workers` are processes
-    beside this one, 0 for threads alone. Raises InputError if this process would see no record.
+    The text is the report in the form `report`, or with `sentences` = (lo, hi) a random choice of
+    lo to hi of its sentences in random order, another one each epoch; `texts` such choices, dealt
+    from one shuffle of the sentences. `shift` moves each volume by up to so many voxels along every
+    axis. The same arguments give the same batches; `get_state` and `set_state` resume at any batch.
+    `workers` are processes beside this one, 0 for threads alone. Raises InputError if this process
+    would see no record.
     """
     dataset = grain.MapDataset.source(read(shards, split)).seed(seed).shuffle()
     dataset = dataset[process_index::process_count]
     if not len(dataset):
         raise InputError(f"{shards}: fewer volumes in {split} than {process_count} processes")
-    example = _TrainExample(tokenizer, max_length, report, sentences)
+    example = _TrainExample(tokenizer, max_length, report, sentences, texts, shift)
     dataset = dataset.random_map(example).repeat().batch(batch_size, drop_remainder=True)
-    iterable = dataset.to_iter_dataset(_read_options())
+    iterable = dataset.to_iter_dataset(read_options())
     if workers:
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
         iterable = iterable.mp_prefetch(options)
@@ -78,46 +85,31 @@ def eval_loader(
     example = _EvalExample(source, tokenizer, max_length, report)
     dataset = grain.MapDataset.range(-(-len(source) // rows) * rows)
     dataset = dataset[process_index::process_count].map(example).batch(batch_size)
-    return iter(dataset.to_iter_dataset(_read_options()))
-
-
-def text_pair_loader(
-    shards: str | Path,
-    *,
-    split: str,
-    tokenizer: Tokenizer,
-    max_length: int,
-    batch_size: int,
-    seed: int,
-    sentences: tuple[int, int] = (0, 0),
-) -> grain.DatasetIterator:
-    """Infinite batches of two views of one report: `findings_ids`, `findings_mask`,
-    `impressions_ids`, `impressions_mask`, int32 (B, L).
-
-    Reports that lack a part are left out, and so are repetitions (the reconstructions of a scan
-    share one report). `sentences` as in `train_loader`, chosen from each part. Raises InputError if
-    no report has both parts.
-    """
-    rows = read_reports(shards, split)
-    parts = [given_parts(row["findings"], row["impressions"]) for row in rows]
-    pairs = sorted({tuple(pair) for pair in parts if len(pair) == 2})
-    if not pairs:
-        raise InputError(f"{shards}: no report of {split} has both Findings and Impressions")
-    views = [tuple(map(split_sentences, pair)) for pair in pairs]
-    dataset = grain.MapDataset.source(views).seed(seed).shuffle().repeat()
-    dataset = dataset.batch(batch_size, drop_remainder=True, batch_fn=list)
-    dataset = dataset.random_map(_TextPairs(tokenizer, max_length, sentences))
-    return iter(dataset.to_iter_dataset(_read_options()))
+    return iter(dataset.to_iter_dataset(read_options()))
 
 
 def choose_sentences(
-    sentences: Sequence[str], *, counts: tuple[int, int], rng: np.random.Generator
-) -> str:
-    """`counts` = (lo, hi): lo to hi random sentences in random order; (0, 0): all as they are."""
-    if counts == (0, 0):
-        return " ".join(sentences)
-    number = rng.integers(counts[0], counts[1], endpoint=True)
-    return " ".join(sentences[i] for i in rng.permutation(len(sentences))[:number])
+    sentences: Sequence[str], *, counts: tuple[int, int], texts: int, rng: np.random.Generator
+) -> list[str]:
+    """`texts` strings of `counts` = (lo, hi) random sentences each, in random order.
+
+    They are dealt from one shuffle of the sentences, and from it again when it is used up.
+    """
+    if not sentences:
+        return [""] * texts
+    lo, hi = counts
+    dealt = np.resize(rng.permutation(len(sentences)), texts * hi).reshape(texts, -1)
+    return [
+        " ".join(sentences[i] for i in dict.fromkeys(row[: rng.integers(lo, hi, endpoint=True)]))
+        for row in dealt
+    ]
+
+
+def shifted(volume: np.ndarray, *, voxels: int, rng: np.random.Generator) -> np.ndarray:
+    """The volume moved by -voxels to voxels along every axis; what comes in is air."""
+    padded = np.pad(volume, voxels, constant_values=AIR)
+    starts = rng.integers(0, 2 * voxels, volume.ndim, endpoint=True)
+    return padded[tuple(slice(i, i + n) for i, n in zip(starts, volume.shape, strict=True))]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,16 +118,23 @@ class _TrainExample(grain.transforms.RandomMap):
     max_length: int
     report: Form
     sentences: tuple[int, int]
+    texts: int
+    shift: int
 
     def random_map(self, record: Record, rng: np.random.Generator) -> Batch:
-        findings, impressions = record["findings"], record["impressions"]
-        if self.sentences == (0, 0):
-            text = report_text(findings, impressions, form=self.report)
-        else:
-            parts = given_parts(findings, impressions)
-            sentences = [sentence for part in parts for sentence in split_sentences(part)]
-            text = choose_sentences(sentences, counts=self.sentences, rng=rng)
-        return {"image": record["volume"], **_tokens(self.tokenizer, text, self.max_length)}
+        findings, impressions, volume = (
+            record[name] for name in ("findings", "impressions", "volume")
+        )
+        texts = [report_text(findings, impressions, form=self.report)]
+        if self.sentences != (0, 0):
+            sentences = split_sentences(texts[0])
+            texts = choose_sentences(sentences, counts=self.sentences, texts=self.texts, rng=rng)
+        if self.shift:
+            volume = shifted(volume, voxels=self.shift, rng=rng)
+        ids, mask = self.tokenizer(texts, self.max_length)
+        if self.texts == 1:
+            ids, mask = ids[0], mask[0]
+        return {"image": volume, "input_ids": ids, "attention_mask": mask}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,25 +156,12 @@ class _EvalExample(grain.transforms.Map):
         }
 
 
-@dataclasses.dataclass(frozen=True)
-class _TextPairs(grain.transforms.RandomMap):
-    tokenizer: Tokenizer
-    max_length: int
-    sentences: tuple[int, int]
-
-    def random_map(self, pairs: list, rng: np.random.Generator) -> Batch:
-        batch = {}
-        for name, views in zip(("findings", "impressions"), zip(*pairs, strict=True), strict=True):
-            texts = [choose_sentences(view, counts=self.sentences, rng=rng) for view in views]
-            batch[f"{name}_ids"], batch[f"{name}_mask"] = self.tokenizer(texts, self.max_length)
-        return batch
-
-
 def _tokens(tokenizer: Tokenizer, text: str, max_length: int) -> Batch:
     ids, mask = tokenizer([text], max_length)
     return {"input_ids": ids[0], "attention_mask": mask[0]}
 
 
-def _read_options() -> grain.ReadOptions:
+def read_options() -> grain.ReadOptions:
+    """As many threads as cores, and few batches ahead."""
     # grain's own default of 500 elements ahead would be 500 batches of volumes.
     return grain.ReadOptions(num_threads=os.cpu_count(), prefetch_buffer_size=_BATCHES_AHEAD)

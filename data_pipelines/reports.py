@@ -32,7 +32,7 @@ PROMPTS = {
 }
 """Positive and negative wordings of the published zero-shot and validation prompts."""
 
-Form = Literal["joined", "published_training", "published_inference"]
+Form = Literal["joined", "impressions", "published_training", "published_inference"]
 FORMS = get_args(Form)
 NOT_GIVEN = "Not given."
 _DELETED = str.maketrans("", "", "\"'()")
@@ -43,12 +43,15 @@ def report_text(findings: str, impressions: str, *, form: Form = "joined") -> st
     """One string for the text tower; a missing part is an empty string.
 
     joined: both parts with a space between them, missing and "Not given." parts left out.
+    impressions: Impressions alone, or Findings where they are missing.
     published_training (CT-CLIP, arXiv 2403.17834): Findings alone, "Not given." kept.
     published_inference: both parts without a separator, "Not given." left out.
     The published forms delete quotes and parentheses and read a missing part as the word "nan".
     """
     if form == "joined":
         return " ".join(given_parts(findings, impressions))
+    if form == "impressions":
+        return next(reversed(given_parts(findings, impressions)), "")
     if form == "published_training":
         return (findings or "nan").translate(_DELETED)
     if form == "published_inference":

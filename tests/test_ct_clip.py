@@ -234,6 +234,16 @@ def test_dropout_acts_in_training_and_only_on_text(uneven, uneven_batch):
     assert_close(plain["image"], dropped["image"], 1e-6)
 
 
+def test_several_texts_of_a_volume_stand_together(uneven, uneven_batch):
+    variables = jax.jit(uneven.init)(jax.random.key(0))
+    texts = {name: uneven_batch[name] for name in ("input_ids", "attention_mask")}
+    stacked = {name: np.stack([ids, ids[::-1]], axis=1) for name, ids in texts.items()}
+    run = jax.jit(lambda batch: uneven(variables, batch, train=False)[0]["text"])
+    alone, paired = run(uneven_batch), run(uneven_batch | stacked)
+    np.testing.assert_allclose(paired[::2], alone, atol=1e-6)
+    np.testing.assert_allclose(paired[1::2], alone[::-1], atol=1e-6)
+
+
 def test_quantizer_weight_zero_passes_the_tokens(uneven, uneven_batch):
     variables = jax.jit(uneven.init)(jax.random.key(0))
     other = variables | {"codebook": uneven.init(jax.random.key(1))["codebook"]}

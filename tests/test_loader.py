@@ -1,10 +1,12 @@
+import functools
+
 import numpy as np
 import pytest
 from absl import flags
 
 from data_pipelines import shards
 from data_pipelines.errors import InputError
-from data_pipelines.loader import choose_sentences, eval_loader, text_pair_loader, train_loader
+from data_pipelines.loader import AIR, choose_sentences, eval_loader, shifted, train_loader
 from data_pipelines.tokenizers import load_tokenizer, train_sentencepiece
 
 WORDS = ["heart", "lung", "aorta", "rib", "spine", "liver", "bronchus", "node", "nodule", "vessel"]
@@ -160,13 +162,39 @@ def test_sentences_are_chosen_anew_each_epoch(start, tokenizer):
 def test_choose_sentences():
     rng = np.random.default_rng(0)
     sentences = ["One.", "Two.", "Three."]
-    assert choose_sentences(sentences, counts=(0, 0), rng=rng) == "One. Two. Three."
-    chosen = [choose_sentences(sentences, counts=(1, 2), rng=rng).split() for _ in range(100)]
+    draw = functools.partial(choose_sentences, sentences, rng=rng)
+    chosen = [draw(counts=(1, 2), texts=1)[0].split() for _ in range(100)]
     assert {len(words) for words in chosen} == {1, 2}
     assert {tuple(words) for words in chosen} >= {("Three.", "One."), ("One.", "Three.")}
-    everything = choose_sentences(sentences, counts=(9, 9), rng=rng).split()
-    assert sorted(everything) == ["One.", "Three.", "Two."]
-    assert choose_sentences([], counts=(1, 2), rng=rng) == ""
+    (everything,) = draw(counts=(9, 9), texts=1)
+    assert sorted(everything.split()) == ["One.", "Three.", "Two."]
+    assert sorted(draw(counts=(1, 1), texts=3)) == ["One.", "Three.", "Two."]
+    first = draw(counts=(1, 1), texts=5)
+    assert first[:2] == first[3:]
+    assert choose_sentences([], counts=(1, 2), texts=2, rng=rng) == ["", ""]
+
+
+def test_several_texts_of_a_volume(start, tokenizer):
+    (batch,) = take(start(batch_size=4, sentences=(1, 1), texts=2), 1)
+    assert batch["input_ids"].shape == batch["attention_mask"].shape == (4, 2, 24)
+    assert (batch["input_ids"][:, 0] != batch["input_ids"][:, 1]).any()
+
+
+def test_a_shift_moves_a_volume_and_fills_with_air():
+    volume = np.arange(1, 61).reshape(3, 4, 5)
+    rng = np.random.default_rng(0)
+    moved = [shifted(volume, voxels=1, rng=rng) for _ in range(300)]
+    assert len({each.tobytes() for each in moved}) == 27
+    (back,) = {each.tobytes(): each for each in moved if each[1, 1, 1] == volume[0, 0, 0]}.values()
+    np.testing.assert_array_equal(back[1:, 1:, 1:], volume[:-1, :-1, :-1])
+    assert all((side == AIR).all() for side in (back[0], back[:, 0], back[:, :, 0]))
+
+
+def test_volumes_are_shifted_in_training_alone(start):
+    (still,), (moving,) = (take(start(batch_size=10, shift=shift), 1) for shift in (0, 1))
+    assert still["image"].shape == moving["image"].shape
+    assert (still["image"] != moving["image"]).any()
+    np.testing.assert_array_equal(still["input_ids"], moving["input_ids"])
 
 
 @pytest.mark.parametrize("processes", [1, 3])
@@ -189,32 +217,3 @@ def test_evaluation_is_one_pass_in_order(folder, tokenizer, processes):
     assert len(set(batches)) == 1
     if processes == 1:
         assert names == sorted(names)
-
-
-def test_text_pairs_are_two_views_of_one_report(folder, tokenizer):
-    options = {"split": "train", "tokenizer": tokenizer, "max_length": 32, "seed": 0}
-    iterator = text_pair_loader(folder, batch_size=8, **options)
-    (batch,) = take(iterator, 1)
-    iterator.close()
-    # Eight different reports have both parts, so that an epoch is one batch.
-    expected = {tuple(tokenizer([text], 32)[0][0]) for text in FINDINGS[1:9]}
-    assert {tuple(ids) for ids in batch["findings_ids"]} == expected
-    for findings, impressions in zip(batch["findings_ids"], batch["impressions_ids"], strict=True):
-        (number,) = (
-            i for i in range(10) if np.array_equal(tokenizer([FINDINGS[i]], 32)[0][0], findings)
-        )
-        np.testing.assert_array_equal(impressions, tokenizer([IMPRESSIONS[number]], 32)[0][0])
-    assert batch["findings_mask"].dtype == np.int32 and batch["impressions_mask"].min() == 0
-
-
-def test_text_pairs_resume(folder, tokenizer):
-    def begin():
-        options = {"split": "train", "tokenizer": tokenizer, "max_length": 32, "seed": 0}
-        return text_pair_loader(folder, batch_size=3, sentences=(1, 2), **options)
-
-    iterator, resumed = begin(), begin()
-    take(iterator, 4)
-    resumed.set_state(iterator.get_state())
-    assert_equal(take(resumed, 4), take(iterator, 4))
-    iterator.close()
-    resumed.close()

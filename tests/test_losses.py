@@ -24,6 +24,8 @@ def by_hand(name, outputs):
         logits = sim + outputs["bias"]
         signs = 2 * np.eye(n) - 1
         return np.log1p(np.exp(-signs * logits)).sum() / n
+    if name == "text_to_image":
+        return np.mean(np.log(np.exp(sim).sum(1)) - positive)
     terms = np.exp(sim) * (1 - np.eye(n) if name == "decoupled" else 1)
     return np.mean((np.log(terms.sum(0)) + np.log(terms.sum(1))) / 2 - positive)
 
@@ -49,6 +51,16 @@ def test_sharded_is_unsharded(name, outputs):
         jax.tree.leaves(jax.jit(loss_and_grads)(sharded)), jax.tree.leaves(plain), strict=True
     ):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_several_texts_of_an_image_are_each_compared_with_all_images(outputs):
+    latents = np.random.default_rng(1).normal(size=(16, 3, 8)).astype(np.float32)
+    texts = latents / np.linalg.norm(latents, axis=-1, keepdims=True)
+    alone = [LOSSES["text_to_image"](outputs | {"text": texts[:, k]}, {}) for k in range(3)]
+    loss, metrics = LOSSES["text_to_image"](outputs | {"text": texts.reshape(48, 8)}, {})
+    np.testing.assert_allclose(loss, np.mean([each for each, _ in alone]), rtol=1e-6)
+    accuracies = [each["text_to_image_accuracy"] for _, each in alone]
+    np.testing.assert_allclose(metrics["text_to_image_accuracy"], np.mean(accuracies), rtol=1e-6)
 
 
 def test_large_similarities_stay_finite(outputs):

@@ -37,6 +37,12 @@ def test_joined_leaves_out_what_says_nothing(findings, impressions, text):
     assert report_text(findings, impressions) == text
 
 
+def test_impressions_alone_or_what_there_is():
+    assert report_text("Clear.", "Normal.", form="impressions") == "Normal."
+    assert report_text("Clear.", "Not given.", form="impressions") == "Clear."
+    assert report_text("", "", form="impressions") == ""
+
+
 def test_an_unknown_form_is_an_input_error():
     with pytest.raises(InputError, match="reversed"):
         report_text("a", "b", form="reversed")

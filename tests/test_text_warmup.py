@@ -60,7 +60,9 @@ def test_pairs_become_closer_and_the_rest_stays(tmp_path):
         before,
         itertools.repeat(pairs()),
         model=BagOfWords(),
-        config=TextWarmupConfig(steps=40, batch_size=8, learning_rate=0.1),
+        config=TextWarmupConfig(
+            steps=40, batch_size=8, learning_rate=0.1, temperature=12.0, max_length=LENGTH
+        ),
         key=jax.random.key(0),
         mesh=mesh,
         writer=writer,

@@ -181,7 +181,7 @@ def test_a_run_leaves_metrics_config_and_a_model_that_opens(finished, shards):
     assert [step for step, _ in losses(finished)] == list(range(1, STEPS + 1))
     assert json.loads((finished / "config.json").read_text())["data"]["shards"] == str(shards)
     variables, config = load_export(finished / "export")
-    assert config["max_length"] == 64 and config["tokenizer"] == "tokenizer.model"
+    assert config["max_length"] == 192 and config["tokenizer"] == "tokenizer.model"
     assert variables["params"]["temperature"].shape == ()
     assert (finished / "text_warmup" / "metrics.jsonl").exists()
 
@@ -257,8 +257,14 @@ def test_given_weights_of_another_shape_are_refused(finished, shards):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"loss": "soft"}, "config.loss: 'soft' is none of softmax, decoupled, sigmoid"),
-        ({"data.max_length": 65}, "config.data.max_length: 65 tokens, the text tower has 64"),
+        (
+            {"loss": "soft"},
+            "config.loss: 'soft' is none of softmax, text_to_image, decoupled, sigmoid",
+        ),
+        ({"data.max_length": 193}, "config.data.max_length: 193 tokens, the text tower has 192"),
+        ({"evaluation.max_length": 200}, "config.evaluation.max_length: 200 tokens"),
+        ({"loss": "softmax"}, "config.data.texts: 6 texts of a volume need config.loss="),
+        ({"data.sentences": (0, 0)}, "config.data.texts: .* and a choice of config.data.sentences"),
         ({"model.text.vocab_size": 50}, r"tokenizer.model: \d+ tokens, .*vocab_size is 50"),
         ({"data.shards": "absent"}, "absent"),
     ],

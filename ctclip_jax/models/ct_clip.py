@@ -106,6 +106,9 @@ class CTCLIP:
     ) -> tuple[dict[str, Array], dict[str, Array]]:
         """Both towers on a batch of `image`, `input_ids` and `attention_mask`.
 
+        The ids are (b l), or (b k l) for k texts of each volume, whose latents (k b, d) stand
+        together.
+
         Returns `({'image', 'text', 'temperature'[, 'bias']}, codebook)`. In training the gradient
         passes the quantizer straight through and the returned codebook has moved by one step;
         otherwise the image tower gets no gradient and the codebook is unchanged, as published.
@@ -116,11 +119,12 @@ class CTCLIP:
         else:
             image = self.encode_image(variables, batch["image"])
         params = variables["params"]
+        ids, mask = (
+            rearrange(batch[name], "... l -> (...) l") for name in ("input_ids", "attention_mask")
+        )
         outputs = {
             "image": image,
-            "text": self.encode_text(
-                variables, batch["input_ids"], batch["attention_mask"], key=key if train else None
-            ),
+            "text": self.encode_text(variables, ids, mask, key=key if train else None),
             "temperature": jnp.exp(params["temperature"]),
         }
         if "logit_bias" in params:

@@ -33,7 +33,7 @@ def medical_material(chest: Chest, rng: np.random.Generator) -> tuple[Chest, Fin
     angle = np.arctan2(grid.y - at_y, grid.x - at_x)
     range_mm = np.hypot(grid.x - at_x, grid.y - at_y)
     rays = np.cos(angle * int(rng.integers(4, 9)) + rng.uniform(0, 6.28)) * np.exp(-range_mm / 55)
-    strength = rng.uniform(60, 220) * np.sqrt(weight / max(float(weight.max()), 1e-3))
+    strength = rng.uniform(300, 700) * np.sqrt(weight / max(float(weight.max()), 1e-3))
     streaked = replace(chest, hu=chest.hu + (rays * strength).astype("f4"))
     where = f"on the {side} side" if kind in ("pacemaker", "port catheter") else ""
     return streaked.painted(metal, 3000), Finding(where=where, kind=kind)
@@ -46,25 +46,25 @@ def _device(chest: Chest, kind: str, sign: int, rng: np.random.Generator) -> Cov
     cava = (-26.0, -0.2 * anatomy.half_depth, anatomy.arch)
     pocket = (sign * 0.6 * width, -0.78 * depth, anatomy.apex - rng.uniform(25, 50))
     if kind == "pacemaker":
-        case = ellipsoids(grid, [pocket], [(24, 9, 22)])
+        case = ellipsoids(grid, [pocket], [(30, 16, 28)])
         leads = ((*pocket[:2], pocket[2] + 15), (sign * 45.0, -40.0, anatomy.apex + 5), cava,
                  heart, (heart[0] + 30, heart[1] - 15, heart[2] - 20))  # fmt: skip
-        return np.maximum(case, tubes(grid, [leads], [(1.6, 1.6)]))
+        return np.maximum(case, tubes(grid, [leads], [(2.5, 2.5)]))
     if kind == "port catheter":
-        case = ellipsoids(grid, [pocket], [(13, 7, 13)])
+        case = ellipsoids(grid, [pocket], [(22, 14, 22)])
         line = (pocket, (sign * 45.0, -40.0, anatomy.apex + 5), cava, (-24.0, heart[1], heart[2]))
-        return np.maximum(case, tubes(grid, [line], [(1.5, 1.5)]))
+        return np.maximum(case, tubes(grid, [line], [(2.5, 2.5)]))
     if kind == "sternal wires":
         levels = anatomy.apex - 35 - 21 * np.arange(rng.integers(5, 8))
         loops = [(0.0, -1.04 * anatomy.half_depth, float(level)) for level in levels]
-        return ellipsoids(grid, loops, [(11, 5, 2.5)] * len(loops))
+        return ellipsoids(grid, loops, [(16, 10, 6)] * len(loops))
     if kind == "spinal hardware":
         middle, half = rng.uniform(-40, 40), rng.uniform(30, 55)
         at_y = 0.82 * anatomy.half_depth + 20
         rods = [((x, at_y, middle - half), (x, at_y, middle + half)) for x in (-16.0, 16.0)]
-        return tubes(grid, rods, [(4, 4)] * 2)
+        return tubes(grid, rods, [(9, 9)] * 2)
     valve = (heart[0] - 15, heart[1] + 2, heart[2] + 18)
-    return ellipsoids(grid, [valve], [(12, 12, 7)])
+    return ellipsoids(grid, [valve], [(20, 20, 14)])
 
 
 def arterial_wall_calcification(chest: Chest, rng: np.random.Generator) -> tuple[Chest, Finding]:
@@ -72,13 +72,13 @@ def arterial_wall_calcification(chest: Chest, rng: np.random.Generator) -> tuple
     severity = rng.random()
     line = np.asarray(chest.anatomy.aorta_line[2:])
     centers, radii = [], []
-    for _ in range(int(5 + 14 * severity)):
+    for _ in range(int(8 + 14 * severity)):
         leg = int(rng.choice(len(line) - 1, p=[0.3, 0.25, 0.15, 0.3]))
         at = line[leg] + rng.random() * (line[leg + 1] - line[leg])
         outward = rng.normal(0, 1, 3) * (1, 1, 0.3)
         outward *= (chest.anatomy.aorta - 1) / np.linalg.norm(outward)
         centers.append(tuple((at + outward).tolist()))
-        size = rng.uniform(2.5, 4.5) + 2 * severity
+        size = rng.uniform(5, 7) + 3 * severity
         radii.append((size, size, size * rng.uniform(1, 2)))
     plaques = ellipsoids(chest.grid, centers, radii)
     kind = str(rng.choice(["aorta", "aortic arch", "thoracic aorta"]))
@@ -119,7 +119,7 @@ def coronary_calcification(chest: Chest, rng: np.random.Generator) -> tuple[Ches
     for name in chosen:
         points = [_on_heart(chest, direction) for direction in CORONARIES[name]]
         lines.append(points if rng.random() < 0.5 + 0.5 * severity else points[:2])
-    radius = 2.0 + 1.8 * severity
+    radius = 4.5 + 2.5 * severity
     tracks = tubes(chest.grid, lines, [(radius, radius * 0.8)] * len(lines))
     where = f"in the {chosen[0]}" if count == 1 else f"in {('two', 'three')[count - 2]} vessels"
     finding = Finding(where=where, degree=degree(severity), number=count, kind=chosen[0])
@@ -179,7 +179,7 @@ def lymphadenopathy(chest: Chest, rng: np.random.Generator) -> tuple[Chest, Find
         for place in stations[station]:
             for _ in range(int(rng.integers(2, 5))):
                 centers.append(tuple((np.asarray(place) + rng.normal(0, 9, 3)).tolist()))
-                size = rng.uniform(9, 14) + 6 * severity
+                size = rng.uniform(12, 17) + 6 * severity
                 radii.append((size, size * rng.uniform(0.75, 1), size * rng.uniform(0.9, 1.3)))
     largest = round(2 * min(max(axes[1] for axes in radii), 40))
     nodes = ellipsoids(chest.grid, centers, radii)

@@ -38,7 +38,7 @@ def emphysema(chest: Chest, rng: np.random.Generator) -> tuple[Chest, Finding]:
     share = 1 / (1 + np.exp(-slope if upper else slope))
     holes = noise_field(grid, rng, cell=rng.uniform(12, 22)) + np.float32(-0.3 + 0.8 * severity)
     area = chest.lungs * share
-    destroyed = chest.painted(area * np.float32(0.2 + 0.3 * severity), -990)
+    destroyed = chest.painted(area * np.float32(0.5 + 0.3 * severity), -990)
     destroyed = destroyed.painted(area * np.clip(2 * holes, 0, 1), -995)
     where = "in the upper lobes" if upper else "in the lower lobes"
     kind = str(rng.choice(["centrilobular", "paraseptal"])) if upper else "panlobular"
@@ -49,7 +49,7 @@ def mosaic_attenuation(chest: Chest, rng: np.random.Generator) -> tuple[Chest, F
     """A patchwork of darker and brighter lobules through both lungs."""
     severity = rng.random()
     pattern = np.clip(3 * noise_field(chest.grid, rng, cell=rng.uniform(24, 36)), -1, 1)
-    patches = chest.lungs * pattern * np.float32(75 + 80 * severity)
+    patches = chest.lungs * pattern * np.float32(120 + 80 * severity)
     return replace(chest, hu=chest.hu + patches), Finding(
         where="in both lungs", degree=degree(severity)
     )
@@ -61,11 +61,11 @@ def lung_opacity(chest: Chest, rng: np.random.Generator) -> tuple[Chest, Finding
     lobes = choose_lobes(rng, 5, weights=(1, 0.7, 2, 1, 2))
     places = [lobe for lobe in lobes for _ in range(1 + int(1.99 * severity))]
     centers = [point_near_pleura(chest, lobe, rng) for lobe in places]
-    sizes = [rng.uniform(26, 38) + 12 * severity for _ in places]
+    sizes = [rng.uniform(34, 46) + 12 * severity for _ in places]
     radii = [(size, size * rng.uniform(0.7, 1), size * rng.uniform(0.7, 1.1)) for size in sizes]
     haze = ellipsoids(chest.grid, centers, radii) * chest.lungs
     haze = haze * np.clip(0.8 + 0.25 * noise_field(chest.grid, rng, cell=16), 0, 1)
-    return chest.thickened(haze, rng.uniform(-520, -300)), Finding(
+    return chest.thickened(haze, rng.uniform(-450, -250)), Finding(
         where=lobes_phrase(lobes), degree=degree(severity), number=len(places)
     )
 
@@ -82,7 +82,7 @@ def septal_thickening(chest: Chest, rng: np.random.Generator) -> tuple[Chest, Fi
     nets = [1 - np.abs(noise_field(grid, rng, cell=cell)) / width for _ in range(2)]
     net = np.clip(np.maximum(*nets), 0, 1) * chest.lungs * region
     where = "in the lower lobes" if lower else "in the upper lobes"
-    return chest.thickened(net, rng.uniform(-350, -100)), Finding(
+    return chest.thickened(net, rng.uniform(-250, -50)), Finding(
         where=where, degree=degree(severity)
     )
 
@@ -93,7 +93,7 @@ def fibrotic_sequela(chest: Chest, rng: np.random.Generator) -> tuple[Chest, Fin
     side = choose_side(rng, 0.5)
     grid, anatomy = chest.grid, chest.anatomy
     apical = rng.random() < 0.65
-    depth = rng.uniform(8, 14) + 8 * severity
+    depth = rng.uniform(18, 26) + 8 * severity
     if apical:
         zone = below(np.float32(anatomy.apex - 42 - 20 * severity) - grid.z, 15)
     else:
@@ -126,7 +126,7 @@ def peribronchial_thickening(chest: Chest, rng: np.random.Generator) -> tuple[Ch
         airway for airway in chest.anatomy.airways[3:] if np.sign(airway[0][0][0]) in signs_of(side)
     ]
     lines = [line for line, _ in bronchi]
-    cuff = 4 + 4 * severity
+    cuff = 6 + 4 * severity
     walls = tubes(chest.grid, lines, [(first + cuff, last + cuff) for _, (first, last) in bronchi])
     lumens = tubes(chest.grid, lines, [radius for _, radius in bronchi])
     thick = chest.thickened(walls * chest.lungs, rng.uniform(-60, 30))
@@ -141,11 +141,11 @@ def bronchiectasis(chest: Chest, rng: np.random.Generator) -> tuple[Chest, Findi
     lines, radii = [], []
     for lobe in lobes:
         hilum = _hilum(chest, lobe)
-        for _ in range(int(rng.integers(4, 8))):
+        for _ in range(int(rng.integers(5, 9))):
             tip = np.asarray(point_in_lobe(chest, lobe, rng))
             start = hilum + rng.uniform(0.3, 0.5) * (tip - hilum)
             lines.append((tuple(start.tolist()), tuple(tip.tolist())))
-            radii.append(rng.uniform(4.5, 6.5) + 2.5 * severity)
+            radii.append(rng.uniform(9, 11) + 3 * severity)
     cystic = rng.random() < 0.4
     flare = 1.4 if cystic else 1.0
     walls = [(radius + 4, flare * radius + 4) for radius in radii]
@@ -163,12 +163,12 @@ def _hilum(chest: Chest, lobe: int) -> np.ndarray:
 
 
 def lung_nodule(chest: Chest, rng: np.random.Generator) -> tuple[Chest, Finding]:
-    """One to twelve solid balls of 9 to 32 mm."""
-    count = 1 if rng.random() < 0.2 else int(rng.integers(2, 13))
+    """One, or four to twelve, solid balls of 18 to 40 mm."""
+    count = 1 if rng.random() < 0.2 else int(rng.integers(4, 13))
     lobes = choose_lobes(rng, min(count, 4))
     places = [lobes[i % len(lobes)] for i in range(count)]
     centers = [point_in_lobe(chest, lobe, rng) for lobe in places]
-    sizes = sorted(float(np.exp(rng.uniform(np.log(4.5), np.log(16)))) for _ in centers)[::-1]
+    sizes = sorted(float(np.exp(rng.uniform(np.log(9), np.log(20)))) for _ in centers)[::-1]
     radii = [(size, size * rng.uniform(0.85, 1.15), size) for size in sizes]
     calcified = rng.random() < 0.12
     balls = ellipsoids(chest.grid, centers, radii) * np.clip(3 * chest.lungs, 0, 1)
@@ -227,7 +227,7 @@ def consolidation(chest: Chest, rng: np.random.Generator) -> tuple[Chest, Findin
     severity = rng.random()
     lobes = choose_lobes(rng, 1 + int(1.9 * severity), weights=(0.6, 0.6, 2, 0.6, 2))
     centers = [point_in_lobe(chest, lobe, rng) for lobe in lobes]
-    sizes = [rng.uniform(32, 44) + 18 * severity for _ in lobes]
+    sizes = [rng.uniform(46, 60) + 18 * severity for _ in lobes]
     radii = [(size, size * rng.uniform(0.8, 1), size * rng.uniform(0.8, 1.2)) for size in sizes]
     filled = ellipsoids(chest.grid, centers, radii) * chest.lungs
     filled = filled * np.isin(chest.lobes, [lobe + 1 for lobe in lobes])
