@@ -14,7 +14,8 @@ plateau of the loss:
   the batch, while the text tower moves slowly (0.2 of the learning rate);
 * volumes are shifted by up to a voxel, and the quantizer sets in step by step.
 
-Expect a mean zero-shot AUROC of about 0.68-0.71 after 8 minutes on two cores. With `:smoke` after the file name it runs in seconds.
+Expect a mean zero-shot AUROC of about 0.68 after 8 minutes on two cores. With `:smoke` after the
+file name it runs in seconds.
 """
 
 from ml_collections import config_dict
