@@ -217,6 +217,7 @@ def test_five_steps_on_three_devices_are_those_of_the_original(tiny, golden):
         schedule="constant",
         warmup_steps=0,
         weight_decay=0.0,
+        clip_norm=0.5,
         rules=(),
     )
     config = dataclasses.replace(
