@@ -188,6 +188,14 @@ def test_statements_affirm_and_denials_deny(label):
     assert len(denials) > 8 and all("{" not in denial for denial in denials)
 
 
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_finding_of_any_number_goes_by_its_own_name(number):
+    rng, finding = np.random.default_rng(0), Finding(number=number)
+    stated = [wording.state("Lung opacity", finding, CONCLUDED, rng) for _ in range(200)]
+    assert 40 < sum("lung opacity" in sentence.lower() for sentence in stated) < 160
+    assert any("opacities" in sentence for sentence in stated) == (number > 1)
+
+
 def test_a_report_names_every_abnormality_and_both_parts_vary():
     findings = {label: Finding(number=1) for label in ("Cardiomegaly", "Emphysema")}
     reports = [

@@ -82,15 +82,14 @@ def state(label: str, finding: Finding, patterns: Sequence[str], rng: np.random.
     usable = [
         pattern for pattern in pool if all(values.get(name, "x") for name in _fields(pattern))
     ]
-    singular = finding.number == 1 or not words.plurals
-    noun, be = _noun(label, rng, singular=singular, plural=finding.number > 1)
+    noun, be = _noun(label, rng, plural=finding.number > 1)
     return _sentence(_choose(rng, usable or patterns[:1]).format(noun=noun, be=be, **values))
 
 
 def deny(label: str, rng: np.random.Generator) -> str:
     """A sentence that the abnormality is not there."""
     pool = vocabulary.ABSENT if rng.random() < 0.65 else VOCABULARY[label].absent
-    noun, be = _noun(label, rng, singular=True, plural=True)
+    noun, be = _noun(label, rng, plural=True)
     return _sentence(_choose(rng, pool).format(noun=noun, be=be))
 
 
@@ -110,12 +109,16 @@ def _denials(labels: Sequence[str], rng: np.random.Generator) -> list[str]:
     return sentences
 
 
-def _noun(label: str, rng: np.random.Generator, *, singular: bool, plural: bool) -> tuple[str, str]:
-    """A name of the abnormality and its verb; the label's own name half of the time."""
+def _noun(label: str, rng: np.random.Generator, *, plural: bool) -> tuple[str, str]:
+    """A name of the abnormality and its verb; the label's own name half of the time.
+
+    The singular names any number of them ("lymphadenopathy"): kept for single findings, it would
+    stand almost in denials alone.
+    """
     words = VOCABULARY[label]
-    if singular and rng.random() < 0.5:
+    if rng.random() < 0.5:
         return words.nouns[0], "is"
-    options = [(noun, "is") for noun in words.nouns] if singular else []
+    options = [(noun, "is") for noun in words.nouns]
     options += [(noun, "are") for noun in words.plurals] if plural else []
     return options[rng.integers(len(options))]
 
