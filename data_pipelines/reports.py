@@ -34,6 +34,9 @@ PROMPTS = {
 
 Form = Literal["joined", "impressions", "published_training", "published_inference"]
 FORMS = get_args(Form)
+SENTENCE_FORMS = ("joined", "impressions")
+"""The forms that are made of sentences; the published ones may run two into one."""
+
 NOT_GIVEN = "Not given."
 _DELETED = str.maketrans("", "", "\"'()")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[^a-z])|\s*\n\s*")
@@ -48,16 +51,28 @@ def report_text(findings: str, impressions: str, *, form: Form = "joined") -> st
     published_inference: both parts without a separator, "Not given." left out.
     The published forms delete quotes and parentheses and read a missing part as the word "nan".
     """
-    if form == "joined":
-        return " ".join(given_parts(findings, impressions))
-    if form == "impressions":
-        return next(reversed(given_parts(findings, impressions)), "")
+    if form in SENTENCE_FORMS:
+        return " ".join(_parts(findings, impressions, form=form))
     if form == "published_training":
         return (findings or "nan").translate(_DELETED)
     if form == "published_inference":
         parts = ((part or "nan").translate(_DELETED) for part in (findings, impressions))
         return "".join(part for part in parts if part != NOT_GIVEN)
     raise InputError(f"report form {form!r} is none of {', '.join(FORMS)}")
+
+
+def report_sentences(findings: str, impressions: str, *, form: Form = "joined") -> list[str]:
+    """The sentences of `report_text` in order, each from one part; `form` in SENTENCE_FORMS."""
+    return [
+        sentence
+        for part in _parts(findings, impressions, form=form)
+        for sentence in split_sentences(part)
+    ]
+
+
+def _parts(findings: str, impressions: str, *, form: Form) -> list[str]:
+    parts = given_parts(findings, impressions)
+    return parts[-1:] if form == "impressions" else parts
 
 
 def given_parts(findings: str, impressions: str) -> list[str]:

@@ -40,10 +40,10 @@ def matched_sentences(reports: Sequence[tuple[str, str]]) -> list[list[Pair]]:
     """
     views = [tuple(map(split_sentences, report)) for report in reports]
     sentences = [sentence for view in views for part in view for sentence in part]
-    try:
-        vectors = TfidfVectorizer(stop_words=NOT_A_FINDING.split()).fit_transform(sentences)
-    except ValueError:  # no word is left to compare
+    vectorizer = TfidfVectorizer(stop_words=NOT_A_FINDING.split())
+    if not any(map(vectorizer.build_analyzer(), sentences)):  # no word is left to compare
         return []
+    vectors = vectorizer.fit_transform(sentences)
     matched, start = [], 0
     for findings, impressions in views:
         middle, end = start + len(findings), start + len(findings) + len(impressions)

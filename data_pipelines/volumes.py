@@ -23,6 +23,8 @@ from data_pipelines.errors import InputError
 
 STEPS_PER_HU = 16
 HU_LIMIT = 1000.0
+AIR = -round(HU_LIMIT * STEPS_PER_HU)
+"""What lies outside a prepared volume, in its int16 steps of 1/16 HU."""
 CLIPS = ("after_resampling", "before_resampling")
 _READ_BYTES = 1 << 24
 _LARGEST_FILE_BYTES = 1 << 34
@@ -142,7 +144,7 @@ def preprocess_fixed_point(
     clip: Clip = "after_resampling",
 ) -> Int16[np.ndarray, "f h w"]:
     """`to_fixed_point(preprocess(...))` without the float volume between them."""
-    volume = np.full(geometry.shape, -HU_LIMIT * STEPS_PER_HU, np.int16)
+    volume = np.full(geometry.shape, AIR, np.int16)
     axes = _axes(voxels.shape, spacing_xyz, geometry)
     for frame, plane in _planes(voxels, axes, slope=slope, intercept=intercept, clip=clip):
         volume[frame, axes[0].target, axes[1].target] = np.rint(plane * STEPS_PER_HU)

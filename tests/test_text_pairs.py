@@ -42,6 +42,18 @@ def test_words_that_name_no_finding_make_no_pair():
     assert matched_sentences([("No.", "Normal.")]) == []
 
 
+def test_one_shared_word_of_many_is_too_little():
+    """Cosines of 0.151 and 0.122, on either side of SMALLEST_SIMILARITY."""
+    aorta, granuloma = (
+        "Calcified plaque, ectasia and tortuosity of the aorta",
+        "Calcified granuloma.",
+    )
+    longer = f"{aorta} with ulcerated irregular mural thrombus, dissection flap, hematoma."
+    near = f"{aorta} with dilatation, irregular thrombus."
+    assert matched_sentences([(near, granuloma)]) == [[(near, granuloma)]]
+    assert matched_sentences([(longer, granuloma)]) == []
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Reports that come twice each, as the reconstructions of a scan do, and one without a part."""
