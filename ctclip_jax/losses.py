@@ -71,8 +71,10 @@ def _similarities(outputs: Outputs) -> Float[Array, "t i"]:
 
 
 def _owners(sim_TI: Float[Array, "t i"]) -> Int[Array, " t"]:
-    """The image of each text: its texts stand together."""
+    """The image of each text: its texts stand together, as many for every image."""
     texts, images = sim_TI.shape
+    if texts % images:
+        raise ValueError(f"{texts} texts cannot belong to {images} images in equal numbers")
     return jnp.arange(texts) // (texts // images)
 
 

@@ -9,11 +9,13 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from ctclip_jax.losses import LOSSES
 
 
+def unit(vectors):
+    return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
+
+
 @pytest.fixture(scope="module")
 def outputs():
-    rng = np.random.default_rng(0)
-    latents = rng.normal(size=(2, 16, 8)).astype(np.float32)
-    text, image = latents / np.linalg.norm(latents, axis=-1, keepdims=True)
+    text, image = unit(np.random.default_rng(0).normal(size=(2, 16, 8)))
     return {"text": text, "image": image, "temperature": np.float32(5), "bias": np.float32(-2)}
 
 
@@ -37,8 +39,9 @@ def test_formula(name, outputs):
     assert metrics["temperature"] == 5
 
 
-@pytest.mark.parametrize("name", LOSSES)
-def test_sharded_is_unsharded(name, outputs):
+@pytest.mark.parametrize(("name", "texts"), [*((name, 1) for name in LOSSES), ("text_to_image", 3)])
+def test_sharded_is_unsharded(name, texts, outputs):
+    outputs = outputs | {"text": unit(np.random.default_rng(2).normal(size=(16 * texts, 8)))}
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     rows = NamedSharding(mesh, PartitionSpec("data"))
     sharded = {key: jax.device_put(outputs[key], rows) for key in ("text", "image")}
@@ -54,13 +57,17 @@ def test_sharded_is_unsharded(name, outputs):
 
 
 def test_several_texts_of_an_image_are_each_compared_with_all_images(outputs):
-    latents = np.random.default_rng(1).normal(size=(16, 3, 8)).astype(np.float32)
-    texts = latents / np.linalg.norm(latents, axis=-1, keepdims=True)
+    texts = unit(np.random.default_rng(1).normal(size=(16, 3, 8)))
     alone = [LOSSES["text_to_image"](outputs | {"text": texts[:, k]}, {}) for k in range(3)]
     loss, metrics = LOSSES["text_to_image"](outputs | {"text": texts.reshape(48, 8)}, {})
     np.testing.assert_allclose(loss, np.mean([each for each, _ in alone]), rtol=1e-6)
     accuracies = [each["text_to_image_accuracy"] for _, each in alone]
     np.testing.assert_allclose(metrics["text_to_image_accuracy"], np.mean(accuracies), rtol=1e-6)
+
+
+def test_texts_in_unequal_numbers_are_refused(outputs):
+    with pytest.raises(ValueError, match="16 texts cannot belong to 5 images"):
+        LOSSES["text_to_image"](outputs | {"image": outputs["image"][:5]}, {})
 
 
 def test_large_similarities_stay_finite(outputs):
