@@ -85,6 +85,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
             batch_size=8,
             prompts="inference",
             report="published_inference",
+            pool_sentences=False,
             max_length=512,
         ),
     )

@@ -45,7 +45,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
                 num_layers=2,
                 num_heads=2,
                 intermediate_size=128,
-                max_positions=192,
+                max_positions=24,
                 token_types=2,
                 dropout=0.0,
             ),
@@ -63,7 +63,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
             texts=6,
             shift=1,
             tokenizer="",
-            max_length=28,
+            max_length=24,
             workers=0,
         ),
         batch_size=32,
@@ -82,14 +82,19 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
         ),
         quantize_ramp=(1200, 1800),
         text_warmup=dict(
-            steps=400, batch_size=128, learning_rate=1e-3, temperature=5.0, max_length=32
+            steps=400, batch_size=128, learning_rate=1e-3, temperature=5.0, max_length=24
         ),
         mesh=dict(data=-1, fsdp=1),
         checkpoint=dict(every=500, keep=1),
         log_every=50,
         init_from="",
         evaluation=dict(
-            split="valid", batch_size=32, prompts="inference", report="impressions", max_length=192
+            split="valid",
+            batch_size=32,
+            prompts="inference",
+            report="joined",
+            pool_sentences=True,
+            max_length=24,
         ),
     )
     if variant not in ("", "smoke"):

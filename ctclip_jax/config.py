@@ -75,13 +75,16 @@ class CheckpointConfig:
 class EvaluationConfig:
     """What `ctclip_jax.evaluate` reads: the split and the wording of prompts and reports.
 
-    `max_length` is that of a text in tokens, and what an export says of itself.
+    A report is read whole, or with `pool_sentences` sentence by sentence: its latent is then the
+    mean of theirs, as suits a model that was trained on sentences. `max_length` is that of a text
+    in tokens, and what an export says of itself.
     """
 
     split: str
     batch_size: int
     prompts: str
     report: str
+    pool_sentences: bool
     max_length: int
 
 

@@ -17,10 +17,10 @@ import numpy as np
 import pandas as pd
 from absl import flags
 from jaxtyping import Float
-from ml_collections import config_flags
 
+from ctclip_jax import config_flag
 from ctclip_jax.api import Model, load
-from ctclip_jax.config import TrainConfig, from_dict
+from ctclip_jax.config import EvaluationConfig, TrainConfig
 from ctclip_jax.evaluators import latents, retrieval, zero_shot
 from ctclip_jax.evaluators.latents import Latents
 from ctclip_jax.metrics.classification import THRESHOLD_RULE
@@ -29,7 +29,7 @@ from ctclip_jax.reporting.report import Example, page
 from ctclip_jax.trees import unflatten
 from data_pipelines import loader, shards
 from data_pipelines.errors import InputError, run_main
-from data_pipelines.reports import LABELS, PROMPTS, report_text
+from data_pipelines.reports import LABELS, PROMPTS, report_sentences, report_text
 from data_pipelines.tokenizers import load_tokenizer
 from data_pipelines.volumes import STEPS_PER_HU
 
@@ -48,7 +48,8 @@ def evaluate(config: TrainConfig, *, model_path: Path, out: Path) -> dict[str, A
     if prompts not in PROMPTS:
         raise InputError(f"config.evaluation.prompts: {prompts!r} is none of {', '.join(PROMPTS)}")
     reports = shards.read_reports(config.data.shards, config.evaluation.split)
-    encoded, scores = encode(config, model=load(model_path), total=len(reports))
+    model = load(model_path, max_length=config.evaluation.max_length)
+    encoded, scores = encode(config, model=model, reports=reports)
     if [report["volume_name"] for report in reports] != encoded.names.tolist():
         raise InputError(f"{config.data.shards}: the shards and their .jsonl files differ")
     scans = np.array([report["scan"] for report in reports])
@@ -59,6 +60,8 @@ def evaluate(config: TrainConfig, *, model_path: Path, out: Path) -> dict[str, A
         "volumes": len(encoded.names),
         "scans": len(np.unique(scans)),
         "prompts": prompts,
+        "report": config.evaluation.report,
+        "pool_sentences": config.evaluation.pool_sentences,
         "threshold_rule": THRESHOLD_RULE,
         "zero_shot": unflatten(dict(zero_shot.evaluate(scores, encoded.labels))),
         "retrieval": unflatten(dict(retrieval.evaluate(encoded, scans=scans))),
@@ -77,35 +80,44 @@ def evaluate(config: TrainConfig, *, model_path: Path, out: Path) -> dict[str, A
 
 
 def encode(
-    config: TrainConfig, *, model: Model, total: int
+    config: TrainConfig, *, model: Model, reports: Sequence[Mapping[str, Any]]
 ) -> tuple[Latents, Float[np.ndarray, "n labels"]]:
-    """One pass of the model over the split, of `total` volumes: latents and zero-shot scores."""
+    """One pass of the model over the split, whose rows are `reports`: latents, zero-shot scores."""
     data, evaluation = config.data, config.evaluation
-    tokenizer = model.tokenizer or load_tokenizer(
-        data.tokenizer or Path(data.shards) / "tokenizer.model"
+    tokenizer = model.tokenizer or load_tokenizer(data.tokenizer_path)
+
+    def encode_texts(texts: list[str]) -> np.ndarray:
+        return model.encode_text(*tokenizer(texts, model.max_length))
+
+    text = latents.encode_reports(
+        [texts_of(row, evaluation) for row in reports], encode_texts=encode_texts
     )
     batches = loader.eval_loader(
         data.shards,
         split=evaluation.split,
-        tokenizer=tokenizer,
-        max_length=model.max_length,
         batch_size=evaluation.batch_size,
-        report=evaluation.report,
         process_index=0,
         process_count=1,
     )
-    encoded = latents.encode(
-        with_progress(batches, total=total),
+    volumes = latents.encode_volumes(
+        with_progress(batches, total=len(reports)),
         encode_image=lambda image: model.encode_image(image, batch_size=len(image)),
-        encode_text=model.encode_text,
     )
+    encoded = Latents(text=text, **volumes)
     scores = zero_shot.score(
         encoded.image,
-        encode_prompts=lambda texts: model.encode_text(*tokenizer(texts, model.max_length)),
+        encode_prompts=encode_texts,
         prompts=PROMPTS[evaluation.prompts],
         temperature=model.temperature,
     )
     return encoded, scores
+
+
+def texts_of(row: Mapping[str, Any], evaluation: EvaluationConfig) -> list[str]:
+    """What is encoded of a report: all of it as one text, or its sentences."""
+    choose = report_sentences if evaluation.pool_sentences else report_text
+    texts = choose(row["findings"], row["impressions"], form=evaluation.report)
+    return [texts] if isinstance(texts, str) else texts
 
 
 def with_progress(
@@ -139,7 +151,8 @@ def describe(
     """The volumes that the report shows, read again from the shards; `reports` has all rows."""
     source = shards.read(config.data.shards, config.evaluation.split)
     spacing = shards.preparation(config.data.shards, config.evaluation.split)["spacing"]
-    texts = [report_text(row["findings"], row["impressions"]) for row in reports]
+    form = config.evaluation.report
+    texts = [report_text(row["findings"], row["impressions"], form=form) for row in reports]
     scans = np.array([report["scan"] for report in reports])
     shown = []
     for row in examples.choose(encoded.names, scans=scans, labels=encoded.labels, count=EXAMPLES):
@@ -177,11 +190,10 @@ def find_model(workdir: Path, given: str | None) -> Path:
 
 def define_flags() -> None:
     """Only the binary has flags, so that importing this module adds none."""
-    config_flags.DEFINE_config_file("config", help_string="Experiment.", lock_config=True)
-    flags.DEFINE_string("workdir", None, "Folder that main.py trained into.")
+    config_flag.define()
+    flags.DEFINE_string("workdir", None, "Folder that main.py trained into.", required=True)
     flags.DEFINE_string("model", None, "Any path that ctclip_jax.load opens; WORKDIR/export.")
     flags.DEFINE_string("out", None, "Folder to write into; WORKDIR/evaluation.")
-    flags.mark_flags_as_required(["config", "workdir"])
 
 
 def main(argv: Sequence[str]) -> None:
@@ -189,7 +201,7 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise InputError(f"unexpected argument {argv[1]!r}")
     values = flags.FLAGS
-    config = from_dict(TrainConfig, values.config.to_dict())
+    config = config_flag.read()
     workdir = Path(values.workdir)
     out = Path(values.out) if values.out else workdir / "evaluation"
     metrics = evaluate(config, model_path=find_model(workdir, values.model), out=out)

@@ -91,9 +91,19 @@ class Progress:
 class StepLog:
     """Reads the metrics of a step while the device is already busy with the next one."""
 
-    def __init__(self, writer: MetricWriter, *, steps: int, batch_size: int, log_every: int):
-        self._writer, self._log_every, self._steps = writer, log_every, steps
-        self._progress = Progress("step", steps=steps, batch_size=batch_size, unit="volumes")
+    def __init__(
+        self,
+        writer: MetricWriter,
+        *,
+        name: str,
+        unit: str,
+        steps: int,
+        batch_size: int,
+        log_every: int,
+    ):
+        """Counts steps called `name`, each of `batch_size` `unit`s (volumes, reports)."""
+        self._writer, self._log_every, self._steps, self._unit = writer, log_every, steps, unit
+        self._progress = Progress(name, steps=steps, batch_size=batch_size, unit=unit)
         self._late: tuple[int, Scalars, Scalars] | None = None
 
     def add(self, step: int, metrics: Scalars, gradient_norms: Scalars) -> None:
@@ -116,7 +126,7 @@ class StepLog:
         self._progress.tick(step)
         if step % self._log_every == 0 or step == self._steps:
             rate = self._progress.lap(step)
-            self._writer.write_scalars(step, {**scalars, "volumes_per_second": rate})
+            self._writer.write_scalars(step, {**scalars, f"{self._unit}_per_second": rate})
             if jax.process_index() == 0:
                 print(self._progress.line(step, loss=scalars["loss"], rate=rate), flush=True)
 

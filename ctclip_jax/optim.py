@@ -82,6 +82,11 @@ def clip_by_global_norm(grads: dict, max_norm: float) -> dict:
     return jax.tree.map(lambda grad: grad * scale, grads)
 
 
+def gradient_norms(grads: dict) -> dict[str, jax.Array]:
+    """The norm of every gradient by the name of its parameter."""
+    return {name: jnp.linalg.norm(grad) for name, grad in trees.flatten(grads).items()}
+
+
 def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
     """Returns clipping, Adam, decoupled weight decay and learning rates as one transformation.
 

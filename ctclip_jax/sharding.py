@@ -74,10 +74,8 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     }
 
 
-def local_batch_size(batch_size: int, mesh: Mesh) -> int:
+def local_batch_size(batch_size: int, mesh: Mesh, *, name: str = "config.batch_size") -> int:
     """Returns this process's share of the global batch; every device gets the same number."""
     if batch_size % mesh.size:
-        raise InputError(
-            f"config.batch_size: {batch_size} is not divisible by the {mesh.size} devices"
-        )
+        raise InputError(f"{name}: {batch_size} is not divisible by the {mesh.size} devices")
     return batch_size // jax.process_count()

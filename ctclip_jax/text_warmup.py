@@ -15,9 +15,9 @@ from jax.sharding import Mesh
 
 from ctclip_jax.config import TextWarmupConfig
 from ctclip_jax.losses import softmax_loss
-from ctclip_jax.metric_writer import MetricWriter, Progress
+from ctclip_jax.metric_writer import Scalars, StepLog
 from ctclip_jax.models.ct_clip import CTCLIP
-from ctclip_jax.optim import OptimConfig, make_optimizer
+from ctclip_jax.optim import OptimConfig, gradient_norms, make_optimizer
 from ctclip_jax.shapes import Array, Key, Variables
 from ctclip_jax.sharding import put_batch, state_shardings
 
@@ -32,8 +32,7 @@ def warm_up(
     config: TextWarmupConfig,
     key: Key,
     mesh: Mesh,
-    writer: MetricWriter,
-    log_every: int,
+    log: StepLog,
 ) -> Variables:
     """Returns `variables` with the text tower and its projection trained on pairs of texts.
 
@@ -41,6 +40,9 @@ def warm_up(
       variables: of the whole model; the image tower and the temperature stay as they are.
       batches: {findings_ids, findings_mask, impressions_ids, impressions_mask}, (b, l) each.
       key: of the dropout.
+
+    Raises:
+      FloatingPointError: a loss or gradient that is not finite; it names them.
     """
     trained = {name: variables["params"][name] for name in TRAINED}
     trained["log_scale"] = jnp.log(jnp.float32(config.temperature))
@@ -49,25 +51,19 @@ def warm_up(
     opt_shardings = state_shardings(jax.eval_shape(optimizer.init, trained), mesh)
     opt = jax.jit(optimizer.init, out_shardings=opt_shardings)(trained)
     train_step = make_step(model, optimizer, key)
-    progress = Progress(
-        "text warm-up", steps=config.steps, batch_size=config.batch_size, unit="reports"
-    )
     for step in range(1, config.steps + 1):
-        trained, opt, metrics = train_step(trained, opt, put_batch(next(batches), mesh))
-        progress.tick(step)
-        if step % log_every == 0 or step == config.steps:
-            scalars = {name: float(value) for name, value in metrics.items()}
-            writer.write_scalars(step, scalars)
-            rate = progress.lap(step)
-            print(progress.line(step, loss=scalars["loss"], rate=rate), flush=True)
+        with jax.transfer_guard("disallow"):
+            trained, opt, metrics, norms = train_step(trained, opt, put_batch(next(batches), mesh))
+        log.add(step, metrics, norms)
+    log.flush()
     learned = {name: trained[name] for name in TRAINED}
     return {**variables, "params": {**variables["params"], **learned}}
 
 
 def make_step(
     model: CTCLIP, optimizer: optax.GradientTransformation, key: Key
-) -> Callable[[dict, dict, dict[str, Array]], tuple[dict, dict, dict[str, Array]]]:
-    """Returns the jitted (trained, opt, batch) -> (trained, opt, metrics)."""
+) -> Callable[[dict, dict, dict[str, Array]], tuple[dict, dict, Scalars, Scalars]]:
+    """Returns the jitted (trained, opt, batch) -> (trained, opt, metrics, gradient norms)."""
 
     def objective(trained: dict, batch: dict[str, Array], key: Key):
         # Both views in one pass: half the program to compile.
@@ -88,8 +84,9 @@ def make_step(
             "loss": loss,
             "accuracy": metrics["text_to_image_accuracy"],
             "temperature": metrics["temperature"],
+            "gradient_norm": optax.tree.norm(grads),
         }
-        return optax.apply_updates(trained, updates), opt, metrics
+        return optax.apply_updates(trained, updates), opt, metrics, gradient_norms(grads)
 
     return jax.jit(step)
 

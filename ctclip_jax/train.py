@@ -4,6 +4,7 @@ Stopped at any moment, the same call continues from the newest checkpoint; on CP
 then those of an uninterrupted run to the last bit.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -19,16 +20,22 @@ from jax.sharding import Mesh
 
 from ctclip_jax import api, trees
 from ctclip_jax.checkpoints import Checkpointer, check_shapes, save_export
+from ctclip_jax.checks import check_config
 from ctclip_jax.config import TrainConfig
 from ctclip_jax.losses import LOSSES, LossFn
 from ctclip_jax.metric_writer import MetricWriter, StepLog
 from ctclip_jax.models.ct_clip import CTCLIP
-from ctclip_jax.optim import join_frozen, learning_rate, make_optimizer, split_frozen
+from ctclip_jax.optim import (
+    gradient_norms,
+    join_frozen,
+    learning_rate,
+    make_optimizer,
+    split_frozen,
+)
 from ctclip_jax.shapes import Array, Float, Int, Variables
 from ctclip_jax.sharding import local_batch_size, make_mesh, put_batch, state_shardings
 from ctclip_jax.text_warmup import warm_up
 from data_pipelines import loader
-from data_pipelines.errors import InputError
 from data_pipelines.text_pairs import text_pair_loader
 from data_pipelines.tokenizers import Tokenizer, load_tokenizer
 
@@ -60,12 +67,18 @@ def train(config: TrainConfig, workdir: Path) -> None:
     batches = make_loader(run)
     checkpointer = Checkpointer(workdir / "checkpoints", config.checkpoint)
     state = start_or_continue(run, checkpointer, batches)
+    write_config(run)
     train_step = make_train_step(run)
     first = int(state["step"]) + 1
     writer = MetricWriter(workdir, step=first - 1, writes=jax.process_index() == 0)
     writer.write_hparams(trees.flatten(dataclasses.asdict(config)))
     log = StepLog(
-        writer, steps=config.steps, batch_size=config.batch_size, log_every=config.log_every
+        writer,
+        name="step",
+        unit="volumes",
+        steps=config.steps,
+        batch_size=config.batch_size,
+        log_every=config.log_every,
     )
     for step in range(first, config.steps + 1):
         with jax.transfer_guard("disallow"):
@@ -80,42 +93,26 @@ def train(config: TrainConfig, workdir: Path) -> None:
 
 
 def build(config: TrainConfig, workdir: Path) -> Run:
-    """Returns the parts of a run, checked against each other, and writes config.json."""
-    if config.loss not in LOSSES:
-        raise InputError(f"config.loss: {config.loss!r} is none of {', '.join(LOSSES)}")
-    for part in ("data", "text_warmup", "evaluation"):
-        length = getattr(config, part).max_length
-        if length > config.model.text.max_positions:
-            raise InputError(
-                f"config.{part}.max_length: {length} tokens, the text tower has"
-                f" {config.model.text.max_positions} positions"
-            )
-    if config.data.texts > 1 and (
-        config.loss != "text_to_image" or config.data.sentences == (0, 0)
-    ):
-        raise InputError(
-            f"config.data.texts: {config.data.texts} texts of a volume need"
-            " config.loss='text_to_image' and a choice of config.data.sentences"
-        )
+    """Returns the parts of a run, checked against each other."""
     tokenizer = load_tokenizer(config.data.tokenizer_path)
-    if tokenizer.vocab_size > config.model.text.vocab_size:
-        raise InputError(
-            f"{config.data.tokenizer_path}: {tokenizer.vocab_size} tokens,"
-            f" config.model.text.vocab_size is {config.model.text.vocab_size}"
-        )
-    if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(dataclasses.asdict(config), indent=2)
-        (workdir / "config.json").write_text(text + "\n")
+    mesh = make_mesh(config.mesh)
+    check_config(config, tokenizer=tokenizer, mesh=mesh)
     return Run(
         config=config,
         workdir=workdir,
-        mesh=make_mesh(config.mesh),
+        mesh=mesh,
         model=CTCLIP(config.model),
         loss_fn=LOSSES[config.loss],
         optimizer=make_optimizer(config.optim, config.steps),
         tokenizer=tokenizer,
     )
+
+
+def write_config(run: Run) -> None:
+    """Writes WORKDIR/config.json: what the newest run there was started with."""
+    if jax.process_index() == 0:
+        text = json.dumps(dataclasses.asdict(run.config), indent=2)
+        (run.workdir / "config.json").write_text(text + "\n")
 
 
 def make_loader(run: Run) -> grain.DatasetIterator:
@@ -138,9 +135,10 @@ def make_loader(run: Run) -> grain.DatasetIterator:
     )
 
 
-def loader_layout(config: TrainConfig) -> dict[str, int]:
-    """Returns what must stay the same for a saved loader position to mean the same batches."""
+def loader_layout(config: TrainConfig) -> dict[str, int | str]:
+    """Returns what must stay the same for a saved loader position to mean the same volumes."""
     return {
+        "split": config.data.split,
         "processes": jax.process_count(),
         "workers": config.data.workers,
         "batch_size": config.batch_size,
@@ -173,31 +171,36 @@ def initial_variables(run: Run) -> Variables:
         variables = jax.device_put(given, shardings)
     else:
         variables = jax.jit(model.init, out_shardings=shardings)(jax.random.key(config.seed))
-    if not config.text_warmup.steps:
-        return variables
-    folder = run.workdir / "text_warmup"
-    writer = MetricWriter(folder, step=0, writes=jax.process_index() == 0)
+    return warm_up_text(variables, run) if config.text_warmup.steps else variables
+
+
+def warm_up_text(variables: Variables, run: Run) -> Variables:
+    """Returns `variables` after the stage of config.text_warmup; metrics in WORKDIR/text_warmup."""
+    config, warmup = run.config, run.config.text_warmup
     pairs = text_pair_loader(
         config.data.shards,
         split=config.data.split,
         tokenizer=run.tokenizer,
-        max_length=config.text_warmup.max_length,
-        batch_size=local_batch_size(config.text_warmup.batch_size, mesh),
+        max_length=warmup.max_length,
+        batch_size=local_batch_size(warmup.batch_size, run.mesh),
         # Every process draws from all reports, in an order of its own.
         seed=config.seed + jax.process_index(),
     )
-    variables = warm_up(
-        variables,
-        pairs,
-        model=model,
-        config=config.text_warmup,
-        key=jax.random.key(config.seed),
-        mesh=mesh,
-        writer=writer,
+    folder = run.workdir / "text_warmup"
+    writer = MetricWriter(folder, step=0, writes=jax.process_index() == 0)
+    log = StepLog(
+        writer,
+        name="text warm-up",
+        unit="reports",
+        steps=warmup.steps,
+        batch_size=warmup.batch_size,
         log_every=config.log_every,
     )
-    writer.close()
-    return variables
+    key = jax.random.key(config.seed)
+    with contextlib.closing(pairs), contextlib.closing(writer):
+        return warm_up(
+            variables, pairs, model=run.model, config=warmup, key=key, mesh=run.mesh, log=log
+        )
 
 
 def make_state(variables: Variables, run: Run) -> dict:
@@ -233,7 +236,6 @@ def make_train_step(run: Run) -> TrainStep:
     codebook_rate = trees.match_rules(config.optim.rules, ["image/codebook"], default=1.0)
 
     def train_step(state: dict, batch: dict[str, Array]):
-        check_geometry(batch, config)
         trained, frozen = split_frozen(state["params"], config.optim)
         key = jax.random.fold_in(jax.random.key(config.seed), state["step"])
         quantize = quantizer_weight(config.quantize_ramp, state["step"])
@@ -256,27 +258,15 @@ def make_train_step(run: Run) -> TrainStep:
             "codebook": codebook if moves else state["codebook"],
             "opt": opt,
         }
-        norms = {name: jnp.linalg.norm(grad) for name, grad in trees.flatten(grads).items()}
         metrics = {
             "loss": loss,
             **metrics,
             "gradient_norm": optax.tree.norm(grads),
             "learning_rate": schedule(state["step"]),
         }
-        return after, metrics, norms
+        return after, metrics, gradient_norms(grads)
 
     return jax.jit(train_step, donate_argnums=0)
-
-
-def check_geometry(batch: dict[str, Array], config: TrainConfig) -> None:
-    """Raises an InputError for volumes of another shape than the model's; runs while tracing."""
-    image = config.model.image
-    wanted, found = (image.frames, *image.image_size), batch["image"].shape[1:]
-    if found != wanted:
-        raise InputError(
-            f"{config.data.shards}: volumes of {found} (frames, height, width);"
-            f" config.model.image wants {wanted}"
-        )
 
 
 def quantizer_weight(ramp: tuple[int, int], step: Int[Array, ""]) -> Float[Array, ""]:

@@ -1,8 +1,8 @@
 """Shards -> batches on the host, by grain; every iterator can be checkpointed.
 
-A batch is a dict of numpy arrays: `image` int16 (B, F, H, W) in steps of 1/16 HU, `input_ids` and
-`attention_mask` int32 (B, L), or (B, K, L) with K texts of a volume. Evaluation batches have
-`volume_name`, `labels` and `valid` as well.
+A batch is a dict of numpy arrays: `image` int16 (B, F, H, W) in steps of 1/16 HU; in training
+`input_ids` and `attention_mask` int32 (B, L), or (B, K, L) with K texts of a volume; in evaluation
+`volume_name`, `labels` and `valid`.
 """
 
 import dataclasses
@@ -14,14 +14,13 @@ import grain
 import numpy as np
 
 from data_pipelines.errors import InputError
-from data_pipelines.reports import Form, report_text, split_sentences
+from data_pipelines.reports import SENTENCE_FORMS, Form, report_sentences, report_text
 from data_pipelines.shards import Record, read
 from data_pipelines.tokenizers import Tokenizer
-from data_pipelines.volumes import STEPS_PER_HU
+from data_pipelines.volumes import AIR
 
 Batch = dict[str, np.ndarray]
 
-AIR = -1000 * STEPS_PER_HU
 _BATCHES_AHEAD = 3
 
 
@@ -48,8 +47,11 @@ def train_loader(
     from one shuffle of the sentences. `shift` moves each volume by up to so many voxels along every
     axis. The same arguments give the same batches; `get_state` and `set_state` resume at any batch.
     `workers` are processes beside this one, 0 for threads alone. Raises InputError if this process
-    would see no record.
+    would see no record, or for a choice of texts or a shift that cannot be made.
     """
+    _check_choice(report, sentences=sentences, texts=texts)
+    if shift < 0:
+        raise InputError(f"shift: {shift} voxels, wanted 0 or more")
     dataset = grain.MapDataset.source(read(shards, split)).seed(seed).shuffle()
     dataset = dataset[process_index::process_count]
     if not len(dataset):
@@ -63,18 +65,29 @@ def train_loader(
     return iter(iterable)
 
 
+def _check_choice(report: Form, *, sentences: tuple[int, int], texts: int) -> None:
+    lo, hi = sentences
+    if texts < 1:
+        raise InputError(f"texts: {texts} of a volume, wanted 1 or more")
+    if (lo, hi) == (0, 0):
+        if texts > 1:
+            raise InputError(f"texts: {texts} of a volume need a choice of sentences, not (0, 0)")
+    elif not 1 <= lo <= hi:
+        raise InputError(f"sentences: {lo, hi}, wanted 1 <= lo <= hi, or (0, 0) for all of them")
+    elif report not in SENTENCE_FORMS:
+        raise InputError(f"sentences: {lo, hi} of {report}; only {', '.join(SENTENCE_FORMS)} do")
+
+
 def eval_loader(
     shards: str | Path,
     *,
     split: str,
-    tokenizer: Tokenizer,
-    max_length: int,
     batch_size: int,
-    report: Form = "joined",
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.DatasetIterator:
-    """One pass in the order of the shards, process p of n seeing records p, p + n, p + 2n, ...
+    """One pass over the volumes in the order of the shards, process p of n seeing records p, p + n,
+    p + 2n, ...; their reports are in `shards.read_reports`, without the volumes.
 
     Every process gets the same number of full batches; `valid` is False for the rows that fill the
     last ones. Raises InputError if the split is empty."""
@@ -82,7 +95,7 @@ def eval_loader(
     if not len(source):
         raise InputError(f"{shards}: no volumes in {split}")
     rows = batch_size * process_count
-    example = _EvalExample(source, tokenizer, max_length, report)
+    example = _EvalExample(source)
     dataset = grain.MapDataset.range(-(-len(source) // rows) * rows)
     dataset = dataset[process_index::process_count].map(example).batch(batch_size)
     return iter(dataset.to_iter_dataset(read_options()))
@@ -125,9 +138,10 @@ class _TrainExample(grain.transforms.RandomMap):
         findings, impressions, volume = (
             record[name] for name in ("findings", "impressions", "volume")
         )
-        texts = [report_text(findings, impressions, form=self.report)]
-        if self.sentences != (0, 0):
-            sentences = split_sentences(texts[0])
+        if self.sentences == (0, 0):
+            texts = [report_text(findings, impressions, form=self.report)]
+        else:
+            sentences = report_sentences(findings, impressions, form=self.report)
             texts = choose_sentences(sentences, counts=self.sentences, texts=self.texts, rng=rng)
         if self.shift:
             volume = shifted(volume, voxels=self.shift, rng=rng)
@@ -140,25 +154,15 @@ class _TrainExample(grain.transforms.RandomMap):
 @dataclasses.dataclass(frozen=True)
 class _EvalExample(grain.transforms.Map):
     source: Sequence[Record]
-    tokenizer: Tokenizer
-    max_length: int
-    report: Form
 
     def map(self, index: int) -> Batch:
         record = self.source[min(index, len(self.source) - 1)]
-        text = report_text(record["findings"], record["impressions"], form=self.report)
         return {
             "image": record["volume"],
-            **_tokens(self.tokenizer, text, self.max_length),
             "volume_name": np.array(record["volume_name"]),
             "labels": record["labels"],
             "valid": np.array(index < len(self.source)),
         }
-
-
-def _tokens(tokenizer: Tokenizer, text: str, max_length: int) -> Batch:
-    ids, mask = tokenizer([text], max_length)
-    return {"input_ids": ids[0], "attention_mask": mask[0]}
 
 
 def read_options() -> grain.ReadOptions:

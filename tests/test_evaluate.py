@@ -20,7 +20,7 @@ from ctclip_jax.models.ct_clip import CTCLIP, CTCLIPConfig
 from ctclip_jax.models.ct_vit import CTViTConfig
 from data_pipelines import shards
 from data_pipelines.errors import InputError
-from data_pipelines.reports import LABELS
+from data_pipelines.reports import LABELS, split_sentences
 from data_pipelines.tokenizers import train_sentencepiece
 
 SHAPE, VOLUMES = (8, 16, 16), 14
@@ -102,7 +102,7 @@ def experiment(prepared, **evaluation) -> TrainConfig:
     """The demo's configuration with other shards."""
     config = phantoms.get_config("smoke").to_dict()
     config["data"]["shards"] = str(prepared)
-    config["evaluation"] |= {"batch_size": 4, **evaluation}
+    config["evaluation"] |= {"batch_size": 4, "max_length": 24, **evaluation}
     return from_dict(TrainConfig, config)
 
 
@@ -147,7 +147,7 @@ def test_tables_and_latents_have_every_volume_once(out):
 
 def test_scores_are_those_of_the_public_api(out, workdir):
     volumes = [shards.decompress(record(index)["volume"], SHAPE) for index in (0, 5)]
-    expected = evaluate.load(workdir / "export").detect(np.stack(volumes))
+    expected = evaluate.load(workdir / "export", max_length=24).detect(np.stack(volumes))
     scores = pd.read_csv(out / "scores.csv", index_col="VolumeName").to_numpy()[[0, 5]]
     np.testing.assert_allclose(scores, expected, atol=1e-5)
 
@@ -170,6 +170,24 @@ def test_a_missing_export_says_what_to_do(tmp_path):
         evaluate.find_model(tmp_path, None)
 
 
+def test_a_report_is_read_whole_or_by_sentences(prepared, workdir, out, tmp_path):
+    config = experiment(prepared, pool_sentences=False)
+    evaluate.evaluate(config, model_path=workdir / "export", out=tmp_path)
+    whole, pooled = (np.load(folder / "latents.npz")["text"] for folder in (tmp_path, out))
+    model = evaluate.load(workdir / "export", max_length=24)
+    report = record(5)["findings"]
+    np.testing.assert_allclose(whole[5], model.encode_text([report])[0], atol=1e-5)
+    mean = model.encode_text(split_sentences(report)).mean(axis=0)
+    np.testing.assert_allclose(pooled[5], mean / np.linalg.norm(mean), atol=1e-5)
+
+
+def test_texts_are_cut_where_the_config_says(prepared, workdir, tmp_path):
+    config = experiment(prepared, max_length=3)
+    evaluate.evaluate(config, model_path=workdir / "export", out=tmp_path)
+    short = np.load(tmp_path / "latents.npz")["text"]
+    assert len(np.unique(short.round(5), axis=0)) < VOLUMES // 2
+
+
 @pytest.mark.parametrize(
     ("evaluation", "message"),
     [({"split": "test"}, "no split 'test'"), ({"prompts": "chatty"}, "inference, validation")],
@@ -181,11 +199,15 @@ def test_wrong_names_are_one_clear_line(prepared, workdir, tmp_path, evaluation,
     assert "\n" not in str(error.value)
 
 
-def test_the_binary_ends_with_one_line_where_shards_are_missing(workdir, tmp_path):
-    command = [sys.executable, "-m", "ctclip_jax.evaluate", "--config=configs/phantoms.py"]
-    flags = [f"--workdir={workdir}", f"--config.data.shards={tmp_path / 'none'}"]
+@pytest.mark.parametrize(
+    ("config", "shards", "message"),
+    [("phantoms.py", "none", "error: none: "), ("absent.py", "", "error: --config: ")],
+)
+def test_the_binary_ends_with_one_line_where_a_file_is_missing(workdir, config, shards, message):
+    command = [sys.executable, "-m", "ctclip_jax.evaluate", f"--config=configs/{config}"]
+    flags = [f"--workdir={workdir}", *([f"--config.data.shards={shards}"] if shards else [])]
     root = Path(__file__).parents[1]
     ended = subprocess.run([*command, *flags], capture_output=True, text=True, cwd=root)
     assert ended.returncode == 2
-    assert ended.stderr.splitlines()[-1].startswith(f"error: {tmp_path / 'none'}: ")
+    assert ended.stderr.splitlines()[-1].startswith(message)
     assert "Traceback" not in ended.stderr

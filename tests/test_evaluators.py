@@ -33,20 +33,32 @@ def test_encode_drops_padding_and_keeps_rows_together():
             "volume_name": names,
             "valid": np.array(valid),
             "image": value[:, None],
-            "input_ids": 10 * value[:, None],
-            "attention_mask": np.ones((len(names), 1)),
             "labels": value[:, None].astype(np.uint8),
         }
 
-    encoded = latents.encode(
+    encoded = latents.encode_volumes(
         [batch(["1", "2"], [True, True]), batch(["3", "0"], [True, False])],
         encode_image=lambda image: image + 0.5,
-        encode_text=lambda ids, mask: ids * mask,
     )
-    assert encoded.names.tolist() == ["1", "2", "3"]
-    assert encoded.image.tolist() == [[1.5], [2.5], [3.5]]
-    assert encoded.text.tolist() == [[10.0], [20.0], [30.0]]
-    assert encoded.labels.tolist() == [[1], [2], [3]]
+    assert encoded["names"].tolist() == ["1", "2", "3"]
+    assert encoded["image"].tolist() == [[1.5], [2.5], [3.5]]
+    assert encoded["labels"].tolist() == [[1], [2], [3]]
+
+
+def test_a_report_is_the_mean_of_its_texts_and_each_is_encoded_once(monkeypatch):
+    monkeypatch.setattr(latents, "TEXTS_AT_A_TIME", 2)
+    known = {"": [0, -1], "a": [1, 0], "bb": [0, 1], "ccc": [-1, 0]}
+    asked = []
+
+    def encode_texts(texts):
+        asked.append(texts)
+        return np.array([known[text] for text in texts], np.float64)
+
+    reports = [["a", "bb"], ["bb"], ["a", "a", "ccc"], []]
+    encoded = latents.encode_reports(reports, encode_texts=encode_texts)
+    half = 0.5**0.5
+    np.testing.assert_allclose(encoded, [[half, half], [0, 1], [1, 0], [0, -1]], atol=1e-12)
+    assert asked == [["", "a"], ["bb", "ccc"]]
 
 
 def test_score_is_the_softmax_over_the_two_prompts():

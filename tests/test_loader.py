@@ -6,11 +6,13 @@ from absl import flags
 
 from data_pipelines import shards
 from data_pipelines.errors import InputError
-from data_pipelines.loader import AIR, choose_sentences, eval_loader, shifted, train_loader
+from data_pipelines.loader import choose_sentences, eval_loader, shifted, train_loader
+from data_pipelines.reports import split_sentences
 from data_pipelines.tokenizers import load_tokenizer, train_sentencepiece
+from data_pipelines.volumes import AIR
 
 WORDS = ["heart", "lung", "aorta", "rib", "spine", "liver", "bronchus", "node", "nodule", "vessel"]
-FINDINGS = [f"The {word} is normal. No {word} calcification. A {word} is seen." for word in WORDS]
+FINDINGS = [f"The {word} is normal. No {word} calcification. A {word} is seen" for word in WORDS]
 IMPRESSIONS = [f"Normal {word}. Follow the {word}." for word in WORDS]
 
 
@@ -190,16 +192,29 @@ def test_a_shift_moves_a_volume_and_fills_with_air():
     assert all((side == AIR).all() for side in (back[0], back[:, 0], back[:, :, 0]))
 
 
-def test_volumes_are_shifted_in_training_alone(start):
+def test_a_shift_moves_volumes_and_no_texts(start):
     (still,), (moving,) = (take(start(batch_size=10, shift=shift), 1) for shift in (0, 1))
     assert still["image"].shape == moving["image"].shape
     assert (still["image"] != moving["image"]).any()
     np.testing.assert_array_equal(still["input_ids"], moving["input_ids"])
 
 
+def test_a_sentence_comes_from_one_part(start, tokenizer):
+    """Also where Findings end without a full stop."""
+    seen = {
+        tuple(ids)
+        for batch in take(start(batch_size=10, sentences=(1, 1)), 12)
+        for ids in batch["input_ids"]
+    }
+    parts = [FINDINGS[:9], IMPRESSIONS[1:9]]
+    known = {sentence for part in parts for text in part for sentence in split_sentences(text)}
+    assert len(seen) > 30
+    assert seen <= {tuple(tokenizer([sentence], 24)[0][0]) for sentence in known}
+
+
 @pytest.mark.parametrize("processes", [1, 3])
-def test_evaluation_is_one_pass_in_order(folder, tokenizer, processes):
-    options = {"split": "train", "tokenizer": tokenizer, "max_length": 24, "batch_size": 2}
+def test_evaluation_is_one_pass_in_order(folder, processes):
+    options = {"split": "train", "batch_size": 2}
     names, batches = [], []
     for index in range(processes):
         loader = eval_loader(folder, process_index=index, process_count=processes, **options)
@@ -209,6 +224,7 @@ def test_evaluation_is_one_pass_in_order(folder, tokenizer, processes):
             valid = batch["valid"]
             names += batch["volume_name"][valid].tolist()
             assert batch["labels"].dtype == np.uint8
+            assert (batch["image"] == batch["image"][:, :1, :1, :1]).all(), "no shift, no air"
             expected = [int(name.split("_")[1]) for name in batch["volume_name"]]
             assert numbers([batch]) == expected
             assert batch["labels"][:, 0].tolist() == [number % 2 for number in expected]

@@ -76,7 +76,7 @@ def test_progress_line(monkeypatch):
 
 def test_metrics_are_read_one_step_late(tmp_path, capsys):
     writer = MetricWriter(tmp_path, step=0)
-    log = StepLog(writer, steps=4, batch_size=8, log_every=2)
+    log = StepLog(writer, name="step", unit="volumes", steps=4, batch_size=8, log_every=2)
     for step in (1, 2, 3, 4):
         log.add(step, {"loss": np.float32(step), "gradient_norm": np.float32(1.0)}, {})
         assert [line["step"] for line in lines(tmp_path)] == ([2] if step > 2 else [])

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ctclip_jax.config import TextWarmupConfig
-from ctclip_jax.metric_writer import MetricWriter
+from ctclip_jax.metric_writer import MetricWriter, StepLog
 from ctclip_jax.sharding import MeshConfig, make_mesh
 from ctclip_jax.text_warmup import warm_up
 
@@ -56,6 +56,7 @@ def test_pairs_become_closer_and_the_rest_stays(tmp_path):
     mesh = make_mesh(MeshConfig(data=-1, fsdp=1))
     before = variables()
     writer = MetricWriter(tmp_path, step=0)
+    log = StepLog(writer, name="text warm-up", unit="reports", steps=40, batch_size=8, log_every=10)
     after = warm_up(
         before,
         itertools.repeat(pairs()),
@@ -65,8 +66,7 @@ def test_pairs_become_closer_and_the_rest_stays(tmp_path):
         ),
         key=jax.random.key(0),
         mesh=mesh,
-        writer=writer,
-        log_every=10,
+        log=log,
     )
     writer.close()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

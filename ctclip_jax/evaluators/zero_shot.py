@@ -6,7 +6,7 @@ from dataclasses import asdict
 import numpy as np
 from jaxtyping import Float, Integer
 
-from ctclip_jax.evaluators.latents import EncodePrompts
+from ctclip_jax.evaluators.latents import EncodeTexts
 from ctclip_jax.metrics import classification
 from data_pipelines.reports import LABELS
 
@@ -14,7 +14,7 @@ from data_pipelines.reports import LABELS
 def score(
     image: Float[np.ndarray, "n d"],
     *,
-    encode_prompts: EncodePrompts,
+    encode_prompts: EncodeTexts,
     prompts: tuple[str, str],
     temperature: float,
 ) -> Float[np.ndarray, "n labels"]:

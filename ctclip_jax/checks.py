@@ -1,0 +1,87 @@
+"""What a configuration must keep to beyond the types of its values, checked before a run starts."""
+
+from jax.sharding import Mesh
+
+from ctclip_jax.config import TrainConfig
+from ctclip_jax.losses import LOSSES
+from ctclip_jax.sharding import local_batch_size
+from data_pipelines import shards
+from data_pipelines.errors import InputError
+from data_pipelines.reports import FORMS, PROMPTS, SENTENCE_FORMS
+from data_pipelines.tokenizers import Tokenizer
+
+
+def check_config(config: TrainConfig, *, tokenizer: Tokenizer, mesh: Mesh) -> None:
+    """Compares the parts of a configuration with each other, the devices and the shards.
+
+    Raises:
+      InputError: it names the first value that cannot be used.
+    """
+    _check_names(config)
+    _check_numbers(config)
+    _check_texts(config, tokenizer)
+    local_batch_size(config.batch_size, mesh)
+    if config.text_warmup.steps:
+        local_batch_size(config.text_warmup.batch_size, mesh, name="config.text_warmup.batch_size")
+    image, split = config.model.image, config.data.split
+    wanted = (image.frames, *image.image_size)
+    found = tuple(shards.preparation(config.data.shards, split)["shape"])
+    if found != wanted:
+        raise InputError(
+            f"{config.data.shards}: volumes of {found} (frames, height, width);"
+            f" config.model.image wants {wanted}"
+        )
+
+
+def _check_names(config: TrainConfig) -> None:
+    for name, value, known in (
+        ("loss", config.loss, LOSSES),
+        ("data.report", config.data.report, FORMS),
+        ("evaluation.report", config.evaluation.report, FORMS),
+        ("evaluation.prompts", config.evaluation.prompts, PROMPTS),
+    ):
+        if value not in known:
+            raise InputError(f"config.{name}: {value!r} is none of {', '.join(known)}")
+
+
+def _check_numbers(config: TrainConfig) -> None:
+    start, end = config.quantize_ramp
+    for name, value, fits, wanted in (
+        ("steps", config.steps, config.steps >= 1, "1 or more"),
+        ("log_every", config.log_every, config.log_every >= 1, "1 or more"),
+        ("checkpoint.every", config.checkpoint.every, config.checkpoint.every >= 1, "1 or more"),
+        ("quantize_ramp", (start, end), 0 <= start <= end, "0 <= start <= end"),
+    ):
+        if not fits:
+            raise InputError(f"config.{name}: {value}, wanted {wanted}")
+    if config.evaluation.pool_sentences and config.evaluation.report not in SENTENCE_FORMS:
+        raise InputError(
+            f"config.evaluation.pool_sentences: {config.evaluation.report} has no sentences;"
+            f" only {', '.join(SENTENCE_FORMS)} do"
+        )
+    warmup = config.text_warmup
+    if warmup.steps and warmup.temperature <= 0:
+        raise InputError(f"config.text_warmup.temperature: {warmup.temperature}, wanted above 0")
+
+
+def _check_texts(config: TrainConfig, tokenizer: Tokenizer) -> None:
+    text = config.model.text
+    lengths = {"data": config.data.max_length, "evaluation": config.evaluation.max_length}
+    if config.text_warmup.steps:
+        lengths["text_warmup"] = config.text_warmup.max_length
+    for name, length in lengths.items():
+        if not 1 <= length <= text.max_positions:
+            raise InputError(
+                f"config.{name}.max_length: {length} tokens, the text tower has"
+                f" {text.max_positions} positions"
+            )
+    if config.data.texts > 1 and config.loss != "text_to_image":
+        raise InputError(
+            f"config.data.texts: {config.data.texts} texts of a volume need"
+            " config.loss='text_to_image'"
+        )
+    if tokenizer.vocab_size > text.vocab_size:
+        raise InputError(
+            f"{config.data.tokenizer_path}: {tokenizer.vocab_size} tokens,"
+            f" config.model.text.vocab_size is {text.vocab_size}"
+        )
