@@ -67,10 +67,10 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
             workers=0,
         ),
         batch_size=32,
-        steps=2900,
+        steps=4200,
         loss="text_to_image",
         optim=dict(
-            learning_rate=3e-3,
+            learning_rate=1.5e-3,
             schedule="cosine",
             warmup_steps=100,
             b1=0.9,
@@ -80,7 +80,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
             clip_norm=1.0,
             rules=(("^text", 0.2), ("^temperature", 5.0)),
         ),
-        quantize_ramp=(1200, 1800),
+        quantize_ramp=(1800, 2700),
         text_warmup=dict(
             steps=400, batch_size=128, learning_rate=1e-3, temperature=5.0, max_length=24
         ),

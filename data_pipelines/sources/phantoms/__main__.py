@@ -8,7 +8,7 @@ from data_pipelines.errors import InputError, run_main
 from data_pipelines.sources.phantoms.dataset import write_tree
 
 _OUT = flags.DEFINE_string("out", "", "Folder that gets the tree dataset/...")
-_TRAIN_SCANS = flags.DEFINE_integer("train_scans", 2600, "Scans of the train split.")
+_TRAIN_SCANS = flags.DEFINE_integer("train_scans", 4000, "Scans of the train split.")
 _VALID_SCANS = flags.DEFINE_integer("valid_scans", 300, "Scans of the valid split.")
 _SEED = flags.DEFINE_integer("seed", 0, "Every file follows from it.")
 _PROCESSES = flags.DEFINE_integer("processes", 2, "Scans drawn at the same time.")
