@@ -14,8 +14,8 @@ plateau of the loss:
   the batch, while the text tower moves slowly (0.2 of the learning rate);
 * volumes are shifted by up to a voxel, and the quantizer sets in step by step.
 
-Expect a mean zero-shot AUROC of about 0.68 after 8 minutes on two cores. With `:smoke` after the
-file name it runs in seconds.
+A report is read by its sentences in evaluation too. Expect a mean zero-shot AUROC of about 0.77
+after 9 minutes on two cores. With `:smoke` after the file name it runs in seconds.
 """
 
 from ml_collections import config_dict

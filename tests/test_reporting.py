@@ -34,6 +34,8 @@ def html(split):
         "volumes": 12,
         "scans": 6,
         "prompts": "inference",
+        "report": "joined",
+        "pool_sentences": True,
         "threshold_rule": "fitted somewhere",
         "zero_shot": unflatten(dict(zero_shot.evaluate(scores, latents.labels))),
         "retrieval": unflatten(dict(retrieval.evaluate(latents, scans=scans))),
@@ -53,6 +55,7 @@ def html(split):
 def test_page_names_every_label_and_what_was_evaluated(html):
     assert all(label in html for label in LABELS)
     assert "12 volumes of 6 scans" in html
+    assert "reports joined, read by sentences" in html
     assert "fitted somewhere" in html
     assert "17 of 18 labels" in html
 

@@ -98,6 +98,7 @@ def _header(metrics: Mapping[str, Any]) -> str:
     macro, retrieval = metrics["zero_shot"]["macro"], metrics["retrieval"]
     present, absent = PROMPTS[metrics["prompts"]]
     recall, overlap = retrieval["report_to_volume"], retrieval["volume_to_volume"]
+    reading = "by sentences" if metrics["pool_sentences"] else "whole"
     count = f"{macro['labels']} of {len(LABELS)} labels"
     cards = [
         ("Mean AUROC", _number(macro["auroc"]), count),
@@ -119,7 +120,8 @@ def _header(metrics: Mapping[str, Any]) -> str:
 <p class="facts">{metrics["volumes"]:,} volumes of {metrics["scans"]:,} scans, split
 “{escape(metrics["split"])}” of {escape(metrics["shards"])}<br>
 Model {escape(metrics["model"])}<br>
-Prompts “{escape(present.format("Label"))}” / “{escape(absent.format("Label"))}”</p>
+Prompts “{escape(present.format("Label"))}” / “{escape(absent.format("Label"))}”;
+reports {escape(metrics["report"])}, read {reading}</p>
 <div class="cards">{boxes}</div>"""
 
 
