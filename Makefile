@@ -7,7 +7,7 @@ INSTALL := $(RUN) -m pip install --no-compile
 TORCH := torch==2.13.0+cpu
 DEMO := runs/demo
 
-# A step on CPU takes its memory anew: in huge pages that is 30 % faster (glibc 2.35 and later).
+# XLA takes the memory of a step anew each time: huge pages spare its page faults (glibc 2.35 on).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .PHONY: env demo test lint bench
