@@ -62,7 +62,12 @@ def report_text(findings: str, impressions: str, *, form: Form = "joined") -> st
 
 
 def report_sentences(findings: str, impressions: str, *, form: Form = "joined") -> list[str]:
-    """The sentences of `report_text` in order, each from one part; `form` in SENTENCE_FORMS."""
+    """The sentences of `report_text` in order, each from one part.
+
+    Raises InputError if `form` is not one of SENTENCE_FORMS.
+    """
+    if form not in SENTENCE_FORMS:
+        raise InputError(f"report form {form!r} has no sentences; {', '.join(SENTENCE_FORMS)} do")
     return [
         sentence
         for part in _parts(findings, impressions, form=form)

@@ -190,7 +190,12 @@ def test_texts_are_cut_where_the_config_says(prepared, workdir, tmp_path):
 
 @pytest.mark.parametrize(
     ("evaluation", "message"),
-    [({"split": "test"}, "no split 'test'"), ({"prompts": "chatty"}, "inference, validation")],
+    [
+        ({"split": "test"}, "no split 'test'"),
+        ({"prompts": "chatty"}, "inference, validation"),
+        ({"report": "published_inference"}, "'published_inference' has no sentences"),
+        ({"report": "all", "pool_sentences": False}, "report form 'all' is none of"),
+    ],
 )
 def test_wrong_names_are_one_clear_line(prepared, workdir, tmp_path, evaluation, message):
     config = experiment(prepared, **evaluation)
