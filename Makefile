@@ -53,7 +53,7 @@ $(DEMO)/data.done: $(VENV)/runtime.done
 
 $(DEMO)/shards.done: $(DEMO)/data.done
 	@echo "[2/4] preparation"
-	$(RUN) -m data_pipelines.prepare --source=ct_rate --data=$(DEMO)/data --out=$(DEMO)/shards \
+	$(RUN) -m data_pipelines.prepare --source=phantoms --data=$(DEMO)/data --out=$(DEMO)/shards \
 		--shape=24,48,48 --spacing=12,7.5,7.5 --sentencepiece_vocab=1000
 	@touch $@
 

@@ -6,7 +6,6 @@ The weights are random, in a file of the published layout. CT-CLIP's PyTorch cod
 the image tower for each label, 16 to 30 s and 4.6 GiB each on two cores; here there is one pass.
 """
 
-import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -20,8 +19,9 @@ import ctclip_jax
 from benchmarks import measure, random_weights
 from data_pipelines.calibration import calibrate
 from data_pipelines.errors import run_main
+from data_pipelines.formats import read_scan
 from data_pipelines.reports import LABELS, PROMPTS
-from data_pipelines.volumes import Geometry, preprocess_fixed_point, read_nifti
+from data_pipelines.volumes import Geometry, preprocess_fixed_point
 
 SCAN = flags.DEFINE_string("scan", "../shared/real_ct/example_ct_sm.nii.gz", "A chest CT.")
 TORCH_PASSES, TORCH_SECONDS_OF_A_PASS = 18, (16, 30)
@@ -30,8 +30,7 @@ VOCABULARY = 30522
 
 def prepare(path: Path) -> np.ndarray:
     """Returns the scan on the published grid, (1, 240, 480, 480) in steps of 1/16 HU."""
-    unknown = (math.nan,) * 3
-    scan = calibrate(read_nifti(path), slope=math.nan, intercept=math.nan, spacing=unknown)
+    scan = calibrate(read_scan(path))
     volume = preprocess_fixed_point(
         scan.voxels,
         slope=scan.slope,
@@ -84,7 +83,7 @@ def detect(scan: Path, weights: Path, vocabulary: Path) -> dict[str, Any]:
 
 def main(argv: Sequence[str]) -> None:
     scan = Path(SCAN.value)
-    read_nifti(scan)
+    read_scan(scan)
     with tempfile.TemporaryDirectory() as scratch:
         weights, vocabulary = Path(scratch) / "random.safetensors", Path(scratch) / "vocab.txt"
         write_vocabulary(vocabulary)

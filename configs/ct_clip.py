@@ -30,6 +30,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
                 dim_head=32,
                 codebook_size=8192,
                 codebook_decay=0.8,
+                window=(-1000.0, 1000.0),
             ),
             text=dict(
                 vocab_size=30522,
@@ -49,8 +50,11 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
         ),
         data=dict(
             shards="",
+            weights=(),
             split="train",
+            one_per_scan=False,
             report="published_training",
+            shuffle_sentences=False,
             sentences=(0, 0),
             texts=1,
             shift=0,
@@ -81,6 +85,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
         log_every=50,
         init_from="",
         evaluation=dict(
+            shards="",
             split="valid",
             batch_size=8,
             prompts="inference",

@@ -1,7 +1,7 @@
 """The demo: CT-CLIP small enough for two CPU cores, on synthetic chest CTs (`make demo`).
 
     python -m data_pipelines.sources.phantoms --out=runs/demo/data
-    python -m data_pipelines.prepare --source=ct_rate --data=runs/demo/data \
+    python -m data_pipelines.prepare --source=phantoms --data=runs/demo/data \
         --out=runs/demo/shards --shape=24,48,48 --spacing=12,7.5,7.5 --sentencepiece_vocab=1000
     python main.py --config=configs/phantoms.py --workdir=runs/demo/train
 
@@ -38,6 +38,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
                 dim_head=32,
                 codebook_size=512,
                 codebook_decay=0.8,
+                window=(-1000.0, 1000.0),
             ),
             text=dict(
                 vocab_size=1000,
@@ -57,8 +58,11 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
         ),
         data=dict(
             shards="runs/demo/shards",
+            weights=(),
             split="train",
+            one_per_scan=False,
             report="impressions",
+            shuffle_sentences=False,
             sentences=(1, 1),
             texts=6,
             shift=1,
@@ -89,6 +93,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
         log_every=50,
         init_from="",
         evaluation=dict(
+            shards="",
             split="valid",
             batch_size=32,
             prompts="inference",

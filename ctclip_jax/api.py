@@ -75,7 +75,7 @@ class Model:
 
         Args:
           volumes: (n, f, h, w) or (n, 1, f, h, w); f toward the head, h toward Left, w toward
-            Posterior; floating HU / 1000 in [-1, 1], or int16 in steps of 1/16 HU.
+            Posterior; floating in [-1, 1] (published: HU / 1000), or int16 in steps of 1/16 HU.
           batch_size: volumes computed at a time, rounded up to the number of devices.
         """
         self._parameter("image_projection")

@@ -5,8 +5,8 @@ from jax.sharding import Mesh
 from ctclip_jax.config import TrainConfig
 from ctclip_jax.losses import LOSSES
 from ctclip_jax.sharding import local_batch_size
-from data_pipelines import shards
 from data_pipelines.errors import InputError
+from data_pipelines.loader import common_geometry
 from data_pipelines.reports import FORMS, PROMPTS, SENTENCE_FORMS
 from data_pipelines.tokenizers import Tokenizer
 
@@ -23,14 +23,18 @@ def check_config(config: TrainConfig, *, tokenizer: Tokenizer, mesh: Mesh) -> No
     local_batch_size(config.batch_size, mesh)
     if config.text_warmup.steps:
         local_batch_size(config.text_warmup.batch_size, mesh, name="config.text_warmup.batch_size")
-    image, split = config.model.image, config.data.split
-    wanted = (image.frames, *image.image_size)
-    found = tuple(shards.preparation(config.data.shards, split)["shape"])
-    if found != wanted:
-        raise InputError(
-            f"{config.data.shards}: volumes of {found} (frames, height, width);"
-            f" config.model.image wants {wanted}"
-        )
+    _check_shards(config)
+
+
+def _check_shards(config: TrainConfig) -> None:
+    image = config.model.image
+    found = common_geometry(config.data.folders, config.data.split)
+    for what, wanted in (("shape", (image.frames, *image.image_size)), ("window", image.window)):
+        if tuple(found[what]) != tuple(wanted):
+            raise InputError(
+                f"{config.data.shards}: volumes of {what} {tuple(found[what])};"
+                f" config.model.image wants {tuple(wanted)}"
+            )
 
 
 def _check_names(config: TrainConfig) -> None:
@@ -65,6 +69,7 @@ def _check_numbers(config: TrainConfig) -> None:
 
 
 def _check_texts(config: TrainConfig, tokenizer: Tokenizer) -> None:
+    _ = config.data.text_choice  # an InputError if there is none
     text = config.model.text
     lengths = {"data": config.data.max_length, "evaluation": config.evaluation.max_length}
     if config.text_warmup.steps:

@@ -12,6 +12,7 @@ from ctclip_jax.models.ct_clip import CTCLIPConfig
 from ctclip_jax.optim import OptimConfig
 from ctclip_jax.sharding import MeshConfig
 from data_pipelines.errors import InputError
+from data_pipelines.texts import TextChoice
 
 T = TypeVar("T")
 
@@ -21,20 +22,26 @@ class DataConfig:
     """Where the volumes and reports come from.
 
     Attributes:
-      shards: directory written by data_pipelines.prepare.
+      shards: directories written by data_pipelines.prepare, comma separated.
+      weights: how often each directory is drawn from; (): by its size.
       split: 'train' or 'valid'.
+      one_per_scan: an epoch is one random reconstruction of each scan, not all volumes.
       report: how Findings and Impressions become one text (data_pipelines.reports).
+      shuffle_sentences: train on the whole report with its sentences in random order.
       sentences: (lo, hi): train on random subsets of lo..hi sentences; (0, 0): the whole report.
       texts: such subsets of each volume in a batch.
       shift: voxels by which training moves a volume at most, along every axis.
-      tokenizer: vocab.txt or *.model; '' is the tokenizer.model beside the shards.
+      tokenizer: vocab.txt or *.model; '' is the tokenizer.model beside the first shards.
       max_length: tokens of a text.
       workers: loader processes; 0 reads in this one.
     """
 
     shards: str
+    weights: tuple[float, ...]
     split: str
+    one_per_scan: bool
     report: str
+    shuffle_sentences: bool
     sentences: tuple[int, int]
     texts: int
     shift: int
@@ -43,9 +50,19 @@ class DataConfig:
     workers: int
 
     @property
+    def folders(self) -> tuple[str, ...]:
+        """The directories of shards."""
+        return tuple(filter(None, self.shards.split(",")))
+
+    @property
+    def text_choice(self) -> TextChoice:
+        """What of a report is a text. Raises InputError if it cannot be chosen."""
+        return TextChoice(self.report, self.shuffle_sentences, self.sentences, self.texts)
+
+    @property
     def tokenizer_path(self) -> Path:
         """The tokenizer's file."""
-        return Path(self.tokenizer or Path(self.shards) / "tokenizer.model")
+        return Path(self.tokenizer or Path(*self.folders[:1]) / "tokenizer.model")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,11 +92,14 @@ class CheckpointConfig:
 class EvaluationConfig:
     """What `ctclip_jax.evaluate` reads: the split and the wording of prompts and reports.
 
+    `shards` is one directory; '' is the first one of the training.
+
     A report is read whole, or with `pool_sentences` sentence by sentence: its latent is then the
     mean of theirs, as suits a model that was trained on sentences. `max_length` is that of a text
     in tokens, and what an export says of itself.
     """
 
+    shards: str
     split: str
     batch_size: int
     prompts: str
@@ -115,6 +135,11 @@ class TrainConfig:
     log_every: int
     init_from: str
     evaluation: EvaluationConfig
+
+    @property
+    def evaluation_shards(self) -> str:
+        """The directory that is evaluated."""
+        return self.evaluation.shards or next(iter(self.data.folders), "")
 
 
 def from_dict(cls: type[T], mapping: Mapping[str, Any], *, name: str = "config") -> T:

@@ -47,15 +47,19 @@ def evaluate(config: TrainConfig, *, model_path: Path, out: Path) -> dict[str, A
     prompts = config.evaluation.prompts
     if prompts not in PROMPTS:
         raise InputError(f"config.evaluation.prompts: {prompts!r} is none of {', '.join(PROMPTS)}")
-    reports = shards.read_reports(config.data.shards, config.evaluation.split)
+    folder = config.evaluation_shards
+    reports = shards.read_reports(folder, config.evaluation.split)
+    names = tuple(shards.preparation(folder, config.evaluation.split)["labels"])
+    if names != LABELS:
+        raise InputError(f"{folder}: labels {', '.join(names)}; the 18 of CT-RATE are evaluated")
     model = load(model_path, max_length=config.evaluation.max_length)
     encoded, scores = encode(config, model=model, reports=reports)
     if [report["volume_name"] for report in reports] != encoded.names.tolist():
-        raise InputError(f"{config.data.shards}: the shards and their .jsonl files differ")
+        raise InputError(f"{config.evaluation_shards}: the shards and their .jsonl files differ")
     scans = np.array([report["scan"] for report in reports])
     metrics = {
         "model": str(model_path),
-        "shards": config.data.shards,
+        "shards": config.evaluation_shards,
         "split": config.evaluation.split,
         "volumes": len(encoded.names),
         "scans": len(np.unique(scans)),
@@ -93,7 +97,7 @@ def encode(
         [texts_of(row, evaluation) for row in reports], encode_texts=encode_texts
     )
     batches = loader.eval_loader(
-        data.shards,
+        config.evaluation_shards,
         split=evaluation.split,
         batch_size=evaluation.batch_size,
         process_index=0,
@@ -149,20 +153,21 @@ def describe(
     reports: Sequence[Mapping[str, Any]],
 ) -> list[Example]:
     """The volumes that the report shows, read again from the shards; `reports` has all rows."""
-    source = shards.read(config.data.shards, config.evaluation.split)
-    spacing = shards.preparation(config.data.shards, config.evaluation.split)["spacing"]
+    source = shards.read(config.evaluation_shards, config.evaluation.split)
+    spacing = shards.preparation(config.evaluation_shards, config.evaluation.split)["spacing"]
     form = config.evaluation.report
     texts = [report_text(row["findings"], row["impressions"], form=form) for row in reports]
     scans = np.array([report["scan"] for report in reports])
+    present = encoded.labels == 1
     shown = []
-    for row in examples.choose(encoded.names, scans=scans, labels=encoded.labels, count=EXAMPLES):
+    for row in examples.choose(encoded.names, scans=scans, labels=present, count=EXAMPLES):
         nearest, rank = examples.nearest_report(encoded.image[row], encoded.text, own=row)
         volume = source[row]["volume"].astype(np.float32) / STEPS_PER_HU
         shown.append(
             Example(
                 name=str(encoded.names[row]),
                 picture=plots.slices(volume, spacing=tuple(spacing)),
-                present=tuple(LABELS[i] for i in np.flatnonzero(encoded.labels[row])),
+                present=tuple(LABELS[i] for i in np.flatnonzero(present[row])),
                 predicted=examples.outstanding(
                     scores[row], thresholds=thresholds, count=LABELS_PER_EXAMPLE
                 ),

@@ -118,27 +118,31 @@ def write_config(run: Run) -> None:
 def make_loader(run: Run) -> grain.DatasetIterator:
     """Returns this process's batches of volumes and reports, without end."""
     config = run.config
+    data = config.data
     return loader.train_loader(
-        config.data.shards,
-        split=config.data.split,
+        data.folders,
+        split=data.split,
+        texts=data.text_choice,
         tokenizer=run.tokenizer,
-        max_length=config.data.max_length,
+        max_length=data.max_length,
         batch_size=local_batch_size(config.batch_size, run.mesh),
         seed=config.seed,
-        report=config.data.report,
-        sentences=config.data.sentences,
-        texts=config.data.texts,
-        shift=config.data.shift,
+        weights=data.weights,
+        one_per_scan=data.one_per_scan,
+        shift=data.shift,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
-        workers=config.data.workers,
+        workers=data.workers,
     )
 
 
-def loader_layout(config: TrainConfig) -> dict[str, int | str]:
+def loader_layout(config: TrainConfig) -> dict[str, int | str | list]:
     """Returns what must stay the same for a saved loader position to mean the same volumes."""
     return {
         "split": config.data.split,
+        "folders": len(config.data.folders),
+        "weights": list(config.data.weights),
+        "one_per_scan": config.data.one_per_scan,
         "processes": jax.process_count(),
         "workers": config.data.workers,
         "batch_size": config.batch_size,
@@ -178,7 +182,7 @@ def warm_up_text(variables: Variables, run: Run) -> Variables:
     """Returns `variables` after the stage of config.text_warmup; metrics in WORKDIR/text_warmup."""
     config, warmup = run.config, run.config.text_warmup
     pairs = text_pair_loader(
-        config.data.shards,
+        config.data.folders,
         split=config.data.split,
         tokenizer=run.tokenizer,
         max_length=warmup.max_length,

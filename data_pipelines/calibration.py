@@ -14,23 +14,26 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from data_pipelines.errors import InputError
-from data_pipelines.volumes import Scan
+from data_pipelines.formats.scan import UNKNOWN_SPACING, Scan
 
 Trust = Literal["data", "tables"]
-TRUSTS = ("data", "tables")
 
 _SPACING_MM = (0.05, 20.0)
 _CHEST_EXTENT_MM = (100.0, 1000.0)
-_UNKNOWN_SPACING = (1.0, 1.0, 1.0)
 _SMALLEST_SHARE = 0.005
+_SPACING_DECIMALS = 5
+_TILT = 0.05  # cosine, about 3 degrees
+_SPACING_TOLERANCE = 0.01
+_AXIS_OF = {"R": 0, "L": 0, "A": 1, "P": 1, "I": 2, "S": 2}
 
 
 @dataclasses.dataclass(frozen=True)
 class Calibrated:
     """Voxels with all that `volumes.preprocess` needs, and where each piece came from.
 
-    HU is `slope * voxels + intercept`. `values` is "stored" or "rescaled", `axes` is "header" or
-    "stored", `grid` is "header", "pixdim" or "table".
+    HU is `slope * voxels + intercept`, between the two of `hu_range`; `values` is "stored" or
+    "rescaled". `axes` is "header", "table" or "stored". `grid`, "header", "pixdim" or "table", is
+    which of `claims` (mm; x, y, z) is `spacing_xyz`.
     """
 
     voxels: Shaped[np.ndarray, "x y z"]
@@ -40,42 +43,66 @@ class Calibrated:
     values: str
     axes: str
     grid: str
+    hu_range: tuple[float, float]
+    claims: dict[str, tuple[float, float, float]]
+
+    @property
+    def spacing_disputed(self) -> bool:
+        """Whether another possible claim is more than 1 % away from the spacing chosen."""
+        others = [claim for claim in self.claims.values() if _is_spacing(claim)]
+        return not all(np.allclose(c, self.spacing_xyz, rtol=_SPACING_TOLERANCE) for c in others)
 
 
 def calibrate(
     scan: Scan,
     *,
-    slope: float,
-    intercept: float,
-    spacing: tuple[float, float, float],
+    slope: float = math.nan,
+    intercept: float = math.nan,
+    spacing: tuple[float, float, float] = (math.nan,) * 3,
+    axes: str = "",
     trust: Trust = "data",
 ) -> Calibrated:
-    """Decides HU, axes and spacing of a scan; slope, intercept and spacing (mm; z, x, y) are what
-    the tables claim, NaN where they are silent.
+    """Decides HU, axes and spacing of a scan. What the tables claim is `slope`, `intercept`,
+    `spacing` (mm; z, x, y), NaN where they are silent, and `axes`: where the stored axes run to,
+    such as "LPS" or "SAL", "" where they are silent.
 
-    trust "data": HU by what the voxels look like; axes to Left, Posterior, Superior where the
-    header has a valid affine; spacing of the header or the table, whichever fits a chest.
+    trust "data": HU by what the voxels look like; axes to Left, Posterior, Superior by a valid
+    affine of the header or else by `axes`; spacing of the header or the table, whichever fits a
+    chest.
     trust "tables": as published (CT-CLIP, arXiv 2403.17834), the claims applied to the array as it
     is stored. Raises InputError if the array is constant, not finite, or cannot be understood.
     """
-    _check_voxels(scan.voxels)
+    lowest, highest = _value_range(scan.voxels)
     z, x, y = spacing
     if trust == "tables":
         if not all(map(math.isfinite, (slope, intercept))) or not _is_spacing((x, y, z)):
             raise InputError(f"no slope, intercept and spacing in the tables: {slope}, {intercept}")
-        rescaled = (slope * scan.slope, slope * scan.intercept + intercept)
-        return Calibrated(scan.voxels, *rescaled, (x, y, z), "rescaled", "stored", "table")
-    affine = None if scan.affine is None or _is_blank(scan.affine) else scan.affine
-    voxels, claims = scan.voxels, {"table": (x, y, z)}
-    if affine is not None:
-        voxels, header_spacing = to_lps(scan.voxels, affine)
-        claims = {"header": header_spacing, **claims}
-    elif scan.spacing_xyz != _UNKNOWN_SPACING:
-        claims["pixdim"] = scan.spacing_xyz
-    grid = _best_spacing(claims, voxels.shape)
-    hu_slope, hu_intercept, values = _hu(scan, slope=slope, intercept=intercept)
-    axes = "stored" if affine is None else "header"
-    return Calibrated(voxels, hu_slope, hu_intercept, claims[grid], values, axes, grid)
+        voxels, claims, directions, grid = scan.voxels, {"table": (x, y, z)}, "stored", "table"
+        slope, intercept, values = *_rescaled(scan, slope, intercept), "rescaled"
+    else:
+        slope, intercept, values = _hu(scan, slope=slope, intercept=intercept)
+        voxels, claims, directions = scan.voxels, {}, "stored"
+        if scan.affine is not None and not _is_blank(scan.affine):
+            voxels, claims["header"] = to_lps(scan.voxels, scan.affine)
+            directions = "header"
+        elif axes:
+            voxels, directions = _reoriented(scan.voxels, _orientation(axes)), "table"
+        elif scan.spacing_xyz != UNKNOWN_SPACING:
+            claims["pixdim"] = _rounded(scan.spacing_xyz)
+        claims["table"] = (x, y, z)
+        grid = _best_spacing(claims, voxels.shape)
+    ends = sorted((slope * lowest + intercept, slope * highest + intercept))
+    return Calibrated(
+        voxels=voxels,
+        slope=slope,
+        intercept=intercept,
+        spacing_xyz=claims[grid],
+        values=values,
+        axes=directions,
+        grid=grid,
+        hu_range=(ends[0], ends[1]),
+        claims=claims,
+    )
 
 
 def to_lps(
@@ -87,10 +114,12 @@ def to_lps(
     stored = nib.orientations.io_orientation(affine)
     if np.isnan(stored).any():
         raise InputError("the axes of the header's affine cannot be told apart")
-    wanted = nib.orientations.axcodes2ornt("LPS")
-    moves = nib.orientations.ornt_transform(stored, wanted)
-    sizes = nib.affines.voxel_sizes(affine)[np.argsort(moves[:, 0])]
-    return nib.orientations.apply_orientation(voxels, moves), tuple(map(float, sizes))
+    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.allclose(directions.T @ directions, np.eye(3), atol=_TILT):
+        raise InputError("axes that are not perpendicular (a tilted gantry)")
+    sizes = nib.affines.voxel_sizes(affine)
+    x, y, z = (sizes[np.flatnonzero(stored[:, 0] == axis)[0]] for axis in range(3))
+    return _reoriented(voxels, stored), _rounded((x, y, z))
 
 
 def hu_likeness(voxels: Shaped[np.ndarray, "x y z"], *, slope: float, intercept: float) -> float:
@@ -107,17 +136,44 @@ def hu_likeness(voxels: Shaped[np.ndarray, "x y z"], *, slope: float, intercept:
     return float(min(air, tissue))
 
 
-def _check_voxels(voxels: Shaped[np.ndarray, "x y z"]) -> None:
-    if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
+def _orientation(axes: str) -> Float[np.ndarray, "3 2"]:
+    """nibabel's orientation of axes that run toward the three letters."""
+    if sorted(_AXIS_OF.get(letter, -1) for letter in axes) != [0, 1, 2]:
+        raise InputError(f"axes {axes!r}: wanted one of R L, one of A P and one of I S, as in LPS")
+    return nib.orientations.axcodes2ornt(axes)
+
+
+def _reoriented(
+    voxels: Shaped[np.ndarray, "x y z"], stored: Float[np.ndarray, "3 2"]
+) -> Shaped[np.ndarray, "x y z"]:
+    moves = nib.orientations.ornt_transform(stored, nib.orientations.axcodes2ornt("LPS"))
+    return nib.orientations.apply_orientation(voxels, moves)
+
+
+def _rounded(millimeters: Sequence[float]) -> tuple[float, float, float]:
+    """Headers hold float32: 0.7 mm would otherwise be 0.69999999 and may cost a voxel."""
+    x, y, z = (round(float(value), _SPACING_DECIMALS) for value in millimeters)
+    return x, y, z
+
+
+def _value_range(voxels: Shaped[np.ndarray, "x y z"]) -> tuple[float, float]:
+    lowest, highest = float(voxels.min()), float(voxels.max())
+    if not (math.isfinite(lowest) and math.isfinite(highest)):
         raise InputError("voxels that are not finite numbers")
-    if voxels.min() == voxels.max():
+    if lowest == highest:
         raise InputError(f"every voxel is {voxels.flat[0]}")
+    return lowest, highest
+
+
+def _rescaled(scan: Scan, slope: float, intercept: float) -> tuple[float, float]:
+    """The claim of a table on top of the file's own scale."""
+    return slope * scan.slope, slope * scan.intercept + intercept
 
 
 def _hu(scan: Scan, *, slope: float, intercept: float) -> tuple[float, float, str]:
     choices = {"stored": (scan.slope, scan.intercept)}
     if math.isfinite(slope) and math.isfinite(intercept):
-        choices["rescaled"] = (slope * scan.slope, slope * scan.intercept + intercept)
+        choices["rescaled"] = _rescaled(scan, slope, intercept)
     likeness = {
         name: hu_likeness(scan.voxels, slope=a, intercept=b) for name, (a, b) in choices.items()
     }
@@ -146,7 +202,7 @@ def _best_spacing(claims: dict[str, tuple[float, ...]], shape: tuple[int, ...]) 
     def rank(name: str) -> tuple[bool, bool]:
         extent = np.multiply(claims[name], shape)
         is_chest = np.all((_CHEST_EXTENT_MM[0] <= extent) & (extent <= _CHEST_EXTENT_MM[1]))
-        return claims[name] == _UNKNOWN_SPACING, not is_chest
+        return claims[name] == UNKNOWN_SPACING, not is_chest
 
     possible = [name for name, spacing in claims.items() if _is_spacing(spacing)]
     if not possible:

@@ -3,83 +3,83 @@
 A batch is a dict of numpy arrays: `image` int16 (B, F, H, W) in steps of 1/16 HU; in training
 `input_ids` and `attention_mask` int32 (B, L), or (B, K, L) with K texts of a volume; in evaluation
 `volume_name`, `labels` and `valid`.
+
+Records are read and tokenized ahead by threads, their volumes still compressed, and decompressed
+side by side straight into the batch, one batch ahead. A process holds three batches at most (in
+use, ahead, being filled), and AHEAD * THREADS compressed volumes beside them.
 """
 
 import dataclasses
+import functools
 import os
 from collections.abc import Sequence
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 
 import grain
 import numpy as np
+from etils import epath
 
+from data_pipelines import shards
 from data_pipelines.errors import InputError
-from data_pipelines.reports import SENTENCE_FORMS, Form, report_sentences, report_text
-from data_pipelines.shards import Record, read
+from data_pipelines.shards import Record, ShardSource, decompress
+from data_pipelines.texts import TextChoice
 from data_pipelines.tokenizers import Tokenizer
-from data_pipelines.volumes import AIR
+from data_pipelines.volumes import STEPS_PER_HU
 
 Batch = dict[str, np.ndarray]
 
-_BATCHES_AHEAD = 3
+THREADS = min(os.cpu_count(), 16)
+AHEAD = 2
 
 
 def train_loader(
-    shards: str | Path,
+    folders: Sequence[epath.PathLike],
     *,
     split: str,
+    texts: TextChoice,
     tokenizer: Tokenizer,
     max_length: int,
     batch_size: int,
     seed: int,
-    report: Form = "joined",
-    sentences: tuple[int, int] = (0, 0),
-    texts: int = 1,
+    weights: Sequence[float] = (),
+    one_per_scan: bool = False,
     shift: int = 0,
     process_index: int = 0,
     process_count: int = 1,
     workers: int = 0,
 ) -> grain.DatasetIterator:
-    """Infinite batches of `batch_size` for this process, reshuffled every epoch.
+    """Infinite batches of `batch_size` for this process, of the shards in `folders`.
 
-    The text is the report in the form `report`, or with `sentences` = (lo, hi) a random choice of
-    lo to hi of its sentences in random order, another one each epoch; `texts` such choices, dealt
-    from one shuffle of the sentences. `shift` moves each volume by up to so many voxels along every
-    axis. The same arguments give the same batches; `get_state` and `set_state` resume at any batch.
-    `workers` are processes beside this one, 0 for threads alone. Raises InputError if this process
-    would see no record, or for a choice of texts or a shift that cannot be made.
+    Every epoch of a folder has all of its volumes in another order, or with `one_per_scan` one
+    random reconstruction of each scan; the processes share it, none sees what another sees. Several
+    folders are mixed by `weights`. The text is drawn by `texts`. `shift` moves each volume by up to
+    so many voxels along every axis. The same arguments give the same batches; `get_state` and
+    `set_state` resume at any batch. `workers` are processes beside this one, 0 for threads alone.
+    Raises InputError if this process would see no record, for volumes of different grids, or for a
+    mixture or a shift that cannot be made.
     """
-    _check_choice(report, sentences=sentences, texts=texts)
     if shift < 0:
         raise InputError(f"shift: {shift} voxels, wanted 0 or more")
-    dataset = grain.MapDataset.source(read(shards, split)).seed(seed).shuffle()
-    dataset = dataset[process_index::process_count]
-    if not len(dataset):
-        raise InputError(f"{shards}: fewer volumes in {split} than {process_count} processes")
-    example = _TrainExample(tokenizer, max_length, report, sentences, texts, shift)
-    dataset = dataset.random_map(example).repeat().batch(batch_size, drop_remainder=True)
-    iterable = dataset.to_iter_dataset(read_options())
-    if workers:
-        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
-        iterable = iterable.mp_prefetch(options)
-    return iter(iterable)
-
-
-def _check_choice(report: Form, *, sentences: tuple[int, int], texts: int) -> None:
-    lo, hi = sentences
-    if texts < 1:
-        raise InputError(f"texts: {texts} of a volume, wanted 1 or more")
-    if (lo, hi) == (0, 0):
-        if texts > 1:
-            raise InputError(f"texts: {texts} of a volume need a choice of sentences, not (0, 0)")
-    elif not 1 <= lo <= hi:
-        raise InputError(f"sentences: {lo, hi}, wanted 1 <= lo <= hi, or (0, 0) for all of them")
-    elif report not in SENTENCE_FORMS:
-        raise InputError(f"sentences: {lo, hi} of {report}; only {', '.join(SENTENCE_FORMS)} do")
+    if weights and (len(weights) != len(folders) or min(weights) <= 0):
+        raise InputError(f"weights: {tuple(weights)} of {len(folders)} folders, each above 0")
+    geometry = common_geometry(folders, split)
+    sources = [shards.read(folder, split) for folder in folders]
+    groups = [_groups(folder, split, one_per_scan=one_per_scan) for folder in folders]
+    for folder, group in zip(folders, groups, strict=True):
+        if len(group) < process_count:
+            raise InputError(f"{folder}: fewer volumes in {split} than {process_count} processes")
+    streams = [
+        grain.MapDataset.source(group).seed(seed + k).shuffle().repeat().random_map(_Pick(k))
+        for k, group in enumerate(groups)
+    ]
+    mixed = grain.MapDataset.mix(streams, weights or [len(group) for group in groups])
+    example = _TrainExample(sources, texts, tokenizer, max_length, shift)
+    mine = mixed[process_index::process_count].seed(seed).random_map(example)
+    return _batches(mine, batch_size, geometry=geometry, workers=workers)
 
 
 def eval_loader(
-    shards: str | Path,
+    folder: epath.PathLike,
     *,
     split: str,
     batch_size: int,
@@ -91,81 +91,147 @@ def eval_loader(
 
     Every process gets the same number of full batches; `valid` is False for the rows that fill the
     last ones. Raises InputError if the split is empty."""
-    source = read(shards, split)
+    source = shards.read(folder, split)
     if not len(source):
-        raise InputError(f"{shards}: no volumes in {split}")
+        raise InputError(f"{folder}: no volumes in {split}")
     rows = batch_size * process_count
-    example = _EvalExample(source)
     dataset = grain.MapDataset.range(-(-len(source) // rows) * rows)
-    dataset = dataset[process_index::process_count].map(example).batch(batch_size)
-    return iter(dataset.to_iter_dataset(read_options()))
+    mine = dataset[process_index::process_count].map(_EvalExample(source))
+    return _batches(mine, batch_size, geometry=common_geometry([folder], split), workers=0)
 
 
-def choose_sentences(
-    sentences: Sequence[str], *, counts: tuple[int, int], texts: int, rng: np.random.Generator
-) -> list[str]:
-    """`texts` strings of `counts` = (lo, hi) random sentences each, in random order.
+def common_geometry(folders: Sequence[epath.PathLike], split: str) -> dict:
+    """`shape`, `spacing` and `window` of the volumes of all folders.
 
-    They are dealt from one shuffle of the sentences, and from it again when it is used up.
-    """
-    if not sentences:
-        return [""] * texts
-    lo, hi = counts
-    dealt = np.resize(rng.permutation(len(sentences)), texts * hi).reshape(texts, -1)
-    return [
-        " ".join(sentences[i] for i in dict.fromkeys(row[: rng.integers(lo, hi, endpoint=True)]))
-        for row in dealt
+    Raises InputError if they differ, or there is no folder."""
+    if not folders:
+        raise InputError("no folder of shards is given")
+    found = [
+        {name: shards.preparation(folder, split)[name] for name in ("shape", "spacing", "window")}
+        for folder in folders
     ]
+    for folder, geometry in zip(folders, found, strict=True):
+        if geometry != found[0]:
+            raise InputError(f"{folder}: volumes of {geometry}, those of {folders[0]}: {found[0]}")
+    return found[0]
 
 
-def shifted(volume: np.ndarray, *, voxels: int, rng: np.random.Generator) -> np.ndarray:
-    """The volume moved by -voxels to voxels along every axis; what comes in is air."""
-    padded = np.pad(volume, voxels, constant_values=AIR)
-    starts = rng.integers(0, 2 * voxels, volume.ndim, endpoint=True)
+def shifted(volume: np.ndarray, offsets: Sequence[int], *, air: int) -> np.ndarray:
+    """The volume moved by so many voxels along each axis; what comes in is `air`."""
+    widths = [(max(by, 0), max(-by, 0)) for by in offsets]
+    padded = np.pad(volume, widths, constant_values=air)
+    starts = [max(-by, 0) for by in offsets]
     return padded[tuple(slice(i, i + n) for i, n in zip(starts, volume.shape, strict=True))]
+
+
+def _groups(folder: epath.PathLike, split: str, *, one_per_scan: bool) -> list[np.ndarray]:
+    """The records among which an epoch chooses one: those of a scan, or each by itself."""
+    scans = [row["scan"] for row in shards.read_reports(folder, split)]
+    if not one_per_scan:
+        return list(np.arange(len(scans))[:, None])
+    records: dict[str, list[int]] = {}
+    for index, scan in enumerate(scans):
+        records.setdefault(scan, []).append(index)
+    return [np.array(indices) for indices in records.values()]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pick(grain.transforms.RandomMap):
+    """A group of records of folder `k` -> (k, one of the records)."""
+
+    k: int
+
+    def random_map(self, group: np.ndarray, rng: np.random.Generator) -> tuple[int, int]:
+        return self.k, int(group[rng.integers(len(group))])
 
 
 @dataclasses.dataclass(frozen=True)
 class _TrainExample(grain.transforms.RandomMap):
+    """(folder, record) -> the record tokenized, its volume compressed."""
+
+    sources: Sequence[ShardSource]
+    texts: TextChoice
     tokenizer: Tokenizer
     max_length: int
-    report: Form
-    sentences: tuple[int, int]
-    texts: int
     shift: int
 
-    def random_map(self, record: Record, rng: np.random.Generator) -> Batch:
-        findings, impressions, volume = (
-            record[name] for name in ("findings", "impressions", "volume")
-        )
-        if self.sentences == (0, 0):
-            texts = [report_text(findings, impressions, form=self.report)]
-        else:
-            sentences = report_sentences(findings, impressions, form=self.report)
-            texts = choose_sentences(sentences, counts=self.sentences, texts=self.texts, rng=rng)
-        if self.shift:
-            volume = shifted(volume, voxels=self.shift, rng=rng)
-        ids, mask = self.tokenizer(texts, self.max_length)
-        if self.texts == 1:
+    def random_map(self, where: tuple[int, int], rng: np.random.Generator) -> Record:
+        folder, index = where
+        record = self.sources[folder].compressed(index)
+        drawn = self.texts.draw(record["findings"], record["impressions"], rng=rng)
+        ids, mask = self.tokenizer(drawn, self.max_length)
+        if self.texts.texts == 1:
             ids, mask = ids[0], mask[0]
-        return {"image": volume, "input_ids": ids, "attention_mask": mask}
+        offsets = rng.integers(-self.shift, self.shift, 3, endpoint=True) if self.shift else ()
+        return {
+            "image": _Compressed(record, tuple(offsets)),
+            "input_ids": ids,
+            "attention_mask": mask,
+        }
 
 
 @dataclasses.dataclass(frozen=True)
 class _EvalExample(grain.transforms.Map):
-    source: Sequence[Record]
+    source: ShardSource
 
-    def map(self, index: int) -> Batch:
-        record = self.source[min(index, len(self.source) - 1)]
+    def map(self, index: int) -> Record:
+        record = self.source.compressed(min(index, len(self.source) - 1))
         return {
-            "image": record["volume"],
+            "image": _Compressed(record),
             "volume_name": np.array(record["volume_name"]),
             "labels": record["labels"],
             "valid": np.array(index < len(self.source)),
         }
 
 
+@dataclasses.dataclass(frozen=True)
+class _Compressed:
+    """A volume that is still to be decompressed, and moved."""
+
+    record: Record
+    offsets: tuple[int, ...] = ()
+
+    def write(self, out: np.ndarray) -> None:
+        """Writes the volume into `out`."""
+        steps = int(self.record["steps_per_hu"])
+        decompress(self.record["volume"], out.shape, steps_per_hu=steps, out=out)
+        if any(self.offsets):
+            air = round(float(self.record["window"][0]) * STEPS_PER_HU)
+            out[:] = shifted(out, self.offsets, air=air)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Assemble:
+    """Examples -> a batch, whose volumes are decompressed side by side into their places."""
+
+    shape: tuple[int, int, int]
+
+    def __call__(self, examples: Sequence[Record]) -> Batch:
+        images = np.empty((len(examples), *self.shape), np.int16)
+        volumes = [example["image"] for example in examples]
+        list(_threads().map(_Compressed.write, volumes, images))
+        names = [name for name in examples[0] if name != "image"]
+        return {"image": images} | {n: np.stack([each[n] for each in examples]) for n in names}
+
+
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(THREADS, thread_name_prefix="decompress")
+
+
+def _batches(
+    examples: grain.MapDataset, batch_size: int, *, geometry: dict, workers: int
+) -> grain.DatasetIterator:
+    batches = examples.to_iter_dataset(read_options()).batch(
+        batch_size, drop_remainder=True, batch_fn=_Assemble(tuple(geometry["shape"]))
+    )
+    if workers:
+        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
+        return iter(batches.mp_prefetch(options))
+    return iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=1))
+
+
 def read_options() -> grain.ReadOptions:
-    """As many threads as cores, and few batches ahead."""
-    # grain's own default of 500 elements ahead would be 500 batches of volumes.
-    return grain.ReadOptions(num_threads=os.cpu_count(), prefetch_buffer_size=_BATCHES_AHEAD)
+    """As many threads as cores, and few elements ahead."""
+    # grain's own default of 500 ahead would be 500 volumes.
+    return grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=AHEAD * THREADS)

@@ -1,22 +1,20 @@
-"""Preparation: scans of a source -> shards, one record per scan, in several processes."""
+"""Preparation: the cases of a source -> a plan of shards, and each shard by itself."""
 
-import concurrent.futures
 import dataclasses
-import functools
 import hashlib
 import math
-import multiprocessing
-import sys
-import time
-from collections.abc import Sequence
-from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+from etils import epath
 
 from data_pipelines import calibration, shards, volumes
+from data_pipelines.calibration import Calibrated
 from data_pipelines.errors import InputError
-from data_pipelines.sources.entry import Entry
+from data_pipelines.formats import Scan, read_scan
+from data_pipelines.sources.case import Case, Collection
 
 Outcome = shards.Record | shards.Skipped
 
@@ -25,138 +23,185 @@ _FEWEST_SHARDS = 16
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
-    """How a volume is prepared; see `volumes.preprocess` and `calibration.calibrate`."""
+class Mode:
+    """What is believed of a file, and how its volume is computed and kept; see
+    `calibration.calibrate` and `volumes.preprocess`."""
 
-    geometry: volumes.Geometry
-    clip: volumes.Clip
     trust: calibration.Trust
+    clip: volumes.Clip
+    dtype: type[np.floating]
+    steps_per_hu: int
 
 
-def prepare_scan(entry: Entry, *, options: Options) -> Outcome:
-    """The record of one scan, its volume compressed, or the reason why there is none."""
-    if entry.skip:
-        return shards.Skipped(entry.volume_name, entry.skip)
+MODES = {
+    "sound": Mode("data", "before_resampling", np.float32, 1),
+    "published_train": Mode("tables", "after_resampling", np.float64, volumes.STEPS_PER_HU),
+    "published_inference": Mode("tables", "before_resampling", np.float64, volumes.STEPS_PER_HU),
+}
+"""HU and geometry from the data, whole HU; and the arrays of the two published loaders."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One shard to write: all that a worker anywhere needs to know."""
+
+    shard: shards.Shard
+    cases: Sequence[Case]
+    geometry: volumes.Geometry
+    mode: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Done:
+    """How many volumes a task wrote, and how many cases it skipped."""
+
+    volumes: int
+    skipped: int
+
+
+def plan(
+    collection: Collection,
+    out: epath.PathLike,
+    split: str,
+    *,
+    geometry: volumes.Geometry,
+    mode: str,
+) -> list[Task]:
+    """The shards of a split, complete or not. They depend on the arguments alone, so that every
+    machine makes the same plan.
+
+    Raises InputError if `out` holds another preparation of the split, or there is no case."""
+    cases = collection.cases
+    if not cases:
+        raise InputError(f"{out}: there is nothing of {split} to prepare")
+    settings = _settings(collection, geometry=geometry, mode=mode)
+    found = shards.begin(out, split, settings=settings)
+    parts = np.array_split(np.arange(len(cases)), len(found))
+    return [
+        Task(shard, [cases[index] for index in part], geometry, mode)
+        for shard, part in zip(found, parts, strict=True)
+    ]
+
+
+def run(task: Task) -> Done:
+    """Writes the shard of a task. Raises InputError if the disk is full."""
+    skipped = 0
+
+    def outcomes():
+        nonlocal skipped
+        for case in task.cases:
+            outcome = prepare_case(case, geometry=task.geometry, mode=task.mode)
+            skipped += isinstance(outcome, shards.Skipped)
+            yield outcome
+
+    shards.write_shard(task.shard, outcomes())
+    return Done(len(task.cases) - skipped, skipped)
+
+
+def prepare_case(case: Case, *, geometry: volumes.Geometry, mode: str) -> Outcome:
+    """The record of a case, its volume compressed, or the reason why there is none."""
+    if case.skip:
+        return shards.Skipped(case.volume_name, case.skip)
+    how = MODES[mode]
     try:
-        scan = calibration.calibrate(
-            volumes.read_nifti(entry.path),
-            slope=entry.slope,
-            intercept=entry.intercept,
-            spacing=entry.spacing,
-            trust=options.trust,
+        scan = read_scan(case.path)
+        found = calibration.calibrate(
+            scan,
+            slope=case.slope,
+            intercept=case.intercept,
+            spacing=case.spacing,
+            axes=case.axes,
+            trust=how.trust,
         )
         volume = volumes.preprocess_fixed_point(
-            scan.voxels,
-            slope=scan.slope,
-            intercept=scan.intercept,
-            spacing_xyz=scan.spacing_xyz,
-            geometry=options.geometry,
-            clip=options.clip,
+            found.voxels,
+            slope=found.slope,
+            intercept=found.intercept,
+            spacing_xyz=found.spacing_xyz,
+            geometry=geometry,
+            clip=how.clip,
+            dtype=how.dtype,
+            steps_per_hu=how.steps_per_hu,
         )
     except InputError as error:
-        return shards.Skipped(entry.volume_name, str(error))
-    x, y, z = scan.spacing_xyz
+        return shards.Skipped(case.volume_name, str(error))
+    except MemoryError:
+        raise
+    except Exception as error:  # a fault of ours; the other volumes are prepared all the same
+        cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        return shards.Skipped(case.volume_name, f"{case.path}: {cause}")
     return {
         "volume": shards.compress(volume),
         "shape": volume.shape,
-        "spacing": np.array((z, x, y), np.float32),
-        "labels": np.array(entry.labels, np.uint8),
-        "volume_name": entry.volume_name,
-        "patient": entry.patient,
-        "scan": entry.scan,
-        "findings": entry.findings,
-        "impressions": entry.impressions,
-        "values": scan.values,
-        "axes": scan.axes,
-        "grid": scan.grid,
+        "steps_per_hu": how.steps_per_hu,
+        "spacing": np.array(geometry.spacing, np.float32),
+        "window": np.array(geometry.window, np.float32),
+        "labels": np.array(case.labels, np.int8),
+        "volume_name": case.volume_name,
+        "patient": case.patient,
+        "scan": case.scan,
+        "findings": case.findings,
+        "impressions": case.impressions,
+        "strata": dict(case.strata),
+        "provenance": _provenance(case, scan, found),
     }
 
 
-def prepare_shard(shard: shards.Shard, entries: Sequence[Entry], *, options: Options) -> int:
-    """Writes the shard of these scans; returns their number."""
-    shards.write_shard(shard, (prepare_scan(entry, options=options) for entry in entries))
-    return len(entries)
-
-
-def prepare_split(
-    entries: Sequence[Entry],
-    *,
-    out: str | Path,
-    split: str,
-    options: Options,
-    pool: concurrent.futures.Executor,
-) -> None:
-    """Writes the shards of a split; shards that are complete already are kept.
-
-    Raises InputError if `out` holds another preparation of the split, or nothing was usable.
-    """
-    plan = shards.begin(out, split, settings=_settings(entries, options))
-    parts = np.array_split(np.arange(len(entries)), len(plan))
-    missing = [
-        (shard, [entries[index] for index in part])
-        for shard, part in zip(plan, parts, strict=True)
-        if not shard.complete
-    ]
-    if missing:
-        _prepare_missing(missing, split=split, options=options, pool=pool)
-    skipped = shards.read_skipped(out, split)
-    if len(skipped) == len(entries):
-        shards.discard(out, split)
-        reason = skipped[0].reason if skipped else "its reports table is empty"
-        raise InputError(f"{out}: nothing of {split} could be prepared; the first scan: {reason}")
-    shards.finish(out)
-    say(
-        f"{split}: {len(entries) - len(skipped)} volumes in {len(plan)} shards, {len(skipped)} "
-        f"scans skipped{'' if missing else '; all of it was prepared before'}"
-    )
-
-
-def _prepare_missing(
-    missing: Sequence[tuple[shards.Shard, list[Entry]]],
-    *,
-    split: str,
-    options: Options,
-    pool: concurrent.futures.Executor,
-) -> None:
-    total = sum(len(entries) for _, entries in missing)
-    done, start = 0, time.monotonic()
-    try:
-        prepare = functools.partial(prepare_shard, options=options)
-        for count in pool.map(prepare, *zip(*missing, strict=True)):
-            done += count
-            rate = done / (time.monotonic() - start)
-            left = (total - done) / rate
-            say(f"{split}: {done}/{total} scans, {rate:.1f} scans/s, {left:.0f} s left")
-    except BrokenProcessPool:
-        raise InputError(
-            "a worker process died, perhaps for lack of memory; finished shards are kept: run "
-            "again with fewer --processes"
-        ) from None
-
-
-def _settings(entries: Sequence[Entry], options: Options) -> dict:
-    names = "\n".join(entry.volume_name for entry in entries)
-    shape, spacing = options.geometry.shape, options.geometry.spacing
-    per_shard = min(_SHARD_BYTES // (2 * math.prod(shape)), -(-len(entries) // _FEWEST_SHARDS))
+def _provenance(case: Case, scan: Scan, found: Calibrated) -> dict[str, str | float | bool]:
+    """What was read and decided; sizes and spacings are those of the file, axes (x, y, z)."""
+    low, high = found.hu_range
     return {
-        "shape": list(shape),
-        "spacing": list(spacing),
-        "clip": options.clip,
-        "trust": options.trust,
-        "scans": len(entries),
-        "names_sha256": hashlib.sha256(names.encode()).hexdigest(),
-        "shards": -(-len(entries) // max(1, per_shard)),
+        "file": str(case.path),
+        "sha256": scan.sha256,
+        "values": found.values,
+        "slope": found.slope,
+        "intercept": found.intercept,
+        "hu_min": low,
+        "hu_max": high,
+        "axes": found.axes,
+        "size": "x".join(map(str, found.voxels.shape)),
+        "spacing": "x".join(f"{millimeters:g}" for millimeters in found.spacing_xyz),
+        "spacing_from": found.grid,
+        "spacing_disputed": found.spacing_disputed,
     }
 
 
-def process_pool(processes: int) -> concurrent.futures.Executor:
-    """Worker processes for `prepare_split`."""
-    # Forked from a clean server: no imports per worker, no threads of this process in them.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    return concurrent.futures.ProcessPoolExecutor(processes, mp_context=context)
+def _settings(collection: Collection, *, geometry: volumes.Geometry, mode: str) -> dict:
+    count = len(collection.cases)
+    # Where a file lies, and which upload it is of, may change while a download goes on.
+    told = [dataclasses.replace(case, path=epath.Path()) for case in collection.cases]
+    per_shard = min(_SHARD_BYTES // (2 * math.prod(geometry.shape)), -(-count // _FEWEST_SHARDS))
+    return {
+        "mode": mode,
+        "shape": list(geometry.shape),
+        "spacing": list(geometry.spacing),
+        "window": list(geometry.window),
+        "steps_per_hu": MODES[mode].steps_per_hu,
+        "labels": list(collection.labels),
+        "cases": count,
+        "cases_sha256": hashlib.sha256(repr(told).encode("utf-8", "backslashreplace")).hexdigest(),
+        "shards": -(-count // max(1, per_shard)),
+    }
 
 
-def say(line: str) -> None:
-    """Tells the user of progress, on stderr."""
-    print(line, file=sys.stderr, flush=True)
+def summary(rows: Sequence[Mapping], split: str) -> str:
+    """A table of what was decided for the cases of a split, whose `shards.read_rows` are `rows`."""
+    skipped = [row["reason"] for row in rows if "reason" in row]
+    told = [row["provenance"] for row in rows if "reason" not in row]
+    lines = {
+        "HU": Counter(each["values"] for each in told),
+        "axes": Counter(each["axes"] for each in told),
+        "spacing": Counter(each["spacing_from"] for each in told),
+        "disputed": Counter("spacing" for each in told if each["spacing_disputed"]),
+        "skipped": Counter(map(_kind, skipped)),
+    }
+    table = [f"{split}: {len(told)} volumes, {len(skipped)} cases skipped"]
+    for name, counts in lines.items():
+        cells = [f"{what} {count}" for what, count in counts.most_common()]
+        table += [f"  {name:9} {' · '.join(cells)}"] if cells else []
+    return "\n".join(table)
+
+
+def _kind(reason: str) -> str:
+    """A reason without the file and line that it names and without details."""
+    return re.sub(r"^line \d+: ", "", reason.split(": ", 1)[-1]).split(" (", 1)[0]

@@ -1,84 +1,164 @@
 """Scans and reports on disk -> shards.
 
-python -m data_pipelines.prepare --data=TREE --out=SHARDS
+    python -m data_pipelines.prepare --data=CT-RATE --out=SHARDS
+
+The work is a plan of shards. A run does those that are missing, in processes of this machine, or
+with `--runner=DirectRunner -- --direct_num_workers=2` on Apache Beam, which gets what follows `--`;
+--task=I/N does one of N slices, as one task of an array job.
 """
 
 import os
-from collections.abc import Sequence
-from pathlib import Path
+import sys
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from absl import flags
+from etils import epath
+from ml_collections import config_flags
 
-from data_pipelines import calibration, shards, volumes
+from data_pipelines import beam, pool, preparation, shards, volumes
 from data_pipelines.errors import InputError, run_main
-from data_pipelines.preparation import Options, prepare_split, process_pool, say
+from data_pipelines.preparation import Task
 from data_pipelines.reports import report_text
-from data_pipelines.sources import ct_rate
+from data_pipelines.sources import ct_rate, manifest, rad_chestct
+from data_pipelines.sources.case import Collection
 from data_pipelines.tokenizers import train_sentencepiece
 
-SOURCES = {"ct_rate": ct_rate.entries}
+_POOL = "pool"
 
 Number = TypeVar("Number", int, float)
 
-_SOURCE = flags.DEFINE_enum("source", "ct_rate", SOURCES, "Layout of the data.")
-_DATA = flags.DEFINE_string("data", None, "Folder of the data.", required=True)
+_SOURCE = flags.DEFINE_enum(
+    "source",
+    "ct_rate",
+    ("ct_rate", "rad_chestct", "manifest", "phantoms"),
+    "Layout of the data; phantoms are written as CT-RATE is.",
+)
+_DATA = flags.DEFINE_string("data", None, "Folder of the data, or the manifest.", required=True)
 _OUT = flags.DEFINE_string("out", None, "Folder to write the shards to.", required=True)
 _SPLITS = flags.DEFINE_list("splits", ["train", "valid"], "Splits to prepare.")
-_SHAPE = flags.DEFINE_list("shape", ["240", "480", "480"], "Prepared voxels: z,x,y.")
-_SPACING = flags.DEFINE_list("spacing", ["1.5", "0.75", "0.75"], "Prepared mm per voxel: z,x,y.")
-_CLIP = flags.DEFINE_enum(
-    "clip", "after_resampling", volumes.CLIPS, "Clip as the published training or inference did."
+_COLUMNS = flags.DEFINE_list("columns", [], "Columns of a manifest, as in path=File,report=Text.")
+_MODE = flags.DEFINE_enum(
+    "mode",
+    "sound",
+    preparation.MODES,
+    "sound: HU, axes and spacing decided from the data. published_train, published_inference: the "
+    "arrays of the published loaders, which believe the tables and read axes as stored.",
 )
-_TRUST = flags.DEFINE_enum(
-    "trust",
-    "data",
-    calibration.TRUSTS,
-    "data: HU from the voxels, axes and spacing from valid headers. tables: as published, slope, "
-    "intercept and spacing of the tables, axes as stored.",
-)
+_GRID = flags.DEFINE_enum("grid", "240x480x480", volumes.GRIDS, "Prepared voxels, z x x x y.")
+_SHAPE = flags.DEFINE_list("shape", [], "Other voxels than the grid's: z,x,y.")
+_SPACING = flags.DEFINE_list("spacing", [], "Other mm per voxel than the grid's: z,x,y.")
+_WINDOW = flags.DEFINE_list("window", [], "Other HU to clip to than the grid's: low,high.")
 _PROCESSES = flags.DEFINE_integer("processes", os.cpu_count(), "Worker processes.", lower_bound=1)
-_VERIFY = flags.DEFINE_bool("verify", False, "Read every record back at the end.")
+_TASK = flags.DEFINE_string("task", "0/1", "I/N: do the I-th, from 0, of N slices of the plan.")
+_RUNNER = flags.DEFINE_string("runner", _POOL, "pool: this machine; else a runner of Apache Beam.")
 _VOCAB = flags.DEFINE_integer(
     "sentencepiece_vocab",
     0,
     "Largest vocabulary of a tokenizer to train on the train reports; 0: none.",
     lower_bound=0,
 )
-
-
-def _three(flag: flags.FlagHolder, kind: type[Number]) -> tuple[Number, Number, Number]:
-    try:
-        z, x, y = map(kind, flag.value)
-    except ValueError:
-        z = x = y = 0
-    if not (z > 0 and x > 0 and y > 0):
-        raise InputError(f"--{flag.name}: three positive numbers z,x,y, not {','.join(flag.value)}")
-    return z, x, y
+_LABEL_MAP = config_flags.DEFINE_config_file(
+    "label_map", None, "Which abnormalities of RAD-ChestCT are which label."
+)
 
 
 def main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
+    if len(argv) > 1 and _RUNNER.value == _POOL:
         raise InputError(f"unexpected argument {argv[1]}")
-    geometry = volumes.Geometry(_three(_SHAPE, int), _three(_SPACING, float))
-    options = Options(geometry, clip=_CLIP.value, trust=_TRUST.value)
-    pool = process_pool(_PROCESSES.value)
-    try:
-        with shards.locked(_OUT.value):
-            for split in _SPLITS.value:
-                entries = SOURCES[_SOURCE.value](_DATA.value, split)
-                prepare_split(entries, out=_OUT.value, split=split, options=options, pool=pool)
-    finally:
-        pool.shutdown(cancel_futures=True)
-    if _VERIFY.value:
+    geometry, (index, count), here = _geometry(), _slice(), _RUNNER.value == _POOL
+    plans = {}
+    with shards.locked(_OUT.value, alone=here and count == 1):
         for split in _SPLITS.value:
-            say(f"{split}: {shards.verify(_OUT.value, split)} records are sound")
+            plans[split] = preparation.plan(
+                _collection(split), _OUT.value, split, geometry=geometry, mode=_MODE.value
+            )
+            missing = [task for task in plans[split][index::count] if not task.shard.complete]
+            if not here:
+                beam.run(missing, runner=_RUNNER.value, options=argv[1:])
+            elif missing:
+                pool.run(missing, processes=_PROCESSES.value, split=split)
+        for split, tasks in plans.items():
+            _conclude(split, tasks)
+        shards.finish(_OUT.value)
     if _VOCAB.value:
-        rows = shards.read_reports(_OUT.value, "train")
-        texts = (report_text(row["findings"], row["impressions"]) for row in rows)
-        path = Path(_OUT.value) / "tokenizer.model"
-        train_sentencepiece(texts, path, _VOCAB.value)
-        say(f"tokenizer: {path}")
+        _train_tokenizer()
+
+
+def _conclude(split: str, tasks: Sequence[Task]) -> None:
+    """Tells what became of a split."""
+    missing = sum(not task.shard.complete for task in tasks)
+    if missing:
+        _say(f"{split}: {missing} of {len(tasks)} shards are still to come, from other slices")
+        return
+    rows = shards.read_rows(_OUT.value, split)
+    if all("reason" in row for row in rows):
+        shards.discard(_OUT.value, split)
+        reason = rows[0]["reason"]
+        raise InputError(f"{_OUT.value}: nothing of {split} could be prepared; first: {reason}")
+    _say(preparation.summary(rows, split))
+
+
+def _train_tokenizer() -> None:
+    rows = shards.read_reports(_OUT.value, "train")
+    texts = (report_text(row["findings"], row["impressions"]) for row in rows)
+    path = epath.Path(_OUT.value) / "tokenizer.model"
+    train_sentencepiece(texts, path, _VOCAB.value)
+    _say(f"tokenizer: {path}")
+
+
+def _collection(split: str) -> Collection:
+    if _SOURCE.value == "manifest":
+        columns = dict(_pair(column) for column in _COLUMNS.value)
+        return manifest.read_collection(_DATA.value, split, columns=columns)
+    if _SOURCE.value == "rad_chestct":
+        if (table := _LABEL_MAP.value) is None:
+            raise InputError("--label_map: RAD-ChestCT needs one, configs/labels/rad_chestct.py")
+        labels = table.labels.to_dict()
+        return rad_chestct.read_collection(_DATA.value, split, labels=labels, axes=table.axes)
+    return ct_rate.read_collection(_DATA.value, split)
+
+
+def _pair(column: str) -> tuple[str, str]:
+    ours, equals, theirs = column.partition("=")
+    if not (ours and equals and theirs):
+        raise InputError(f"--columns: OURS=THEIRS,..., not {column}")
+    return ours, theirs
+
+
+def _geometry() -> volumes.Geometry:
+    grid = volumes.GRIDS[_GRID.value]
+    return volumes.Geometry(
+        _numbers(_SHAPE, int, grid.shape, "three numbers z,x,y"),
+        _numbers(_SPACING, float, grid.spacing, "three numbers z,x,y"),
+        _numbers(_WINDOW, float, grid.window, "two numbers low,high"),
+    )
+
+
+def _numbers(
+    flag: flags.FlagHolder, kind: Callable[[str], Number], default: tuple, wanted: str
+) -> tuple[Number, ...]:
+    try:
+        numbers = tuple(map(kind, flag.value)) or default
+    except ValueError:
+        numbers = ()
+    if len(numbers) != len(default):
+        raise InputError(f"--{flag.name}: {wanted}, not {','.join(flag.value)}")
+    return numbers
+
+
+def _slice() -> tuple[int, int]:
+    try:
+        index, count = map(int, _TASK.value.split("/"))
+    except ValueError:
+        index, count = 0, 0
+    if not 0 <= index < count:
+        raise InputError(f"--task: I/N with I from 0 to N - 1, not {_TASK.value}")
+    return index, count
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

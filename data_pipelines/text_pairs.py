@@ -8,10 +8,10 @@ those that name a finding. Whether it is there, where and how severe is not amon
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
 import grain
 import numpy as np
+from etils import epath
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from data_pipelines.errors import InputError
@@ -62,7 +62,7 @@ def matched_sentences(reports: Sequence[tuple[str, str]]) -> list[list[Pair]]:
 
 
 def text_pair_loader(
-    shards: str | Path,
+    folders: Sequence[epath.PathLike],
     *,
     split: str,
     tokenizer: Tokenizer,
@@ -76,11 +76,12 @@ def text_pair_loader(
     Reports that lack a part are left out, and so are repetitions (the reconstructions of a scan
     share one report). Raises InputError if no report has a pair.
     """
-    rows = read_reports(shards, split)
+    rows = [row for folder in folders for row in read_reports(folder, split)]
     parts = [given_parts(row["findings"], row["impressions"]) for row in rows]
     reports = matched_sentences(sorted({tuple(pair) for pair in parts if len(pair) == 2}))
     if not reports:
-        raise InputError(f"{shards}: no report of {split} repeats a finding in its Impressions")
+        where = ", ".join(map(str, folders))
+        raise InputError(f"{where}: no report of {split} repeats a finding in its Impressions")
     dataset = grain.MapDataset.source(reports).seed(seed).shuffle().repeat()
     dataset = dataset.batch(batch_size, drop_remainder=True, batch_fn=list)
     dataset = dataset.random_map(_Pairs(tokenizer, max_length))

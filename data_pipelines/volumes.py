@@ -1,4 +1,4 @@
-"""One CT volume: from a NIfTI file on disk to the grid the model sees.
+"""One CT volume: from calibrated voxels to the grid the model sees.
 
 Arrays named `voxels` have axes (x, y, z); prepared volumes have axes (z, x, y), written (F, H, W).
 The preprocessing is that of CT-CLIP (arXiv 2403.17834): HU, trilinear resampling, clipping to
@@ -6,110 +6,45 @@ The preprocessing is that of CT-CLIP (arXiv 2403.17834): HU, trilinear resamplin
 """
 
 import dataclasses
-import gzip
-import math
-import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Literal
 
-import nibabel as nib
 import numpy as np
 from jaxtyping import Float, Int16, Shaped
-from nibabel.spatialimages import HeaderDataError
-from nibabel.wrapstruct import WrapStructError
 
 from data_pipelines.errors import InputError
 
 STEPS_PER_HU = 16
-HU_LIMIT = 1000.0
-AIR = -round(HU_LIMIT * STEPS_PER_HU)
-"""What lies outside a prepared volume, in its int16 steps of 1/16 HU."""
-CLIPS = ("after_resampling", "before_resampling")
-_READ_BYTES = 1 << 24
-_LARGEST_FILE_BYTES = 1 << 34
+"""Prepared volumes are int16 in steps of 1/16 HU."""
+HU_LIMIT = 2047
+"""The largest HU that fits."""
 
 Clip = Literal["after_resampling", "before_resampling"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Geometry:
-    """Grid of a prepared volume, in (z, x, y) order: voxels and millimetres per voxel."""
+    """Grid of a prepared volume, in (z, x, y) order: voxels and millimeters per voxel; and its
+    window, the HU that become -1 and 1. Raises InputError if there can be no such volume."""
 
     shape: tuple[int, int, int] = (240, 480, 480)
     spacing: tuple[float, float, float] = (1.5, 0.75, 0.75)
+    window: tuple[float, float] = (-1000.0, 1000.0)
+
+    def __post_init__(self):
+        if not all(value > 0 for value in (*self.shape, *self.spacing)):
+            raise InputError(f"a grid of {self.shape} voxels of {self.spacing} mm; all above 0")
+        low, high = self.window
+        if not -HU_LIMIT <= low < high <= HU_LIMIT:
+            raise InputError(f"a window from {low:g} to {high:g} HU; within {HU_LIMIT} and upward")
 
 
-@dataclasses.dataclass(frozen=True)
-class Scan:
-    """A NIfTI file as stored: its value is `slope * voxels + intercept` (scl_slope, scl_inter).
-
-    `affine` maps voxel indices to RAS millimetres; None if the header has no valid one.
-    `spacing_xyz` is the header's pixdim in mm, valid or not.
-    """
-
-    voxels: Shaped[np.ndarray, "x y z"]
-    slope: float
-    intercept: float
-    affine: Float[np.ndarray, "4 4"] | None
-    spacing_xyz: tuple[float, float, float]
-
-
-def read_nifti(path: str | Path) -> Scan:
-    """Reads a 3-D single-file NIfTI-1, gzipped or not, to its last byte (so that gzip's checksum
-    is compared). Raises InputError if the file is absent, damaged or no 3-D scalar volume."""
-    try:
-        with open(path, "rb") as file:
-            gzipped = file.read(2) == b"\x1f\x8b"
-        with gzip.open(path) if gzipped else open(path, "rb") as file:
-            header = nib.Nifti1Header.from_fileobj(file)
-            voxels = _read_voxels(file, header)
-            slope, intercept = header.get_slope_inter()
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (EOFError, OSError, zlib.error, ValueError, HeaderDataError, WrapStructError) as error:
-        cause = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path}: damaged or no NIfTI file ({cause})") from error
-    return Scan(
-        voxels=voxels,
-        slope=1.0 if slope is None else slope,
-        intercept=0.0 if intercept is None else intercept,
-        affine=_affine(header),
-        spacing_xyz=tuple(map(float, header["pixdim"][1:4])),
-    )
-
-
-def _read_voxels(file, header: nib.Nifti1Header) -> Shaped[np.ndarray, "x y z"]:
-    dtype, shape = header.get_data_dtype(), header.get_data_shape()
-    if dtype.kind not in "iuf":
-        raise ValueError(f"voxels of type {dtype}")
-    if len(shape) < 3 or math.prod(shape) != math.prod(shape[:3]):
-        raise ValueError(f"{len(shape)}-D array {shape}, not one 3-D volume")
-    if not 0 < math.prod(shape) * dtype.itemsize <= _LARGEST_FILE_BYTES:
-        raise ValueError(f"implausible shape {shape}")
-    voxels = np.empty(shape[:3], dtype, order="F")
-    content = voxels.reshape(-1, order="F").view(np.uint8)
-    file.seek(header.get_data_offset() or header.single_vox_offset)
-    for start in range(0, content.size, _READ_BYTES):
-        chunk = file.read(min(_READ_BYTES, content.size - start))
-        content[start : start + len(chunk)] = np.frombuffer(chunk, np.uint8)
-        if start + len(chunk) < min(start + _READ_BYTES, content.size):
-            raise EOFError(f"{content.size} bytes of voxels expected, {start + len(chunk)} found")
-    while file.read(_READ_BYTES):
-        pass
-    return voxels
-
-
-def _affine(header: nib.Nifti1Header) -> Float[np.ndarray, "4 4"] | None:
-    """The sform or else the qform, if it is set, finite and invertible."""
-    for read in (header.get_sform, header.get_qform):
-        try:
-            affine, code = read(coded=True)
-        except ValueError:  # nibabel's answer to NaN quaternions
-            continue
-        if code and np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 1e-9:
-            return affine
-    return None
+GRIDS = {
+    "240x480x480": Geometry(),
+    "112x336x336": Geometry((112, 336, 336), (3.0, 1.0, 1.0)),
+    "96x192x192": Geometry((96, 192, 192), (3.0, 1.5, 1.5)),
+}
+"""The published grid, and two cheaper ones of later models."""
 
 
 def preprocess(
@@ -119,18 +54,24 @@ def preprocess(
     intercept: float,
     spacing_xyz: tuple[float, float, float],
     geometry: Geometry,
-    clip: Clip = "after_resampling",
+    clip: Clip = "before_resampling",
+    dtype: type[np.floating] = np.float32,
 ) -> Float[np.ndarray, "f h w"]:
-    """Published preprocessing: HU / 1000 on the grid of `geometry`, float32, -1 outside the scan.
+    """HU on the grid of `geometry`, brought from its window to [-1, 1]; -1 outside the scan.
 
     HU is `slope * voxels + intercept`; spacing in mm. The published training loader clips after
-    resampling, the published inference loader before it. Raises InputError if the volume would
-    vanish (less than one voxel of the target spacing thick).
+    resampling, the published inference loader before it, both in float64; `dtype` is that of the
+    arithmetic, the result is float32. Raises InputError if the volume would vanish (less than one
+    voxel of the target spacing thick).
     """
+    low, high = geometry.window
     volume = np.full(geometry.shape, -1.0, np.float32)
     axes = _axes(voxels.shape, spacing_xyz, geometry)
-    for frame, plane in _planes(voxels, axes, slope=slope, intercept=intercept, clip=clip):
-        volume[frame, axes[0].target, axes[1].target] = plane / HU_LIMIT
+    planes = _planes(voxels, axes, slope, intercept, window=(low, high), clip=clip, dtype=dtype)
+    for frame, plane in planes:
+        plane -= (high + low) / 2
+        plane /= (high - low) / 2
+        volume[frame, axes[0].target, axes[1].target] = plane
     return volume
 
 
@@ -141,24 +82,19 @@ def preprocess_fixed_point(
     intercept: float,
     spacing_xyz: tuple[float, float, float],
     geometry: Geometry,
-    clip: Clip = "after_resampling",
+    clip: Clip = "before_resampling",
+    dtype: type[np.floating] = np.float32,
+    steps_per_hu: int = STEPS_PER_HU,
 ) -> Int16[np.ndarray, "f h w"]:
-    """`to_fixed_point(preprocess(...))` without the float volume between them."""
-    volume = np.full(geometry.shape, AIR, np.int16)
+    """As `preprocess`, but HU inside the window in int16 steps of 1 / `steps_per_hu`, rounded."""
+    volume = np.full(geometry.shape, round(geometry.window[0] * steps_per_hu), np.int16)
     axes = _axes(voxels.shape, spacing_xyz, geometry)
-    for frame, plane in _planes(voxels, axes, slope=slope, intercept=intercept, clip=clip):
-        volume[frame, axes[0].target, axes[1].target] = np.rint(plane * STEPS_PER_HU)
+    window = geometry.window
+    planes = _planes(voxels, axes, slope, intercept, window=window, clip=clip, dtype=dtype)
+    for frame, plane in planes:
+        plane *= steps_per_hu
+        volume[frame, axes[0].target, axes[1].target] = np.rint(plane, out=plane)
     return volume
-
-
-def to_fixed_point(normalized: Float[np.ndarray, "*b"]) -> Int16[np.ndarray, "*b"]:
-    """HU / 1000 in [-1, 1] -> int16 steps of 1/16 HU (error at most 3.2e-5 of HU / 1000)."""
-    return np.rint(normalized * (HU_LIMIT * STEPS_PER_HU)).astype(np.int16)
-
-
-def from_fixed_point(fixed: Int16[np.ndarray, "*b"]) -> Float[np.ndarray, "*b"]:
-    """int16 steps of 1/16 HU -> HU / 1000, float32."""
-    return fixed.astype(np.float32) / np.float32(HU_LIMIT * STEPS_PER_HU)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,28 +128,45 @@ def _axis(n_in: int, spacing: float, target_spacing: float, target: int) -> _Axi
 
 
 def _planes(
-    voxels: np.ndarray,
+    voxels: Shaped[np.ndarray, "x y z"],
     axes: tuple[_Axis, _Axis, _Axis],
-    *,
     slope: float,
     intercept: float,
+    *,
+    window: tuple[float, float],
     clip: Clip,
+    dtype: type[np.floating],
 ) -> Iterator[tuple[int, Float[np.ndarray, "h w"]]]:
-    """Yields (frame, clipped HU plane) for every frame inside the scan, one at a time."""
+    """Yields (frame, clipped HU plane) for every frame inside the scan, one at a time.
+
+    Frames are mixed first, so that only those that are kept are resampled within."""
     x, y, z = axes
-    resampled: dict[int, np.ndarray] = {}
-    for frame, (lower, upper, weight) in enumerate(zip(z.lower, z.upper, z.weight, strict=True)):
-        for index in {lower, upper} - resampled.keys():
-            hu = voxels[:, :, index].T.astype(np.float64) * slope + intercept
+    lower, upper = np.empty((2, voxels.shape[1], voxels.shape[0]), dtype)
+    for frame, (below, above, weight) in enumerate(zip(z.lower, z.upper, z.weight, strict=True)):
+        for plane, index in ((lower, below), (upper, above)):
+            np.copyto(plane, voxels[:, :, index].T, casting="unsafe")
+            if (slope, intercept) != (1.0, 0.0):
+                plane *= slope
+                plane += intercept
             if clip == "before_resampling":
-                hu = np.clip(hu, -HU_LIMIT, HU_LIMIT)
-            # Rows are contiguous in a NIfTI file's memory, so each pass mixes whole rows.
-            resampled[index] = _mix_rows(np.ascontiguousarray(_mix_rows(hu, y).T), x)
-        resampled = {index: resampled[index] for index in (lower, upper)}
-        plane = resampled[lower] + weight * (resampled[upper] - resampled[lower])
-        yield z.target.start + frame, np.clip(plane, -HU_LIMIT, HU_LIMIT)
+                np.clip(plane, *window, out=plane)
+        _mix(lower, upper, dtype(weight))
+        # Rows are contiguous in a NIfTI file's memory, so each pass mixes whole rows.
+        plane = _mix_rows(np.ascontiguousarray(_mix_rows(lower, y).T), x)
+        if clip == "after_resampling":
+            np.clip(plane, *window, out=plane)
+        yield z.target.start + frame, plane
 
 
 def _mix_rows(plane: Float[np.ndarray, "n w"], axis: _Axis) -> Float[np.ndarray, "m w"]:
-    lower = plane[axis.lower]
-    return lower + axis.weight[:, None] * (plane[axis.upper] - lower)
+    return _mix(plane[axis.lower], plane[axis.upper], axis.weight[:, None].astype(plane.dtype))
+
+
+def _mix(
+    lower: Float[np.ndarray, "n w"], upper: Float[np.ndarray, "n w"], weight: np.ndarray
+) -> Float[np.ndarray, "n w"]:
+    """`lower + weight * (upper - lower)`, in the memory of `lower`; `upper` is lost too."""
+    upper -= lower
+    upper *= weight
+    lower += upper
+    return lower

@@ -6,7 +6,7 @@ from scan_tree import chest_hu
 
 from data_pipelines.calibration import calibrate, to_lps
 from data_pipelines.errors import InputError
-from data_pipelines.volumes import Scan
+from data_pipelines.formats import Scan
 
 UNKNOWN = {"slope": math.nan, "intercept": math.nan, "spacing": (math.nan,) * 3}
 TABLE = {"slope": 1.0, "intercept": -1024.0, "spacing": (8.0, 5.0, 5.0)}
@@ -113,3 +113,44 @@ def test_tables_are_obeyed_when_asked_for():
     np.testing.assert_array_equal(hu(found), chest_hu() - 1024.0)
     with pytest.raises(InputError, match="tables"):
         calibrate(scan(chest_hu(), RAS), **UNKNOWN, trust="tables")
+
+
+@pytest.mark.parametrize("affine", [None, np.eye(4)])
+def test_the_tables_may_know_the_axes(affine):
+    lps = chest_hu()
+    stored = np.transpose(lps, (2, 1, 0))[::-1]  # toward Inferior, Posterior, Left
+    found = calibrate(scan(stored, affine), axes="IPL", spacing=(8.0, 5.0, 6.0))
+    assert (found.axes, found.grid, found.spacing_xyz) == ("table", "table", (5, 6, 8))
+    np.testing.assert_array_equal(found.voxels, lps)
+    assert calibrate(scan(lps[::-1, ::-1], RAS), axes="IPL").axes == "header"
+
+
+@pytest.mark.parametrize("axes", ["LP", "LPX", "LRS", "lps", "LPSS"])
+def test_axes_that_are_none_are_an_input_error(axes):
+    with pytest.raises(InputError, match="axes"):
+        calibrate(scan(chest_hu()), axes=axes, spacing=(8.0, 5.0, 5.0))
+
+
+def test_float32_headers_give_decimal_millimeters():
+    affine = np.diag(np.array([-0.7, -0.7, 1.1, 1], np.float32)).astype(float)
+    assert to_lps(chest_hu(), affine)[1] == (0.7, 0.7, 1.1)
+
+
+@pytest.mark.parametrize(("z", "disputed"), [(8.0, False), (8.05, False), (5.0, True), (0, False)])
+def test_a_disputed_spacing_is_recorded(z, disputed):
+    found = calibrate(scan(chest_hu(), RAS), **TABLE | {"spacing": (z, 5.0, 5.0)})
+    assert found.spacing_disputed == disputed and found.spacing_xyz == (5, 5, 8)
+
+
+@pytest.mark.parametrize("trust", ["data", "tables"])
+def test_the_range_of_values_is_in_hu(trust):
+    raw = chest_hu() + np.int16(1024)
+    found = calibrate(scan(raw), **TABLE, trust=trust)
+    assert found.hu_range == (chest_hu().min(), chest_hu().max())
+
+
+def test_a_tilted_gantry_is_an_input_error():
+    tilted = RAS.copy()
+    tilted[1, 2] = 8 * math.tan(math.radians(10))
+    with pytest.raises(InputError, match="tilted gantry"):
+        calibrate(scan(chest_hu(), tilted))

@@ -52,6 +52,14 @@ def test_a_label_of_one_class_is_missing_and_left_out_of_the_mean():
     assert classification.macro([absent])["auroc"] is None
 
 
+def test_unknown_labels_are_left_out():
+    scores = np.array([0.1, 0.4, 0.6, 0.5])
+    known = classification.label_metrics(np.array([0, 0, 1, -1]), scores)
+    assert known == classification.label_metrics(np.array([0, 0, 1]), scores[:3])
+    unknown = classification.label_metrics(np.full(4, -1), scores)
+    assert unknown.auroc is unknown.prevalence is None
+
+
 def test_nothing_is_predicted_without_a_threshold():
     scores = np.array([[0.9, 0.9], [0.1, 0.9]])
     predicted = classification.predictions(scores, [0.5, None])

@@ -10,7 +10,7 @@ from einops import rearrange
 from flax import nnx
 
 from ctclip_jax.models import layers, seam, vector_quantizer
-from ctclip_jax.models.ct_vit import Block, CTViT, PatchEmbedding
+from ctclip_jax.models.ct_vit import Block, CTViT, PatchEmbedding, normalized
 
 TOKEN = 1e-4
 
@@ -178,3 +178,12 @@ def test_causal_depthwise_conv_is_the_grouped_convolution():
     )
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("window", [(-1000.0, 1000.0), (-1350.0, 150.0)])
+def test_integers_are_brought_from_their_window_to_minus_one_and_one(window):
+    low, high = window
+    steps = jnp.array([16 * low, 8 * (low + high), 16 * high], jnp.int16)
+    np.testing.assert_array_equal(normalized(steps, window), [-1, 0, 1])
+    already = jnp.array([-1.0, 0.25], jnp.float32)
+    np.testing.assert_array_equal(normalized(already, window), already)

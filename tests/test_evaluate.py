@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pandas as pd
 import pytest
+from records import make_record, settings
 
 from configs import phantoms
 from ctclip_jax import evaluate
@@ -30,31 +31,23 @@ def record(index: int) -> shards.Record:
     """Volume `index`: two reconstructions a scan; the labels are the bits of the scan's number."""
     rng = np.random.default_rng(index)
     scan = index // 2
-    labels = np.array([(scan >> i) & 1 if i < 3 else 0 for i in range(18)], np.uint8)
+    labels = np.array([(scan >> i) & 1 if i < 3 else 0 for i in range(18)], np.int8)
     named = [label for label, present in zip(LABELS, labels, strict=True) if present]
-    return {
-        "volume": shards.compress(rng.integers(-16000, 16000, SHAPE).astype(np.int16)),
-        "shape": SHAPE,
-        "spacing": np.ones(3, np.float32),
-        "labels": labels,
-        "volume_name": f"valid_{scan}_a_{index % 2 + 1}.nii.gz",
-        "patient": f"valid_{scan}",
-        "scan": f"valid_{scan}_a",
-        "findings": f"Scan {scan}. " + " ".join(f"{name} is seen." for name in named),
-        "impressions": "Not given.",
-        "values": "",
-        "axes": "",
-        "grid": "",
-    }
+    return make_record(
+        f"valid_{scan}_a_{index % 2 + 1}.nii.gz",
+        rng.integers(-16000, 16000, SHAPE).astype(np.int16),
+        labels=labels,
+        findings=f"Scan {scan}. " + " ".join(f"{name} is seen." for name in named),
+        impressions="Not given.",
+    )
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     """A folder of shards with a tokenizer."""
     folder = tmp_path_factory.mktemp("shards")
-    settings = {"shape": SHAPE, "spacing": (12.0, 7.5, 7.5), "shards": 1}
     records = [record(index) for index in range(VOLUMES)]
-    (shard,) = shards.begin(folder, "valid", settings=settings)
+    (shard,) = shards.begin(folder, "valid", settings=settings(SHAPE))
     shards.write_shard(shard, records)
     shards.finish(folder)
     texts = [row["findings"] for row in records] + [f"{label} is present." for label in LABELS]

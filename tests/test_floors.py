@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-    for pattern in ("main.py", "configs/*.py", "ctclip_jax/**/*.py", "data_pipelines/**/*.py")
+    for pattern in ("main.py", "configs/**/*.py", "ctclip_jax/**/*.py", "data_pipelines/**/*.py")
     for path in ROOT.glob(pattern)
 }
 FLOORS = [  # top first; the rooms of one floor do not import each other

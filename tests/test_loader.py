@@ -1,18 +1,18 @@
-import functools
-
 import numpy as np
 import pytest
+import records
 from absl import flags
 
 from data_pipelines import shards
 from data_pipelines.errors import InputError
-from data_pipelines.loader import choose_sentences, eval_loader, shifted, train_loader
+from data_pipelines.loader import eval_loader, shifted, train_loader
 from data_pipelines.reports import split_sentences
+from data_pipelines.texts import TextChoice
 from data_pipelines.tokenizers import load_tokenizer, train_sentencepiece
-from data_pipelines.volumes import AIR
 
 WORDS = ["heart", "lung", "aorta", "rib", "spine", "liver", "bronchus", "node", "nodule", "vessel"]
 FINDINGS = [f"The {word} is normal. No {word} calcification. A {word} is seen" for word in WORDS]
+WHOLE = TextChoice()
 IMPRESSIONS = [f"Normal {word}. Follow the {word}." for word in WORDS]
 
 
@@ -20,7 +20,7 @@ IMPRESSIONS = [f"Normal {word}. Follow the {word}." for word in WORDS]
 def folder(tmp_path_factory):
     """Ten volumes whose every voxel is their number; one lacks Impressions, two share a report."""
     out = tmp_path_factory.mktemp("shards")
-    plan = shards.begin(out, "train", settings={"shards": 2})
+    plan = shards.begin(out, "train", settings=records.settings((2, 3, 4), 2))
     for shard in plan:
         numbers = range(5 * shard.index, 5 * shard.index + 5)
         shards.write_shard(shard, map(make_record, numbers))
@@ -29,19 +29,22 @@ def folder(tmp_path_factory):
     return out
 
 
+def write(out, content):
+    """Shards of these records, one folder."""
+    (shard,) = shards.begin(out, "train", settings=records.settings(content[0]["shape"]))
+    shards.write_shard(shard, content)
+    shards.finish(out)
+
+
 def make_record(number: int) -> dict:
-    volume = np.full((2, 3, 4), number, np.int16)
-    text = 8 if number == 9 else number
-    return {
-        "volume": shards.compress(volume),
-        "shape": volume.shape,
-        "spacing": np.ones(3, np.float32),
-        "labels": np.full(18, number % 2, np.uint8),
-        "volume_name": f"train_{number}_a_1.nii.gz",
-        "findings": FINDINGS[text],
-        "impressions": "Not given." if number == 0 else IMPRESSIONS[text],
-        **{name: "" for name in ("patient", "scan", "values", "axes", "grid")},
-    }
+    text = 8 if number == 9 else number % 10
+    return records.make_record(
+        f"train_{number}_a_1.nii.gz",
+        np.full((2, 3, 4), number, np.int16),
+        labels=np.full(18, number % 2, np.int8),
+        findings=FINDINGS[text],
+        impressions="Not given." if number == 0 else IMPRESSIONS[text],
+    )
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +57,10 @@ def start(folder, tokenizer):
     """Starts a train loader, and closes it after the test."""
     iterators = []
 
-    def begin(seed=0, **options):
+    def begin(seed=0, folders=(folder,), choice=WHOLE, **options):
         defaults = {"split": "train", "tokenizer": tokenizer, "max_length": 24, "batch_size": 4}
-        iterators.append(train_loader(folder, seed=seed, **defaults | options))
+        options = defaults | {"texts": choice} | options
+        iterators.append(train_loader(folders, seed=seed, **options))
         return iterators[-1]
 
     yield begin
@@ -111,29 +115,29 @@ def test_a_batch_may_be_larger_than_the_set(start):
 
 
 def test_the_seed_decides_the_batches(start):
-    first = take(start(seed=1, sentences=(1, 2)), 4)
-    assert_equal(first, take(start(seed=1, sentences=(1, 2)), 4))
-    assert numbers(first) != numbers(take(start(seed=2, sentences=(1, 2)), 4))
+    first = take(start(seed=1, choice=TextChoice(sentences=(1, 2))), 4)
+    assert_equal(first, take(start(seed=1, choice=TextChoice(sentences=(1, 2))), 4))
+    assert numbers(first) != numbers(take(start(seed=2, choice=TextChoice(sentences=(1, 2))), 4))
 
 
 @pytest.mark.parametrize("consumed", [0, 1, 4])
 def test_resumed_equals_uninterrupted(start, consumed):
-    iterator = start(sentences=(1, 3))
+    iterator = start(choice=TextChoice(sentences=(1, 3)))
     take(iterator, consumed)
     state = iterator.get_state()
     expected = take(iterator, 5)
-    resumed = start(sentences=(1, 3))
+    resumed = start(choice=TextChoice(sentences=(1, 3)))
     resumed.set_state(state)
     assert_equal(take(resumed, 5), expected)
 
 
 def test_worker_processes_resume_too(start):
     flags.FLAGS.mark_as_parsed()  # grain's workers take the flags of their parent
-    iterator = start(sentences=(1, 3), workers=1, batch_size=5)
+    iterator = start(choice=TextChoice(sentences=(1, 3)), workers=1, batch_size=5)
     first = take(iterator, 4)
     assert sorted(numbers(first)) == sorted(list(range(10)) * 2)
     state = iterator.get_state()
-    resumed = start(sentences=(1, 3), workers=1, batch_size=5)
+    resumed = start(choice=TextChoice(sentences=(1, 3)), workers=1, batch_size=5)
     resumed.set_state(state)
     assert_equal(take(resumed, 3), take(iterator, 3))
 
@@ -147,13 +151,75 @@ def test_processes_share_an_epoch(start):
     assert sorted(parts[0][5:10] + parts[1][5:10]) == list(range(10))
 
 
+def test_processes_share_epochs_of_any_size(start):
+    """10 volumes among 3 processes: step by step, each epoch has every volume exactly once."""
+    parts = [
+        numbers(take(start(batch_size=1, process_index=index, process_count=3), 10))
+        for index in range(3)
+    ]
+    seen = [number for step in zip(*parts, strict=True) for number in step]
+    assert all(sorted(seen[i : i + 10]) == list(range(10)) for i in (0, 10, 20))
+
+
+def test_one_reconstruction_of_a_scan_in_an_epoch(start, tmp_path):
+    """Volumes 0 and 1 are one scan, 2 and 3 another, ..."""
+    names = [f"train_{number // 2}_a_{number % 2}.nii.gz" for number in range(10)]
+    write(tmp_path, [make_record(n) | {"scan": names[n][:-9]} for n in range(10)])
+    batches = take(start(folders=[tmp_path], batch_size=5, one_per_scan=True), 24)
+    for batch in batches:
+        assert sorted(number // 2 for number in numbers([batch])) == list(range(5))
+    counts = np.bincount(numbers(batches), minlength=10)
+    assert counts.min() >= 4, "both reconstructions come up"
+
+
+def test_folders_are_mixed_by_weight(start, folder, tmp_path):
+    write(tmp_path, [make_record(number) for number in range(100, 103)])
+    both = {"folders": [folder, tmp_path], "batch_size": 20}
+    seen = np.array(numbers(take(start(weights=(3, 1), **both), 10)))
+    assert (seen >= 100).sum() == 50
+    counts = np.unique(seen[seen < 100], return_counts=True)[1]
+    assert counts.tolist() == [15] * 10, "each folder keeps its own epochs"
+    by_size = np.array(numbers(take(start(folders=[folder, tmp_path], batch_size=13), 10)))
+    assert abs((by_size >= 100).sum() - 30) <= 1
+    iterator = start(weights=(3, 1), **both)
+    take(iterator, 2)
+    state = iterator.get_state()
+    expected = take(iterator, 2)
+    resumed = start(weights=(3, 1), **both)
+    resumed.set_state(state)
+    assert_equal(take(resumed, 2), expected)
+
+
+@pytest.mark.parametrize("weights", [(1,), (1, 0), (1, 2, 3)])
+def test_weights_that_fit_no_folders_are_an_input_error(start, folder, weights):
+    with pytest.raises(InputError, match="weights"):
+        start(folders=[folder, folder], weights=weights)
+
+
+def test_volumes_of_two_grids_are_an_input_error(start, folder, tmp_path):
+    write(tmp_path, [records.make_record("a_1.nii.gz", np.zeros((2, 2, 2), np.int16))])
+    with pytest.raises(InputError, match=f"{tmp_path}: volumes of .*2, 2, 2.*those of {folder}"):
+        start(folders=[folder, tmp_path])
+    with pytest.raises(InputError, match="no folder"):
+        start(folders=[])
+
+
+def test_sentences_in_another_order_each_epoch(start, tokenizer):
+    batches = take(start(batch_size=10, max_length=64, choice=TextChoice(shuffle=True)), 6)
+    texts = {number: set() for number in range(10)}
+    for batch in batches:
+        for number, ids in zip(numbers([batch]), batch["input_ids"], strict=True):
+            texts[number].add(tuple(ids))
+    assert all(len(orders) > 2 for orders in texts.values())
+
+
 def test_more_processes_than_volumes_is_an_input_error(start):
     with pytest.raises(InputError, match="fewer volumes"):
         start(process_index=11, process_count=12)
 
 
 def test_sentences_are_chosen_anew_each_epoch(start, tokenizer):
-    batches = take(start(batch_size=10, sentences=(1, 2)), 8)
+    batches = take(start(batch_size=10, choice=TextChoice(sentences=(1, 2))), 8)
     texts = {number: set() for number in range(10)}
     for batch in batches:
         for number, ids in zip(numbers([batch]), batch["input_ids"], strict=True):
@@ -161,41 +227,24 @@ def test_sentences_are_chosen_anew_each_epoch(start, tokenizer):
     assert all(len(variants) > 3 for variants in texts.values())
 
 
-def test_choose_sentences():
-    rng = np.random.default_rng(0)
-    sentences = ["One.", "Two.", "Three."]
-    draw = functools.partial(choose_sentences, sentences, rng=rng)
-    chosen = [draw(counts=(1, 2), texts=1)[0].split() for _ in range(100)]
-    assert {len(words) for words in chosen} == {1, 2}
-    assert {tuple(words) for words in chosen} >= {("Three.", "One."), ("One.", "Three.")}
-    (everything,) = draw(counts=(9, 9), texts=1)
-    assert sorted(everything.split()) == ["One.", "Three.", "Two."]
-    assert sorted(draw(counts=(1, 1), texts=3)) == ["One.", "Three.", "Two."]
-    first = draw(counts=(1, 1), texts=5)
-    assert first[:2] == first[3:]
-    assert choose_sentences([], counts=(1, 2), texts=2, rng=rng) == ["", ""]
-
-
 def test_several_texts_of_a_volume(start, tokenizer):
-    (batch,) = take(start(batch_size=4, sentences=(1, 1), texts=2), 1)
+    (batch,) = take(start(batch_size=4, choice=TextChoice(sentences=(1, 1), texts=2)), 1)
     assert batch["input_ids"].shape == batch["attention_mask"].shape == (4, 2, 24)
     assert (batch["input_ids"][:, 0] != batch["input_ids"][:, 1]).any()
 
 
 def test_a_shift_moves_a_volume_and_fills_with_air():
     volume = np.arange(1, 61).reshape(3, 4, 5)
-    rng = np.random.default_rng(0)
-    moved = [shifted(volume, voxels=1, rng=rng) for _ in range(300)]
-    assert len({each.tobytes() for each in moved}) == 27
-    (back,) = {each.tobytes(): each for each in moved if each[1, 1, 1] == volume[0, 0, 0]}.values()
-    np.testing.assert_array_equal(back[1:, 1:, 1:], volume[:-1, :-1, :-1])
-    assert all((side == AIR).all() for side in (back[0], back[:, 0], back[:, :, 0]))
+    np.testing.assert_array_equal(shifted(volume, (0, 0, 0), air=-1), volume)
+    moved = shifted(volume, (1, -2, 0), air=-1)
+    np.testing.assert_array_equal(moved[1:, :-2], volume[:-1, 2:])
+    assert (moved[0] == -1).all() and (moved[:, -2:] == -1).all()
 
 
 def test_a_shift_moves_volumes_and_no_texts(start):
     (still,), (moving,) = (take(start(batch_size=10, shift=shift), 1) for shift in (0, 1))
     assert still["image"].shape == moving["image"].shape
-    assert (still["image"] != moving["image"]).any()
+    assert (still["image"] != moving["image"]).any() and moving["image"].min() == -16000
     np.testing.assert_array_equal(still["input_ids"], moving["input_ids"])
 
 
@@ -203,7 +252,7 @@ def test_a_sentence_comes_from_one_part(start, tokenizer):
     """Also where Findings end without a full stop."""
     seen = {
         tuple(ids)
-        for batch in take(start(batch_size=10, sentences=(1, 1)), 12)
+        for batch in take(start(batch_size=10, choice=TextChoice(sentences=(1, 1))), 12)
         for ids in batch["input_ids"]
     }
     parts = [FINDINGS[:9], IMPRESSIONS[1:9]]
@@ -223,7 +272,7 @@ def test_evaluation_is_one_pass_in_order(folder, processes):
         for batch in own:
             valid = batch["valid"]
             names += batch["volume_name"][valid].tolist()
-            assert batch["labels"].dtype == np.uint8
+            assert batch["labels"].dtype == np.int8
             assert (batch["image"] == batch["image"][:, :1, :1, :1]).all(), "no shift, no air"
             expected = [int(name.split("_")[1]) for name in batch["volume_name"]]
             assert numbers([batch]) == expected

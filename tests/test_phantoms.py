@@ -82,17 +82,17 @@ def test_some_patients_come_back_with_the_same_anatomy():
 
 @pytest.mark.parametrize("split", ["train", "valid"])
 def test_the_tree_is_one_of_ct_rate(tree, split):
-    entries = ct_rate.entries(tree, split)
-    assert len({entry.scan for entry in entries}) == {"train": 12, "valid": 3}[split]
-    assert all(entry.path.is_file() and not entry.skip for entry in entries)
-    assert len(list((tree / "dataset" / split).rglob("*.nii.gz"))) == len(entries)
+    cases = ct_rate.read_collection(tree, split).cases
+    assert len({case.scan for case in cases}) == {"train": 12, "valid": 3}[split]
+    assert all(case.path.is_file() and not case.skip for case in cases)
+    assert len(list((tree / "dataset" / split).rglob("*.nii.gz"))) == len(cases)
 
 
 def test_reconstructions_share_labels_and_report_but_not_voxels(tree):
     scans = {}
-    for entry in ct_rate.entries(tree, "train"):
-        scans.setdefault(entry.scan, []).append(entry)
-    repeated = [entries for entries in scans.values() if len(entries) > 1]
+    for case in ct_rate.read_collection(tree, "train").cases:
+        scans.setdefault(case.scan, []).append(case)
+    repeated = [cases for cases in scans.values() if len(cases) > 1]
     assert repeated
     for first, second, *_ in repeated:
         assert first.findings == second.findings and first.labels == second.labels
@@ -102,13 +102,13 @@ def test_reconstructions_share_labels_and_report_but_not_voxels(tree):
 def test_stored_values_are_hu_minus_the_intercept(tree):
     with open(tree / "dataset/metadata/train_metadata.csv", newline="") as file:
         rows = {row["VolumeName"]: row for row in csv.DictReader(file)}
-    for entry in ct_rate.entries(tree, "train"):
-        image = nib.load(entry.path)
-        stored, row = np.asarray(image.dataobj), rows[entry.volume_name]
+    for case in ct_rate.read_collection(tree, "train").cases:
+        image = nib.load(case.path)
+        stored, row = np.asarray(image.dataobj), rows[case.volume_name]
         shape = tuple(int(row[name]) for name in ("Columns", "Rows", "NumberofSlices"))
         assert stored.dtype == np.int16 and stored.shape == shape
         middle = stored[shape[0] // 4 : -shape[0] // 4, shape[1] // 4 : -shape[1] // 4]
-        hu = middle + entry.intercept
+        hu = middle + case.intercept
         assert -1024 <= hu.min() < -900 and 100 < hu.max() <= 3071
         assert image.header["sform_code"] == image.header["qform_code"] == 0
 
@@ -209,5 +209,5 @@ def test_a_report_names_every_abnormality_and_both_parts_vary():
 
 
 def test_reports_have_a_plausible_length(tree):
-    for entry in ct_rate.entries(tree, "train"):
-        assert 6 <= len(entry.findings.split(". ")) <= 24
+    for case in ct_rate.read_collection(tree, "train").cases:
+        assert 6 <= len(case.findings.split(". ")) <= 24

@@ -1,28 +1,34 @@
 import json
+import os
 import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+import records
 import tensorflow_datasets as tfds
+from records import settings
 
 from data_pipelines import shards
 from data_pipelines.errors import InputError
+from data_pipelines.shards.__main__ import main
+from data_pipelines.shards.verification import verify
 
-SETTINGS = {"shape": [4, 3, 2], "shards": 2}
+ROOT = Path(__file__).parents[1]
+SETTINGS = settings((4, 3, 2), 2)
 
 
 def make_record(number: int) -> dict:
-    volume = np.arange(number, number + 24, dtype=np.int16).reshape(4, 3, 2)
-    texts = ("patient", "scan", "impressions", "values", "axes", "grid")
-    return {
-        "volume": shards.compress(volume),
-        "shape": volume.shape,
-        "spacing": np.array([1.5, 0.5, 0.5], np.float32),
-        "labels": np.arange(18, dtype=np.uint8) % 2,
-        "volume_name": f"train_{number}_a_1.nii.gz",
-        "findings": "İ unicode —\nkept.",
-        **{name: f"{name} {number}" for name in texts},
-    }
+    return records.make_record(
+        f"train_{number}_a_1.nii.gz",
+        np.arange(number, number + 24, dtype=np.int16).reshape(4, 3, 2),
+        labels=np.arange(18, dtype=np.int8) % 3 - 1,
+        findings="İ unicode —\nkept.",
+        strata={"sex": "F"},
+        provenance={"file": f"{number}.nii.gz", "hu_min": -1024.0, "spacing_disputed": False},
+    )
 
 
 @pytest.fixture
@@ -56,8 +62,8 @@ def test_records_come_back_as_they_were(written):
 
 
 def test_tensorflow_datasets_opens_them(written):
-    source = tfds.builder_from_directory(written / "ct_rate/1.0.0").as_data_source("train")
-    assert [record["scan"] for record in source] == [b"scan 1", b"scan 2", b"scan 3"]
+    source = tfds.builder_from_directory(written).as_data_source("train")
+    assert [record["scan"] for record in source] == [b"train_1_a", b"train_2_a", b"train_3_a"]
     volume = shards.decompress(source[2]["volume"], source[2]["shape"])
     np.testing.assert_array_equal(volume, np.arange(3, 27).reshape(4, 3, 2))
 
@@ -68,17 +74,17 @@ def test_a_source_travels_to_other_processes(written):
 
 
 def test_reports_are_read_without_the_records(written):
-    for path in (written / "ct_rate/1.0.0").glob("*.array_record-*"):
+    for path in written.glob("*.array_record-*"):
         path.write_bytes(b"")
     rows = shards.read_reports(written, "train")
     assert [row["volume_name"] for row in rows] == [f"train_{i}_a_1.nii.gz" for i in (1, 2, 3)]
-    assert rows[0]["findings"] == "İ unicode —\nkept." and rows[0]["labels"] == [0, 1] * 9
+    assert rows[0]["findings"] == "İ unicode —\nkept." and rows[0]["labels"] == [-1, 0, 1] * 6
     assert "volume" not in rows[0]
 
 
 def test_skipped_scans_are_listed_with_their_reason(written):
     assert [s.volume_name for s in shards.read_skipped(written, "train")] == ["train_9_a_1.nii.gz"]
-    lines = (written / "ct_rate/1.0.0/skipped.csv").read_text().splitlines()
+    lines = (written / "skipped.csv").read_text().splitlines()
     assert lines == ["VolumeName,Split,Reason", 'train_9_a_1.nii.gz,train,"truncated, or not"']
 
 
@@ -88,7 +94,7 @@ def test_a_shard_without_records_does_not_hinder(tmp_path):
     shards.write_shard(second, [make_record(3)])
     shards.finish(tmp_path)
     assert shards.read(tmp_path, "train")[0]["volume"][0, 0, 0] == 3
-    assert shards.verify(tmp_path, "train") == 1
+    assert list(verify(tmp_path)) == []
 
 
 def test_a_shard_that_broke_off_is_not_complete(tmp_path):
@@ -130,25 +136,128 @@ def test_absent_shards_and_splits_are_input_errors(tmp_path, written):
     assert shards.preparation(written, "train") == SETTINGS
 
 
-@pytest.mark.parametrize("damage", ["record", "row"])
-def test_verify_finds_damage(written, damage):
-    assert shards.verify(written, "train") == 3
-    folder = written / "ct_rate/1.0.0"
-    if damage == "record":
-        path = next(folder.glob("*.array_record-00001-*"))
-        content = path.read_bytes()
-        path.write_bytes(content.replace(b"scan 3", b"SCAN 3"))
-    else:
-        path = folder / "train-00001-of-00002.jsonl"
-        row = json.loads(path.read_text()) | {"volume_name": "other"}
-        path.write_text(json.dumps(row) + "\n")
-    with pytest.raises(InputError, match="train record 2"):
-        shards.verify(written, "train")
+def test_whole_hounsfield_units_are_read_as_sixteenths(tmp_path):
+    volume = np.array([-1000, 0, 1000], np.int16).reshape(1, 1, 3)
+    (shard,) = shards.begin(tmp_path, "train", settings=settings((1, 1, 3)))
+    shards.write_shard(shard, [records.make_record("a_1.nii.gz", volume, steps_per_hu=1)])
+    shards.finish(tmp_path)
+    assert shards.read(tmp_path, "train")[0]["volume"].tolist() == [[[-16000, 0, 16000]]]
 
 
-def test_two_writers_do_not_meet(tmp_path):
-    second = shards.locked(tmp_path)
-    with shards.locked(tmp_path), pytest.raises(InputError, match="another process"):
-        second.__enter__()
-    with shards.locked(tmp_path):
-        pass
+def test_decisions_are_listed_beside_the_shards(written):
+    lines = (written / "provenance.csv").read_text().splitlines()
+    assert lines[0] == "VolumeName,Split,file,hu_min,spacing_disputed"
+    assert lines[2] == "train_2_a_1.nii.gz,train,2.nii.gz,-1024.0,False"
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_whole_shards_are_sound(written):
+    assert list(verify(written)) == []
+    sums = subprocess.run(
+        ["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=written, capture_output=True
+    )
+    assert sums.returncode == 0, sums.stdout
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "chest_ct-train.array_record-00001-of-00002",
+        "train-00000-of-00002.jsonl",
+        "preparation-train.json",
+        "dataset_info.json",
+        "features.json",
+        "skipped.csv",
+        "provenance.csv",
+    ],
+)
+def test_a_flipped_bit_is_found_in_every_file(written, name):
+    flip(written / name) if name != "dataset_info.json" else (written / name).open("a").write(" ")
+    problems = list(verify(written))
+    assert f"{written / name}: changed since it was written (sha256 differs)" in problems
+
+
+def test_a_damaged_record_is_named(written):
+    path = written / "chest_ct-train.array_record-00001-of-00002"
+    path.write_bytes(path.read_bytes().replace(b"train_3_a_1", b"train_4_a_1"))
+    assert any("record 0, train_3_a_1.nii.gz: damaged" in line for line in verify(written))
+
+
+def test_truncated_and_missing_shards_are_named(written):
+    first, second = sorted(written.glob("*.array_record-*"))
+    size = first.stat().st_size
+    first.write_bytes(first.read_bytes()[:-100])
+    second.unlink()
+    problems = list(verify(written))
+    assert f"{first}: truncated, {size - 100} of {size} bytes" in problems
+    assert f"{second}: missing" in problems
+
+
+def test_an_id_in_two_shards_is_found(tmp_path):
+    first, second = shards.begin(tmp_path, "train", settings=SETTINGS)
+    for shard in (first, second):
+        shards.write_shard(shard, [make_record(1)])
+    shards.finish(tmp_path)
+    (problem,) = verify(tmp_path)
+    assert "00001-of-00002: record 0, train_1_a_1.nii.gz" in problem and "is also" in problem
+
+
+def test_verify_and_show_are_commands(written, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    command = ["shards"]
+    main([*command, "verify", str(written)])
+    assert capsys.readouterr().out == f"{written} is sound: 3 volumes of train\n"
+    main([*command, "show", str(written), "train_2_a_1.nii.gz"])
+    shown = capsys.readouterr().out
+    assert json.loads(shown[: shown.rindex("}") + 1])["strata"] == {"sex": "F"}
+    assert (tmp_path / "train_2_a_1.nii.gz.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(InputError, match="was skipped, truncated, or not"):
+        main([*command, "show", str(written), "train_9_a_1.nii.gz"])
+    with pytest.raises(InputError, match="no record train_8"):
+        main([*command, "show", str(written), "train_8"])
+    with pytest.raises(InputError, match="wanted: verify SHARDS, or show"):
+        main([*command, "verify"])
+    flip(written / "skipped.csv")
+    with pytest.raises(InputError, match=": 1 problems"):
+        main([*command, "verify", str(written)])
+    assert "skipped.csv: changed" in capsys.readouterr().err
+
+
+def test_a_run_alone_and_slices_do_not_meet(tmp_path):
+    slices = [shards.locked(tmp_path, alone=False) for _ in range(2)]
+    with slices[0], slices[1], pytest.raises(InputError, match="another process"):
+        shards.locked(tmp_path, alone=True).__enter__()
+    (tmp_path / ".writing-left").mkdir()
+    with shards.locked(tmp_path, alone=True):
+        assert not (tmp_path / ".writing-left").exists()
+        with pytest.raises(InputError, match="another process"):
+            shards.locked(tmp_path, alone=False).__enter__()
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
+    program = f"""
+import resource, signal
+import numpy as np
+import records
+from data_pipelines import shards
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+volume = np.random.default_rng(0).integers(-16000, 16000, (64, 64, 64), dtype=np.int16)
+shard, _ = shards.begin({str(tmp_path)!r}, "train", settings=records.settings(volume.shape, 2))
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+shards.write_shard(shard, [records.make_record("a_1.nii.gz", volume)])
+"""
+    path = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    message = f"InputError: {tmp_path}: cannot be written (write() failed: File too large"
+    assert message in result.stderr
+    assert [entry.name for entry in tmp_path.iterdir()] == ["preparation-train.json"]

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import records
 
 from data_pipelines import shards
 from data_pipelines.errors import InputError
@@ -58,7 +59,7 @@ def test_one_shared_word_of_many_is_too_little():
 def folder(tmp_path_factory):
     """Reports that come twice each, as the reconstructions of a scan do, and one without a part."""
     out = tmp_path_factory.mktemp("shards")
-    (plan,) = shards.begin(out, "train", settings={"shards": 1})
+    (plan,) = shards.begin(out, "train", settings=records.settings((2, 3, 4)))
     reports = [*zip(FINDINGS, IMPRESSIONS, strict=True)] * 2 + [(FINDINGS[0], "Not given.")]
     shards.write_shard(plan, [make_record(*numbered) for numbered in enumerate(reports)])
     shards.finish(out)
@@ -67,22 +68,18 @@ def folder(tmp_path_factory):
 
 
 def make_record(number: int, report: tuple[str, str]) -> dict:
-    volume = np.zeros((2, 3, 4), np.int16)
-    return {
-        "volume": shards.compress(volume),
-        "shape": volume.shape,
-        "spacing": np.ones(3, np.float32),
-        "labels": np.zeros(18, np.uint8),
-        "volume_name": f"train_{number}_a_1.nii.gz",
-        "findings": report[0],
-        "impressions": report[1],
-        **{name: "" for name in ("patient", "scan", "values", "axes", "grid")},
-    }
+    findings, impressions = report
+    return records.make_record(
+        f"train_{number}_a_1.nii.gz",
+        np.zeros((2, 3, 4), np.int16),
+        findings=findings,
+        impressions=impressions,
+    )
 
 
 def start(folder, batch_size: int, split: str = "train"):
     return text_pair_loader(
-        folder,
+        [folder],
         split=split,
         tokenizer=load_tokenizer(folder / "tokenizer.model"),
         max_length=32,
@@ -127,7 +124,7 @@ def test_text_pairs_resume(folder):
 
 
 def test_reports_without_a_pair_are_one_line(tmp_path):
-    (plan,) = shards.begin(tmp_path, "train", settings={"shards": 1})
+    (plan,) = shards.begin(tmp_path, "train", settings=records.settings((2, 3, 4)))
     shards.write_shard(plan, [make_record(0, ("The heart is large.", "Follow-up."))])
     shards.finish(tmp_path)
     train_sentencepiece(FINDINGS, tmp_path / "tokenizer.model", 60)

@@ -1,20 +1,14 @@
-import gzip
 import json
 
-import nibabel as nib
 import numpy as np
 import pytest
-from scan_tree import chest_hu, write_nifti
+from scan_tree import chest_hu
 
 from data_pipelines.errors import InputError
-from data_pipelines.volumes import (
-    Geometry,
-    from_fixed_point,
-    preprocess,
-    preprocess_fixed_point,
-    read_nifti,
-    to_fixed_point,
-)
+from data_pipelines.formats import read_nifti
+from data_pipelines.volumes import GRIDS, Geometry, preprocess, preprocess_fixed_point
+
+COARSE = Geometry(shape=(8, 14, 10), spacing=(12, 7.5, 7.5))
 
 
 @pytest.mark.parametrize("case", ["bigger", "smaller"])
@@ -30,6 +24,7 @@ def test_preprocess_equals_the_published_loaders(golden_dir, case, loader):
         spacing_xyz=(xy, xy, about["z_spacing"]),
         geometry=Geometry(shape=(depth, height, width)),
         clip={"train": "after_resampling", "infer": "before_resampling"}[loader],
+        dtype=np.float64,
     )
     golden = np.load(golden_dir / "preproc.npz")[f"{case}/{loader}"][0]
     error = np.abs(volume - golden).max()
@@ -55,23 +50,55 @@ def test_outside_the_scan_is_exactly_minus_one():
     options = {"slope": 1, "intercept": 0, "spacing_xyz": (1, 1, 1), "geometry": geometry}
     volume = preprocess(hu, **options)
     assert np.all(volume[3:13, 1:11] == 0.5) and np.sum(volume == -1) == volume.size - 800
-    assert np.all(from_fixed_point(preprocess_fixed_point(hu, **options)) == volume)
+    assert np.all(preprocess_fixed_point(hu, **options) == volume * 16000)
 
 
-def test_fixed_point_keeps_half_a_sixteenth_of_a_hounsfield_unit():
-    normalized = np.linspace(-1, 1, 100_001, dtype=np.float32)
-    fixed = to_fixed_point(normalized)
-    assert fixed.dtype == np.int16 and fixed[0] == -16000 and fixed[-1] == 16000
-    assert np.abs(from_fixed_point(fixed) - normalized).max() < 3.2e-5
+@pytest.mark.parametrize(("steps_per_hu", "error"), [(16, 3.2e-5), (1, 5.1e-4)])
+def test_fixed_point_is_rounded_to_its_step(steps_per_hu, error):
+    options = {"slope": 1, "intercept": 0, "spacing_xyz": (5, 5, 8), "geometry": COARSE}
+    fixed = preprocess_fixed_point(chest_hu(), steps_per_hu=steps_per_hu, **options)
+    assert fixed.dtype == np.int16 and fixed.min() == -1000 * steps_per_hu
+    exact = preprocess(chest_hu(), **options)
+    assert np.abs(fixed / (1000 * steps_per_hu) - exact).max() < error
 
 
-def test_fixed_point_preprocessing_equals_rounding_afterwards():
-    options = {"slope": 1, "intercept": 0, "spacing_xyz": (5, 5, 8)}
-    options["geometry"] = Geometry(shape=(8, 14, 10), spacing=(12, 7.5, 7.5))
-    difference = preprocess_fixed_point(chest_hu(), **options).astype(int) - to_fixed_point(
-        preprocess(chest_hu(), **options)
+def test_a_window_becomes_minus_one_to_one():
+    geometry = Geometry(COARSE.shape, COARSE.spacing, window=(-1350.0, 150.0))
+    options = {"slope": 1, "intercept": 0, "spacing_xyz": (5, 5, 8), "geometry": geometry}
+    normalized, fixed = (
+        preprocess(chest_hu(), **options),
+        preprocess_fixed_point(chest_hu(), **options),
     )
-    assert np.abs(difference).max() <= 1  # float32 between them may turn a tie
+    assert normalized[0, -1, 0] == -1 and fixed[0, -1, 0] == -1350 * 16
+    assert normalized.max() == 1 and fixed.max() == 150 * 16
+    np.testing.assert_allclose(normalized, (fixed / 16 + 600) / 750, atol=5e-5)
+
+
+def test_single_precision_is_good_to_a_thousandth_of_a_hounsfield_unit():
+    options = {"slope": 1, "intercept": 0, "spacing_xyz": (5, 5, 8), "geometry": COARSE}
+    single, double = (preprocess(chest_hu(), dtype=t, **options) for t in (np.float32, np.float64))
+    assert 0 < np.abs(single - double).max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"shape": (0, 1, 1)},
+        {"spacing": (1.0, -1.0, 1.0)},
+        {"spacing": (1.0, float("nan"), 1.0)},
+        {"window": (100.0, 100.0)},
+        {"window": (-3000.0, 100.0)},
+    ],
+)
+def test_an_impossible_geometry_is_an_input_error(wrong):
+    with pytest.raises(InputError, match="a grid of|a window from"):
+        Geometry(**wrong)
+
+
+def test_every_grid_holds_a_chest():
+    for geometry in GRIDS.values():
+        extent = np.multiply(geometry.shape, geometry.spacing)
+        assert (extent >= 280).all() and (extent <= 370).all()
 
 
 def test_a_scan_thinner_than_one_voxel_is_an_input_error():
@@ -79,69 +106,3 @@ def test_a_scan_thinner_than_one_voxel_is_an_input_error():
         preprocess(
             np.zeros((9, 9, 1)), slope=1, intercept=0, spacing_xyz=(1, 1, 1), geometry=Geometry()
         )
-
-
-@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
-def test_read_nifti_gives_stored_voxels_scale_and_position(tmp_path, suffix):
-    affine = np.array([[-2.0, 0, 0, 5], [0, -2, 0, 6], [0, 0, 3, 7], [0, 0, 0, 1]])
-    image = nib.Nifti1Image(chest_hu(), affine)
-    image.header.set_slope_inter(0.5, -3)
-    nib.save(image, tmp_path / f"scan{suffix}")
-    scan = read_nifti(tmp_path / f"scan{suffix}")
-    expected = nib.load(tmp_path / f"scan{suffix}").get_fdata()
-    assert (scan.slope, scan.intercept) == (0.5, -3)
-    np.testing.assert_array_equal(scan.voxels * scan.slope + scan.intercept, expected)
-    np.testing.assert_allclose(scan.affine, affine)
-    assert scan.spacing_xyz == (2, 2, 3)
-
-
-def test_a_single_4d_frame_is_a_volume_and_several_are_not(tmp_path):
-    write_nifti(tmp_path / "one.nii.gz", chest_hu()[..., None])
-    assert read_nifti(tmp_path / "one.nii.gz").voxels.shape == chest_hu().shape
-    write_nifti(tmp_path / "two.nii.gz", np.stack([chest_hu()] * 2, axis=-1))
-    with pytest.raises(InputError, match="two.nii.gz.*4-D"):
-        read_nifti(tmp_path / "two.nii.gz")
-
-
-def test_a_nan_affine_is_no_affine(tmp_path):
-    image = nib.Nifti1Image(chest_hu(), np.eye(4))
-    image.header["sform_code"] = image.header["qform_code"] = 1
-    image.header["srow_x"] = image.header["quatern_b"] = np.nan
-    with open(tmp_path / "scan.nii", "wb") as file:
-        image.header.write_to(file)
-        file.write(chest_hu().tobytes(order="F"))
-    scan = read_nifti(tmp_path / "scan.nii")
-    assert scan.affine is None
-    np.testing.assert_array_equal(scan.voxels, chest_hu())
-
-
-@pytest.mark.parametrize("keep", [0, 1, 9, 100, 400, 2000, -9, -1])
-def test_a_truncated_gzip_is_an_input_error(tmp_path, keep):
-    write_nifti(tmp_path / "whole.nii.gz", chest_hu())
-    path = tmp_path / "cut.nii.gz"
-    path.write_bytes((tmp_path / "whole.nii.gz").read_bytes()[:keep])
-    with pytest.raises(InputError, match="cut.nii.gz"):
-        read_nifti(path)
-
-
-def test_a_flipped_bit_is_an_input_error(tmp_path):
-    path = tmp_path / "scan.nii.gz"
-    write_nifti(path, chest_hu())
-    content = bytearray(gzip.decompress(path.read_bytes()))
-    whole = bytearray(gzip.compress(content, compresslevel=0))
-    whole[1000] ^= 1
-    path.write_bytes(whole)
-    with pytest.raises(InputError, match="CRC"):
-        read_nifti(path)
-
-
-@pytest.mark.parametrize("content", [b"", b"hello", b"\0" * 352, b"x" * 5000])
-def test_other_content_is_an_input_error(tmp_path, content):
-    (tmp_path / "scan.nii").write_bytes(content)
-    with pytest.raises(InputError, match="scan.nii"):
-        read_nifti(tmp_path / "scan.nii")
-
-
-def test_an_absent_file_is_an_input_error(tmp_path):
-    with pytest.raises(InputError, match="no such file"):
-        read_nifti(tmp_path / "absent.nii.gz")

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+from records import make_record, settings
 
 from configs import phantoms
 from ctclip_jax.config import TrainConfig, from_dict
@@ -16,7 +17,7 @@ VOCABULARY = 100
 def write_tiny_shards(folder: Path, *, shape: tuple[int, int, int], volumes: int = 24) -> Path:
     """Shards of noise with a tokenizer; volume i has label i, i + 1, ... (modulo 18)."""
     records = [_record(index, shape) for index in range(volumes)]
-    (shard,) = shards.begin(folder, "train", settings={"shape": shape, "shards": 1})
+    (shard,) = shards.begin(folder, "train", settings=settings(shape))
     shards.write_shard(shard, records)
     shards.finish(folder)
     texts = [record[part] for record in records for part in ("findings", "impressions")]
@@ -36,17 +37,10 @@ def tiny_config(folder: Path, **changes) -> TrainConfig:
 def _record(index: int, shape: tuple[int, int, int]) -> shards.Record:
     rng = np.random.default_rng(index)
     present, absent = LABELS[index % 18], LABELS[(index + 7) % 18]
-    return {
-        "volume": shards.compress(rng.integers(-16000, 16000, shape).astype(np.int16)),
-        "shape": shape,
-        "spacing": np.ones(3, np.float32),
-        "labels": np.array([label == present for label in LABELS], np.uint8),
-        "volume_name": f"train_{index}_a_1.nii.gz",
-        "patient": f"train_{index}",
-        "scan": f"train_{index}_a",
-        "findings": f"{present} is seen. {absent} is not seen. Case {index}.",
-        "impressions": f"{present}. No {absent}.",
-        "values": "",
-        "axes": "",
-        "grid": "",
-    }
+    return make_record(
+        f"train_{index}_a_1.nii.gz",
+        rng.integers(-16000, 16000, shape).astype(np.int16),
+        labels=np.array([label == present for label in LABELS], np.int8),
+        findings=f"{present} is seen. {absent} is not seen. Case {index}.",
+        impressions=f"{present}. No {absent}.",
+    )

@@ -21,7 +21,7 @@ class Latents:
       names: (n,) volume names.
       image: (n, d) latents of the volumes.
       text: (n, d) latents of the report of each volume.
-      labels: (n, labels) 0 or 1.
+      labels: (n, labels) 0, 1, or -1 where unknown.
     """
 
     names: np.ndarray

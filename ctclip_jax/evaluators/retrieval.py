@@ -36,7 +36,8 @@ def evaluate(latents: Latents, *, scans: np.ndarray) -> Iterator[tuple[str, floa
         )
         for name, value in recall.items():
             yield f"{variant}/{name}", value
-    yield "volume_to_volume/pool", int(latents.labels.any(1).sum())
-    overlap = label_overlap_at_k(latents.image, latents.labels, scans=scans)
+    present = (latents.labels == 1).astype(int)
+    yield "volume_to_volume/pool", int(present.any(1).sum())
+    overlap = label_overlap_at_k(latents.image, present, scans=scans)
     for name, value in overlap.items():
         yield f"volume_to_volume/{name}", value

@@ -13,7 +13,7 @@ THRESHOLD_RULE = "fitted on the same volumes (as published)"
 
 @dataclass(frozen=True)
 class LabelMetrics:
-    """Metrics of one label; None where they are undefined (all volumes of one class).
+    """Metrics of one label; None where they are undefined (not volumes of both classes).
 
     `f1_weighted` averages the F1 of both classes by their size; `precision` is the positive
     class's; `prevalence` is the share of positive volumes.
@@ -24,7 +24,7 @@ class LabelMetrics:
     accuracy: float | None
     precision: float | None
     threshold: float | None
-    prevalence: float
+    prevalence: float | None
 
 
 def fit_threshold(labels: Integer[np.ndarray, " n"], scores: Float[np.ndarray, " n"]) -> float:
@@ -42,9 +42,10 @@ def fit_threshold(labels: Integer[np.ndarray, " n"], scores: Float[np.ndarray, "
 def label_metrics(
     labels: Integer[np.ndarray, " n"], scores: Float[np.ndarray, " n"]
 ) -> LabelMetrics:
-    """Metrics of one label: 0 or 1 per volume against scores in [0, 1]."""
-    prevalence = float(labels.mean())
-    if prevalence in (0.0, 1.0):
+    """Metrics of one label: 0 or 1 per volume, or -1 for unknown, against scores in [0, 1]."""
+    labels, scores = labels[labels >= 0], scores[labels >= 0]
+    if len(np.unique(labels)) < 2:
+        prevalence = float(labels.mean()) if len(labels) else None
         return LabelMetrics(None, None, None, None, None, prevalence)
     threshold = fit_threshold(labels, scores)
     predicted = (scores > threshold).astype(int)
@@ -54,7 +55,7 @@ def label_metrics(
         accuracy=float(accuracy_score(labels, predicted)),
         precision=float(precision_score(labels, predicted, zero_division=0)),
         threshold=threshold,
-        prevalence=prevalence,
+        prevalence=float(labels.mean()),
     )
 
 

@@ -74,7 +74,7 @@ class CTCLIP:
     def encode_image(
         self, variables: Variables, image: Num[Array, "b f h w"]
     ) -> Float[Array, "b d"]:
-        """Unit-length latents of CT volumes: HU / 1000, or int16 fixed point (HU * 16)."""
+        """Unit-length latents of CT volumes in [-1, 1], or int16 in steps of 1/16 HU."""
         with jax.default_matmul_precision("float32"):
             tokens = vector_quantizer.quantize(
                 self._tokens(variables, image), variables["codebook"]

@@ -22,12 +22,15 @@ from ctclip_jax.models.layers import (
 )
 from ctclip_jax.shapes import Array, Float, Num
 
-FIXED_POINT_SCALE = 16_000  # integer volumes hold 16 steps per HU; 1000 HU is 1.0
+STEPS_PER_HU = 16  # of integer volumes
 
 
 @dataclasses.dataclass(frozen=True)
 class CTViTConfig:
-    """Geometry and size of the image tower; the defaults are the published model."""
+    """Geometry and size of the image tower; the defaults are the published model.
+
+    `window` are the HU that its volumes are clipped to and that become -1 and 1.
+    """
 
     dim: int = 512
     image_size: tuple[int, int] = (480, 480)
@@ -40,6 +43,7 @@ class CTViTConfig:
     dim_head: int = 32
     codebook_size: int = 8192
     codebook_decay: float = 0.8
+    window: tuple[float, float] = (-1000.0, 1000.0)
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -53,11 +57,12 @@ class CTViTConfig:
         return self.temporal_patch_size * self.patch_size[0] * self.patch_size[1]
 
 
-def normalized(volume: Num[Array, "..."]) -> Float[Array, "..."]:
-    """HU / 1000 as float32; integer volumes are fixed point (HU * 16), others are HU / 1000."""
-    if jnp.issubdtype(volume.dtype, jnp.integer):
-        return volume.astype(jnp.float32) / FIXED_POINT_SCALE
-    return volume.astype(jnp.float32)
+def normalized(volume: Num[Array, "..."], window: tuple[float, float]) -> Float[Array, "..."]:
+    """Float32 with the window at -1 and 1; integer volumes are steps of 1/16 HU, others are so."""
+    if not jnp.issubdtype(volume.dtype, jnp.integer):
+        return volume.astype(jnp.float32)
+    low, high = (STEPS_PER_HU * hu for hu in window)
+    return (volume.astype(jnp.float32) - (high + low) / 2) / ((high - low) / 2)
 
 
 class PatchEmbedding(nnx.Module):
@@ -170,13 +175,14 @@ class CTViT(nnx.Module):
             config, rngs, depth=config.temporal_depth, dtype=dtype, remat=remat
         )
         self.grid = config.grid
+        self.window = config.window
         self.dtype = dtype
 
     def __call__(self, volume: Num[Array, "b f h w"]) -> Float[Array, "b t h w d"]:
-        """Volumes, HU / 1000 or in fixed point, to float32 tokens."""
+        """Volumes in [-1, 1], or integer in steps of 1/16 HU, to float32 tokens."""
         t, h, w = self.grid
         with jax.named_scope("patch_embed"):
-            x = self.patch_embed(normalized(volume)).astype(self.dtype)
+            x = self.patch_embed(normalized(volume, self.window)).astype(self.dtype)
         with jax.named_scope("spatial"):
             bias = self.position_bias(h, w)
             x = self.spatial(rearrange(x, "b t h w d -> b t (h w) d"), bias).astype(self.dtype)

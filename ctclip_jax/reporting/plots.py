@@ -50,6 +50,7 @@ def _roc_panel(panel, labels, scores, threshold) -> None:
     if threshold is None:
         panel.text(0.96, 0.04, "one class only", ha="right", color=INK)
         return
+    labels, scores = labels[labels >= 0], scores[labels >= 0]
     false_positive, true_positive, _ = roc_curve(labels, scores)
     panel.fill_between(false_positive, true_positive, color=ACCENT, alpha=0.10, linewidth=0)
     panel.plot(false_positive, true_positive, color=ACCENT, linewidth=1.4)

@@ -132,7 +132,9 @@ def _label_table(per_label: Mapping[str, Mapping[str, float | None]]) -> str:
     rows = []
     for label, values in ranked:
         rest = ("f1_weighted", "accuracy", "precision", "threshold")
-        cells = [escape(label), f"{100 * values['prevalence']:.1f} %", _bar(values["auroc"])]
+        share = values["prevalence"]
+        prevalence = "unknown" if share is None else f"{100 * share:.1f} %"
+        cells = [escape(label), prevalence, _bar(values["auroc"])]
         rows.append(cells + [_number(values[name]) for name in rest])
     return _table(head, rows)
 

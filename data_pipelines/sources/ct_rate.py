@@ -7,115 +7,99 @@ dataset/multi_abnormality_labels/{train,valid}_predicted_labels.csv
 dataset/metadata/{train,validation}_metadata.csv, no_chest_{train,valid}.txt
 """
 
-import math
 import re
-from pathlib import Path
+from collections.abc import Sequence
 
-import pandas as pd
+from etils import epath
 
 from data_pipelines.errors import InputError
 from data_pipelines.reports import LABELS
-from data_pipelines.sources.entry import Entry
+from data_pipelines.sources.case import Case, Collection
+from data_pipelines.sources.tables import (
+    Table,
+    first_number,
+    read_labels,
+    read_strata,
+    read_table,
+)
 
 _TABLE_NAME = {"train": "train", "valid": "validation"}
+_KEY = "VolumeName"
 _VOLUME_NAME = re.compile(r"(?P<scan>(?P<patient>[a-z]+_\d+)_[a-z]+)_\d+\.nii\.gz")
-_NUMBER = re.compile(r"[-+]?\d*\.?\d+(?:[eE][-+]?\d+)?")
+_STRATA = {
+    "sex": "PatientSex",
+    "age": "PatientAge",
+    "manufacturer": "Manufacturer",
+    "model": "ManufacturerModelName",
+    "kernel": "ConvolutionKernel",
+    "date": "StudyDate",
+}
 
 
-def entries(tree: str | Path, split: str) -> list[Entry]:
-    """Every volume that the reports table of `split` ("train" or "valid") names, sorted by name.
+def read_collection(tree: epath.PathLike, split: str) -> Collection:
+    """Every volume that the reports table of `split` ("train" or "valid") names.
 
     `tree` is the folder that holds `dataset/`, or that folder itself. The v2 file is taken where
     both uploads are present. Raises InputError for a tree or table that is absent or malformed.
     """
     if split not in _TABLE_NAME:
         raise InputError(f"split {split!r} is none of CT-RATE's: {', '.join(_TABLE_NAME)}")
-    root = Path(tree) / "dataset" if (Path(tree) / "dataset").is_dir() else Path(tree)
+    root = epath.Path(tree)
+    root = root / "dataset" if (root / "dataset").is_dir() else root
     name = _TABLE_NAME[split]
-    reports = _table(
-        root / f"radiology_text_reports/{name}_reports.csv", ("Findings_EN", "Impressions_EN")
-    ).fillna("")
-    labels = _table(root / f"multi_abnormality_labels/{split}_predicted_labels.csv", LABELS)
-    metadata = _table(
-        root / f"metadata/{name}_metadata.csv",
-        ("RescaleSlope", "RescaleIntercept", "ZSpacing", "XYSpacing"),
+    reports, labels, metadata = (
+        read_table(root / path, key=_KEY, columns=columns)
+        for path, columns in (
+            (f"radiology_text_reports/{name}_reports.csv", ("Findings_EN", "Impressions_EN")),
+            (f"multi_abnormality_labels/{split}_predicted_labels.csv", LABELS),
+            (
+                f"metadata/{name}_metadata.csv",
+                ("RescaleSlope", "RescaleIntercept", "ZSpacing", "XYSpacing"),
+            ),
+        )
     )
     no_chest = _no_chest(root, split)
-    labels, metadata = labels.to_dict("index"), metadata.to_dict("index")
-    return [
-        _entry(
-            root,
-            split,
-            volume_name=volume_name,
-            report=report,
-            labels=labels.get(volume_name),
-            metadata=metadata.get(volume_name, {}),
-            is_chest=volume_name.removesuffix(".nii.gz") not in no_chest,
-        )
-        for volume_name, report in sorted(reports.to_dict("index").items())
+    cases = [
+        _case(root, split, volume_name, tables=(reports, labels, metadata), no_chest=no_chest)
+        for volume_name in sorted({*reports.rows, *reports.faults})
     ]
+    return Collection(LABELS, cases)
 
 
-def _table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
-    try:
-        table = pd.read_csv(path, dtype={"VolumeName": str})
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such table of a CT-RATE tree") from None
-    except (ValueError, UnicodeError) as error:  # pandas' parser errors are ValueErrors
-        raise InputError(f"{path}: no CSV table ({' '.join(str(error).split())})") from error
-    missing = [name for name in ("VolumeName", *columns) if name not in table.columns]
-    if missing:
-        raise InputError(f"{path}: no column {', '.join(missing)}")
-    table = table.set_index("VolumeName")[list(columns)]
-    if not table.index.is_unique:
-        repeated = table.index[table.index.duplicated()][0]
-        raise InputError(f"{path}: {repeated} has more than one row")
-    return table
-
-
-def _no_chest(root: Path, split: str) -> set[str]:
+def _no_chest(root: epath.Path, split: str) -> set[str]:
     lists = [root / folder / f"no_chest_{split}.txt" for folder in ("metadata", ".")]
-    lines = [line for path in lists if path.is_file() for line in path.read_text().split()]
-    return {Path(line).name.removesuffix(".nii.gz") for line in lines}
+    lines = [line for path in lists if path.exists() for line in path.read_text().split()]
+    return {_stem(line.rsplit("/", 1)[-1]) for line in lines}
 
 
-def _entry(
-    root: Path,
-    split: str,
-    *,
-    volume_name: str,
-    report: dict,
-    labels: dict | None,
-    metadata: dict,
-    is_chest: bool,
-) -> Entry:
+def _stem(volume_name: str) -> str:
+    return volume_name.removesuffix(".nii.gz")
+
+
+def _case(
+    root: epath.Path, split: str, volume_name: str, *, tables: Sequence[Table], no_chest: set[str]
+) -> Case:
+    report, labels, metadata = (table.rows.get(volume_name, {}) for table in tables)
     match = _VOLUME_NAME.fullmatch(volume_name)
     patient, scan = (match["patient"], match["scan"]) if match else ("", "")
-    values = [] if labels is None else [labels[name] for name in LABELS]
-    known = bool(values) and all(value in (0, 1) for value in values)
     uploads = [root / folder / patient / scan / volume_name for folder in (f"{split}_fixed", split)]
-    reasons = {
-        "no name of a CT-RATE volume": match is None,
-        "in the list of scans without a chest": not is_chest,
-        "no row of 0 and 1 in the labels table": not known,
-    }
-    xy = _first_number(metadata.get("XYSpacing"))
-    return Entry(
+    reasons = [table.faults[volume_name] for table in tables if volume_name in table.faults]
+    if match is None:
+        reasons += ["no name of a CT-RATE volume"]
+    if _stem(volume_name) in no_chest:
+        reasons += ["in the list of scans without a chest"]
+    xy = first_number(metadata.get("XYSpacing", ""))
+    return Case(
         volume_name=volume_name,
         patient=patient,
         scan=scan,
-        path=next((path for path in uploads if path.is_file()), uploads[0]),
-        findings=str(report["Findings_EN"]),
-        impressions=str(report["Impressions_EN"]),
-        labels=tuple(int(value) for value in values) if known else (),
-        slope=_first_number(metadata.get("RescaleSlope")),
-        intercept=_first_number(metadata.get("RescaleIntercept")),
-        spacing=(_first_number(metadata.get("ZSpacing")), xy, xy),
-        skip=next((reason for reason, holds in reasons.items() if holds), ""),
+        path=next((path for path in uploads if match and path.exists()), uploads[0]),
+        findings=report.get("Findings_EN", ""),
+        impressions=report.get("Impressions_EN", ""),
+        labels=read_labels(labels, LABELS),
+        strata=read_strata(metadata, _STRATA),
+        slope=first_number(metadata.get("RescaleSlope", "")),
+        intercept=first_number(metadata.get("RescaleIntercept", "")),
+        spacing=(first_number(metadata.get("ZSpacing", "")), xy, xy),
+        skip=next(iter(reasons), ""),
     )
-
-
-def _first_number(cell: object) -> float:
-    """The first number of a cell such as 1.5 or "[0.34, 0.34]"; NaN if there is none."""
-    found = _NUMBER.search(str(cell))
-    return float(found.group()) if found else math.nan

@@ -1,0 +1,98 @@
+"""One CT of 512 x 512 x 300 from its file to the published grid, on one core, beside the
+straightforward way in the same run: `python -m benchmarks.preparation`."""
+
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import measure, synthetic_ct
+from data_pipelines.calibration import calibrate
+from data_pipelines.errors import run_main
+from data_pipelines.formats import read_scan
+from data_pipelines.preparation import prepare_case
+from data_pipelines.sources.case import Case
+from data_pipelines.volumes import Geometry, preprocess_fixed_point
+
+ROUNDS = 5
+LARGE = (1024, 1024, 500)
+
+
+def ours(path: Path) -> np.ndarray:
+    """Returns int16 HU on the published grid."""
+    scan = calibrate(read_scan(path))
+    return preprocess_fixed_point(
+        scan.voxels,
+        slope=scan.slope,
+        intercept=scan.intercept,
+        spacing_xyz=scan.spacing_xyz,
+        geometry=Geometry(),
+        steps_per_hu=1,
+    )
+
+
+def compare(path: Path) -> dict[str, float]:
+    """Both ways in turns on one core, in seconds (medians), and how far their arrays differ."""
+    import torch
+
+    from benchmarks import published_loading
+
+    torch.set_num_threads(1)
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    seconds: dict[str, list[float]] = {"ours": [], "straightforward": [], "to a record": []}
+    case = Case("a_1.nii.gz", "a", "a", path)
+    ways = {
+        "ours": lambda: ours(path),
+        "straightforward": lambda: published_loading.load(
+            path, spacing_xyz=synthetic_ct.SPACING_XYZ
+        ),
+        "to a record": lambda: prepare_case(case, geometry=Geometry(), mode="sound"),
+    }
+    arrays = {}
+    for _ in range(ROUNDS):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            arrays[name] = way()
+            seconds[name].append(time.perf_counter() - start)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    ratios = [a / b for a, b in zip(seconds["straightforward"], seconds["ours"], strict=True)]
+    difference = np.abs(arrays["ours"] - 1000 * arrays["straightforward"][0])
+    return {
+        "seconds": {name: round(value, 2) for name, value in medians.items()},
+        "times_faster": round(statistics.median(ratios), 1),
+        # The straightforward way clips after resampling: metal and padding differ more.
+        "difference_hu": {
+            "median": round(float(np.median(difference)), 2),
+            "99 %": round(float(np.percentile(difference, 99)), 2),
+        },
+    }
+
+
+def worker_peak_gib(path: Path) -> float:
+    """Peak memory of a process that prepares one volume."""
+    prepare_case(Case("a_1.nii.gz", "a", "a", path), geometry=Geometry(), mode="sound")
+    return round(measure.peak_gib(), 2)
+
+
+def main(argv: Sequence[str]) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        path, large = Path(scratch) / "ct.nii.gz", Path(scratch) / "large.nii.gz"
+        measure.in_new_process(synthetic_ct.write, path)
+        results = measure.in_new_process(compare, path).value
+        results["file_mb"] = round(path.stat().st_size / 1e6)
+        peak = {"512x512x300": measure.in_new_process(worker_peak_gib, path).value}
+        measure.in_new_process(_write_large, large)
+        peak["x".join(map(str, LARGE))] = measure.in_new_process(worker_peak_gib, large).value
+    measure.save("preparation", results | {"worker_peak_gib": peak})
+
+
+def _write_large(path: Path) -> None:
+    synthetic_ct.write(path, shape=LARGE)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,20 @@
+"""CT volumes from files: NIfTI, DICOM series, NumPy archives."""
+
+from etils import epath
+
+from data_pipelines.formats.dicom import read_dicom
+from data_pipelines.formats.nifti import read_nifti
+from data_pipelines.formats.npz import read_npz
+from data_pipelines.formats.scan import Scan
+
+__all__ = ["Scan", "read_dicom", "read_nifti", "read_npz", "read_scan"]
+
+
+def read_scan(path: epath.PathLike) -> Scan:
+    """Reads a scan: a folder or a .dcm file as DICOM, an .npz archive, anything else as NIfTI.
+
+    Raises InputError, which names the file, if it cannot be used."""
+    path = epath.Path(path)
+    if path.suffix == ".dcm" or path.is_dir():
+        return read_dicom(path)
+    return read_npz(path) if path.suffix == ".npz" else read_nifti(path)

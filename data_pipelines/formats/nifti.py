@@ -1,0 +1,97 @@
+"""NIfTI-1 files, gzipped or not, read to their last byte in one pass."""
+
+import io
+import math
+import zlib
+from typing import IO
+
+import nibabel as nib
+import numpy as np
+from etils import epath
+from isal import igzip, isal_zlib
+from jaxtyping import Float, Shaped
+from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
+
+from data_pipelines.errors import InputError
+from data_pipelines.formats.scan import LARGEST_VOLUME_BYTES, READ_BYTES, HashedFile, Scan
+
+_GZIP_MAGIC = b"\x1f\x8b"
+_DAMAGE = (
+    EOFError,
+    OSError,
+    zlib.error,
+    isal_zlib.error,
+    ValueError,
+    HeaderDataError,
+    WrapStructError,
+)
+
+
+def read_nifti(path: epath.PathLike) -> Scan:
+    """Reads a 3-D single-file NIfTI-1, gzipped or not, to its last byte (so that gzip's checksum
+    is compared). Raises InputError if the file is absent, damaged or no 3-D scalar volume."""
+    try:
+        with epath.Path(path).open("rb") as raw:
+            hashed = HashedFile(raw)
+            stored = io.BufferedReader(hashed, READ_BYTES)
+            gzipped = stored.peek(2)[:2] == _GZIP_MAGIC
+            content = igzip.open(stored) if gzipped else stored
+            # Only the header itself: nibabel would read on, into the extensions.
+            start = content.read(nib.Nifti1Header.sizeof_hdr)
+            header = nib.Nifti1Header.from_fileobj(io.BytesIO(start))
+            voxels = _read_voxels(content, header)
+            slope, intercept = header.get_slope_inter()
+            sha256 = hashed.sha256()
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except _DAMAGE as error:
+        cause = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{path}: damaged or no NIfTI file ({cause})") from error
+    return Scan(
+        voxels=voxels,
+        slope=1.0 if slope is None else slope,
+        intercept=0.0 if intercept is None else intercept,
+        affine=_affine(header),
+        spacing_xyz=tuple(map(float, header["pixdim"][1:4])),
+        sha256=sha256,
+    )
+
+
+def _read_voxels(file: IO[bytes], header: nib.Nifti1Header) -> Shaped[np.ndarray, "x y z"]:
+    dtype, shape = header.get_data_dtype(), header.get_data_shape()
+    if dtype.kind not in "iuf":
+        raise ValueError(f"voxels of type {dtype}")
+    if len(shape) < 3 or math.prod(shape) != math.prod(shape[:3]):
+        raise ValueError(f"{len(shape)}-D array {shape}, not one 3-D volume")
+    if not 0 < math.prod(shape) * dtype.itemsize <= LARGEST_VOLUME_BYTES:
+        raise ValueError(f"implausible shape {shape}")
+    voxels = np.empty(shape[:3], dtype, order="F")
+    content = memoryview(voxels.reshape(-1, order="F").view(np.uint8))
+    file.read((header.get_data_offset() or header.single_vox_offset) - header.sizeof_hdr)
+    for start in range(0, len(content), READ_BYTES):
+        chunk = content[start : start + READ_BYTES]
+        if (count := _read_into(file, chunk)) < len(chunk):
+            raise EOFError(f"{len(content)} bytes of voxels expected, {start + count} found")
+    while file.read(READ_BYTES):
+        pass
+    return voxels
+
+
+def _read_into(file: IO[bytes], buffer: memoryview) -> int:
+    done = 0
+    while done < len(buffer) and (count := file.readinto(buffer[done:])):
+        done += count
+    return done
+
+
+def _affine(header: nib.Nifti1Header) -> Float[np.ndarray, "4 4"] | None:
+    """The sform or else the qform, if it is set, finite and invertible."""
+    for read in (header.get_sform, header.get_qform):
+        try:
+            affine, code = read(coded=True)
+        except ValueError:  # nibabel's answer to NaN quaternions
+            continue
+        if code and np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 1e-9:
+            return affine
+    return None

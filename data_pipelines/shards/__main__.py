@@ -1,0 +1,50 @@
+"""Looks after prepared shards.
+
+python -m data_pipelines.shards verify SHARDS        finds damage, missing files, repeated ids
+python -m data_pipelines.shards show SHARDS NAME     prints a record and draws NAME.png
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_pipelines.errors import InputError, run_main
+from data_pipelines.shards.picture import draw
+from data_pipelines.shards.reading import find, read, read_reports, splits
+from data_pipelines.shards.verification import verify
+
+
+def main(argv: Sequence[str]) -> None:
+    match argv[1:]:
+        case ["verify", folder]:
+            _verify(folder)
+        case ["show", folder, name]:
+            _show(folder, name)
+        case _:
+            raise InputError("wanted: verify SHARDS, or show SHARDS NAME")
+
+
+def _verify(folder: str) -> None:
+    problems = 0
+    for problem in verify(folder):
+        print(problem, file=sys.stderr, flush=True)
+        problems += 1
+    if problems:
+        raise InputError(f"{folder}: {problems} problems")
+    volumes = {split: len(read_reports(folder, split)) for split in splits(folder)}
+    print(f"{folder} is sound: {', '.join(f'{n} volumes of {s}' for s, n in volumes.items())}")
+
+
+def _show(folder: str, name: str) -> None:
+    split, index = find(folder, name)
+    record = read(folder, split)[index]
+    volume = record.pop("volume")
+    print(json.dumps({"split": split, **record}, indent=2, default=lambda array: array.tolist()))
+    path = Path(f"{Path(name).name}.png")
+    draw(path, volume, spacing=record["spacing"], window=record["window"])
+    print(path)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,44 @@
+"""What every source says of one scan, before its file is opened."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+from etils import epath
+
+UNKNOWN = -1
+"""A label that nobody has read."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One volume of a source: its file, its report and what the tables claim of its voxels.
+
+    `path` is what `formats.read_scan` opens. `labels` are 0, 1 or UNKNOWN, in the order of the
+    collection's. `strata` are what results are split by: sex, age, manufacturer, kernel, ...
+    `slope`, `intercept` (to HU) and `spacing` (mm; z, x, y) are NaN and `axes` (where the stored
+    axes run to, such as "LPS") is empty where the tables are silent. A missing report part is an
+    empty string. `skip` says why the case must be left out; empty if it is wanted.
+    """
+
+    volume_name: str
+    patient: str
+    scan: str
+    path: epath.Path
+    findings: str = ""
+    impressions: str = ""
+    labels: tuple[int, ...] = ()
+    strata: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    slope: float = math.nan
+    intercept: float = math.nan
+    spacing: tuple[float, float, float] = (math.nan, math.nan, math.nan)
+    axes: str = ""
+    skip: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Collection:
+    """The cases of one split of a source, sorted by name, and the names of their labels."""
+
+    labels: tuple[str, ...]
+    cases: Sequence[Case]

@@ -1,0 +1,93 @@
+"""RAD-ChestCT, the public 3,630 scans (Draelos et al. 2021, Zenodo 6406114), as downloaded.
+
+trn00001.npz, val00001.npz, tst00001.npz, ...               `ct`: int16 HU, -1000 to 1000, 0.8 mm
+img{train,valid,test}_Abnormality_and_Location_Labels.csv   NoteAcc_DEID, nodule*left_upper, ...
+CT_Scan_Metadata_Complete_35747.csv                         MRN_DEID: the patients; may be absent
+
+The axes of `ct` run to Inferior, Posterior, Left, "IPL". So say the authors in their code (GitHub
+rachellea): ct-volume-preprocessing stacks the slices from the highest z down, rows and columns as
+in the DICOM, of which it accepts only the orientation 1,0,0,0,1,0; explainable-ct-ai calls the ends
+of the axes of a lung's box sup_axis0min, inf_axis0max, ant_axis1min, pos_axis1max, rig_axis2min and
+lef_axis2max. The names of files and columns are those that other public readers of the release use.
+None of it was compared with the release itself, so look at a prepared volume before trusting it.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from etils import epath
+
+from data_pipelines.errors import InputError
+from data_pipelines.sources.case import Case, Collection
+from data_pipelines.sources.tables import Row, Table, read_labels, read_strata, read_table
+
+_SPLITS = ("train", "valid", "test")
+_KEY, _PATIENT = "NoteAcc_DEID", "MRN_DEID"
+_METADATA = "CT_Scan_Metadata_Complete_35747.csv"
+_NOT_FOUND = "ATTR_VALUE_NOT_FOUND"
+_STRATA = {
+    "sex": "PatientSex",
+    "age": "PatientAge",
+    "manufacturer": "Manufacturer",
+    "model": "ManufacturerModelName",
+    "kernel": "ConvolutionKernel",
+}
+_SPACING_MM = 0.8
+
+
+def read_collection(
+    folder: epath.PathLike, split: str, *, labels: Mapping[str, Sequence[str]], axes: str
+) -> Collection:
+    """Every scan that the labels table of `split` ("train", "valid" or "test") names, no reports.
+
+    `labels` says of which abnormalities of the table, such as "nodule", each label is made: it is 1
+    where one of them is, at whatever location. `axes` is where the stored axes run to. Raises
+    InputError for a table that is absent or malformed or lacks such an abnormality.
+    """
+    if split not in _SPLITS:
+        raise InputError(f"split {split!r} is none of RAD-ChestCT's: {', '.join(_SPLITS)}")
+    if empty := [label for label, abnormalities in labels.items() if not abnormalities]:
+        raise InputError(f"label {empty[0]!r} is made of no abnormality")
+    root = epath.Path(folder)
+    path = root / f"img{split}_Abnormality_and_Location_Labels.csv"
+    table = read_table(path, key=_KEY)
+    columns = {
+        label: _columns(table, abnormalities, path=path) for label, abnormalities in labels.items()
+    }
+    metadata = Table({}, {}, frozenset())
+    if (root / _METADATA).exists():
+        metadata = read_table(root / _METADATA, key=_KEY, columns=(_PATIENT,))
+    cases = []
+    for name in sorted({*table.rows, *table.faults}):
+        row = table.rows.get(name, {})
+        about = {k: v for k, v in metadata.rows.get(name, {}).items() if v != _NOT_FOUND}
+        cases.append(
+            Case(
+                volume_name=name,
+                patient=about.get(_PATIENT) or name,
+                scan=name,
+                path=root / f"{name}.npz",
+                labels=tuple(_any(row, names) for names in columns.values()),
+                strata=read_strata(about, _STRATA),
+                spacing=(_SPACING_MM,) * 3,
+                axes=axes,
+                skip=table.faults.get(name) or metadata.faults.get(name, ""),
+            )
+        )
+    return Collection(tuple(labels), cases)
+
+
+def _columns(table: Table, abnormalities: Sequence[str], *, path: epath.Path) -> list[str]:
+    """The columns of the abnormalities, one a location."""
+    found = []
+    for abnormality in abnormalities:
+        locations = [name for name in table.columns if name.startswith(f"{abnormality}*")]
+        if not locations:
+            raise InputError(f"{path}: no columns of the abnormality {abnormality!r}")
+        found += locations
+    return found
+
+
+def _any(row: Row, columns: Sequence[str]) -> int:
+    """1 if one of the cells is, else the least of them: UNKNOWN if there is one of these, or 0."""
+    cells = read_labels(row, columns)
+    return 1 if 1 in cells else min(cells)

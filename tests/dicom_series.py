@@ -1,0 +1,59 @@
+"""Small DICOM series, for tests."""
+
+from pathlib import Path
+
+import numpy as np
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from scan_tree import chest_hu
+
+LPS = {"L": (1, 0, 0), "R": (-1, 0, 0), "P": (0, 1, 0), "A": (0, -1, 0), "S": (0, 0, 1)}
+LPS["I"] = (0, 0, -1)
+SPACING_LPS = (5.0, 6.0, 8.0)
+
+
+def name_of(k: int) -> str:
+    """Names without suffix, whose order is not that of the slices."""
+    return f"IM{41 * k % 97:02d}"
+
+
+def chest_slices(axes: str = "LPS", *, spacing=SPACING_LPS, series="1.2") -> list[Dataset]:
+    """The chest of `scan_tree`; columns, rows and slices are counted toward the three letters."""
+    directions = np.array([LPS[letter] for letter in axes])
+    order = np.abs(directions).argmax(axis=1)
+    backward = np.flatnonzero(directions.sum(axis=1) < 0)
+    voxels = np.flip(chest_hu().transpose(order), backward)
+    x, y, z = np.take(spacing, order)
+    slices = []
+    for k in range(voxels.shape[2]):
+        ct = Dataset()
+        ct.file_meta = FileMetaDataset()
+        ct.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        ct.SOPClassUID, ct.SOPInstanceUID, ct.SeriesInstanceUID = (
+            CTImageStorage,
+            f"{series}.{k}",
+            series,
+        )
+        ct.Modality, ct.ImageType, ct.InstanceNumber = "CT", ["ORIGINAL", "PRIMARY", "AXIAL"], 1
+        ct.ImagePositionPatient = (directions[2] * k * z + (-50, -60, 70)).tolist()
+        ct.ImageOrientationPatient = directions[:2].ravel().tolist()
+        ct.PixelSpacing = [y, x]
+        ct.RescaleSlope, ct.RescaleIntercept = 1, 0
+        ct.SamplesPerPixel, ct.PhotometricInterpretation = 1, "MONOCHROME2"
+        ct.Columns, ct.Rows = voxels.shape[:2]
+        store(ct, voxels[:, :, k].T)
+        slices.append(ct)
+    return slices
+
+
+def store(ct: Dataset, pixels: np.ndarray) -> None:
+    ct.BitsAllocated = ct.BitsStored = 8 * pixels.itemsize
+    ct.HighBit, ct.PixelRepresentation = ct.BitsStored - 1, int(pixels.dtype.kind == "i")
+    ct.add_new("PixelData", "OW", pixels.tobytes())
+
+
+def write(folder: Path, slices: list[Dataset], *, prefix: str = "") -> Path:
+    folder.mkdir(exist_ok=True)
+    for k, ct in enumerate(slices):
+        ct.save_as(folder / f"{prefix}{name_of(k)}", enforce_file_format=True)
+    return folder

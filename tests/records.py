@@ -1,0 +1,34 @@
+"""Records of small volumes, for tests."""
+
+import numpy as np
+
+from data_pipelines import shards
+from data_pipelines.reports import LABELS
+from data_pipelines.volumes import STEPS_PER_HU
+
+
+def make_record(volume_name: str, volume: np.ndarray, **changes) -> shards.Record:
+    """A record as preparation makes it; its volume is in steps of 1/16 HU."""
+    scan = volume_name.removesuffix(".nii.gz").rsplit("_", 1)[0]
+    record = {
+        "volume": shards.compress(volume),
+        "shape": volume.shape,
+        "steps_per_hu": STEPS_PER_HU,
+        "spacing": np.array([1.5, 0.75, 0.75], np.float32),
+        "window": np.array([-1000, 1000], np.float32),
+        "labels": np.zeros(len(LABELS), np.int8),
+        "volume_name": volume_name,
+        "patient": scan.rsplit("_", 1)[0],
+        "scan": scan,
+        "findings": "",
+        "impressions": "",
+        "strata": {},
+        "provenance": {"file": volume_name},
+    }
+    return record | changes
+
+
+def settings(shape, count: int = 1, **changes) -> dict:
+    """Of `count` shards of volumes of this shape."""
+    geometry = {"shape": list(shape), "spacing": [1.5, 0.75, 0.75], "window": [-1000.0, 1000.0]}
+    return geometry | {"labels": list(LABELS), "shards": count} | changes

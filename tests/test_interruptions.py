@@ -1,0 +1,122 @@
+"""Preparation that is killed, or runs out of disk, and is started again."""
+
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from scan_tree import write_tree
+
+ROOT = Path(__file__).parents[1]
+KILLED_TEN_TIMES = """
+import os, random, signal, sys, time
+from data_pipelines import preparation, shards
+from data_pipelines.sources.ct_rate import read_collection
+from data_pipelines.volumes import Geometry
+
+tree, undisturbed, disturbed = sys.argv[1:]
+geometry = Geometry((8, 14, 12), (12.0, 7.5, 7.5))
+
+def prepare(out):
+    with shards.locked(out, alone=True):
+        tasks = preparation.plan(
+            read_collection(tree, "train"), out, "train", geometry=geometry, mode="sound"
+        )
+        for task in tasks:
+            if not task.shard.complete:
+                preparation.run(task)
+        shards.finish(out)
+
+start = time.monotonic()
+prepare(undisturbed)
+seconds = time.monotonic() - start
+rng = random.Random(0)
+for _ in range(10):
+    child = os.fork()
+    if not child:
+        prepare(disturbed)
+        os._exit(0)
+    time.sleep(rng.uniform(0, 0.3 * seconds))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    print(sum(name.endswith(".jsonl") for name in os.listdir(disturbed)))
+prepare(disturbed)
+"""
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """40 volumes, and the shards of an undisturbed run over them."""
+    folder = tmp_path_factory.mktemp("interruptions")
+    write_tree(folder, "train", 40)
+    subprocess.run(binary(folder, folder / "whole"), cwd=ROOT, check=True)
+    return folder
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def binary(tree, out):
+    command = [sys.executable, "-m", "data_pipelines.prepare", f"--data={tree}", f"--out={out}"]
+    return [*command, "--splits=train", "--shape=8,14,12", "--spacing=12,7.5,7.5", "--processes=2"]
+
+
+def test_killed_ten_times_ends_bit_identical(tree, tmp_path):
+    folders = [str(tree), str(tmp_path / "undisturbed"), str(tmp_path / "disturbed")]
+    result = subprocess.run(
+        [sys.executable, "-c", KILLED_TEN_TIMES, *folders],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    shards_then = list(map(int, result.stdout.split()))
+    assert shards_then == sorted(shards_then), "finished shards are kept"
+    assert shards_then[0] < 14 and len(set(shards_then)) > 1, "some kills came in the middle"
+    assert content(tmp_path / "disturbed") == content(tmp_path / "undisturbed")
+
+
+def test_the_binary_killed_leaves_no_workers_and_is_taken_up_again(tree, tmp_path):
+    out = tmp_path / "killed"
+    process = subprocess.Popen(binary(tree, out), cwd=ROOT, stderr=subprocess.DEVNULL)
+    while not list(out.glob("*.jsonl")) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    subprocess.run(binary(tree, out), cwd=ROOT, check=True)
+    assert content(out) == content(tree / "whole")
+
+
+def test_a_full_disk_is_one_line_and_the_run_is_taken_up_again(tree, tmp_path):
+    """A limit on the size of a file stands for the full disk."""
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+
+    out = tmp_path / "full"
+    command = binary(tree, out)
+    full = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, preexec_fn=limit)
+    assert full.returncode == 2
+    last = full.stderr.splitlines()[-1]
+    assert last.startswith(f"error: {out}: cannot be written") and "too large" in last
+    assert not list(out.glob(".writing-*"))
+    subprocess.run(command, cwd=ROOT, check=True)
+    assert content(out) == content(tree / "whole")
+
+
+def test_slices_of_an_array_job_make_the_same_shards(tree, tmp_path):
+    out = tmp_path / "slices"
+    jobs = [
+        subprocess.Popen(
+            [*binary(tree, out), f"--task={index}/2"], cwd=ROOT, stderr=subprocess.PIPE, text=True
+        )
+        for index in range(2)
+    ]
+    told = [job.communicate()[1] for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0], told
+    assert any("train: 40 volumes" in text for text in told)
+    assert content(out) == content(tree / "whole")

@@ -1,0 +1,187 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from data_pipelines.errors import InputError
+from data_pipelines.reports import LABELS
+from data_pipelines.sources.case import UNKNOWN
+from data_pipelines.sources.manifest import read_collection
+
+
+def write(folder: Path, *lines: str, name: str = "scans.csv") -> Path:
+    path = folder / name
+    path.write_text("\n".join(lines) + "\n", encoding="latin-1")
+    return path
+
+
+def case(path, split="train", **options):
+    (only,) = read_collection(path, split, **options).cases
+    return only
+
+
+def skips(path, split="train"):
+    return {case.volume_name: case.skip for case in read_collection(path, split).cases}
+
+
+def test_a_path_is_enough(tmp_path):
+    found = case(write(tmp_path, "path", "scans/a.nii.gz"))
+    assert (found.volume_name, found.patient, found.scan) == ("scans/a.nii.gz",) * 3
+    assert found.path == tmp_path / "scans/a.nii.gz"
+    assert found.findings == found.impressions == found.axes == found.skip == ""
+    assert found.labels == (UNKNOWN,) * len(LABELS) and found.strata == {}
+    assert all(map(math.isnan, (found.slope, found.intercept, *found.spacing)))
+
+
+def test_everything_is_read(tmp_path):
+    row = {
+        "path": "a.npz",
+        "volume_name": "v",
+        "patient": "p",
+        "scan": "s",
+        "split": "valid",
+        "findings": "A nodule.",
+        "impressions": "None.",
+        "slope": 1,
+        "intercept": -1024.0,
+        "spacing_z": 1.5,
+        "spacing_x": 0.7,
+        "spacing_y": 0.8,
+        "axes": "SAL",
+        "sex": "F",
+        "age": "036Y",
+        "manufacturer": "M",
+        "model": "X",
+        "kernel": "B",
+        "date": "2020",
+        "labels": {LABELS[0]: 1, LABELS[2]: False},
+        "comment": "ignored",
+    }
+    found = case(write(tmp_path, json.dumps(row), name="scans.jsonl"), "valid")
+    assert (found.volume_name, found.patient, found.scan) == ("v", "p", "s")
+    assert (found.findings, found.impressions) == ("A nodule.", "None.")
+    assert (found.slope, found.intercept, found.spacing) == (1, -1024, (1.5, 0.7, 0.8))
+    assert found.axes == "SAL" and not found.skip
+    assert found.labels == (1, UNKNOWN, 0, *[UNKNOWN] * 15)
+    assert found.strata == {key: row[key] for key in list(row)[13:19]}
+
+
+def test_csv_and_json_lines_say_the_same(tmp_path):
+    table = write(tmp_path, f"path,split,{LABELS[1]}", "a.npz,test,1")
+    lines = write(
+        tmp_path, f'{{"path": "a.npz", "split": "test", "{LABELS[1]}": true}}', name="t.jsonl"
+    )
+    assert case(table, "test").labels[1] == 1
+    assert str(read_collection(table, "test")) == str(read_collection(lines, "test"))
+
+
+@pytest.mark.parametrize("path", ["/data/a.npz", "gs://bucket/a.npz"])
+def test_absolute_paths_stay(tmp_path, path):
+    assert str(case(write(tmp_path, "path", path)).path) == path
+
+
+def test_columns_are_renamed(tmp_path):
+    table = write(tmp_path, "ID,path,NiftiFile,Report,Nodule", "v,x,a.npz,Clear.,1")
+    columns = {"volume_name": "ID", "path": "NiftiFile", "findings": "Report", LABELS[9]: "Nodule"}
+    found = case(table, columns=columns)
+    assert (found.volume_name, found.path.name, found.findings) == ("v", "a.npz", "Clear.")
+    assert LABELS[9] == "Lung nodule" and found.labels[9] == 1
+    with pytest.raises(InputError, match="no column 'finding', only path, volume_name"):
+        read_collection(table, "train", columns={"finding": "Report"})
+    with pytest.raises(InputError, match="scans.csv: no column Impression"):
+        read_collection(table, "train", columns={"impressions": "Impression"})
+
+
+def test_a_whole_report_is_taken_where_there_are_no_parts(tmp_path):
+    table = write(
+        tmp_path,
+        "path,findings,impressions,report",
+        "a,,,Whole.",
+        "b,F.,,Whole.",
+        "c,,I.,Whole.",
+    )
+    cases = read_collection(table, "train").cases
+    parts = [(case.findings, case.impressions) for case in cases]
+    assert parts == [("Whole.", ""), ("F.", ""), ("", "I.")]
+
+
+def test_one_spacing_in_the_plane_serves_for_both(tmp_path):
+    table = write(tmp_path, "path,spacing_z,spacing_x", 'a,2,"[0.7, 0.7]"')
+    assert case(table).spacing == (2, 0.7, 0.7)
+
+
+def test_cases_are_those_of_the_split_by_name(tmp_path):
+    table = write(tmp_path, "volume_name,path,split", "c,1,train", "b,2,valid", "a,3,train")
+    assert [case.volume_name for case in read_collection(table, "train").cases] == ["a", "c"]
+    assert case(table, "valid").volume_name == "b"
+    with pytest.raises(InputError, match="scans.csv: no row of split 'test', only of train, valid"):
+        read_collection(table, "test")
+
+
+def test_without_splits_all_is_train(tmp_path):
+    table = write(tmp_path, "path", "a", "b")
+    assert list(skips(table)) == ["a", "b"]
+    with pytest.raises(InputError, match="scans.csv: no column split, so all rows are train"):
+        read_collection(table, "valid")
+
+
+def test_rows_of_no_use_are_skipped_in_every_split(tmp_path):
+    table = write(
+        tmp_path,
+        "volume_name,path,split,findings",
+        "good,a,train,",
+        "twice,b,train,",
+        "twice,b,valid,",
+        "short",
+        "long,c,train,,",
+        "latin,d,train,Größe",
+        ",e,train,",
+        "splitless,f,,",
+        "pathless,,train,",
+        "other,g,valid,",
+    )
+    bad = {
+        "twice": "second, different row",
+        "short": "too few cells",
+        "long": "too many cells",
+        "latin": "no UTF-8",
+        "line 8": "no volume_name",
+        "splitless": "no split",
+    }
+    for split, good, more in (("train", "good", {"pathless": "no path"}), ("valid", "other", {})):
+        found = skips(table, split)
+        assert found.pop(good) == "" and found.keys() == (bad | more).keys()
+        assert all(reason in found[name] for name, reason in (bad | more).items())
+
+
+def test_a_table_of_bad_rows_only_is_not_lost(tmp_path):
+    assert "too many" in skips(write(tmp_path, "path,split", "a,train,"), "valid")["a"]
+    assert "line 2: no path" in skips(write(tmp_path, "path,findings", ",x"))["line 2"]
+
+
+def test_equal_rows_are_one_case(tmp_path):
+    assert not case(write(tmp_path, "path", "a", "a")).skip
+
+
+def test_a_name_that_cannot_be_printed_is_skipped(tmp_path):
+    found = case(write(tmp_path, "path", '"a\nb"'))
+    assert found.volume_name == r"'a\nb'" and "cannot be printed" in found.skip
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (("volume_name", "a"), "no column path"),
+        (("path,split",), "no rows"),
+        (("path", '"a'), "no table"),
+    ],
+)
+def test_a_malformed_manifest_is_an_input_error(tmp_path, lines, message):
+    with pytest.raises(InputError, match=f"scans.csv: {message}"):
+        read_collection(write(tmp_path, *lines), "train")
+
+
+def test_an_absent_manifest_is_an_input_error(tmp_path):
+    with pytest.raises(InputError, match="absent.csv: no such table"):
+        read_collection(tmp_path / "absent.csv", "train")
