@@ -1,5 +1,5 @@
 """One volume the straightforward way, as the published loaders go: nibabel to float64, resampled by
-torch, anew at each use. Written from the description of CT-CLIP's preprocessing."""
+torch. Written from the description of CT-CLIP's preprocessing (arXiv 2403.17834)."""
 
 from pathlib import Path
 
@@ -11,9 +11,10 @@ from data_pipelines.volumes import Geometry
 
 
 def load(path: Path, *, spacing_xyz: tuple[float, float, float]) -> np.ndarray:
-    """Returns HU / 1000 on the published grid, float32 (1, 240, 480, 480)."""
+    """Returns HU / 1000 on the published grid, float32 (1, 240, 480, 480), clipped as in inference;
+    training clips after resampling, at the same cost."""
     geometry = Geometry()
-    hu = nib.load(path).get_fdata().transpose(2, 0, 1)
+    hu = np.clip(nib.load(path).get_fdata(), -1000, 1000).transpose(2, 0, 1)
     x, y, z = spacing_xyz
     size = [
         int(n * (now / wanted))
@@ -22,7 +23,7 @@ def load(path: Path, *, spacing_xyz: tuple[float, float, float]) -> np.ndarray:
     resampled = torch.nn.functional.interpolate(
         torch.from_numpy(hu)[None, None], size=size, mode="trilinear", align_corners=False
     )
-    volume = (np.clip(resampled[0, 0].numpy(), -1000, 1000) / 1000).astype(np.float32)
+    volume = (resampled[0, 0].numpy() / 1000).astype(np.float32)
     for axis, target in enumerate(geometry.shape):
         start = max(volume.shape[axis] - target, 0) // 2
         volume = volume.take(range(start, start + min(volume.shape[axis], target)), axis)

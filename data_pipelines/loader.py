@@ -11,6 +11,7 @@ use, ahead, being filled), and AHEAD * THREADS compressed volumes beside them.
 
 import dataclasses
 import functools
+import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ import grain
 import numpy as np
 from etils import epath
 
-from data_pipelines import shards
+from data_pipelines import memory, shards
 from data_pipelines.errors import InputError
 from data_pipelines.shards import Record, ShardSource, decompress
 from data_pipelines.texts import TextChoice
@@ -207,11 +208,17 @@ class _Assemble:
     shape: tuple[int, int, int]
 
     def __call__(self, examples: Sequence[Record]) -> Batch:
-        images = np.empty((len(examples), *self.shape), np.int16)
+        images = self._empty(len(examples))
         volumes = [example["image"] for example in examples]
         list(_threads().map(_Compressed.write, volumes, images))
         names = [name for name in examples[0] if name != "image"]
         return {"image": images} | {n: np.stack([each[n] for each in examples]) for n in names}
+
+    def _empty(self, count: int) -> np.ndarray:
+        shape = (count, *self.shape)
+        if 2 * math.prod(shape) >= memory.LARGE_BYTES:
+            memory.keep_large_blocks()  # here, since workers assemble in processes of their own
+        return np.empty(shape, np.int16)
 
 
 @functools.cache

@@ -1,0 +1,157 @@
+"""Volumes at full size from local disk to a batch on the host, beside the published way, which
+reads, decompresses and resamples each volume anew: `python -m benchmarks.loader`.
+
+All ways in turns in the same run, each in a process of its own; the files are in the page cache.
+The loader keeps the memory of its batches (data_pipelines.memory). What that alone would do for the
+published way is measured too.
+"""
+
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks import measure, synthetic_ct
+from data_pipelines import memory, shards
+from data_pipelines.errors import run_main
+from data_pipelines.preparation import prepare_case
+from data_pipelines.sources.case import Case
+from data_pipelines.texts import TextChoice
+from data_pipelines.tokenizers import load_tokenizer, train_sentencepiece
+from data_pipelines.volumes import Geometry
+
+VOLUMES, BATCH_SIZE, ROUNDS, BATCHES = 16, 2, 5, 24
+SETTLED = 2.0
+GEOMETRY = Geometry()
+REPORT = (
+    "The heart is of normal size. No pericardial effusion. A nodule of {} mm in the left lung.",
+    "Lung nodule. No effusion.",
+)
+
+
+def write(folder: Path) -> None:
+    """A CT, and shards that hold it again and again, with a tokenizer."""
+    synthetic_ct.write(folder / "ct.nii.gz")
+    case = Case("a_1.nii.gz", "a", "a", folder / "ct.nii.gz")
+    record = prepare_case(case, geometry=GEOMETRY, mode="sound")
+    names = [f"train_{number}_a_1.nii.gz" for number in range(VOLUMES)]
+    findings, impressions = REPORT
+    settings = {
+        "shape": GEOMETRY.shape,
+        "spacing": GEOMETRY.spacing,
+        "window": GEOMETRY.window,
+        "shards": 1,
+    }
+    (shard,) = shards.begin(folder / "shards", "train", settings=settings)
+    texts = {"findings": findings.format(7), "impressions": impressions}
+    shards.write_shard(shard, [record | texts | {"volume_name": name} for name in names])
+    shards.finish(folder / "shards")
+    reports = [findings.format(size) for size in range(VOLUMES)]
+    train_sentencepiece(reports, folder / "tokenizer.model", 100)
+
+
+def open_ours(folder: Path, cores: int) -> None:
+    """Makes a process that loads by our loader on so many cores."""
+    from data_pipelines import loader
+
+    global batches
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+    loader.THREADS = cores
+    batches = loader.train_loader(
+        [folder / "shards"],
+        split="train",
+        texts=TextChoice(shuffle=True),
+        tokenizer=load_tokenizer(folder / "tokenizer.model"),
+        max_length=128,
+        batch_size=BATCH_SIZE,
+        seed=0,
+    )
+
+
+def ours() -> float:
+    """Volumes per second; what is loaded ahead is neither timed nor left to others' time."""
+    for _ in range(2):
+        next(batches)
+    start = time.perf_counter()
+    for _ in range(BATCHES):
+        next(batches)
+    seconds = time.perf_counter() - start
+    time.sleep(SETTLED)
+    return BATCHES * BATCH_SIZE / seconds
+
+
+def open_published(keep_memory: bool) -> None:
+    """Makes a process that loads as published on one core, as glibc is or set as ours."""
+    import torch
+
+    torch.set_num_threads(1)
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
+    if keep_memory:
+        memory.keep_large_blocks()
+
+
+def published(path: Path) -> float:
+    """Volumes per second."""
+    from benchmarks import published_loading
+
+    start = time.perf_counter()
+    published_loading.load(path, spacing_xyz=synthetic_ct.SPACING_XYZ)
+    return 1 / (time.perf_counter() - start)
+
+
+def in_turns(folder: Path) -> dict[str, list[float]]:
+    """Volumes per second of every way, each in a process of its own, one after the other."""
+    context, path = multiprocessing.get_context("spawn"), folder / "ct.nii.gz"
+    with (
+        context.Pool(1, open_ours, (folder, 1)) as one,
+        context.Pool(1, open_ours, (folder, 2)) as two,
+        context.Pool(1, open_published, (False,)) as plain,
+        context.Pool(1, open_published, (True,)) as kept,
+    ):
+        ways = {
+            "one core": (one, ours, ()),
+            "two cores": (two, ours, ()),
+            "published, one core": (plain, published, (path,)),
+            "published, one core, memory kept": (kept, published, (path,)),
+        }
+        found: dict[str, list[float]] = {name: [] for name in ways}
+        for turn in range(ROUNDS + 1):
+            for name, (pool, way, arguments) in ways.items():
+                rate = pool.apply(way, arguments)
+                if turn:  # the first warms up
+                    found[name].append(rate)
+    return found
+
+
+def main(argv: Sequence[str]) -> None:
+    megabytes = 2 * GEOMETRY.shape[0] * GEOMETRY.shape[1] * GEOMETRY.shape[2] / 1e6
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        measure.in_new_process(write, folder)
+        rates = in_turns(folder)
+        (records,) = (folder / "shards").glob("*.array_record-*")
+        size = records.stat().st_size / VOLUMES
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    ratios = {
+        name: statistics.median(a / b for a, b in zip(rates["one core"], rates[name], strict=True))
+        for name in rates
+        if name.startswith("published")
+    }
+    measure.save(
+        "loader",
+        {
+            "volumes_per_second": {name: round(value, 2) for name, value in medians.items()},
+            "mb_per_second": {
+                name: round(megabytes * medians[name]) for name in ("one core", "two cores")
+            },
+            "times_faster_a_core": {name: round(value, 1) for name, value in ratios.items()},
+            "mb_of_a_volume": {"on the host": round(megabytes, 1), "on disk": round(size / 1e6, 1)},
+        },
+    )
+
+
+if __name__ == "__main__":
+    run_main(main)
