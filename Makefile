@@ -10,7 +10,7 @@ DEMO := runs/demo
 # XLA takes the memory of a step anew each time: huge pages spare its page faults (glibc 2.35 on).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: env demo test lint bench
+.PHONY: env demo test test-beam lint bench
 .DELETE_ON_ERROR:
 
 env: $(VENV)/runtime.done
@@ -34,6 +34,18 @@ $(VENV)/torch.done: $(VENV)/dev.done
 
 test: $(VENV)/torch.done
 	$(RUN) -m pytest
+
+# Beam's pins differ from those of training, so it has an environment of its own.
+BEAM_VENV := $(VENV)-beam
+
+$(BEAM_VENV)/done: requirements-beam.txt
+	$(PYTHON) -m venv $(BEAM_VENV)
+	$(BEAM_VENV)/bin/python -m pip install --no-compile --requirement requirements-beam.txt \
+		"pytest>=8.3,<10" "pandas>=2.2,<4"
+	@touch $@
+
+test-beam: $(BEAM_VENV)/done
+	$(BEAM_VENV)/bin/python -m pytest tests/test_beam.py
 
 lint: $(VENV)/dev.done
 	$(RUN) -m ruff check .
