@@ -9,6 +9,7 @@
 `python -m data_pipelines.shards verify SHARDS` checks all of it, `show SHARDS NAME` shows a record.
 """
 
+from data_pipelines.shards.dataset import begin, discard, finish, locked
 from data_pipelines.shards.format import Record, compress, decompress
 from data_pipelines.shards.reading import (
     ShardSource,
@@ -19,15 +20,7 @@ from data_pipelines.shards.reading import (
     read_skipped,
     splits,
 )
-from data_pipelines.shards.writing import (
-    Shard,
-    Skipped,
-    begin,
-    discard,
-    finish,
-    locked,
-    write_shard,
-)
+from data_pipelines.shards.writing import Shard, Skipped, write_shard
 
 __all__ = [
     "Record",

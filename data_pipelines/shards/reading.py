@@ -8,8 +8,9 @@ from etils import epath
 
 from data_pipelines.errors import InputError
 from data_pipelines.shards import format
+from data_pipelines.shards.dataset import plan, settings_path
 from data_pipelines.shards.format import Record
-from data_pipelines.shards.writing import Skipped, plan, settings_path
+from data_pipelines.shards.writing import Skipped
 
 
 class ShardSource(Sequence[Record]):

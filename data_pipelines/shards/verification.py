@@ -8,8 +8,9 @@ from etils import epath
 
 from data_pipelines.errors import InputError
 from data_pipelines.shards import format
+from data_pipelines.shards.dataset import CHECKSUMS, plan
 from data_pipelines.shards.reading import splits
-from data_pipelines.shards.writing import CHECKSUMS, Shard, plan, sha256
+from data_pipelines.shards.writing import Shard, sha256
 
 
 def verify(shards: epath.PathLike) -> Iterator[str]:

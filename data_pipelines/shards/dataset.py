@@ -1,0 +1,149 @@
+"""The shards of a folder as one dataset: planned, held by those who write, declared when whole."""
+
+import contextlib
+import csv
+import fcntl
+import io
+import json
+import shutil
+from collections.abc import Iterator
+
+import tensorflow_datasets as tfds
+from etils import epath
+
+from data_pipelines.errors import InputError
+from data_pipelines.shards import format
+from data_pipelines.shards.format import NAME
+from data_pipelines.shards.writing import SCRATCH, Shard, is_remote, sha256, write_text
+
+CHECKSUMS = "SHA256SUMS"
+
+
+def begin(out: epath.PathLike, split: str, *, settings: dict) -> list[Shard]:
+    """The shards of a split that is prepared, or is being prepared, with these settings.
+
+    `settings` has the number of `shards` and whatever else must not change between two runs into
+    the same folder. Raises InputError if the folder holds another preparation of the split."""
+    directory = epath.Path(out)
+    directory.mkdir(parents=True, exist_ok=True)
+    path = settings_path(directory, split)
+    if path.exists() and (found := json.loads(path.read_text())) != settings:
+        changed = [name for name in settings if settings[name] != found.get(name)]
+        raise InputError(
+            f"{out}: holds another preparation of {split} ({', '.join(changed)} differ); "
+            "delete it or choose another folder"
+        )
+    write_text(path, json.dumps(settings, indent=2) + "\n")
+    return plan(directory, split)
+
+
+def plan(directory: epath.Path, split: str) -> list[Shard]:
+    """The shards of a split that was begun."""
+    count = json.loads(settings_path(directory, split).read_text())["shards"]
+    return [Shard(directory, split, index, count) for index in range(count)]
+
+
+def settings_path(directory: epath.Path, split: str) -> epath.Path:
+    """Where the settings of a split are kept."""
+    return directory / f"preparation-{split}.json"
+
+
+@contextlib.contextmanager
+def locked(out: epath.PathLike, *, alone: bool) -> Iterator[None]:
+    """Holds the folder for a run that writes all of it `alone`, or for one of several that write
+    different shards; ends with the process. A run that is alone first takes away what a killed one
+    left unfinished. Local disks only: elsewhere it does nothing.
+
+    Raises InputError if another process holds the folder and one of the two wants to be alone."""
+    directory = epath.Path(out)
+    if is_remote(directory):
+        yield
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    with open(directory / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{out}: another process is writing shards there") from None
+        if alone:
+            for path in directory.glob(f"{SCRATCH}*"):
+                shutil.rmtree(path)
+        yield
+
+
+def finish(out: epath.PathLike) -> list[str]:
+    """Declares the splits whose shards are all complete to be the dataset of the folder.
+
+    Returns their names."""
+    directory = epath.Path(out)
+    names = sorted(path.stem for path in directory.glob("preparation-*.json"))
+    plans = {name: plan(directory, name) for name in (n.split("-", 1)[1] for n in names)}
+    complete = {split: shards for split, shards in plans.items() if all(s.complete for s in shards)}
+    if complete:
+        summaries = {s: [shard.read_summary() for shard in complete[s]] for s in complete}
+        _write_tables(directory, complete)
+        _write_metadata(directory, summaries)
+        _write_checksums(directory, complete, summaries)
+    return list(complete)
+
+
+def _write_tables(directory: epath.Path, complete: dict[str, list[Shard]]) -> None:
+    skipped, provenance = [("VolumeName", "Split", "Reason")], []
+    for split, shards in complete.items():
+        for line in (line for shard in shards for line in shard.read_rows()):
+            if "reason" in line:
+                skipped.append((line["volume_name"], split, line["reason"]))
+            else:
+                name = {"VolumeName": line["volume_name"], "Split": split}
+                provenance.append(name | line["provenance"])
+    columns = list(dict.fromkeys(column for line in provenance for column in line))
+    cells = [[line.get(column, "") for column in columns] for line in provenance]
+    for name, rows in (("skipped.csv", skipped), ("provenance.csv", [columns, *cells])):
+        text = io.StringIO(newline="")
+        csv.writer(text, lineterminator="\n").writerows(rows)
+        write_text(directory / name, text.getvalue())
+
+
+def _write_metadata(directory: epath.Path, summaries: dict[str, list[dict]]) -> None:
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=directory, dataset_name=NAME, filetype_suffix="array_record"
+    )
+    tfds.folder_dataset.write_metadata(
+        data_dir=directory,
+        features=format.FEATURES,
+        version=format.VERSION,
+        split_infos=[
+            tfds.core.SplitInfo(
+                name=split,
+                shard_lengths=[summary["volumes"] for summary in shards],
+                num_bytes=sum(summary["bytes"] for summary in shards),
+                filename_template=template.replace(split=split),
+            )
+            for split, shards in summaries.items()
+        ],
+        check_data=False,
+    )
+
+
+def _write_checksums(
+    directory: epath.Path, complete: dict[str, list[Shard]], summaries: dict[str, list[dict]]
+) -> None:
+    """As sha256sum writes and checks them."""
+    digests = {}
+    for split, shards in complete.items():
+        for shard, summary in zip(shards, summaries[split], strict=True):
+            digests[shard.records.name] = summary["sha256"]
+            digests[shard.rows.name] = sha256(shard.rows)
+        digests[settings_path(directory, split).name] = sha256(settings_path(directory, split))
+    for name in ("dataset_info.json", "features.json", "provenance.csv", "skipped.csv"):
+        digests[name] = sha256(directory / name)
+    lines = [f"{digest}  {name}\n" for name, digest in sorted(digests.items())]
+    write_text(directory / CHECKSUMS, "".join(lines))
+
+
+def discard(out: epath.PathLike, split: str) -> None:
+    """Takes back a preparation, so that the next run starts the split anew."""
+    directory = epath.Path(out)
+    for shard in plan(directory, split):
+        shard.rows.unlink(missing_ok=True)
+    settings_path(directory, split).unlink()
