@@ -214,7 +214,8 @@ def test_verify_and_show_are_commands(written, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == f"{written} is sound: 3 volumes of train\n"
     main([*command, "show", str(written), "train_2_a_1.nii.gz"])
     shown = capsys.readouterr().out
-    assert json.loads(shown[: shown.rindex("}") + 1])["strata"] == {"sex": "F"}
+    record = json.loads(shown[: shown.rindex("}") + 1])
+    assert record["strata"] == {"sex": "F"} and record["labels"]["Medical material"] == -1
     assert (tmp_path / "train_2_a_1.nii.gz.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(InputError, match="was skipped, truncated, or not"):
         main([*command, "show", str(written), "train_9_a_1.nii.gz"])

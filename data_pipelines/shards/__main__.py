@@ -9,9 +9,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from data_pipelines.errors import InputError, run_main
 from data_pipelines.shards.picture import draw
-from data_pipelines.shards.reading import find, read, read_reports, splits
+from data_pipelines.shards.reading import find, preparation, read, read_reports, splits
 from data_pipelines.shards.verification import verify
 
 
@@ -40,7 +42,11 @@ def _show(folder: str, name: str) -> None:
     split, index = find(folder, name)
     record = read(folder, split)[index]
     volume = record.pop("volume")
-    print(json.dumps({"split": split, **record}, indent=2, default=lambda array: array.tolist()))
+    names = preparation(folder, split)["labels"]
+    record |= {name: np.array(record[name]).tolist() for name in ("shape", "spacing", "window")}
+    record["labels"] = dict(zip(names, record["labels"].tolist(), strict=True))
+    record["steps_per_hu"] = int(record["steps_per_hu"])
+    print(json.dumps({"split": split, **record}, indent=2))
     path = Path(f"{Path(name).name}.png")
     draw(path, volume, spacing=record["spacing"], window=record["window"])
     print(path)
