@@ -35,7 +35,7 @@ REPORT = (
 def write(folder: Path) -> None:
     """A CT, and shards that hold it again and again, with a tokenizer."""
     synthetic_ct.write(folder / "ct.nii.gz")
-    case = Case("a_1.nii.gz", "a", "a", folder / "ct.nii.gz")
+    case = Case("a_1.nii.gz", "a", "a", (folder / "ct.nii.gz",))
     record = prepare_case(case, geometry=GEOMETRY, mode="sound")
     names = [f"train_{number}_a_1.nii.gz" for number in range(VOLUMES)]
     findings, impressions = REPORT

@@ -44,7 +44,7 @@ def compare(path: Path) -> dict[str, float]:
     torch.set_num_threads(1)
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     seconds: dict[str, list[float]] = {"ours": [], "straightforward": [], "to a record": []}
-    case = Case("a_1.nii.gz", "a", "a", path)
+    case = Case("a_1.nii.gz", "a", "a", (path,))
     ways = {
         "ours": lambda: ours(path),
         "straightforward": lambda: published_loading.load(
@@ -70,7 +70,7 @@ def compare(path: Path) -> dict[str, float]:
 
 def worker_peak_gib(path: Path) -> float:
     """Peak memory of a process that prepares one volume."""
-    prepare_case(Case("a_1.nii.gz", "a", "a", path), geometry=Geometry(), mode="sound")
+    prepare_case(Case("a_1.nii.gz", "a", "a", (path,)), geometry=Geometry(), mode="sound")
     return round(measure.peak_gib(), 2)
 
 

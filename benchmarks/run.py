@@ -2,12 +2,20 @@
 
 from collections.abc import Sequence
 
-from benchmarks import exactness, full_size_detection, full_size_weights, loader, preparation
+from benchmarks import (
+    exactness,
+    full_size_detection,
+    full_size_weights,
+    loader,
+    preparation,
+    two_epochs,
+)
 from data_pipelines.errors import run_main
 
 
 def main(argv: Sequence[str]) -> None:
-    for benchmark in (exactness, full_size_weights, full_size_detection, preparation, loader):
+    full_size = (full_size_weights, full_size_detection)
+    for benchmark in (exactness, *full_size, preparation, loader, two_epochs):
         benchmark.main(argv)
 
 

@@ -49,14 +49,19 @@ def evaluate(config: TrainConfig, *, model_path: Path, out: Path) -> dict[str, A
         raise InputError(f"config.evaluation.prompts: {prompts!r} is none of {', '.join(PROMPTS)}")
     folder = config.evaluation_shards
     reports = shards.read_reports(folder, config.evaluation.split)
-    names = tuple(shards.preparation(folder, config.evaluation.split)["labels"])
-    if names != LABELS:
-        raise InputError(f"{folder}: labels {', '.join(names)}; the 18 of CT-RATE are evaluated")
+    prepared = shards.preparation(folder, config.evaluation.split)
+    if tuple(prepared["labels"]) != LABELS:
+        names = ", ".join(prepared["labels"])
+        raise InputError(f"{folder}: labels {names}; the 18 of CT-RATE are evaluated")
     model = load(model_path, max_length=config.evaluation.max_length)
+    if (window := tuple(prepared["window"])) != model.config.image.window:
+        raise InputError(
+            f"{folder}: a window of {window} HU; {model_path} wants {model.config.image.window}"
+        )
     encoded, scores = encode(config, model=model, reports=reports)
     if [report["volume_name"] for report in reports] != encoded.names.tolist():
         raise InputError(f"{config.evaluation_shards}: the shards and their .jsonl files differ")
-    scans = np.array([report["scan"] for report in reports])
+    scans = np.array([scan_of(report) for report in reports])
     metrics = {
         "model": str(model_path),
         "shards": config.evaluation_shards,
@@ -115,6 +120,11 @@ def encode(
         temperature=model.temperature,
     )
     return encoded, scores
+
+
+def scan_of(row: Mapping[str, Any]) -> str:
+    """What the reconstructions of one scan have in common."""
+    return f"{row['patient']}/{row['scan']}"
 
 
 def texts_of(row: Mapping[str, Any], evaluation: EvaluationConfig) -> list[str]:

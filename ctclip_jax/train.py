@@ -36,6 +36,7 @@ from ctclip_jax.shapes import Array, Float, Int, Variables
 from ctclip_jax.sharding import local_batch_size, make_mesh, put_batch, state_shardings
 from ctclip_jax.text_warmup import warm_up
 from data_pipelines import loader
+from data_pipelines.shards import preparation
 from data_pipelines.text_pairs import text_pair_loader
 from data_pipelines.tokenizers import Tokenizer, load_tokenizer
 
@@ -140,7 +141,9 @@ def loader_layout(config: TrainConfig) -> dict[str, int | str | list]:
     """Returns what must stay the same for a saved loader position to mean the same volumes."""
     return {
         "split": config.data.split,
-        "folders": len(config.data.folders),
+        "cases": [
+            preparation(folder, config.data.split)["cases_sha256"] for folder in config.data.folders
+        ],
         "weights": list(config.data.weights),
         "one_per_scan": config.data.one_per_scan,
         "processes": jax.process_count(),

@@ -10,7 +10,7 @@ from data_pipelines.preparation import Task
 def run(tasks: Sequence[Task], *, runner: str, options: Sequence[str]) -> None:
     """Runs every task, each a shard that its worker writes by itself; `options` are Beam's own.
 
-    Raises InputError if Beam is not installed."""
+    Raises InputError if Beam is not installed or its run fails."""
     try:
         import apache_beam
         from apache_beam.options.pipeline_options import PipelineOptions
@@ -20,6 +20,10 @@ def run(tasks: Sequence[Task], *, runner: str, options: Sequence[str]) -> None:
             "environment of its own"
         ) from None
     arguments = [f"--runner={runner}", *options]
-    with apache_beam.Pipeline(options=PipelineOptions(arguments)) as pipeline:
-        work = pipeline | apache_beam.Create(tasks) | apache_beam.Reshuffle()
-        work | apache_beam.Map(preparation.run)
+    try:
+        with apache_beam.Pipeline(options=PipelineOptions(arguments)) as pipeline:
+            work = pipeline | apache_beam.Create(tasks) | apache_beam.Reshuffle()
+            work | apache_beam.Map(preparation.run)
+    except Exception as error:  # of whatever kind its runner has
+        cause = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"--runner={runner}: {cause}; finished shards are kept") from error

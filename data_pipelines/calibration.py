@@ -21,6 +21,7 @@ Trust = Literal["data", "tables"]
 _SPACING_MM = (0.05, 20.0)
 _CHEST_EXTENT_MM = (100.0, 1000.0)
 _SMALLEST_SHARE = 0.005
+_PADDING_SHARE = 0.01
 _SPACING_DECIMALS = 5
 _TILT = 0.05  # cosine, about 3 degrees
 _SPACING_TOLERANCE = 0.01
@@ -85,10 +86,11 @@ def calibrate(
         if scan.affine is not None and not _is_blank(scan.affine):
             voxels, claims["header"] = to_lps(scan.voxels, scan.affine)
             directions = "header"
-        elif axes:
-            voxels, directions = _reoriented(scan.voxels, _orientation(axes)), "table"
-        elif scan.spacing_xyz != UNKNOWN_SPACING:
-            claims["pixdim"] = _rounded(scan.spacing_xyz)
+        else:
+            stored = _orientation(axes or "LPS")
+            voxels, directions = _reoriented(scan.voxels, stored), "table" if axes else "stored"
+            if scan.spacing_xyz != UNKNOWN_SPACING:
+                claims["pixdim"] = _rounded(_along_patient(scan.spacing_xyz, stored))
         claims["table"] = (x, y, z)
         grid = _best_spacing(claims, voxels.shape)
     ends = sorted((slope * lowest + intercept, slope * highest + intercept))
@@ -118,8 +120,7 @@ def to_lps(
     if not np.allclose(directions.T @ directions, np.eye(3), atol=_TILT):
         raise InputError("axes that are not perpendicular (a tilted gantry)")
     sizes = nib.affines.voxel_sizes(affine)
-    x, y, z = (sizes[np.flatnonzero(stored[:, 0] == axis)[0]] for axis in range(3))
-    return _reoriented(voxels, stored), _rounded((x, y, z))
+    return _reoriented(voxels, stored), _rounded(_along_patient(sizes, stored))
 
 
 def hu_likeness(voxels: Shaped[np.ndarray, "x y z"], *, slope: float, intercept: float) -> float:
@@ -127,9 +128,13 @@ def hu_likeness(voxels: Shaped[np.ndarray, "x y z"], *, slope: float, intercept:
     and lung (-1100 to -700 HU) and of soft tissue (-200 to 200 HU).
 
     A chest has both. A scan rescaled twice, or not at all, moves one of them out of its window,
-    whatever padding value (-2000, -3024, -8192) surrounds the field of view.
+    whatever padding value (-2000, -3024, -8192) surrounds the field of view: the smallest value is
+    left out where much of the array has it, so that no padding passes for air.
     """
     sample = voxels[tuple(slice(None, None, max(1, n // 128)) for n in voxels.shape)]
+    smallest = sample == sample.min()
+    if smallest.mean() > _PADDING_SHARE:
+        sample = sample[~smallest]
     hu = sample.astype(np.float32) * slope + intercept
     air = np.mean((hu > -1100) & (hu < -700))
     tissue = np.mean((hu > -200) & (hu < 200))
@@ -150,6 +155,11 @@ def _reoriented(
     return nib.orientations.apply_orientation(voxels, moves)
 
 
+def _along_patient(sizes: Sequence[float], stored: Float[np.ndarray, "3 2"]) -> list[float]:
+    """Sizes along the stored axes, in the order of the patient's."""
+    return [sizes[int(np.flatnonzero(stored[:, 0] == axis)[0])] for axis in range(3)]
+
+
 def _rounded(millimeters: Sequence[float]) -> tuple[float, float, float]:
     """Headers hold float32: 0.7 mm would otherwise be 0.69999999 and may cost a voxel."""
     x, y, z = (round(float(value), _SPACING_DECIMALS) for value in millimeters)
@@ -160,6 +170,8 @@ def _value_range(voxels: Shaped[np.ndarray, "x y z"]) -> tuple[float, float]:
     lowest, highest = float(voxels.min()), float(voxels.max())
     if not (math.isfinite(lowest) and math.isfinite(highest)):
         raise InputError("voxels that are not finite numbers")
+    if min(voxels.shape) < 2:
+        raise InputError(f"{'x'.join(map(str, voxels.shape))} voxels: one slice is no volume")
     if lowest == highest:
         raise InputError(f"every voxel is {voxels.flat[0]}")
     return lowest, highest
@@ -206,5 +218,8 @@ def _best_spacing(claims: dict[str, tuple[float, ...]], shape: tuple[int, ...]) 
 
     possible = [name for name, spacing in claims.items() if _is_spacing(spacing)]
     if not possible:
-        raise InputError(f"no voxel spacing in the header or the tables: {claims}")
+        raise InputError(
+            f"no voxel spacing in the header or the tables: {claims}"
+            " (1 x 1 x 1 mm at the origin is what a header says that knows of none)"
+        )
     return min(possible, key=rank)

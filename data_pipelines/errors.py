@@ -15,13 +15,14 @@ def run_main(main: Callable[[Sequence[str]], None]) -> None:
     """Runs `main(argv)` under absl; bad input ends it with `error: ...` and status 2.
 
     Bad input is an InputError, or what ml_collections raises for a config file that is not there
-    and for a key that it does not have.
+    and for a key that it does not have; or a package that is missing, since those of cloud paths
+    are looked for when a path is opened.
     """
 
     def guarded(argv: Sequence[str]) -> None:
         try:
             main(argv)
-        except InputError as error:
+        except (InputError, ImportError) as error:
             _fail(error)
 
     def parse(argv: Sequence[str]) -> list[str]:

@@ -69,13 +69,16 @@ def train_loader(
     for folder, group in zip(folders, groups, strict=True):
         if len(group) < process_count:
             raise InputError(f"{folder}: fewer volumes in {split} than {process_count} processes")
+    seeds = map(int, np.random.SeedSequence(seed).generate_state(len(groups)))
     streams = [
-        grain.MapDataset.source(group).seed(seed + k).shuffle().repeat().random_map(_Pick(k))
-        for k, group in enumerate(groups)
+        grain.MapDataset.source(group).seed(s).shuffle().repeat().random_map(_Pick(k))
+        for k, (group, s) in enumerate(zip(groups, seeds, strict=True))
     ]
     mixed = grain.MapDataset.mix(streams, weights or [len(group) for group in groups])
     example = _TrainExample(sources, texts, tokenizer, max_length, shift)
-    mine = mixed[process_index::process_count].seed(seed).random_map(example)
+    # Divided last: a volume's text and shift are the same for any number of processes.
+    examples = mixed.seed(seed).random_map(example)
+    mine = examples[process_index::process_count]
     return _batches(mine, batch_size, geometry=geometry, workers=workers)
 
 
@@ -127,10 +130,10 @@ def shifted(volume: np.ndarray, offsets: Sequence[int], *, air: int) -> np.ndarr
 
 def _groups(folder: epath.PathLike, split: str, *, one_per_scan: bool) -> list[np.ndarray]:
     """The records among which an epoch chooses one: those of a scan, or each by itself."""
-    scans = [row["scan"] for row in shards.read_reports(folder, split)]
+    scans = [(row["patient"], row["scan"]) for row in shards.read_reports(folder, split)]
     if not one_per_scan:
         return list(np.arange(len(scans))[:, None])
-    records: dict[str, list[int]] = {}
+    records: dict[tuple[str, str], list[int]] = {}
     for index, scan in enumerate(scans):
         records.setdefault(scan, []).append(index)
     return [np.array(indices) for indices in records.values()]

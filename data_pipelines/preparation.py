@@ -104,7 +104,8 @@ def prepare_case(case: Case, *, geometry: volumes.Geometry, mode: str) -> Outcom
         return shards.Skipped(case.volume_name, case.skip)
     how = MODES[mode]
     try:
-        scan = read_scan(case.path)
+        path = case.path()
+        scan = read_scan(path)
         found = calibration.calibrate(
             scan,
             slope=case.slope,
@@ -125,11 +126,9 @@ def prepare_case(case: Case, *, geometry: volumes.Geometry, mode: str) -> Outcom
         )
     except InputError as error:
         return shards.Skipped(case.volume_name, str(error))
-    except MemoryError:
-        raise
     except Exception as error:  # a fault of ours; the other volumes are prepared all the same
         cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        return shards.Skipped(case.volume_name, f"{case.path}: {cause}")
+        return shards.Skipped(case.volume_name, f"{case.paths[-1]}: {cause}")
     return {
         "volume": shards.compress(volume),
         "shape": volume.shape,
@@ -143,15 +142,15 @@ def prepare_case(case: Case, *, geometry: volumes.Geometry, mode: str) -> Outcom
         "findings": case.findings,
         "impressions": case.impressions,
         "strata": dict(case.strata),
-        "provenance": _provenance(case, scan, found),
+        "provenance": _provenance(path, scan, found),
     }
 
 
-def _provenance(case: Case, scan: Scan, found: Calibrated) -> dict[str, str | float | bool]:
+def _provenance(path: epath.Path, scan: Scan, found: Calibrated) -> dict[str, str | float | bool]:
     """What was read and decided; sizes and spacings are those of the file, axes (x, y, z)."""
     low, high = found.hu_range
     return {
-        "file": str(case.path),
+        "file": str(path),
         "sha256": scan.sha256,
         "values": found.values,
         "slope": found.slope,
@@ -168,8 +167,10 @@ def _provenance(case: Case, scan: Scan, found: Calibrated) -> dict[str, str | fl
 
 def _settings(collection: Collection, *, geometry: volumes.Geometry, mode: str) -> dict:
     count = len(collection.cases)
-    # Where a file lies, and which upload it is of, may change while a download goes on.
-    told = [dataclasses.replace(case, path=epath.Path()) for case in collection.cases]
+    # Where the files and tables lie may change.
+    told = [
+        dataclasses.replace(case, paths=(), skip=str(bool(case.skip))) for case in collection.cases
+    ]
     per_shard = min(_SHARD_BYTES // (2 * math.prod(geometry.shape)), -(-count // _FEWEST_SHARDS))
     return {
         "mode": mode,

@@ -8,6 +8,7 @@ with `--runner=DirectRunner -- --direct_num_workers=2` on Apache Beam, which get
 """
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -67,6 +68,9 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1 and _RUNNER.value == _POOL:
         raise InputError(f"unexpected argument {argv[1]}")
     geometry, (index, count), here = _geometry(), _slice(), _RUNNER.value == _POOL
+    for split in _SPLITS.value:
+        if not re.fullmatch(r"\w+", split) or split == "all":
+            raise InputError(f"--splits: {split!r} is no name of a split")
     plans = {}
     with shards.locked(_OUT.value, alone=here and count == 1):
         for split in _SPLITS.value:
@@ -78,25 +82,26 @@ def main(argv: Sequence[str]) -> None:
                 beam.run(missing, runner=_RUNNER.value, options=argv[1:])
             elif missing:
                 pool.run(missing, processes=_PROCESSES.value, split=split)
-        for split, tasks in plans.items():
-            _conclude(split, tasks)
+        unusable = [_conclude(split, tasks) for split, tasks in plans.items()]
         shards.finish(_OUT.value)
+    if any(unusable):
+        raise InputError("; ".join(filter(None, unusable)))
     if _VOCAB.value:
         _train_tokenizer()
 
 
-def _conclude(split: str, tasks: Sequence[Task]) -> None:
-    """Tells what became of a split."""
+def _conclude(split: str, tasks: Sequence[Task]) -> str:
+    """Tells what became of a split; returns why nothing did, and takes that back."""
     missing = sum(not task.shard.complete for task in tasks)
     if missing:
         _say(f"{split}: {missing} of {len(tasks)} shards are still to come, from other slices")
-        return
+        return ""
     rows = shards.read_rows(_OUT.value, split)
     if all("reason" in row for row in rows):
         shards.discard(_OUT.value, split)
-        reason = rows[0]["reason"]
-        raise InputError(f"{_OUT.value}: nothing of {split} could be prepared; first: {reason}")
+        return f"nothing of {split} could be prepared; first: {rows[0]['reason']}"
     _say(preparation.summary(rows, split))
+    return ""
 
 
 def _train_tokenizer() -> None:

@@ -31,4 +31,5 @@ def make_record(volume_name: str, volume: np.ndarray, **changes) -> shards.Recor
 def settings(shape, count: int = 1, **changes) -> dict:
     """Of `count` shards of volumes of this shape."""
     geometry = {"shape": list(shape), "spacing": [1.5, 0.75, 0.75], "window": [-1000.0, 1000.0]}
-    return geometry | {"labels": list(LABELS), "shards": count} | changes
+    about = {"labels": list(LABELS), "cases_sha256": "of a test", "shards": count}
+    return geometry | about | changes

@@ -154,3 +154,29 @@ def test_a_tilted_gantry_is_an_input_error():
     tilted[1, 2] = 8 * math.tan(math.radians(10))
     with pytest.raises(InputError, match="tilted gantry"):
         calibrate(scan(chest_hu(), tilted))
+
+
+@pytest.mark.parametrize("table", [TABLE, UNKNOWN])
+def test_padding_does_not_pass_for_air(table):
+    """Raw values whose padding, HU -2048, is stored as -1024."""
+    raw = chest_hu() + np.int16(1024)
+    raw[:2] = -1024
+    raw[:, :3] = -1024
+    if table is UNKNOWN:
+        with pytest.raises(InputError, match="no chest in HU"):
+            calibrate(scan(raw, RAS), **table)
+    else:
+        assert calibrate(scan(raw, RAS), **table).values == "rescaled"
+
+
+def test_axes_of_the_table_and_spacing_of_the_header():
+    stored = np.transpose(chest_hu(), (2, 1, 0))[::-1]
+    found = calibrate(scan(stored, spacing_xyz=(8.0, 5.0, 6.0)), axes="IPL")
+    assert (found.axes, found.grid, found.spacing_xyz) == ("table", "pixdim", (6, 5, 8))
+
+
+@pytest.mark.parametrize("shape", [(20, 18, 1), (1, 18, 12)])
+def test_one_slice_is_no_volume(shape):
+    flat = np.arange(math.prod(shape), dtype=np.int16).reshape(shape)
+    with pytest.raises(InputError, match="one slice is no volume"):
+        calibrate(scan(flat, RAS))

@@ -32,14 +32,14 @@ def test_cases_join_the_tables(tmp_path):
     assert second.labels == (1,) * len(LABELS) and third.labels == (0,) * len(LABELS)
     assert second.findings.startswith("Heart of valid_2") and second.impressions
     assert (second.slope, second.intercept, second.spacing) == (1, -1024, (8, 5, 5))
-    assert second.path.is_file() and not second.skip
+    assert second.path().is_file() and not second.skip
     assert read_cases(tmp_path / "dataset", "valid") == [first, second, third]
 
 
 def test_the_second_upload_is_taken_where_there_are_two(tmp_path):
     names = write_tree(tmp_path, "train", 2)
     write_nifti(scan_path(tmp_path, names[0], folder="train_fixed"), chest_hu())
-    folders = [case.path.parents[2].name for case in read_cases(tmp_path, "train")]
+    folders = [case.path().parents[2].name for case in read_cases(tmp_path, "train")]
     assert folders == ["train_fixed", "train"]
 
 

@@ -198,6 +198,22 @@ def test_wrong_names_are_one_clear_line(prepared, workdir, tmp_path, evaluation,
 
 
 @pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"window": [-1350.0, 150.0]}, "a window of .-1350.0, 150.0. HU; .*export wants .-1000.0"),
+        ({"labels": ["Calcification"]}, "labels Calcification; the 18 of CT-RATE are evaluated"),
+    ],
+)
+def test_shards_of_another_kind_are_an_input_error(workdir, tmp_path, changes, message):
+    (shard,) = shards.begin(tmp_path, "valid", settings=settings(SHAPE, **changes))
+    shards.write_shard(shard, [record(0)])
+    shards.finish(tmp_path)
+    config = experiment(tmp_path)
+    with pytest.raises(InputError, match=message):
+        evaluate.evaluate(config, model_path=workdir / "export", out=tmp_path / "out")
+
+
+@pytest.mark.parametrize(
     ("config", "shards", "message"),
     [("phantoms.py", "none", "error: none: "), ("absent.py", "", "error: --config: ")],
 )

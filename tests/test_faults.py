@@ -5,7 +5,6 @@ import gzip
 import nibabel as nib
 import numpy as np
 import pandas as pd
-import pytest
 from dicom_series import chest_slices, write
 from scan_tree import chest_hu, scan_path, table_path, write_nifti, write_table, write_tree
 
@@ -193,19 +192,3 @@ def test_a_fault_of_ours_is_a_skip_too(tmp_path, monkeypatch):
     skipped, prepared = prepare(collection, tmp_path / "out")
     assert "ZeroDivisionError: division by zero" in skipped["train_1_a_1.nii.gz"]
     assert prepared.keys() == {"train_2_a_1.nii.gz"}
-
-
-def test_lack_of_memory_is_no_fault_of_the_volume(tmp_path, monkeypatch):
-    write_tree(tmp_path, "train", 1)
-
-    def greedy(path):
-        raise MemoryError
-
-    monkeypatch.setattr(preparation, "read_scan", greedy)
-    collection = ct_rate.read_collection(tmp_path, "train")
-    (task,) = preparation.plan(
-        collection, tmp_path / "out", "train", geometry=GEOMETRY, mode="sound"
-    )
-    with pytest.raises(MemoryError):
-        preparation.run(task)
-    assert not task.shard.complete

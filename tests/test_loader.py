@@ -163,13 +163,34 @@ def test_processes_share_epochs_of_any_size(start):
 
 def test_one_reconstruction_of_a_scan_in_an_epoch(start, tmp_path):
     """Volumes 0 and 1 are one scan, 2 and 3 another, ..."""
-    names = [f"train_{number // 2}_a_{number % 2}.nii.gz" for number in range(10)]
-    write(tmp_path, [make_record(n) | {"scan": names[n][:-9]} for n in range(10)])
+    write(tmp_path, [make_record(n) | whose(n // 2) for n in range(10)])
     batches = take(start(folders=[tmp_path], batch_size=5, one_per_scan=True), 24)
     for batch in batches:
         assert sorted(number // 2 for number in numbers([batch])) == list(range(5))
     counts = np.bincount(numbers(batches), minlength=10)
     assert counts.min() >= 4, "both reconstructions come up"
+
+
+def test_scans_of_two_patients_may_have_one_name(start, tmp_path):
+    two = [{"patient": "p1", "scan": "1"}, {"patient": "p2", "scan": "1"}]
+    write(tmp_path, [make_record(number) | two[number % 2] for number in range(4)])
+    batches = take(start(folders=[tmp_path], batch_size=2, one_per_scan=True), 4)
+    assert all(sorted(number % 2 for number in numbers([batch])) == [0, 1] for batch in batches)
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_what_is_drawn_does_not_depend_on_the_number_of_processes(start, processes):
+    options = {"batch_size": 1, "shift": 1, "choice": TextChoice(sentences=(1, 2))}
+    alone = take(start(**options), 12)
+    shared = [
+        take(start(process_index=index, process_count=processes, **options), 12 // processes)
+        for index in range(processes)
+    ]
+    assert_equal([batch for step in zip(*shared, strict=True) for batch in step], alone)
+
+
+def whose(scan):
+    return {"patient": f"train_{scan}", "scan": f"train_{scan}_a"}
 
 
 def test_folders_are_mixed_by_weight(start, folder, tmp_path):

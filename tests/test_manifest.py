@@ -28,7 +28,7 @@ def skips(path, split="train"):
 def test_a_path_is_enough(tmp_path):
     found = case(write(tmp_path, "path", "scans/a.nii.gz"))
     assert (found.volume_name, found.patient, found.scan) == ("scans/a.nii.gz",) * 3
-    assert found.path == tmp_path / "scans/a.nii.gz"
+    assert found.path() == tmp_path / "scans/a.nii.gz"
     assert found.findings == found.impressions == found.axes == found.skip == ""
     assert found.labels == (UNKNOWN,) * len(LABELS) and found.strata == {}
     assert all(map(math.isnan, (found.slope, found.intercept, *found.spacing)))
@@ -78,14 +78,14 @@ def test_csv_and_json_lines_say_the_same(tmp_path):
 
 @pytest.mark.parametrize("path", ["/data/a.npz", "gs://bucket/a.npz"])
 def test_absolute_paths_stay(tmp_path, path):
-    assert str(case(write(tmp_path, "path", path)).path) == path
+    assert str(case(write(tmp_path, "path", path)).path()) == path
 
 
 def test_columns_are_renamed(tmp_path):
     table = write(tmp_path, "ID,path,NiftiFile,Report,Nodule", "v,x,a.npz,Clear.,1")
     columns = {"volume_name": "ID", "path": "NiftiFile", "findings": "Report", LABELS[9]: "Nodule"}
     found = case(table, columns=columns)
-    assert (found.volume_name, found.path.name, found.findings) == ("v", "a.npz", "Clear.")
+    assert (found.volume_name, found.path().name, found.findings) == ("v", "a.npz", "Clear.")
     assert LABELS[9] == "Lung nodule" and found.labels[9] == 1
     with pytest.raises(InputError, match="no column 'finding', only path, volume_name"):
         read_collection(table, "train", columns={"finding": "Report"})
@@ -185,3 +185,22 @@ def test_a_malformed_manifest_is_an_input_error(tmp_path, lines, message):
 def test_an_absent_manifest_is_an_input_error(tmp_path):
     with pytest.raises(InputError, match="absent.csv: no such table"):
         read_collection(tmp_path / "absent.csv", "train")
+
+
+@pytest.mark.parametrize(
+    ("column", "cell", "reason"),
+    [
+        ("spacing_z", '"0,75"', "spacing_z: '0,75' is no number"),
+        ("slope", "one", "slope: 'one' is no number"),
+        (LABELS[3], "yes", f"{LABELS[3]}: 'yes' is neither 0 nor 1"),
+        (LABELS[3], "2", f"{LABELS[3]}: '2' is neither 0 nor 1"),
+    ],
+)
+def test_cells_that_mean_nothing_are_skips(tmp_path, column, cell, reason):
+    path = write(tmp_path, f"path,{column}", f"a.nii,{cell}", "b.nii,1")
+    skipped = skips(path)
+    assert reason in skipped["a.nii"] and not skipped["b.nii"]
+
+
+def test_a_label_may_be_unknown(tmp_path):
+    assert case(write(tmp_path, f"path,{LABELS[0]}", "a.nii,-1")).labels[0] == UNKNOWN

@@ -84,7 +84,7 @@ def test_some_patients_come_back_with_the_same_anatomy():
 def test_the_tree_is_one_of_ct_rate(tree, split):
     cases = ct_rate.read_collection(tree, split).cases
     assert len({case.scan for case in cases}) == {"train": 12, "valid": 3}[split]
-    assert all(case.path.is_file() and not case.skip for case in cases)
+    assert all(case.path().is_file() and not case.skip for case in cases)
     assert len(list((tree / "dataset" / split).rglob("*.nii.gz"))) == len(cases)
 
 
@@ -96,14 +96,14 @@ def test_reconstructions_share_labels_and_report_but_not_voxels(tree):
     assert repeated
     for first, second, *_ in repeated:
         assert first.findings == second.findings and first.labels == second.labels
-        assert first.path.read_bytes() != second.path.read_bytes()
+        assert first.path().read_bytes() != second.path().read_bytes()
 
 
 def test_stored_values_are_hu_minus_the_intercept(tree):
     with open(tree / "dataset/metadata/train_metadata.csv", newline="") as file:
         rows = {row["VolumeName"]: row for row in csv.DictReader(file)}
     for case in ct_rate.read_collection(tree, "train").cases:
-        image = nib.load(case.path)
+        image = nib.load(case.path())
         stored, row = np.asarray(image.dataobj), rows[case.volume_name]
         shape = tuple(int(row[name]) for name in ("Columns", "Rows", "NumberofSlices"))
         assert stored.dtype == np.int16 and stored.shape == shape

@@ -62,6 +62,8 @@ WRONG = {
     "--window=0,a": "--window: two numbers low,high, not 0,a",
     "--task=2/2": "--task: I/N with I from 0 to N - 1, not 2/2",
     "extra": "unexpected argument extra",
+    "--splits=all": "--splits: 'all' is no name of a split",
+    "--splits=hold-out": "--splits: 'hold-out' is no name of a split",
     "--source=rad_chestct": "--label_map: RAD-ChestCT needs one",
     "--source=manifest --columns=path": "--columns: OURS=THEIRS,..., not path",
     "--runner=DirectRunner": "--runner=DirectRunner: Apache Beam is not here",
@@ -152,7 +154,7 @@ def test_both_uploads_of_a_scan_give_one_volume(tmp_path):
 )
 def test_the_published_modes_reach_the_volume(tmp_path, mode, clip):
     write_tree(tmp_path, "train", 1)
-    path = read_collection(tmp_path, "train").cases[0].path
+    path = read_collection(tmp_path, "train").cases[0].path()
     metal = chest_hu() + np.int16(1024)
     metal[10, 9, 6] = 4000
     write_nifti(path, metal, np.diag([5.0, 5, 8, 1]))

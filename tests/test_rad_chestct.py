@@ -59,7 +59,7 @@ def test_a_case(tmp_path):
     first, second = collection.cases
     assert collection.labels == ("Lung nodule",) and (first.labels, second.labels) == ((1,), (0,))
     assert (first.volume_name, first.patient, first.scan) == ("val00001",) * 3
-    assert first.path == tmp_path / "val00001.npz"
+    assert first.path() == tmp_path / "val00001.npz"
     assert (first.axes, first.spacing) == ("IPL", (0.8, 0.8, 0.8))
     assert math.isnan(first.slope) and math.isnan(first.intercept)
     assert first.findings == first.impressions == first.skip == "" and first.strata == {}
@@ -138,7 +138,7 @@ def test_the_axes_are_turned(tmp_path):
     write_labels(tmp_path, "test", {"tst00001": []})
     np.savez_compressed(tmp_path / "tst00001.npz", ct=lps.transpose(2, 1, 0)[::-1])
     (case,) = read(tmp_path, "test", axes=config().axes).cases
-    found = calibrate(read_scan(case.path), spacing=case.spacing, axes=case.axes)
+    found = calibrate(read_scan(case.path()), spacing=case.spacing, axes=case.axes)
     np.testing.assert_array_equal(found.voxels, lps)
     assert (found.spacing_xyz, found.axes, found.values) == ((0.8,) * 3, "table", "stored")
 

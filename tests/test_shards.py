@@ -42,6 +42,17 @@ def written(tmp_path):
     return tmp_path
 
 
+def test_frames_larger_than_a_slab():
+    volume = np.arange(2 * 1500 * 1500).astype(np.int16).reshape(2, 1500, 1500)
+    np.testing.assert_array_equal(shards.decompress(shards.compress(volume), volume.shape), volume)
+
+
+def test_no_folder_can_be_where_a_file_is(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file: no folder can be there"):
+        shards.locked(tmp_path / "file", alone=True).__enter__()
+
+
 @pytest.mark.parametrize("frames", [1, 24, 47])
 def test_compression_round_trip_in_several_slabs(frames):
     volume = np.random.default_rng(0).integers(-16000, 16001, (frames, 512, 512), dtype=np.int16)
@@ -196,6 +207,27 @@ def test_truncated_and_missing_shards_are_named(written):
     problems = list(verify(written))
     assert f"{first}: truncated, {size - 100} of {size} bytes" in problems
     assert f"{second}: missing" in problems
+
+
+@pytest.mark.parametrize("damage", ["empty", "half", "bits"])
+def test_damaged_checksums_are_found(written, damage):
+    path = written / "SHA256SUMS"
+    whole = path.read_bytes()
+    for bit in range(0, 8 * len(whole), 97) if damage == "bits" else [0]:
+        broken = bytearray(whole)
+        broken[bit // 8] ^= 1 << bit % 8
+        kept = {"empty": b"", "half": whole[: len(whole) // 2], "bits": bytes(broken)}[damage]
+        path.write_bytes(kept)
+        assert list(verify(written)), f"bit {bit}"
+
+
+@pytest.mark.parametrize("content", ["", "5\n5\n", "{}\n{}\n", "[]", "\0\0"])
+def test_damaged_rows_are_found(written, content):
+    path = written / "train-00000-of-00002.jsonl"
+    path.write_text(content)
+    problems = list(verify(written))
+    assert any("cannot be read" in line for line in problems)
+    assert any(line.startswith(f"{path}: changed") for line in problems)
 
 
 def test_an_id_in_two_shards_is_found(tmp_path):

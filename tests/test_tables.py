@@ -137,3 +137,13 @@ def test_strata():
     row = {"PatientSex": "F", "PatientAge": ""}
     columns = {"sex": "PatientSex", "age": "PatientAge", "kernel": "Kernel"}
     assert read_strata(row, columns) == {"sex": "F"}
+
+
+def test_two_columns_of_one_name_are_an_input_error(tmp_path):
+    with pytest.raises(InputError, match="two columns 'n'"):
+        read_table(write(tmp_path, "id,n,n\na,1,2\n"), key="id")
+
+
+def test_a_broken_quote_is_named_with_its_line(tmp_path):
+    with pytest.raises(InputError, match="no table .after line 2: "):
+        read_table(write(tmp_path, 'id,n\na,1\nb,"x" y\n'), key="id")

@@ -303,6 +303,16 @@ def test_what_does_not_fit_is_named(changes, message, shards, tmp_path):
     assert not any(tmp_path.iterdir()), "nothing is trained or written before the checks"
 
 
+def test_the_loaders_position_is_of_these_cases_in_this_order(shards, tmp_path):
+    other = write_tiny_shards(tmp_path, shape=(24, 48, 48), volumes=2, cases_sha256="others")
+    folders = [str(shards), str(other)]
+    layouts = [
+        train.loader_layout(tiny_config(shards, **{"data.shards": ",".join(order)}))
+        for order in (folders, folders[::-1])
+    ]
+    assert layouts[0]["cases"] == layouts[1]["cases"][::-1] != layouts[1]["cases"]
+
+
 @pytest.mark.parametrize(
     ("argument", "message"),
     [

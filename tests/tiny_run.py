@@ -14,10 +14,12 @@ from data_pipelines.tokenizers import train_sentencepiece
 VOCABULARY = 100
 
 
-def write_tiny_shards(folder: Path, *, shape: tuple[int, int, int], volumes: int = 24) -> Path:
-    """Shards of noise with a tokenizer; volume i has label i, i + 1, ... (modulo 18)."""
+def write_tiny_shards(
+    folder: Path, *, shape: tuple[int, int, int], volumes: int = 24, **changes
+) -> Path:
+    """Shards of noise with a tokenizer, their settings changed; volume i has label i modulo 18."""
     records = [_record(index, shape) for index in range(volumes)]
-    (shard,) = shards.begin(folder, "train", settings=settings(shape))
+    (shard,) = shards.begin(folder, "train", settings=settings(shape, **changes))
     shards.write_shard(shard, records)
     shards.finish(folder)
     texts = [record[part] for record in records for part in ("findings", "impressions")]

@@ -1,11 +1,13 @@
 """NumPy archives with one volume, as RAD-ChestCT has them."""
 
 import io
+import math
 import zipfile
 import zlib
 
 import numpy as np
 from etils import epath
+from jaxtyping import Shaped
 
 from data_pipelines.errors import InputError
 from data_pipelines.formats.scan import HashedFile, Scan
@@ -20,19 +22,31 @@ def read_npz(path: epath.PathLike) -> Scan:
     try:
         with epath.Path(path).open("rb") as raw:
             hashed = HashedFile(raw)
-            with np.load(io.BytesIO(hashed.readall()), allow_pickle=False) as arrays:
-                names = arrays.files
-                name = _KEY if _KEY in names else names[0] if len(names) == 1 else None
-                if name is None:
-                    raise ValueError(f"no array {_KEY!r} among {', '.join(names) or 'none'}")
-                voxels = arrays[name]
+            with zipfile.ZipFile(io.BytesIO(hashed.readall())) as archive:
+                voxels = _read_array(archive)
             sha256 = hashed.sha256()
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (EOFError, OSError, ValueError, zlib.error, zipfile.BadZipFile) as error:
+    except (EOFError, KeyError, OSError, ValueError, zlib.error, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: damaged or no .npz file ({error})") from error
-    if voxels.ndim != 3 or voxels.dtype.kind not in "iuf" or not voxels.size:
-        raise InputError(
-            f"{path}: {voxels.dtype} array of shape {voxels.shape}, not one 3-D volume"
-        )
     return Scan(voxels, sha256=sha256)
+
+
+def _read_array(archive: zipfile.ZipFile) -> Shaped[np.ndarray, "x y z"]:
+    names = [name.removesuffix(".npy") for name in archive.namelist()]
+    name = _KEY if _KEY in names else names[0] if len(names) == 1 else None
+    if name is None:
+        raise ValueError(f"no array {_KEY!r} among {', '.join(names) or 'none'}")
+    member = archive.getinfo(f"{name}.npy")
+    with archive.open(member) as file:
+        major, _ = np.lib.format.read_magic(file)
+        read_header = np.lib.format.read_array_header_1_0
+        if major > 1:
+            read_header = np.lib.format.read_array_header_2_0
+        shape, _, dtype = read_header(file)
+    if len(shape) != 3 or dtype.kind not in "iuf" or not math.prod(shape):
+        raise ValueError(f"{dtype} array {shape}, not one 3-D volume")
+    if math.prod(shape) * dtype.itemsize > member.file_size:  # before memory is taken for it
+        raise ValueError(f"{dtype} array {shape} in {member.file_size} bytes")
+    with archive.open(member) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)

@@ -6,15 +6,24 @@ import fcntl
 import io
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import tensorflow_datasets as tfds
 from etils import epath
+from tensorflow_datasets.core.dataset_info import DatasetIdentity
 
 from data_pipelines.errors import InputError
-from data_pipelines.shards import format
-from data_pipelines.shards.format import NAME
-from data_pipelines.shards.writing import SCRATCH, Shard, is_remote, sha256, write_text
+from data_pipelines.shards.format import FEATURES, NAME, VERSION
+from data_pipelines.shards.writing import (
+    SCRATCH,
+    Shard,
+    is_remote,
+    make_folder,
+    publish,
+    scratch_folder,
+    sha256,
+    write_text,
+)
 
 CHECKSUMS = "SHA256SUMS"
 
@@ -24,8 +33,7 @@ def begin(out: epath.PathLike, split: str, *, settings: dict) -> list[Shard]:
 
     `settings` has the number of `shards` and whatever else must not change between two runs into
     the same folder. Raises InputError if the folder holds another preparation of the split."""
-    directory = epath.Path(out)
-    directory.mkdir(parents=True, exist_ok=True)
+    directory = make_folder(out)
     path = settings_path(directory, split)
     if path.exists() and (found := json.loads(path.read_text())) != settings:
         changed = [name for name in settings if settings[name] != found.get(name)]
@@ -55,16 +63,17 @@ def locked(out: epath.PathLike, *, alone: bool) -> Iterator[None]:
     left unfinished. Local disks only: elsewhere it does nothing.
 
     Raises InputError if another process holds the folder and one of the two wants to be alone."""
-    directory = epath.Path(out)
+    directory = make_folder(out)
     if is_remote(directory):
         yield
         return
-    directory.mkdir(parents=True, exist_ok=True)
     with open(directory / ".lock", "w") as file:
         try:
             fcntl.flock(file, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(f"{out}: another process is writing shards there") from None
+        except OSError:
+            pass  # a disk that knows no locks
         if alone:
             for path in directory.glob(f"{SCRATCH}*"):
                 shutil.rmtree(path)
@@ -83,7 +92,7 @@ def finish(out: epath.PathLike) -> list[str]:
         summaries = {s: [shard.read_summary() for shard in complete[s]] for s in complete}
         _write_tables(directory, complete)
         _write_metadata(directory, summaries)
-        _write_checksums(directory, complete, summaries)
+        _write_checksums(directory, summaries)
     return list(complete)
 
 
@@ -105,45 +114,57 @@ def _write_tables(directory: epath.Path, complete: dict[str, list[Shard]]) -> No
 
 
 def _write_metadata(directory: epath.Path, summaries: dict[str, list[dict]]) -> None:
+    """What tensorflow-datasets reads. (Its own write_metadata wants every file of the folder to be
+    of a split that is finished.)"""
     template = tfds.core.ShardedFileTemplate(
         data_dir=directory, dataset_name=NAME, filetype_suffix="array_record"
     )
-    tfds.folder_dataset.write_metadata(
-        data_dir=directory,
-        features=format.FEATURES,
-        version=format.VERSION,
-        split_infos=[
-            tfds.core.SplitInfo(
-                name=split,
-                shard_lengths=[summary["volumes"] for summary in shards],
-                num_bytes=sum(summary["bytes"] for summary in shards),
-                filename_template=template.replace(split=split),
-            )
-            for split, shards in summaries.items()
-        ],
-        check_data=False,
+    identity = DatasetIdentity(
+        name=NAME, version=tfds.core.Version(VERSION), data_dir=str(directory), module_name=""
     )
+    info = tfds.core.DatasetInfo(builder=identity, features=FEATURES)
+    info.set_file_format("array_record")
+    splits = [
+        tfds.core.SplitInfo(
+            name=split,
+            shard_lengths=[summary["volumes"] for summary in shards],
+            num_bytes=sum(summary["bytes"] for summary in shards),
+            filename_template=template.replace(split=split),
+        )
+        for split, shards in summaries.items()
+    ]
+    info.set_splits(tfds.core.splits.SplitDict(splits))
+    with scratch_folder(directory) as scratch:
+        info.write_to_directory(scratch)
+        for path in scratch.iterdir():
+            publish(path, directory / path.name)
 
 
-def _write_checksums(
-    directory: epath.Path, complete: dict[str, list[Shard]], summaries: dict[str, list[dict]]
-) -> None:
-    """As sha256sum writes and checks them."""
-    digests = {}
-    for split, shards in complete.items():
-        for shard, summary in zip(shards, summaries[split], strict=True):
-            digests[shard.records.name] = summary["sha256"]
-            digests[shard.rows.name] = sha256(shard.rows)
-        digests[settings_path(directory, split).name] = sha256(settings_path(directory, split))
-    for name in ("dataset_info.json", "features.json", "provenance.csv", "skipped.csv"):
-        digests[name] = sha256(directory / name)
-    lines = [f"{digest}  {name}\n" for name, digest in sorted(digests.items())]
+def _write_checksums(directory: epath.Path, summaries: dict[str, list[dict]]) -> None:
+    """As sha256sum writes and checks them; those of the records are known from their shards."""
+    known = {
+        shard.records.name: summary["sha256"]
+        for split, of_split in summaries.items()
+        for shard, summary in zip(plan(directory, split), of_split, strict=True)
+    }
+    names = sorted(files(directory, list(summaries)))
+    lines = [f"{known.get(name) or sha256(directory / name)}  {name}\n" for name in names]
     write_text(directory / CHECKSUMS, "".join(lines))
+
+
+def files(directory: epath.Path, splits: Sequence[str]) -> list[str]:
+    """The names of all files of a dataset with these splits, but for its checksums."""
+    names = ["dataset_info.json", "features.json", "provenance.csv", "skipped.csv"]
+    for split in splits:
+        names += [settings_path(directory, split).name]
+        names += [f.name for shard in plan(directory, split) for f in (shard.records, shard.rows)]
+    return names
 
 
 def discard(out: epath.PathLike, split: str) -> None:
     """Takes back a preparation, so that the next run starts the split anew."""
     directory = epath.Path(out)
     for shard in plan(directory, split):
-        shard.rows.unlink(missing_ok=True)
-    settings_path(directory, split).unlink()
+        for path in (shard.rows, shard.records):
+            path.unlink(missing_ok=True)
+    settings_path(directory, split).unlink(missing_ok=True)

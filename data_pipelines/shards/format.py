@@ -38,7 +38,7 @@ numcodecs.blosc.use_threads = False  # processes and loader threads of our own s
 def compress(volume: Int16[np.ndarray, "f h w"]) -> list[bytes]:
     """Slabs of whole frames, at most about 4 MiB each before compression, so that no buffer but the
     volume itself is large enough for the allocator to map anew."""
-    slabs = np.array_split(volume, -(-volume.nbytes // _SLAB_BYTES))
+    slabs = np.array_split(volume, min(len(volume), -(-volume.nbytes // _SLAB_BYTES)))
     return [_CODEC.encode(np.ascontiguousarray(slab)) for slab in slabs]
 
 

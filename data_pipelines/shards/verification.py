@@ -1,6 +1,6 @@
 """Whether prepared shards are what they were when they were written."""
 
-import json
+import re
 from collections.abc import Iterator
 
 from array_record.python.array_record_module import ArrayRecordReader
@@ -8,9 +8,12 @@ from etils import epath
 
 from data_pipelines.errors import InputError
 from data_pipelines.shards import format
-from data_pipelines.shards.dataset import CHECKSUMS, plan
+from data_pipelines.shards.dataset import CHECKSUMS, files, plan
 from data_pipelines.shards.reading import splits
 from data_pipelines.shards.writing import Shard, sha256
+
+_CHECKSUM = re.compile(r"([0-9a-f]{64})  (\S+)")
+_DAMAGE = (AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 
 
 def verify(shards: epath.PathLike) -> Iterator[str]:
@@ -19,43 +22,52 @@ def verify(shards: epath.PathLike) -> Iterator[str]:
 
     Raises InputError if the folder holds no finished preparation."""
     directory = epath.Path(shards)
-    problems = {name: problem for name, problem in _check_files(directory) if problem}
+    checksums = _read_checksums(directory)
+    problems = {name: _problem(directory / name, digest) for name, digest in checksums.items()}
+    problems = {name: problem for name, problem in problems.items() if problem}
     for name, problem in problems.items():
         yield f"{directory / name}: {problem}"
     if any(name.endswith(".json") for name in problems):
         return  # what shards there are is not known
+    names = splits(directory)
+    for name in files(directory, names):
+        if name not in checksums:
+            yield f"{directory / CHECKSUMS}: has no line of {name}"
     owners: dict[str, str] = {}
-    for shard in (shard for split in splits(directory) for shard in plan(directory, split)):
+    for shard in (shard for split in names for shard in plan(directory, split)):
         if shard.rows.exists() and shard.records.exists():
             yield from _check_records(shard, owners)
 
 
-def _check_files(directory: epath.Path) -> Iterator[tuple[str, str]]:
-    """Yields (name, what is wrong or nothing) for every file that has a checksum."""
+def _read_checksums(directory: epath.Path) -> dict[str, str]:
+    """File name -> sha256, of the lines that are whole."""
     path = directory / CHECKSUMS
     if not path.exists():
         raise InputError(f"{path}: no such file; it is written at the end of a preparation")
-    for line in path.read_text().splitlines():
-        digest, _, name = line.partition("  ")
-        if not (directory / name).exists():
-            yield name, "missing"
-        elif sha256(directory / name) != digest:
-            yield name, "changed since it was written (sha256 differs)"
-        else:
-            yield name, ""
+    lines = path.read_bytes().decode("ascii", errors="replace").splitlines()
+    found = filter(None, map(_CHECKSUM.fullmatch, lines))
+    return {match[2]: match[1] for match in found if "/" not in match[2]}
+
+
+def _problem(path: epath.Path, digest: str) -> str:
+    if not path.exists():
+        return "missing"
+    return "" if sha256(path) == digest else "changed since it was written (sha256 differs)"
 
 
 def _check_records(shard: Shard, owners: dict[str, str]) -> Iterator[str]:
     """`owners` is where each id was seen first; ids of this shard are added."""
     try:
-        size, written = shard.records.stat().length, shard.read_summary()["bytes"]
-        if size < written:
-            yield f"{shard.records}: truncated, {size} of {written} bytes"
+        size, written = shard.records.stat().length, shard.read_summary()
+        if size < written["bytes"]:
+            yield f"{shard.records}: truncated, {size} of {written['bytes']} bytes"
+        elif sha256(shard.records) != written["sha256"]:
+            yield f"{shard.records}: not the file that {shard.rows.name} was written with"
         rows = [row["volume_name"] for row in shard.read_rows() if "reason" not in row]
         reader = ArrayRecordReader(str(shard.records))
         count = reader.num_records()
-    except (KeyError, RuntimeError, UnicodeError, json.JSONDecodeError) as error:
-        yield f"{shard.records}: cannot be opened ({_one_line(error)})"
+    except _DAMAGE as error:
+        yield f"{shard.records}: it or {shard.rows.name} cannot be read ({_one_line(error)})"
         return
     if count != len(rows):
         yield f"{shard.records}: {count} records, {len(rows)} in {shard.rows.name}"
@@ -65,7 +77,7 @@ def _check_records(shard: Shard, owners: dict[str, str]) -> Iterator[str]:
             example = format.FEATURES.deserialize_example_np(reader.read([index])[0])
             record = format.deserialize(example)
             format.decompress(record["volume"], record["shape"])
-        except (IndexError, KeyError, RuntimeError, ValueError) as error:
+        except _DAMAGE as error:
             yield f"{where}: damaged ({_one_line(error)})"
             continue
         name = record["volume_name"]

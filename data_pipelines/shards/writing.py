@@ -77,12 +77,12 @@ def write_shard(shard: Shard, outcomes: Iterable[Record | Skipped]) -> None:
     """Writes the records among `outcomes` in their order, and one line for every outcome.
 
     Raises InputError if the disk is full or cannot be written to; no part of the shard is left."""
-    with _scratch(shard.directory) as scratch:
+    with scratch_folder(shard.directory) as scratch:
         records, rows = scratch / shard.records.name, scratch / shard.rows.name
         lines = _write_records(records, outcomes)
         rows.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
-        _publish(records, shard.records)
-        _publish(rows, shard.rows)
+        publish(records, shard.records)
+        publish(rows, shard.rows)
 
 
 def _write_records(path: Path, outcomes: Iterable[Record | Skipped]) -> list[dict]:
@@ -111,13 +111,23 @@ def sha256(path: epath.PathLike) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def make_folder(path: epath.PathLike) -> epath.Path:
+    """The folder, made if it is not there. Raises InputError if it can't be."""
+    folder = epath.Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path}: no folder can be there ({error.strerror or error})") from error
+    return folder
+
+
 def is_remote(path: epath.Path) -> bool:
     """Whether it is no path of a local disk."""
     return "://" in str(path)
 
 
 @contextlib.contextmanager
-def _scratch(directory: epath.Path) -> Iterator[Path]:
+def scratch_folder(directory: epath.Path) -> Iterator[Path]:
     """A local folder to write into: beside its target, or where temporary files go if that is no
     local disk."""
     where = None if is_remote(directory) else directory
@@ -132,7 +142,7 @@ def _scratch(directory: epath.Path) -> Iterator[Path]:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _publish(path: Path, target: epath.Path) -> None:
+def publish(path: Path, target: epath.Path) -> None:
     """Gives a finished file its name, at once."""
     if is_remote(target):
         epath.Path(path).copy(target, overwrite=True)
@@ -142,7 +152,7 @@ def _publish(path: Path, target: epath.Path) -> None:
 
 def write_text(target: epath.Path, text: str) -> None:
     """Writes a file, whole or not at all. Raises InputError if it can't be written."""
-    with _scratch(target.parent) as scratch:
+    with scratch_folder(target.parent) as scratch:
         path = scratch / target.name
         path.write_text(text, encoding="utf-8")
-        _publish(path, target)
+        publish(path, target)

@@ -14,17 +14,18 @@ UNKNOWN = -1
 class Case:
     """One volume of a source: its file, its report and what the tables claim of its voxels.
 
-    `path` is what `formats.read_scan` opens. `labels` are 0, 1 or UNKNOWN, in the order of the
-    collection's. `strata` are what results are split by: sex, age, manufacturer, kernel, ...
-    `slope`, `intercept` (to HU) and `spacing` (mm; z, x, y) are NaN and `axes` (where the stored
-    axes run to, such as "LPS") is empty where the tables are silent. A missing report part is an
-    empty string. `skip` says why the case must be left out; empty if it is wanted.
+    `paths` are where its file may lie; the first that is there counts. `scan` is unique within the
+    patient. `labels` are 0, 1 or UNKNOWN, in the order of the collection's. `strata` are what
+    results are split by: sex, age, manufacturer, kernel, ... `slope`, `intercept` (to HU) and
+    `spacing` (mm; z, x, y) are NaN and `axes` (where the stored axes run to, such as "LPS") is
+    empty where the tables are silent. A missing report part is an empty string. `skip` says why the
+    case must be left out; empty if it is wanted.
     """
 
     volume_name: str
     patient: str
     scan: str
-    path: epath.Path
+    paths: tuple[epath.Path, ...]
     findings: str = ""
     impressions: str = ""
     labels: tuple[int, ...] = ()
@@ -34,6 +35,11 @@ class Case:
     spacing: tuple[float, float, float] = (math.nan, math.nan, math.nan)
     axes: str = ""
     skip: str = ""
+
+    def path(self) -> epath.Path:
+        """What `formats.read_scan` opens: the first of `paths` that is there, or else the last."""
+        found = (path for path in self.paths[:-1] if path.exists())
+        return next(found, self.paths[-1])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -82,7 +82,7 @@ def _case(
     report, labels, metadata = (table.rows.get(volume_name, {}) for table in tables)
     match = _VOLUME_NAME.fullmatch(volume_name)
     patient, scan = (match["patient"], match["scan"]) if match else ("", "")
-    uploads = [root / folder / patient / scan / volume_name for folder in (f"{split}_fixed", split)]
+    uploads = (root / folder / patient / scan / volume_name for folder in (f"{split}_fixed", split))
     reasons = [table.faults[volume_name] for table in tables if volume_name in table.faults]
     if match is None:
         reasons += ["no name of a CT-RATE volume"]
@@ -93,7 +93,7 @@ def _case(
         volume_name=volume_name,
         patient=patient,
         scan=scan,
-        path=next((path for path in uploads if match and path.exists()), uploads[0]),
+        paths=tuple(uploads),
         findings=report.get("Findings_EN", ""),
         impressions=report.get("Impressions_EN", ""),
         labels=read_labels(labels, LABELS),

@@ -2,13 +2,13 @@
 
 path            NIfTI, DICOM folder or .npz: absolute, or relative to the folder of the table
 volume_name     the id of the volume; without such a column, the path as it is written
-patient, scan   for each, the volume's name where there is none
+patient, scan   for each, the volume's name where there is none; scans of two patients may share one
 split           without such a column, every row is of "train"
 findings, impressions           or report: a whole report, taken as findings
 sex, age, manufacturer, model, kernel, date         what results are split by
 slope, intercept, spacing_z, spacing_x, spacing_y (else as x), axes
                 what calibration.calibrate may have to know of the voxels: to HU, mm, e.g. LPS
-the 18 labels   1, 0, or empty where nobody has read it
+the 18 labels   1, 0, or empty or -1 where nobody has read it
 
 Only `path` has to be there. Other columns are ignored.
 """
@@ -19,13 +19,21 @@ from etils import epath
 
 from data_pipelines.errors import InputError
 from data_pipelines.reports import LABELS
-from data_pipelines.sources.case import Case, Collection
-from data_pipelines.sources.tables import Row, first_number, read_labels, read_strata, read_table
+from data_pipelines.sources.case import UNKNOWN, Case, Collection
+from data_pipelines.sources.tables import (
+    Row,
+    first_number,
+    is_number,
+    read_labels,
+    read_strata,
+    read_table,
+)
 
 _STRATA = ("sex", "age", "manufacturer", "model", "kernel", "date")
-_CLAIMS = ("slope", "intercept", "spacing_z", "spacing_x", "spacing_y", "axes")
+_NUMBERS = ("slope", "intercept", "spacing_z", "spacing_x", "spacing_y")
 _TEXTS = ("findings", "impressions", "report")
-COLUMNS = ("path", "volume_name", "patient", "scan", "split", *_TEXTS, *_STRATA, *_CLAIMS, *LABELS)
+_OTHERS = ("path", "volume_name", "patient", "scan", "split", "axes")
+COLUMNS = (*_OTHERS, *_TEXTS, *_STRATA, *_NUMBERS, *LABELS)
 _ONLY_SPLIT = "train"
 
 
@@ -79,8 +87,15 @@ def _reason(name: str, row: Row) -> str:
     """Why a row cannot be used; empty if it can."""
     if not name.isprintable():
         return "a volume name that cannot be printed"
-    missing = [column for column in ("path", "split") if not row[column]]
-    return f"no {missing[0]}" if missing else ""
+    if missing := [column for column in ("path", "split") if not row[column]]:
+        return f"no {missing[0]}"
+    for column in _NUMBERS:
+        if row[column] and not is_number(row[column]):
+            return f"{column}: {row[column]!r} is no number"
+    for label in LABELS:
+        if row[label] not in ("", "-1") and UNKNOWN in read_labels(row, [label]):
+            return f"{label}: {row[label]!r} is neither 0 nor 1 nor -1, unknown"
+    return ""
 
 
 def _case(folder: epath.Path, name: str, row: Row, *, skip: str) -> Case:
@@ -90,7 +105,7 @@ def _case(folder: epath.Path, name: str, row: Row, *, skip: str) -> Case:
         volume_name=name,
         patient=row["patient"] or name,
         scan=row["scan"] or name,
-        path=epath.Path(row["path"]) if "://" in row["path"] else folder / row["path"],
+        paths=(epath.Path(row["path"]) if "://" in row["path"] else folder / row["path"],),
         findings=row["findings"] or ("" if row["impressions"] else row["report"]),
         impressions=row["impressions"],
         labels=read_labels(row, LABELS),

@@ -65,7 +65,7 @@ def read_collection(
                 volume_name=name,
                 patient=about.get(_PATIENT) or name,
                 scan=name,
-                path=root / f"{name}.npz",
+                paths=(root / f"{name}.npz",),
                 labels=tuple(_any(row, names) for names in columns.values()),
                 strata=read_strata(about, _STRATA),
                 spacing=(_SPACING_MM,) * 3,

@@ -1,4 +1,5 @@
-"""Tables of a collection, CSV or JSON lines; a bad row costs itself, not the table."""
+"""Tables of a collection, CSV or JSON lines. A bad row costs itself, not the table, unless a broken
+quote hides where rows end."""
 
 import csv
 import dataclasses
@@ -53,7 +54,7 @@ def read_table(
         raise InputError(f"{path}: {error.strerror or error}") from error
     try:
         found, rows = (_read_json if path.suffix == ".jsonl" else _read_csv)(text)
-    except (csv.Error, ValueError) as error:
+    except ValueError as error:
         raise InputError(f"{path}: no table ({error})") from error
     keys = [key] if isinstance(key, str) else key
     key = next((name for name in keys if name in found), keys[-1])
@@ -66,6 +67,15 @@ def first_number(cell: str) -> float:
     """The first number of a cell such as 1.5 or "[0.34, 0.34]"; NaN if there is none."""
     found = _NUMBER.search(cell)
     return float(found.group()) if found else math.nan
+
+
+def is_number(cell: str) -> bool:
+    """Whether the whole cell is one number."""
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
 
 
 def read_labels(row: Row, labels: Iterable[str]) -> tuple[int, ...]:
@@ -82,8 +92,14 @@ def read_strata(row: Row, columns: dict[str, str]) -> dict[str, str]:
 
 def _read_csv(text: str) -> tuple[set[str], list[_Numbered]]:
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    rows = [(reader.line_num, row) for row in reader]
-    return set(reader.fieldnames or ()), rows
+    try:
+        rows = [(reader.line_num, row) for row in reader]
+    except csv.Error as error:
+        raise ValueError(f"after line {reader.line_num}: {error}") from error
+    columns = reader.fieldnames or []
+    if twice := [name for name in columns if columns.count(name) > 1]:
+        raise ValueError(f"two columns {twice[0]!r}")
+    return set(columns), rows
 
 
 def _read_json(text: str) -> tuple[set[str], list[_Numbered]]:
