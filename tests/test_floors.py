@@ -28,6 +28,13 @@ FLOORS = [  # top first; the rooms of one floor do not import each other
     "ctclip_jax.models.layers",
     "ctclip_jax.models.seam",
     "ctclip_jax.trees ctclip_jax.shapes",
+    "data_pipelines.prepare",
+    "data_pipelines.pool data_pipelines.beam data_pipelines.text_pairs",
+    "data_pipelines.preparation data_pipelines.loader",
+    "data_pipelines.shards data_pipelines.sources data_pipelines.calibration",
+    "data_pipelines.formats data_pipelines.volumes data_pipelines.texts data_pipelines.tokenizers",
+    "data_pipelines.reports data_pipelines.memory",
+    "data_pipelines.errors",
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 BINARIES = (
