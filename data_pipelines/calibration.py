@@ -218,8 +218,9 @@ def _best_spacing(claims: dict[str, tuple[float, ...]], shape: tuple[int, ...]) 
 
     possible = [name for name, spacing in claims.items() if _is_spacing(spacing)]
     if not possible:
+        told = ", ".join(f"{name} {x:g} x {y:g} x {z:g}" for name, (x, y, z) in claims.items())
         raise InputError(
-            f"no voxel spacing in the header or the tables: {claims}"
-            " (1 x 1 x 1 mm at the origin is what a header says that knows of none)"
+            f"no voxel spacing: {told} mm (1 x 1 x 1 mm at the origin is what a header says that"
+            " knows of none); give it in the table"
         )
     return min(possible, key=rank)

@@ -56,8 +56,8 @@ def train_loader(
     folders are mixed by `weights`. The text is drawn by `texts`. `shift` moves each volume by up to
     so many voxels along every axis. The same arguments give the same batches; `get_state` and
     `set_state` resume at any batch. `workers` are processes beside this one, 0 for threads alone.
-    Raises InputError if this process would see no record, for volumes of different grids, or for a
-    mixture or a shift that cannot be made.
+    Raises InputError if this process would see no record, if there is no report, for volumes of
+    different grids, or for a mixture or a shift that cannot be made.
     """
     if shift < 0:
         raise InputError(f"shift: {shift} voxels, wanted 0 or more")
@@ -65,7 +65,11 @@ def train_loader(
         raise InputError(f"weights: {tuple(weights)} of {len(folders)} folders, each above 0")
     geometry = common_geometry(folders, split)
     sources = [shards.read(folder, split) for folder in folders]
-    groups = [_groups(folder, split, one_per_scan=one_per_scan) for folder in folders]
+    rows_of = {folder: shards.read_reports(folder, split) for folder in folders}
+    groups = [_groups(rows_of[folder], one_per_scan=one_per_scan) for folder in folders]
+    for folder in folders:
+        if not any(row["findings"] or row["impressions"] for row in rows_of[folder]):
+            raise InputError(f"{folder}: no volume of {split} has a report")
     for folder, group in zip(folders, groups, strict=True):
         if len(group) < process_count:
             raise InputError(f"{folder}: fewer volumes in {split} than {process_count} processes")
@@ -128,9 +132,9 @@ def shifted(volume: np.ndarray, offsets: Sequence[int], *, air: int) -> np.ndarr
     return padded[tuple(slice(i, i + n) for i, n in zip(starts, volume.shape, strict=True))]
 
 
-def _groups(folder: epath.PathLike, split: str, *, one_per_scan: bool) -> list[np.ndarray]:
+def _groups(rows: Sequence[dict], *, one_per_scan: bool) -> list[np.ndarray]:
     """The records among which an epoch chooses one: those of a scan, or each by itself."""
-    scans = [(row["patient"], row["scan"]) for row in shards.read_reports(folder, split)]
+    scans = [(row["patient"], row["scan"]) for row in rows]
     if not one_per_scan:
         return list(np.arange(len(scans))[:, None])
     records: dict[tuple[str, str], list[int]] = {}

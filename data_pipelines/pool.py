@@ -14,6 +14,8 @@ from data_pipelines import preparation
 from data_pipelines.errors import InputError
 from data_pipelines.preparation import Task
 
+_BAR = "{l_bar}{bar:20}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
+
 
 def run(tasks: Sequence[Task], *, processes: int, split: str) -> None:
     """Runs every task. The first error ends the run, after the tasks that are under way.
@@ -23,7 +25,7 @@ def run(tasks: Sequence[Task], *, processes: int, split: str) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([preparation.__name__])
     total, skipped = sum(len(task.cases) for task in tasks), 0
-    bar = tqdm(total=total, desc=split, unit=" volumes", smoothing=0, dynamic_ncols=True)
+    bar = tqdm(total=total, desc=split, unit=" volumes", smoothing=0, bar_format=_BAR)
     workers = concurrent.futures.ProcessPoolExecutor(
         processes, mp_context=context, initializer=_die_with_parent
     )

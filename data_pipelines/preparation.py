@@ -196,7 +196,7 @@ def summary(rows: Sequence[Mapping], split: str) -> str:
         "disputed": Counter("spacing" for each in told if each["spacing_disputed"]),
         "skipped": Counter(map(_kind, skipped)),
     }
-    table = [f"{split}: {len(told)} volumes, {len(skipped)} cases skipped"]
+    table = [f"{split}: {len(told)} prepared, {len(skipped)} skipped"]
     for name, counts in lines.items():
         cells = [f"{what} {count}" for what, count in counts.most_common()]
         table += [f"  {name:9} {' · '.join(cells)}"] if cells else []

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from absl import flags
+from absl import flags, logging
 from etils import epath
 from ml_collections import config_flags
 
@@ -56,7 +56,7 @@ _RUNNER = flags.DEFINE_string("runner", _POOL, "pool: this machine; else a runne
 _VOCAB = flags.DEFINE_integer(
     "sentencepiece_vocab",
     0,
-    "Largest vocabulary of a tokenizer to train on the train reports; 0: none.",
+    "Largest vocabulary of a tokenizer to train on train's reports at the end; 0: none.",
     lower_bound=0,
 )
 _LABEL_MAP = config_flags.DEFINE_config_file(
@@ -67,15 +67,17 @@ _LABEL_MAP = config_flags.DEFINE_config_file(
 def main(argv: Sequence[str]) -> None:
     if len(argv) > 1 and _RUNNER.value == _POOL:
         raise InputError(f"unexpected argument {argv[1]}")
+    logging.set_verbosity(logging.WARNING)
     geometry, (index, count), here = _geometry(), _slice(), _RUNNER.value == _POOL
     for split in _SPLITS.value:
         if not re.fullmatch(r"\w+", split) or split == "all":
             raise InputError(f"--splits: {split!r} is no name of a split")
+    collections = {split: _collection(split) for split in _SPLITS.value}
     plans = {}
     with shards.locked(_OUT.value, alone=here and count == 1):
-        for split in _SPLITS.value:
+        for split, collection in collections.items():
             plans[split] = preparation.plan(
-                _collection(split), _OUT.value, split, geometry=geometry, mode=_MODE.value
+                collection, _OUT.value, split, geometry=geometry, mode=_MODE.value
             )
             missing = [task for task in plans[split][index::count] if not task.shard.complete]
             if not here:
@@ -83,10 +85,10 @@ def main(argv: Sequence[str]) -> None:
             elif missing:
                 pool.run(missing, processes=_PROCESSES.value, split=split)
         unusable = [_conclude(split, tasks) for split, tasks in plans.items()]
-        shards.finish(_OUT.value)
+        finished = shards.finish(_OUT.value)
     if any(unusable):
         raise InputError("; ".join(filter(None, unusable)))
-    if _VOCAB.value:
+    if _VOCAB.value and "train" in finished:
         _train_tokenizer()
 
 

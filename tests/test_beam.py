@@ -31,7 +31,7 @@ def test_beam_makes_the_same_shards_as_the_pool(tmp_path):
     scan_path(tree, names[3], folder="train").unlink()
     options = ("--runner=DirectRunner", "--", "--direct_num_workers=2")
     told = prepare(tree, tmp_path / "beam", *options, "--direct_running_mode=multi_processing")
-    assert "train: 19 volumes, 1 cases skipped" in told
+    assert "train: 19 prepared, 1 skipped" in told
     prepare(tree, tmp_path / "pool")
     assert content(tmp_path / "beam") == content(tmp_path / "pool")
     next((tmp_path / "beam").glob("train-00002-*.jsonl")).unlink()

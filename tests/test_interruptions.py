@@ -126,9 +126,10 @@ def test_slices_of_an_array_job_make_the_same_shards(tmp_path):
     for out, slices in (("slices", ("--task=0/2", "--task=1/2")), ("whole", ("--task=0/1",))):
         for one in slices:
             command = [*binary(tree, tmp_path / out), "--splits=train,valid", one]
+            command += ["--sentencepiece_vocab=60"]
             told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
             assert told.returncode == 0, told.stderr
-    assert "valid: 2 volumes" in told.stderr
+    assert "valid: 2 prepared" in told.stderr
     assert content(tmp_path / "slices") == content(tmp_path / "whole")
 
 

@@ -211,6 +211,12 @@ def test_folders_are_mixed_by_weight(start, folder, tmp_path):
     assert_equal(take(resumed, 2), expected)
 
 
+def test_volumes_without_any_report_are_an_input_error(start, tmp_path):
+    write(tmp_path, [make_record(0) | {"findings": "", "impressions": ""}])
+    with pytest.raises(InputError, match="no volume of train has a report"):
+        start(folders=[tmp_path])
+
+
 @pytest.mark.parametrize("weights", [(1,), (1, 0), (1, 2, 3)])
 def test_weights_that_fit_no_folders_are_an_input_error(start, folder, weights):
     with pytest.raises(InputError, match="weights"):

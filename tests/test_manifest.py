@@ -122,7 +122,9 @@ def test_cases_are_those_of_the_split_by_name(tmp_path):
 def test_without_splits_all_is_train(tmp_path):
     table = write(tmp_path, "path", "a", "b")
     assert list(skips(table)) == ["a", "b"]
-    with pytest.raises(InputError, match="scans.csv: no column split, so all rows are train"):
+    with pytest.raises(
+        InputError, match="no column split, so all rows are of train: --splits=train"
+    ):
         read_collection(table, "valid")
 
 

@@ -45,7 +45,7 @@ def test_the_binary_prepares_both_splits_and_a_tokenizer(tmp_path):
     first = run_binary(*arguments)
     assert first.returncode == 0, first.stderr
     assert "3/3" in first.stderr and "volumes/s" in first.stderr
-    assert "train: 3 volumes, 0 cases skipped\n  HU        rescaled 3\n" in first.stderr
+    assert "train: 3 prepared, 0 skipped\n  HU        rescaled 3\n" in first.stderr
     found = [r["volume_name"] for s in ("train", "valid") for r in shards.read_reports(out, s)]
     assert found == names
     assert shards.preparation(out, "valid")["spacing"] == [12.0, 7.5, 7.5]
@@ -53,7 +53,7 @@ def test_the_binary_prepares_both_splits_and_a_tokenizer(tmp_path):
     assert list(verify(out)) == []
     second = run_binary(*arguments)
     assert second.returncode == 0 and "3/3" not in second.stderr
-    assert "valid: 2 volumes" in second.stderr
+    assert "valid: 2 prepared" in second.stderr
 
 
 WRONG = {

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
+from absl import logging
 
 from data_pipelines.errors import InputError, run_main
 from data_pipelines.shards.picture import draw
@@ -18,6 +18,7 @@ from data_pipelines.shards.verification import verify
 
 
 def main(argv: Sequence[str]) -> None:
+    logging.set_verbosity(logging.WARNING)
     match argv[1:]:
         case ["verify", folder]:
             _verify(folder)
@@ -33,9 +34,9 @@ def _verify(folder: str) -> None:
         print(problem, file=sys.stderr, flush=True)
         problems += 1
     if problems:
-        raise InputError(f"{folder}: {problems} problems")
+        raise InputError(f"{folder}: problems: {problems}")
     volumes = {split: len(read_reports(folder, split)) for split in splits(folder)}
-    print(f"{folder} is sound: {', '.join(f'{n} volumes of {s}' for s, n in volumes.items())}")
+    print(f"{folder} is sound; volumes: {', '.join(f'{s} {n}' for s, n in volumes.items())}")
 
 
 def _show(folder: str, name: str) -> None:
@@ -43,12 +44,13 @@ def _show(folder: str, name: str) -> None:
     record = read(folder, split)[index]
     volume = record.pop("volume")
     names = preparation(folder, split)["labels"]
-    record |= {name: np.array(record[name]).tolist() for name in ("shape", "spacing", "window")}
+    path = Path(f"{name.replace('/', '_')}.png")
+    draw(path, volume, spacing=record["spacing"], window=record["window"])
+    for vector in ("shape", "spacing", "window"):
+        record[vector] = " ".join(f"{number:g}" for number in record[vector])
     record["labels"] = dict(zip(names, record["labels"].tolist(), strict=True))
     record["steps_per_hu"] = int(record["steps_per_hu"])
     print(json.dumps({"split": split, **record}, indent=2))
-    path = Path(f"{Path(name).name}.png")
-    draw(path, volume, spacing=record["spacing"], window=record["window"])
     print(path)
 
 

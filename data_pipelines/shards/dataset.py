@@ -37,8 +37,9 @@ def begin(out: epath.PathLike, split: str, *, settings: dict) -> list[Shard]:
     path = settings_path(directory, split)
     if path.exists() and (found := json.loads(path.read_text())) != settings:
         changed = [name for name in settings if settings[name] != found.get(name)]
+        told = ", ".join("what the tables say" if c == "cases_sha256" else c for c in changed)
         raise InputError(
-            f"{out}: holds another preparation of {split} ({', '.join(changed)} differ); "
+            f"{out}: holds another preparation of {split} ({told} differ); "
             "delete it or choose another folder"
         )
     write_text(path, json.dumps(settings, indent=2) + "\n")

@@ -22,6 +22,8 @@ def verify(shards: epath.PathLike) -> Iterator[str]:
 
     Raises InputError if the folder holds no finished preparation."""
     directory = epath.Path(shards)
+    if not (directory / CHECKSUMS).exists():
+        raise InputError(f"{shards}: no {CHECKSUMS}, so no finished preparation")
     checksums = _read_checksums(directory)
     problems = {name: _problem(directory / name, digest) for name, digest in checksums.items()}
     problems = {name: problem for name, problem in problems.items() if problem}
@@ -41,10 +43,7 @@ def verify(shards: epath.PathLike) -> Iterator[str]:
 
 def _read_checksums(directory: epath.Path) -> dict[str, str]:
     """File name -> sha256, of the lines that are whole."""
-    path = directory / CHECKSUMS
-    if not path.exists():
-        raise InputError(f"{path}: no such file; it is written at the end of a preparation")
-    lines = path.read_bytes().decode("ascii", errors="replace").splitlines()
+    lines = (directory / CHECKSUMS).read_bytes().decode("ascii", errors="replace").splitlines()
     found = filter(None, map(_CHECKSUM.fullmatch, lines))
     return {match[2]: match[1] for match in found if "/" not in match[2]}
 

@@ -45,6 +45,8 @@ def read_collection(tree: epath.PathLike, split: str) -> Collection:
     if split not in _TABLE_NAME:
         raise InputError(f"split {split!r} is none of CT-RATE's: {', '.join(_TABLE_NAME)}")
     root = epath.Path(tree)
+    if not root.exists():
+        raise InputError(f"{tree}: no such folder")
     root = root / "dataset" if (root / "dataset").is_dir() else root
     name = _TABLE_NAME[split]
     reports, labels, metadata = (

@@ -61,7 +61,10 @@ def read_collection(
     }
     if theirs["split"] not in table.columns:
         if split != _ONLY_SPLIT:
-            raise InputError(f"{path}: no column {theirs['split']}, so all rows are {_ONLY_SPLIT}")
+            raise InputError(
+                f"{path}: no column {theirs['split']}, so all rows are of {_ONLY_SPLIT}:"
+                f" --splits={_ONLY_SPLIT}"
+            )
         rows = {name: row | {"split": _ONLY_SPLIT} for name, row in rows.items()}
     reasons = {name: _reason(name, row) for name, row in rows.items()} | table.faults
     rows |= {name: dict.fromkeys(COLUMNS, "") for name in table.faults}

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import re
+import textwrap
 from collections.abc import Iterable, Sequence
 
 from etils import epath
@@ -18,6 +19,7 @@ Row = dict[str, str]
 _Numbered = tuple[int, dict]
 
 _MISSING = {"", "na", "n/a", "nan", "null", "none"}
+_LONGEST_LIST = 200
 _BOOLEAN = {"true": "1", "false": "0"}
 # What decoding makes of bytes that are no UTF-8, and what no UTF-8 text can have.
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -59,7 +61,8 @@ def read_table(
     keys = [key] if isinstance(key, str) else key
     key = next((name for name in keys if name in found), keys[-1])
     if missing := [name for name in dict.fromkeys((key, *columns)) if name not in found]:
-        raise InputError(f"{path}: no column {', '.join(missing)}")
+        there = textwrap.shorten(", ".join(sorted(found)), _LONGEST_LIST)
+        raise InputError(f"{path}: no column {', '.join(missing)}; there are {there}")
     return Table(*_by_key(rows, key=key, path=path), frozenset(found))
 
 
