@@ -215,17 +215,13 @@ class _Assemble:
     shape: tuple[int, int, int]
 
     def __call__(self, examples: Sequence[Record]) -> Batch:
-        images = self._empty(len(examples))
+        shape = (len(examples), *self.shape)
+        memory.expect_blocks(2 * math.prod(shape))  # workers assemble in processes of their own
+        images = np.empty(shape, np.int16)
         volumes = [example["image"] for example in examples]
         list(_threads().map(_Compressed.write, volumes, images))
         names = [name for name in examples[0] if name != "image"]
         return {"image": images} | {n: np.stack([each[n] for each in examples]) for n in names}
-
-    def _empty(self, count: int) -> np.ndarray:
-        shape = (count, *self.shape)
-        if 2 * math.prod(shape) >= memory.LARGE_BYTES:
-            memory.keep_large_blocks()  # here, since workers assemble in processes of their own
-        return np.empty(shape, np.int16)
 
 
 @functools.cache
@@ -236,8 +232,10 @@ def _threads() -> ThreadPoolExecutor:
 def _batches(
     examples: grain.MapDataset, batch_size: int, *, geometry: dict, workers: int
 ) -> grain.DatasetIterator:
+    shape = tuple(geometry["shape"])
+    memory.expect_blocks(2 * batch_size * math.prod(shape))
     batches = examples.to_iter_dataset(read_options()).batch(
-        batch_size, drop_remainder=True, batch_fn=_Assemble(tuple(geometry["shape"]))
+        batch_size, drop_remainder=True, batch_fn=_Assemble(shape)
     )
     if workers:
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)

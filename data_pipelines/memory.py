@@ -15,6 +15,13 @@ LARGE_BYTES = 32 << 20
 """From here on glibc maps every block anew, and gives it back when it is freed."""
 
 
+def expect_blocks(size: int) -> None:
+    """Lets this process `keep_large_blocks` if blocks of so many bytes are large ones. Best called
+    before threads are started, which get heaps of their own."""
+    if size >= LARGE_BYTES:
+        keep_large_blocks()
+
+
 @functools.cache
 def keep_large_blocks() -> None:
     """Lets this process keep the memory of freed large arrays for the next ones.
