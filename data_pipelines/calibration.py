@@ -82,7 +82,7 @@ def calibrate(
         slope, intercept, values = *_rescaled(scan, slope, intercept), "rescaled"
     else:
         slope, intercept, values = _hu(scan, slope=slope, intercept=intercept)
-        voxels, claims, directions = scan.voxels, {}, "stored"
+        claims = {}
         if scan.affine is not None and not _is_blank(scan.affine):
             voxels, claims["header"] = to_lps(scan.voxels, scan.affine)
             directions = "header"

@@ -65,13 +65,13 @@ def train_loader(
         raise InputError(f"weights: {tuple(weights)} of {len(folders)} folders, each above 0")
     geometry = common_geometry(folders, split)
     sources = [shards.read(folder, split) for folder in folders]
-    rows_of = {folder: shards.read_reports(folder, split) for folder in folders}
-    groups = [_groups(rows_of[folder], one_per_scan=one_per_scan) for folder in folders]
+    groups = []
     for folder in folders:
-        if not any(row["findings"] or row["impressions"] for row in rows_of[folder]):
+        rows = shards.read_reports(folder, split)
+        if not any(row["findings"] or row["impressions"] for row in rows):
             raise InputError(f"{folder}: no volume of {split} has a report")
-    for folder, group in zip(folders, groups, strict=True):
-        if len(group) < process_count:
+        groups.append(_groups(rows, one_per_scan=one_per_scan))
+        if len(groups[-1]) < process_count:
             raise InputError(f"{folder}: fewer volumes in {split} than {process_count} processes")
     seeds = map(int, np.random.SeedSequence(seed).generate_state(len(groups)))
     streams = [

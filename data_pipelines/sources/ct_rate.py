@@ -16,6 +16,7 @@ from data_pipelines.errors import InputError
 from data_pipelines.reports import LABELS
 from data_pipelines.sources.case import Case, Collection
 from data_pipelines.sources.tables import (
+    DICOM_STRATA,
     Table,
     first_number,
     read_labels,
@@ -26,14 +27,6 @@ from data_pipelines.sources.tables import (
 _TABLE_NAME = {"train": "train", "valid": "validation"}
 _KEY = "VolumeName"
 _VOLUME_NAME = re.compile(r"(?P<scan>(?P<patient>[a-z]+_\d+)_[a-z]+)_\d+\.nii\.gz")
-_STRATA = {
-    "sex": "PatientSex",
-    "age": "PatientAge",
-    "manufacturer": "Manufacturer",
-    "model": "ManufacturerModelName",
-    "kernel": "ConvolutionKernel",
-    "date": "StudyDate",
-}
 
 
 def read_collection(tree: epath.PathLike, split: str) -> Collection:
@@ -99,7 +92,7 @@ def _case(
         findings=report.get("Findings_EN", ""),
         impressions=report.get("Impressions_EN", ""),
         labels=read_labels(labels, LABELS),
-        strata=read_strata(metadata, _STRATA),
+        strata=read_strata(metadata, DICOM_STRATA),
         slope=first_number(metadata.get("RescaleSlope", "")),
         intercept=first_number(metadata.get("RescaleIntercept", "")),
         spacing=(first_number(metadata.get("ZSpacing", "")), xy, xy),

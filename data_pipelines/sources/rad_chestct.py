@@ -18,19 +18,19 @@ from etils import epath
 
 from data_pipelines.errors import InputError
 from data_pipelines.sources.case import Case, Collection
-from data_pipelines.sources.tables import Row, Table, read_labels, read_strata, read_table
+from data_pipelines.sources.tables import (
+    DICOM_STRATA,
+    Row,
+    Table,
+    read_labels,
+    read_strata,
+    read_table,
+)
 
 _SPLITS = ("train", "valid", "test")
 _KEY, _PATIENT = "NoteAcc_DEID", "MRN_DEID"
 _METADATA = "CT_Scan_Metadata_Complete_35747.csv"
 _NOT_FOUND = "ATTR_VALUE_NOT_FOUND"
-_STRATA = {
-    "sex": "PatientSex",
-    "age": "PatientAge",
-    "manufacturer": "Manufacturer",
-    "model": "ManufacturerModelName",
-    "kernel": "ConvolutionKernel",
-}
 _SPACING_MM = 0.8
 
 
@@ -67,7 +67,7 @@ def read_collection(
                 scan=name,
                 paths=(root / f"{name}.npz",),
                 labels=tuple(_any(row, names) for names in columns.values()),
-                strata=read_strata(about, _STRATA),
+                strata=read_strata(about, DICOM_STRATA),
                 spacing=(_SPACING_MM,) * 3,
                 axes=axes,
                 skip=table.faults.get(name) or metadata.faults.get(name, ""),

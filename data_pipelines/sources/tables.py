@@ -18,6 +18,16 @@ from data_pipelines.sources.case import UNKNOWN
 Row = dict[str, str]
 _Numbered = tuple[int, dict]
 
+DICOM_STRATA = {
+    "sex": "PatientSex",
+    "age": "PatientAge",
+    "manufacturer": "Manufacturer",
+    "model": "ManufacturerModelName",
+    "kernel": "ConvolutionKernel",
+    "date": "StudyDate",
+}
+"""What results are split by, and the columns of it in tables that are made of DICOM headers."""
+
 _MISSING = {"", "na", "n/a", "nan", "null", "none"}
 _LONGEST_LIST = 200
 _BOOLEAN = {"true": "1", "false": "0"}
