@@ -12,7 +12,7 @@ from data_pipelines.tokenizers import Tokenizer
 
 
 def check_config(config: TrainConfig, *, tokenizer: Tokenizer, mesh: Mesh) -> None:
-    """Compares the parts of a configuration with each other, the devices and the shards.
+    """Compares the parts of a configuration with each other, the tokenizer and the devices.
 
     Raises:
       InputError: it names the first value that cannot be used.
@@ -23,10 +23,14 @@ def check_config(config: TrainConfig, *, tokenizer: Tokenizer, mesh: Mesh) -> No
     local_batch_size(config.batch_size, mesh)
     if config.text_warmup.steps:
         local_batch_size(config.text_warmup.batch_size, mesh, name="config.text_warmup.batch_size")
-    _check_shards(config)
 
 
-def _check_shards(config: TrainConfig) -> None:
+def check_shards(config: TrainConfig) -> None:
+    """Compares the volumes of the shards with what the model takes.
+
+    Raises:
+      InputError: no such shards, or volumes of another shape or window.
+    """
     image = config.model.image
     found = common_geometry(config.data.folders, config.data.split)
     for what, wanted in (("shape", (image.frames, *image.image_size)), ("window", image.window)):

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from ctclip_jax import api, trees
 from ctclip_jax.checkpoints import Checkpointer, check_shapes, save_export
-from ctclip_jax.checks import check_config
+from ctclip_jax.checks import check_config, check_shards
 from ctclip_jax.config import TrainConfig
 from ctclip_jax.losses import LOSSES, LossFn
 from ctclip_jax.metric_writer import MetricWriter, StepLog
@@ -95,6 +95,7 @@ def train(config: TrainConfig, workdir: Path) -> None:
 
 def build(config: TrainConfig, workdir: Path) -> Run:
     """Returns the parts of a run, checked against each other."""
+    check_shards(config)
     tokenizer = load_tokenizer(config.data.tokenizer_path)
     mesh = make_mesh(config.mesh)
     check_config(config, tokenizer=tokenizer, mesh=mesh)
