@@ -35,5 +35,8 @@ def run_main(main: Callable[[Sequence[str]], None]) -> None:
 
 
 def _fail(error: Exception) -> NoReturn:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    told = error
+    while isinstance(told, (AttributeError, LookupError)) and told.args:
+        told = told.args[0]  # a KeyError's own text is a repr of it
+    print(f"error: {' '.join(str(told).split())}", file=sys.stderr)
     sys.exit(2)
