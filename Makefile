@@ -55,7 +55,7 @@ bench: $(VENV)/torch.done
 	$(RUN) -m benchmarks.run
 
 # Each stage of the demo leaves a mark when it is done; an interrupted one is taken up again.
-demo: $(DEMO)/train/evaluation/report.html
+demo: $(DEMO)/evaluation/report.html
 	@echo "A report to look at: $<"
 
 $(DEMO)/data.done: $(VENV)/runtime.done
@@ -75,7 +75,7 @@ $(DEMO)/train.done: $(DEMO)/shards.done
 		--workdir=$(DEMO)/train
 	@touch $@
 
-$(DEMO)/train/evaluation/report.html: $(DEMO)/train.done
+$(DEMO)/evaluation/report.html: $(DEMO)/train.done
 	@echo "[4/4] evaluation"
-	$(RUN) -m ctclip_jax.evaluate --config=configs/phantoms.py \
-		--config.data.shards=$(DEMO)/shards --workdir=$(DEMO)/train
+	$(RUN) -m ctclip_jax.evaluate --model=$(DEMO)/train/export --shards=$(DEMO)/shards \
+		--out=$(DEMO)/evaluation

@@ -11,6 +11,7 @@ from pathlib import Path
 from absl import flags, logging
 
 from ctclip_jax import config_flag
+from ctclip_jax.config import TrainConfig, from_dict
 from ctclip_jax.train import train
 from data_pipelines.errors import InputError, run_main
 
@@ -25,7 +26,7 @@ def main(argv: Sequence[str]) -> None:
         raise InputError(f"unexpected argument {argv[1]!r}")
     # orbax and tensorflow-datasets tell everything they do; the progress would drown in it.
     logging.set_verbosity(logging.WARNING)
-    train(config_flag.read(), Path(_WORKDIR.value))
+    train(from_dict(TrainConfig, config_flag.read()), Path(_WORKDIR.value))
 
 
 if __name__ == "__main__":

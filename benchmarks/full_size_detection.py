@@ -43,7 +43,7 @@ def prepare(path: Path) -> np.ndarray:
 
 def write_vocabulary(path: Path) -> None:
     """Writes a WordPiece vocabulary of the published size that has the words of the prompts."""
-    prompts = " ".join((*LABELS, *PROMPTS["inference"])).lower().replace("{}", "")
+    prompts = " ".join((*LABELS, *PROMPTS)).lower().replace("{}", "")
     words = [
         "[PAD]",
         "[UNK]",

@@ -85,10 +85,12 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
         log_every=50,
         init_from="",
         evaluation=dict(
+            every=5000,
+            volumes=512,
             shards="",
             split="valid",
             batch_size=8,
-            prompts="inference",
+            prompts=(("{} is present.", "{} is not present."),),
             report="published_inference",
             pool_sentences=False,
             max_length=512,
@@ -109,5 +111,6 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
         config.model.dim_latent = 16
         config.data.max_length = config.evaluation.max_length = 32
         config.steps = 4
+        config.evaluation.every = 0
         config.log_every = 1
     return config

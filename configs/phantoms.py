@@ -93,10 +93,12 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
         log_every=50,
         init_from="",
         evaluation=dict(
+            every=1400,
+            volumes=0,
             shards="",
             split="valid",
             batch_size=32,
-            prompts="inference",
+            prompts=(("{} is present.", "{} is not present."),),
             report="joined",
             pool_sentences=True,
             max_length=24,
@@ -109,6 +111,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
         config.model.text.update(hidden_size=32, num_layers=1, num_heads=2, intermediate_size=64)
         config.batch_size = 8
         config.steps = 4
+        config.evaluation.every = 0
         config.text_warmup.update(steps=2, batch_size=8)
         config.log_every = 1
     return config

@@ -1,5 +1,6 @@
 """The public interface: open a model, encode volumes and reports, detect abnormalities."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,10 +18,10 @@ from ctclip_jax.sharding import MeshConfig, make_mesh
 from ctclip_jax.torch_weights import Geometry, import_weights, read_tensors
 from ctclip_jax.trees import flatten
 from data_pipelines.errors import InputError
-from data_pipelines.reports import LABELS, PROMPTS
+from data_pipelines.reports import LABELS, PROMPTS, prompt_text
 from data_pipelines.tokenizers import Tokenizer, load_tokenizer
 
-TEXT_STEP = 16  # texts are cut to the longest one, rounded up to this, so that few shapes compile
+TEXT_STEP = 16  # texts are cut to their length, rounded up to this, so that few shapes compile
 
 _encode_image = jax.jit(CTCLIP.encode_image, static_argnums=0)
 _encode_text = jax.jit(CTCLIP.encode_text, static_argnums=0)
@@ -36,6 +37,7 @@ class Model:
       variables: its parameters and codebook, replicated over the local devices.
       tokenizer: what `encode_text` and `detect` use on texts; None if unknown.
       max_length: the most tokens of a text.
+      report, pool_sentences: how it reads reports (`ctclip_jax.config.EvaluationConfig`).
     """
 
     def __init__(
@@ -45,6 +47,8 @@ class Model:
         *,
         tokenizer: Tokenizer | None = None,
         max_length: int | None = None,
+        report: str = "published_inference",
+        pool_sentences: bool = False,
     ):
         """Puts `variables`, nested dicts of numpy or jax arrays, on the local devices.
 
@@ -59,6 +63,7 @@ class Model:
         self.config = config
         self.tokenizer = tokenizer
         self.max_length = max_length or config.text.max_positions
+        self.report, self.pool_sentences = report, pool_sentences
         mesh = make_mesh(MeshConfig(data=-1, fsdp=1), devices=jax.local_devices())
         self.variables = jax.device_put(variables, NamedSharding(mesh, P()))
         self._batch = NamedSharding(mesh, P("data"))
@@ -113,21 +118,32 @@ class Model:
             )
         if input_ids.size and not 0 <= input_ids.min() <= input_ids.max() < sizes.vocab_size:
             raise InputError(f"input_ids: expected 0 to {sizes.vocab_size - 1}, got others")
-        # Padding changes no latent, so the columns that are padding in every row are left out.
-        longest = int(np.max(np.nonzero(mask.any(axis=0)), initial=0)) + 1
-        length = min(-(-longest // TEXT_STEP) * TEXT_STEP, input_ids.shape[1])
-        if length > sizes.max_positions:
-            raise InputError(f"input_ids: {length} tokens, the model takes {sizes.max_positions}")
-        return self._in_batches(
-            _encode_text, input_ids[:, :length], mask[:, :length], batch_size=batch_size
-        )
+        # Padding changes no latent, so texts of like length go together, without their padding.
+        longest = np.max(mask * np.arange(1, mask.shape[1] + 1, dtype=np.int32), axis=1, initial=1)
+        lengths = np.minimum(-(-longest // TEXT_STEP) * TEXT_STEP, input_ids.shape[1])
+        if lengths.max(initial=0) > sizes.max_positions:
+            raise InputError(
+                f"input_ids: {lengths.max()} tokens, the model takes {sizes.max_positions}"
+            )
+        order = np.argsort(lengths, kind="stable")
+        groups = np.split(order, np.flatnonzero(np.diff(lengths[order])) + 1)
+        latents = [
+            self._in_batches(
+                _encode_text,
+                input_ids[rows, : lengths[rows].max(initial=1)],
+                mask[rows, : lengths[rows].max(initial=1)],
+                batch_size=batch_size,
+            )
+            for rows in groups
+        ]
+        return np.concatenate(latents)[np.argsort(order)]
 
     def detect(
         self,
         volumes: Num[np.ndarray, "n f h w"],
         *,
         labels: Sequence[str] = LABELS,
-        prompts: tuple[str, str] = PROMPTS["inference"],
+        prompts: tuple[str, str] = PROMPTS,
         batch_size: int = 1,
     ) -> Float32[np.ndarray, "n labels"]:
         """Returns zero-shot probabilities (CT-CLIP, arXiv 2403.17834).
@@ -135,7 +151,7 @@ class Model:
         The softmax over two prompts, that a label is present and that it is not (`prompts`, with {}
         for the label). Every volume is encoded once for all labels.
         """
-        texts = [prompt.format(label) for label in labels for prompt in prompts]
+        texts = [prompt_text(prompt, label) for label in labels for prompt in prompts]
         text = self.encode_text(texts).reshape(len(labels), 2, -1)
         image = self.encode_image(volumes, batch_size=batch_size)
         return _sigmoid(self.temperature * image @ (text[:, 0] - text[:, 1]).T)
@@ -144,10 +160,13 @@ class Model:
         self, volumes: Num[np.ndarray, "n f h w"], *, batch_size: int = 1
     ) -> Float32[np.ndarray, "n labels"]:
         """Returns the probabilities of the trained classifier of a fine-tuned model (LiPro)."""
-        classifier = self._parameter("classifier")
-        image = self.encode_image(volumes, batch_size=batch_size)
-        kernel, bias = np.asarray(classifier["kernel"]), np.asarray(classifier["bias"])
-        return _sigmoid(np.maximum(image, 0) @ kernel + bias)
+        classifier = self.classifier
+        return classify(self.encode_image(volumes, batch_size=batch_size), **classifier)
+
+    @property
+    def classifier(self) -> dict[str, np.ndarray]:
+        """`kernel` (d, labels) and `bias` (labels,) of the trained classifier."""
+        return {name: np.asarray(array) for name, array in self._parameter("classifier").items()}
 
     def _parameter(self, name: str):
         if name not in self.variables["params"]:
@@ -178,6 +197,16 @@ class Model:
         return np.concatenate(latents)[:rows]
 
 
+def classify(
+    image: Float[np.ndarray, "n d"],
+    *,
+    kernel: Float[np.ndarray, "d labels"],
+    bias: Float[np.ndarray, " labels"],
+) -> Float32[np.ndarray, "n labels"]:
+    """Returns the probabilities of a trained classifier for unit latents of volumes."""
+    return _sigmoid(np.maximum(image, 0) @ kernel + bias)
+
+
 def load(
     path: str | Path,
     *,
@@ -188,6 +217,7 @@ def load(
     text_heads: int | None = None,
     tokenizer: str | Path | None = None,
     max_length: int | None = None,
+    dtype: str | None = None,
 ) -> Model:
     """Opens an export directory of this library, or a .safetensors or PyTorch file as published.
 
@@ -198,11 +228,13 @@ def load(
         file's shapes, or as published where that fits them. A directory knows its own.
       tokenizer: a vocab.txt or a SentencePiece .model; None: the one in the directory, if any.
       max_length: tokens of a text; None: as in training, or all that the model takes.
+      dtype: of the large matrix products, 'float32' or 'bfloat16'; None: as in training.
 
     Raises:
       InputError: no such file, not a model, or a geometry that must be given or does not fit.
     """
     path = Path(path)
+    reading = {}
     geometry = Geometry(image_size, patch_size, temporal_patch_size, frames, text_heads)
     if not path.is_dir():
         imported = import_weights(read_tensors(path), source=str(path), geometry=geometry)
@@ -214,11 +246,15 @@ def load(
         config = from_dict(CTCLIPConfig, export["model"], name=f"{path}: model")
         max_length = max_length or export["max_length"]
         tokenizer = tokenizer or (export["tokenizer"] and path / export["tokenizer"])
+        reading = {n: export[n] for n in ("report", "pool_sentences") if n in export}
+    if dtype not in (None, "float32", "bfloat16"):
+        raise InputError(f"dtype: {dtype!r} is none of float32, bfloat16")
     return Model(
-        config,
+        dataclasses.replace(config, dtype=dtype or config.dtype),
         variables,
         tokenizer=load_tokenizer(tokenizer) if tokenizer else None,
         max_length=max_length,
+        **reading,
     )
 
 

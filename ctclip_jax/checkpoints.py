@@ -95,7 +95,8 @@ def save_export(
     Args:
       directory: gets variables/ (orbax), config.json and the tokenizer's file.
       variables: {'params', 'codebook'}.
-      config: `{"model": CTCLIPConfig as a dict, "max_length": tokens of a text}`.
+      config: `{"model": CTCLIPConfig as a dict, "max_length": tokens of a text, "report":
+        the form of its reports, "pool_sentences": whether they are read by sentences}`.
       tokenizer: vocab.txt or *.model to copy.
     """
     directory = Path(directory).absolute()

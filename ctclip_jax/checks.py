@@ -7,7 +7,7 @@ from ctclip_jax.losses import LOSSES
 from ctclip_jax.sharding import local_batch_size
 from data_pipelines.errors import InputError
 from data_pipelines.loader import common_geometry
-from data_pipelines.reports import FORMS, PROMPTS, SENTENCE_FORMS
+from data_pipelines.reports import FORMS, LABELS, SENTENCE_FORMS, prompt_text
 from data_pipelines.tokenizers import Tokenizer
 
 
@@ -19,8 +19,11 @@ def check_config(config: TrainConfig, *, tokenizer: Tokenizer, mesh: Mesh) -> No
     """
     _check_names(config)
     _check_numbers(config)
+    _check_prompts(config)
     _check_texts(config, tokenizer)
     local_batch_size(config.batch_size, mesh)
+    if config.evaluation.every:
+        local_batch_size(config.evaluation.batch_size, mesh, name="config.evaluation.batch_size")
     if config.text_warmup.steps:
         local_batch_size(config.text_warmup.batch_size, mesh, name="config.text_warmup.batch_size")
 
@@ -32,13 +35,18 @@ def check_shards(config: TrainConfig) -> None:
       InputError: no such shards, or volumes of another shape or window.
     """
     image = config.model.image
-    found = common_geometry(config.data.folders, config.data.split)
-    for what, wanted in (("shape", (image.frames, *image.image_size)), ("window", image.window)):
-        if tuple(found[what]) != tuple(wanted):
-            raise InputError(
-                f"{config.data.shards}: volumes of {what} {tuple(found[what])};"
-                f" config.model.image wants {tuple(wanted)}"
-            )
+    read = [(config.data.folders, config.data.split)]
+    if config.evaluation.every > 0:
+        read.append(([config.evaluation_shards], config.evaluation.split))
+    for folders, split in read:
+        found = common_geometry(folders, split)
+        wanted = {"shape": (image.frames, *image.image_size), "window": image.window}
+        for what, value in wanted.items():
+            if tuple(found[what]) != tuple(value):
+                raise InputError(
+                    f"{','.join(folders)}: volumes of {what} {tuple(found[what])};"
+                    f" config.model.image wants {tuple(value)}"
+                )
 
 
 def _check_names(config: TrainConfig) -> None:
@@ -46,10 +54,17 @@ def _check_names(config: TrainConfig) -> None:
         ("loss", config.loss, LOSSES),
         ("data.report", config.data.report, FORMS),
         ("evaluation.report", config.evaluation.report, FORMS),
-        ("evaluation.prompts", config.evaluation.prompts, PROMPTS),
     ):
         if value not in known:
             raise InputError(f"config.{name}: {value!r} is none of {', '.join(known)}")
+
+
+def _check_prompts(config: TrainConfig) -> None:
+    if not config.evaluation.prompts:
+        raise InputError("config.evaluation.prompts: (), wanted one pair or more")
+    for pair in config.evaluation.prompts:
+        for prompt in pair:
+            prompt_text(prompt, LABELS[0])
 
 
 def _check_numbers(config: TrainConfig) -> None:
@@ -58,6 +73,13 @@ def _check_numbers(config: TrainConfig) -> None:
         ("steps", config.steps, config.steps >= 1, "1 or more"),
         ("log_every", config.log_every, config.log_every >= 1, "1 or more"),
         ("checkpoint.every", config.checkpoint.every, config.checkpoint.every >= 1, "1 or more"),
+        ("evaluation.every", config.evaluation.every, config.evaluation.every >= 0, "0 or more"),
+        (
+            "evaluation.volumes",
+            config.evaluation.volumes,
+            config.evaluation.volumes >= 0,
+            "0 or more",
+        ),
         ("quantize_ramp", (start, end), 0 <= start <= end, "0 <= start <= end"),
     ):
         if not fits:

@@ -90,19 +90,28 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """What `ctclip_jax.evaluate` reads: the split and the wording of prompts and reports.
+    """The evaluation inside a run, and how the model that comes of it reads reports.
 
-    `shards` is one directory; '' is the first one of the training.
+    Attributes:
+      every: steps between two evaluations; 0: none.
+      volumes: how many, spread evenly over the split; 0: all.
+      shards: one directory; '' is the first one of the training.
+      batch_size: volumes and texts at a time, over all devices.
+      prompts: pairs of wordings, that a label ({}) is present and that it is not.
+      report: the form of reports (data_pipelines.reports).
+      pool_sentences: a report is read sentence by sentence and its latent is the mean of theirs, as
+        suits a model that was trained on sentences; else it is read whole.
+      max_length: tokens of a text.
 
-    A report is read whole, or with `pool_sentences` sentence by sentence: its latent is then the
-    mean of theirs, as suits a model that was trained on sentences. `max_length` is that of a text
-    in tokens, and what an export says of itself.
+    The last three are also what an export says of itself.
     """
 
+    every: int
+    volumes: int
     shards: str
     split: str
     batch_size: int
-    prompts: str
+    prompts: tuple[tuple[str, str], ...]
     report: str
     pool_sentences: bool
     max_length: int

@@ -1,26 +1,33 @@
 """The --config flag of the binaries."""
 
+from pathlib import Path
+from typing import Any
+
 from absl import flags
 from ml_collections import config_flags
 
-from ctclip_jax.config import TrainConfig, from_dict
 from data_pipelines.errors import InputError
 
 
-def define() -> None:
+def define(default: Path | None = None) -> None:
     """Defines --config, a file in configs/ whose keys can be overridden: --config.steps=100."""
-    config_flags.DEFINE_config_file("config", help_string="A file in configs/.", lock_config=True)
-    flags.mark_flag_as_required("config")
+    config_flags.DEFINE_config_file(
+        "config",
+        default and str(default),
+        help_string="A file in configs/.",
+        lock_config=True,
+    )
+    if default is None:
+        flags.mark_flag_as_required("config")
 
 
-def read() -> TrainConfig:
-    """The experiment that the command line names.
+def read() -> dict[str, Any]:
+    """What the command line and the file that it names say.
 
     Raises:
-      InputError: no such file, or what it holds is not a TrainConfig.
+      InputError: no such file.
     """
     try:
-        mapping = flags.FLAGS.config.to_dict()
+        return flags.FLAGS.config.to_dict()
     except OSError as error:  # ml_collections reports a missing file at the first use
         raise InputError(f"--config: {str(error).splitlines()[-1].strip()}") from error
-    return from_dict(TrainConfig, mapping)

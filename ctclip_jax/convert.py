@@ -48,6 +48,8 @@ def to_export(
     config = {
         "model": dataclasses.asdict(imported.config),
         "max_length": imported.config.text.max_positions,
+        "report": "published_inference",
+        "pool_sentences": False,
     }
     save_export(out, imported.variables, config=config, tokenizer=tokenizer)
     write_tensors(out / UNUSED, imported.unused)

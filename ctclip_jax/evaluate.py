@@ -1,230 +1,204 @@
-"""The evaluation binary: zero-shot detection and retrieval of a trained model on one split.
+"""The evaluation binary: zero-shot detection and retrieval, with intervals, and a page to look at.
 
-    python -m ctclip_jax.evaluate --config=configs/phantoms.py --workdir=WORKDIR
+    python -m ctclip_jax.evaluate --model=EXPORT --shards=SHARDS --out=OUT    encodes, then measures
+    python -m ctclip_jax.evaluate --from_latents=OUT --out=OTHER              measures again
+    python -m ctclip_jax.evaluate --from_scores=DIR --out=OUT                 anyone's scores.csv
 
-writes into WORKDIR/evaluation/: metrics.json, scores.csv and labels.csv (VolumeName and a column
-per label), latents.npz (`names`, `image`, `text`) and report.html.
+docs/evaluation.md says what is in OUT. A run that was stopped continues.
 """
 
-import json
-import sys
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
-from absl import flags
-from jaxtyping import Float
+from absl import flags, logging
 
-from ctclip_jax import config_flag
-from ctclip_jax.api import Model, load
-from ctclip_jax.config import EvaluationConfig, TrainConfig
-from ctclip_jax.evaluators import latents, retrieval, zero_shot
-from ctclip_jax.evaluators.latents import Latents
-from ctclip_jax.metrics.classification import THRESHOLD_RULE
-from ctclip_jax.reporting import examples, plots
-from ctclip_jax.reporting.report import Example, page
-from ctclip_jax.trees import unflatten
-from data_pipelines import loader, shards
-from data_pipelines.errors import InputError, run_main
-from data_pipelines.reports import LABELS, PROMPTS, report_sentences, report_text
-from data_pipelines.tokenizers import load_tokenizer
+from ctclip_jax import api, config_flag
+from ctclip_jax.config import from_dict
+from ctclip_jax.evaluators import files, latents, scoring, suite, zero_shot
+from ctclip_jax.evaluators.detection import Predictions
+from ctclip_jax.evaluators.protocol import ProtocolConfig
+from ctclip_jax.evaluators.study import Study
+from ctclip_jax.reporting import examples, latex, pictures
+from ctclip_jax.reporting.latent_map import latent_map
+from ctclip_jax.reporting.report import page
+from data_pipelines import shards
+from data_pipelines.errors import InputError, parse_slice, run_main
 from data_pipelines.volumes import STEPS_PER_HU
 
+CONFIG = Path(__file__).parents[1] / "configs" / "evaluation.py"
 EXAMPLES = 4
-LABELS_PER_EXAMPLE = 6
-PROGRESS_SECONDS = 5.0
+MAP_SEED = 0
 
 
-def evaluate(config: TrainConfig, *, model_path: Path, out: Path) -> dict[str, Any]:
-    """Encodes the split once, writes the five files into `out` and returns the metrics.
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What is evaluated: a model on a prepared split, or what is left of an earlier run.
+
+    Attributes:
+      model, tokenizer: paths for `ctclip_jax.load`.
+      shards, split: a folder that data_pipelines.prepare wrote; beside saved latents or scores it
+        only gives the page its slices.
+      from_latents: a folder with latents.npz and labels.csv.
+      from_scores: a folder with scores.csv and labels.csv.
+      validation: such a folder of other volumes, to fit thresholds and calibration on.
+      task: (i, n): encode the i-th of n slices of the shards.
+    """
+
+    model: str | None = None
+    tokenizer: str | None = None
+    shards: str | None = None
+    split: str = "valid"
+    from_latents: str | None = None
+    from_scores: str | None = None
+    validation: str | None = None
+    task: tuple[int, int] = (0, 1)
+
+
+def evaluate(
+    inputs: Inputs, out: Path, *, protocol: ProtocolConfig, published: bool = False
+) -> dict[str, Any] | None:
+    """Writes all files of an evaluation into `out` and returns the content of metrics.json; None
+    while slices of other tasks are still to come.
 
     Raises:
-        InputError: shards, split or model that are missing or do not fit each other.
+      InputError: inputs that are missing, unfit for use or unfit for each other.
     """
-    prompts = config.evaluation.prompts
-    if prompts not in PROMPTS:
-        raise InputError(f"config.evaluation.prompts: {prompts!r} is none of {', '.join(PROMPTS)}")
-    folder = config.evaluation_shards
-    reports = shards.read_reports(folder, config.evaluation.split)
-    prepared = shards.preparation(folder, config.evaluation.split)
-    if tuple(prepared["labels"]) != LABELS:
-        names = ", ".join(prepared["labels"])
-        raise InputError(f"{folder}: labels {names}; the 18 of CT-RATE are evaluated")
-    model = load(model_path, max_length=config.evaluation.max_length)
-    if (window := tuple(prepared["window"])) != model.config.image.window:
-        raise InputError(
-            f"{folder}: a window of {window} HU; {model_path} wants {model.config.image.window}"
-        )
-    encoded, scores = encode(config, model=model, reports=reports)
-    if [report["volume_name"] for report in reports] != encoded.names.tolist():
-        raise InputError(f"{config.evaluation_shards}: the shards and their .jsonl files differ")
-    scans = np.array([scan_of(report) for report in reports])
-    metrics = {
-        "model": str(model_path),
-        "shards": config.evaluation_shards,
-        "split": config.evaluation.split,
-        "volumes": len(encoded.names),
-        "scans": len(np.unique(scans)),
-        "prompts": prompts,
-        "report": config.evaluation.report,
-        "pool_sentences": config.evaluation.pool_sentences,
-        "threshold_rule": THRESHOLD_RULE,
-        "zero_shot": unflatten(dict(zero_shot.evaluate(scores, encoded.labels))),
-        "retrieval": unflatten(dict(retrieval.evaluate(encoded, scans=scans))),
-    }
-    per_label = metrics["zero_shot"]["per_label"]
-    thresholds = [per_label[label]["threshold"] for label in LABELS]
-    shown = describe(config, encoded=encoded, scores=scores, thresholds=thresholds, reports=reports)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    write_table(out / "scores.csv", encoded.names, scores)
-    write_table(out / "labels.csv", encoded.names, encoded.labels)
-    np.savez(out / "latents.npz", names=encoded.names, image=encoded.image, text=encoded.text)
-    html = page(metrics, labels=encoded.labels, scores=scores, examples=shown)
-    (out / "report.html").write_text(html, encoding="utf-8")
+    study = read_study(inputs, out, protocol=protocol)
+    if study is None:
+        return None
+    validation = files.read_scores(Path(inputs.validation)) if inputs.validation else None
+    metrics, predictions = suite.evaluate(
+        study, protocol=protocol, published=published, validation=validation
+    )
+    files.write_study(out, study)
+    files.write_metrics(out, metrics)
+    write_report(inputs, out, study, metrics=metrics, predictions=predictions)
     return metrics
 
 
-def encode(
-    config: TrainConfig, *, model: Model, reports: Sequence[Mapping[str, Any]]
-) -> tuple[Latents, Float[np.ndarray, "n labels"]]:
-    """One pass of the model over the split, whose rows are `reports`: latents, zero-shot scores."""
-    data, evaluation = config.data, config.evaluation
-    tokenizer = model.tokenizer or load_tokenizer(data.tokenizer_path)
-
-    def encode_texts(texts: list[str]) -> np.ndarray:
-        return model.encode_text(*tokenizer(texts, model.max_length))
-
-    text = latents.encode_reports(
-        [texts_of(row, evaluation) for row in reports], encode_texts=encode_texts
-    )
-    batches = loader.eval_loader(
-        config.evaluation_shards,
-        split=evaluation.split,
-        batch_size=evaluation.batch_size,
-        process_index=0,
-        process_count=1,
-    )
-    volumes = latents.encode_volumes(
-        with_progress(batches, total=len(reports)),
-        encode_image=lambda image: model.encode_image(image, batch_size=len(image)),
-    )
-    encoded = Latents(text=text, **volumes)
-    scores = zero_shot.score(
-        encoded.image,
-        encode_prompts=encode_texts,
-        prompts=PROMPTS[evaluation.prompts],
-        temperature=model.temperature,
-    )
-    return encoded, scores
-
-
-def scan_of(row: Mapping[str, Any]) -> str:
-    """What the reconstructions of one scan have in common."""
-    return f"{row['patient']}/{row['scan']}"
-
-
-def texts_of(row: Mapping[str, Any], evaluation: EvaluationConfig) -> list[str]:
-    """What is encoded of a report: all of it as one text, or its sentences."""
-    choose = report_sentences if evaluation.pool_sentences else report_text
-    texts = choose(row["findings"], row["impressions"], form=evaluation.report)
-    return [texts] if isinstance(texts, str) else texts
-
-
-def with_progress(
-    batches: Iterable[Mapping[str, Any]], *, total: int
-) -> Iterator[Mapping[str, Any]]:
-    """The same batches, with a line on stderr: volumes done, volumes per second, time left."""
-    started = shown = time.monotonic()
-    done = 0
-    for batch in batches:
-        yield batch
-        done += int(np.sum(batch["valid"]))
-        now = time.monotonic()
-        if now - shown >= PROGRESS_SECONDS or done == total:
-            shown, rate = now, done / (now - started)
-            left = round((total - done) / rate)
-            print(
-                f"evaluation: {done}/{total} volumes, {rate:.2f} volumes/s,"
-                f" {left // 60}:{left % 60:02d} left",
-                file=sys.stderr,
-            )
-
-
-def describe(
-    config: TrainConfig,
+def write_report(
+    inputs: Inputs,
+    out: Path,
+    study: Study,
     *,
-    encoded: Latents,
-    scores: Float[np.ndarray, "n labels"],
-    thresholds: Sequence[float | None],
-    reports: Sequence[Mapping[str, Any]],
-) -> list[Example]:
-    """The volumes that the report shows, read again from the shards; `reports` has all rows."""
-    source = shards.read(config.evaluation_shards, config.evaluation.split)
-    spacing = shards.preparation(config.evaluation_shards, config.evaluation.split)["spacing"]
-    form = config.evaluation.report
-    texts = [report_text(row["findings"], row["impressions"], form=form) for row in reports]
-    scans = np.array([report["scan"] for report in reports])
-    present = encoded.labels == 1
-    shown = []
-    for row in examples.choose(encoded.names, scans=scans, labels=present, count=EXAMPLES):
-        nearest, rank = examples.nearest_report(encoded.image[row], encoded.text, own=row)
-        volume = source[row]["volume"].astype(np.float32) / STEPS_PER_HU
-        shown.append(
-            Example(
-                name=str(encoded.names[row]),
-                picture=plots.slices(volume, spacing=tuple(spacing)),
-                present=tuple(LABELS[i] for i in np.flatnonzero(present[row])),
-                predicted=examples.outstanding(
-                    scores[row], thresholds=thresholds, count=LABELS_PER_EXAMPLE
-                ),
-                report=texts[row],
-                own_rank=rank,
-                nearest=(str(encoded.names[nearest]), texts[nearest]),
-            )
-        )
-    return shown
+    metrics: dict[str, Any],
+    predictions: Predictions | None,
+) -> None:
+    """Writes report.html, with slices if the shards are at hand, and table.tex."""
+    cases = examples.confident(study, predictions) if predictions else ()
+    searched = examples.spread(study, EXAMPLES)
+    html = page(
+        metrics,
+        study,
+        predictions=predictions,
+        latent_map=None if study.image is None else latent_map(study.image, MAP_SEED),
+        cases=cases,
+        retrievals=searched,
+        pictures=read_pictures(inputs, study, rows=examples.rows(cases, searched)),
+    )
+    (out / "report.html").write_text(html, encoding="utf-8")
+    (out / "table.tex").write_text(latex.table(metrics, out.name), encoding="utf-8")
 
 
-def write_table(path: Path, names: np.ndarray, values: np.ndarray) -> None:
-    """A CSV of VolumeName and the 18 labels, as CT-RATE writes them."""
-    pd.DataFrame(values, columns=LABELS, index=names).to_csv(path, index_label="VolumeName")
+def read_pictures(inputs: Inputs, study: Study, *, rows: Sequence[int]) -> dict[int, bytes]:
+    """Slices of the volumes of `rows`, as far as the shards that are given, or that the latents
+    were made of, are there and have them."""
+    folder = inputs.shards or study.source.get("shards", "")
+    split = inputs.split if inputs.shards else study.source.get("split", "")
+    if not inputs.shards and not (folder and Path(folder).is_dir()):
+        return {}
+    source, spacing = shards.read(folder, split), shards.preparation(folder, split)["spacing"]
+    places = {
+        row["volume_name"]: place for place, row in enumerate(shards.read_reports(folder, split))
+    }
+    found = {row: places[name] for row in rows if (name := study.names[row]) in places}
+    return {
+        row: pictures.slices(source[place]["volume"] / STEPS_PER_HU, spacing=tuple(spacing))
+        for row, place in found.items()
+    }
 
 
-def find_model(workdir: Path, given: str | None) -> Path:
-    """The model to evaluate: the one given, or what training exported into the workdir."""
-    if given:
-        return Path(given)
-    if not (workdir / "export").is_dir():
-        raise InputError(f"{workdir}: no export in it; train first or pass --model")
-    return workdir / "export"
+def read_study(inputs: Inputs, out: Path, *, protocol: ProtocolConfig) -> Study | None:
+    """The volumes with all that `inputs` give of them; None while slices are missing."""
+    if inputs.from_scores:
+        return files.read_scores(Path(inputs.from_scores))
+    if not (inputs.from_latents or (inputs.model and inputs.shards)):
+        raise InputError("give --model and --shards, or --from_latents, or --from_scores")
+    model = open_model(inputs, protocol) if inputs.model else None
+    if inputs.from_latents:
+        return read_scored(Path(inputs.from_latents), model, protocol=protocol, out=out)
+    source = latents.describe(model, inputs.model, folder=inputs.shards, split=inputs.split)
+    complete = latents.encode_split(
+        model, source, out, batch_size=protocol.batch_size, task=inputs.task
+    )
+    return read_scored(out, model, protocol=protocol, out=out) if complete else None
+
+
+def open_model(inputs: Inputs, protocol: ProtocolConfig) -> api.Model:
+    """The model, reading reports as the protocol says, or else as its export does."""
+    model = api.load(
+        inputs.model,
+        tokenizer=inputs.tokenizer,
+        max_length=protocol.max_length,
+        dtype=protocol.dtype,
+    )
+    for name in ("report", "pool_sentences"):
+        if getattr(protocol, name) is not None:
+            setattr(model, name, getattr(protocol, name))
+    return model
+
+
+def read_scored(
+    folder: Path, model: api.Model | None, *, protocol: ProtocolConfig, out: Path
+) -> Study:
+    """The study of a folder of latents, scored by prompts or classifier, or by its scores.csv."""
+    study, arrays = files.read_latents(folder)
+    known = study.source.get("model_sha256")
+    if model and known not in (None, latents.fingerprint(model.variables)):
+        raise InputError(f"{folder}: its latents are of another model than the one given")
+    prompts = {}
+    if protocol.scores == "zero_shot":
+        texts = zero_shot.prompt_texts(study.label_names, protocol)
+        prompts = latents.prompt_latents(texts, model=model, folder=folder, out=out)
+    scores = scoring.scores(study, arrays, prompts=prompts, protocol=protocol)
+    if scores is None and (folder / "scores.csv").exists():
+        return files.with_scores(study, folder)
+    return dataclasses.replace(study, scores=scores)
 
 
 def define_flags() -> None:
     """Only the binary has flags, so that importing this module adds none."""
-    config_flag.define()
-    flags.DEFINE_string("workdir", None, "Folder that main.py trained into.", required=True)
-    flags.DEFINE_string("model", None, "Any path that ctclip_jax.load opens; WORKDIR/export.")
-    flags.DEFINE_string("out", None, "Folder to write into; WORKDIR/evaluation.")
+    config_flag.define(default=CONFIG)
+    flags.DEFINE_string("model", None, "Any path that ctclip_jax.load opens.")
+    flags.DEFINE_string("tokenizer", None, "Its vocab.txt or *.model, if not in the export.")
+    flags.DEFINE_string("shards", None, "Folder that data_pipelines.prepare wrote.")
+    flags.DEFINE_string("split", "valid", "Split of the shards.")
+    flags.DEFINE_string("from_latents", None, "Folder with latents.npz and labels.csv.")
+    flags.DEFINE_string("from_scores", None, "Folder with scores.csv and labels.csv.")
+    flags.DEFINE_string("validation", None, "Such a folder of other volumes, to fit thresholds on.")
+    flags.DEFINE_enum("protocol", "sound", ["sound", "published"], "How figures are made.")
+    flags.DEFINE_string("task", "0/1", "I/N: encode the I-th, from 0, of N slices of the shards.")
+    flags.DEFINE_string("out", None, "Folder to write into.", required=True)
 
 
 def main(argv: Sequence[str]) -> None:
-    """Evaluates what the flags say and prints the headline numbers."""
+    """Evaluates what the flags say and prints the headline figures."""
     if len(argv) > 1:
         raise InputError(f"unexpected argument {argv[1]!r}")
+    logging.set_verbosity(logging.WARNING)
     values = flags.FLAGS
-    config = config_flag.read()
-    workdir = Path(values.workdir)
-    out = Path(values.out) if values.out else workdir / "evaluation"
-    metrics = evaluate(config, model_path=find_model(workdir, values.model), out=out)
-    auroc = metrics["zero_shot"]["macro"]["auroc"]
-    recall = metrics["retrieval"]["report_to_volume"].get("recall@5")
-    print(f"zero-shot AUROC {auroc}, report to volume recall@5 {recall}: {out / 'report.html'}")
+    given = {field.name: values[field.name].value for field in dataclasses.fields(Inputs)}
+    inputs = Inputs(**given | {"task": parse_slice(values.task)})
+    protocol = from_dict(ProtocolConfig, config_flag.read())
+    out = Path(values.out)
+    metrics = evaluate(inputs, out, protocol=protocol, published=values.protocol == "published")
+    if metrics is None:
+        print(f"{out}: slices of other tasks are still to come")
+    else:
+        print(f"{suite.headline(metrics)}: {out / 'report.html'}")
 
 
 if __name__ == "__main__":
-    define_flags()
-    run_main(main)
+    run_main(main, define_flags)

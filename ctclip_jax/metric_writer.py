@@ -73,6 +73,10 @@ class Progress:
         """Starts the clock if it is not running."""
         self._mark = self._mark or (step, time.perf_counter())
 
+    def stop(self) -> None:
+        """Stops the clock until the next `tick`."""
+        self._mark = None
+
     def lap(self, step: int) -> float:
         """Returns `unit`s per second since the last lap (0 before there is one)."""
         last, then = self._mark or (step, time.perf_counter())
@@ -116,6 +120,11 @@ class StepLog:
         self._read()
         self._late = None
         self._writer.flush()
+
+    def pause(self) -> None:
+        """`flush`, before something that is not to count as the time of steps."""
+        self.flush()
+        self._progress.stop()
 
     def _read(self) -> None:
         if self._late is None:

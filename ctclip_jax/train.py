@@ -22,6 +22,7 @@ from ctclip_jax import api, trees
 from ctclip_jax.checkpoints import Checkpointer, check_shapes, save_export
 from ctclip_jax.checks import check_config, check_shards
 from ctclip_jax.config import TrainConfig
+from ctclip_jax.evaluators.in_training import Evaluation
 from ctclip_jax.losses import LOSSES, LossFn
 from ctclip_jax.metric_writer import MetricWriter, StepLog
 from ctclip_jax.models.ct_clip import CTCLIP
@@ -66,6 +67,9 @@ def train(config: TrainConfig, workdir: Path) -> None:
     """
     run = build(config, workdir)
     batches = make_loader(run)
+    evaluation = None
+    if config.evaluation.every:
+        evaluation = Evaluation(config, model=run.model, mesh=run.mesh, tokenizer=run.tokenizer)
     checkpointer = Checkpointer(workdir / "checkpoints", config.checkpoint)
     state = start_or_continue(run, checkpointer, batches)
     write_config(run)
@@ -85,6 +89,9 @@ def train(config: TrainConfig, workdir: Path) -> None:
         with jax.transfer_guard("disallow"):
             state, metrics, gradient_norms = train_step(state, put_batch(next(batches), run.mesh))
         log.add(step, metrics, gradient_norms)
+        if evaluation and (step % config.evaluation.every == 0 or step == config.steps):
+            log.pause()
+            evaluation(variables_of(state), step=step, writer=writer)
         if step % config.checkpoint.every == 0 or step == config.steps:
             log.flush()
             checkpointer.save(step, state, batches, layout=loader_layout(config))
@@ -285,14 +292,21 @@ def quantizer_weight(ramp: tuple[int, int], step: Int[Array, ""]) -> Float[Array
     return jnp.clip((step - start) / max(end - start, 1), 0.0, 1.0)
 
 
+def variables_of(state: dict) -> Variables:
+    """Returns what the model computes with."""
+    return {"params": state["params"], "codebook": state["codebook"]}
+
+
 def export(state: dict, run: Run) -> None:
     """Writes the weights alone, for `ctclip_jax.load`, to WORKDIR/export."""
     save_export(
         run.workdir / "export",
-        {"params": state["params"], "codebook": state["codebook"]},
+        variables_of(state),
         config={
             "model": dataclasses.asdict(run.config.model),
             "max_length": run.config.evaluation.max_length,
+            "report": run.config.evaluation.report,
+            "pool_sentences": run.config.evaluation.pool_sentences,
         },
         tokenizer=run.config.data.tokenizer_path,
     )

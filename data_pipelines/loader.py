@@ -2,7 +2,7 @@
 
 A batch is a dict of numpy arrays: `image` int16 (B, F, H, W) in steps of 1/16 HU; in training
 `input_ids` and `attention_mask` int32 (B, L), or (B, K, L) with K texts of a volume; in evaluation
-`volume_name`, `labels` and `valid`.
+`row`, that of `shards.read_reports`.
 
 Records are read and tokenized ahead by threads, their volumes still compressed, and decompressed
 side by side straight into the batch, one batch ahead. A process holds three batches at most (in
@@ -91,20 +91,23 @@ def eval_loader(
     *,
     split: str,
     batch_size: int,
+    rows: Sequence[int] | None = None,
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.DatasetIterator:
-    """One pass over the volumes in the order of the shards, process p of n seeing records p, p + n,
-    p + 2n, ...; their reports are in `shards.read_reports`, without the volumes.
+    """One pass over the volumes of `rows` (default: all), process p of n seeing the rows p, p + n,
+    p + 2n, ... of them; what else is known of them is in `shards.read_reports`.
 
-    Every process gets the same number of full batches; `valid` is False for the rows that fill the
-    last ones. Raises InputError if the split is empty."""
+    Every process gets the same number of full batches; `row` is -1 where a volume only fills one
+    up. Raises InputError if there is no row."""
     source = shards.read(folder, split)
-    if not len(source):
+    rows = range(len(source)) if rows is None else rows
+    if not len(rows):
         raise InputError(f"{folder}: no volumes in {split}")
-    rows = batch_size * process_count
-    dataset = grain.MapDataset.range(-(-len(source) // rows) * rows)
-    mine = dataset[process_index::process_count].map(_EvalExample(source))
+    step = batch_size * process_count
+    padded = np.full(-(-len(rows) // step) * step, -1)
+    padded[: len(rows)] = rows
+    mine = grain.MapDataset.source(padded[process_index::process_count]).map(_EvalExample(source))
     return _batches(mine, batch_size, geometry=common_geometry([folder], split), workers=0)
 
 
@@ -182,14 +185,8 @@ class _TrainExample(grain.transforms.RandomMap):
 class _EvalExample(grain.transforms.Map):
     source: ShardSource
 
-    def map(self, index: int) -> Record:
-        record = self.source.compressed(min(index, len(self.source) - 1))
-        return {
-            "image": _Compressed(record),
-            "volume_name": np.array(record["volume_name"]),
-            "labels": record["labels"],
-            "valid": np.array(index < len(self.source)),
-        }
+    def map(self, row: int) -> Record:
+        return {"image": _Compressed(self.source.compressed(max(row, 0))), "row": np.array(row)}
 
 
 @dataclasses.dataclass(frozen=True)

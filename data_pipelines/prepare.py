@@ -18,7 +18,7 @@ from etils import epath
 from ml_collections import config_flags
 
 from data_pipelines import beam, pool, preparation, shards, volumes
-from data_pipelines.errors import InputError, run_main
+from data_pipelines.errors import InputError, parse_slice, run_main
 from data_pipelines.preparation import Task
 from data_pipelines.reports import report_text
 from data_pipelines.sources import ct_rate, manifest, rad_chestct
@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1 and _RUNNER.value == _POOL:
         raise InputError(f"unexpected argument {argv[1]}")
     logging.set_verbosity(logging.WARNING)
-    geometry, (index, count), here = _geometry(), _slice(), _RUNNER.value == _POOL
+    geometry, (index, count), here = _geometry(), parse_slice(_TASK.value), _RUNNER.value == _POOL
     for split in _SPLITS.value:
         if not re.fullmatch(r"\w+", split) or split == "all":
             raise InputError(f"--splits: {split!r} is no name of a split")
@@ -152,16 +152,6 @@ def _numbers(
     if len(numbers) != len(default):
         raise InputError(f"--{flag.name}: {wanted}, not {','.join(flag.value)}")
     return numbers
-
-
-def _slice() -> tuple[int, int]:
-    try:
-        index, count = map(int, _TASK.value.split("/"))
-    except ValueError:
-        index, count = 0, 0
-    if not 0 <= index < count:
-        raise InputError(f"--task: I/N with I from 0 to N - 1, not {_TASK.value}")
-    return index, count
 
 
 def _say(line: str) -> None:

@@ -26,11 +26,8 @@ LABELS = (
     "Interlobular septal thickening",
 )
 
-PROMPTS = {
-    "inference": ("{} is present.", "{} is not present."),
-    "validation": ("There is {}.", "There is no {}."),
-}
-"""Positive and negative wordings of the published zero-shot and validation prompts."""
+PROMPTS = ("{} is present.", "{} is not present.")
+"""The positive and the negative wording of the published zero-shot prompts."""
 
 Form = Literal["joined", "impressions", "published_training", "published_inference"]
 FORMS = get_args(Form)
@@ -40,6 +37,19 @@ SENTENCE_FORMS = ("joined", "impressions")
 NOT_GIVEN = "Not given."
 _DELETED = str.maketrans("", "", "\"'()")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[^a-z])|\s*\n\s*")
+
+
+def prompt_text(prompt: str, label: str) -> str:
+    """The prompt about a label: {} is the label as written, {lower} with a small first letter.
+
+    Raises InputError for a prompt that does not name the label."""
+    try:
+        text = prompt.format(label, lower=label[:1].lower() + label[1:])
+    except (LookupError, ValueError) as error:
+        raise InputError(f"prompt {prompt!r}: only {{}} and {{lower}} are known") from error
+    if text == prompt:
+        raise InputError(f"prompt {prompt!r}: has no {{}} for the label")
+    return text
 
 
 def report_text(findings: str, impressions: str, *, form: Form = "joined") -> str:

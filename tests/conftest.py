@@ -24,6 +24,15 @@ def golden_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
+def golden_metrics(golden_dir) -> dict:
+    """Labels, scores and latents, with the metrics that the published scripts make of them."""
+    import numpy as np
+
+    with np.load(golden_dir / "metrics.npz") as arrays:
+        return dict(arrays)
+
+
+@pytest.fixture(scope="session")
 def golden(golden_dir) -> dict:
     """The tiny published model: its state dict, inputs, and every output (tiny.json says more)."""
     import numpy as np

@@ -35,7 +35,7 @@ def imported(state):
 
 @pytest.fixture(scope="module")
 def vocabulary(tmp_path_factory):
-    words = {word.lower() for text in (*LABELS, *PROMPTS["inference"]) for word in text.split()}
+    words = {word.lower() for text in (*LABELS, *PROMPTS) for word in text.split()}
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", ".", *sorted(words - {"{}"})]
     path = tmp_path_factory.mktemp("vocabulary") / "vocab.txt"
     path.write_text("\n".join(tokens) + "\n")
@@ -102,10 +102,10 @@ def test_detection_is_the_softmax_over_two_prompts(model, golden):
     probabilities = model.detect(volumes)
     assert probabilities.shape == (3, 18) and probabilities.dtype == np.float32
     label = LABELS[4]
-    text = model.encode_text([prompt.format(label) for prompt in PROMPTS["inference"]])
+    text = model.encode_text([prompt.format(label) for prompt in PROMPTS])
     logits = np.exp(model.temperature * model.encode_image(volumes) @ text.T)
     np.testing.assert_allclose(probabilities[:, 4], logits[:, 0] / logits.sum(1), 0, 1e-6)
-    chosen = model.detect(volumes, labels=[label], prompts=PROMPTS["inference"])
+    chosen = model.detect(volumes, labels=[label], prompts=PROMPTS)
     np.testing.assert_allclose(chosen[:, 0], probabilities[:, 4], 0, 1e-6)
 
 

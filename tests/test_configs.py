@@ -1,4 +1,4 @@
-"""Every experiment: complete, and with :smoke it trains on shards of noise."""
+"""Every experiment: complete, and with :smoke it trains on shards of noise; every protocol."""
 
 import dataclasses
 import runpy
@@ -7,11 +7,15 @@ from pathlib import Path
 import pytest
 
 from ctclip_jax.config import TrainConfig, from_dict
+from ctclip_jax.evaluators.protocol import ProtocolConfig
+from ctclip_jax.evaluators.zero_shot import prompt_texts
 from ctclip_jax.models.ct_clip import CTCLIPConfig
 from ctclip_jax.train import train
 from tests.tiny_run import write_tiny_shards
 
-FILES = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+CONFIGS = Path(__file__).parents[1] / "configs"
+PROTOCOL = CONFIGS / "evaluation.py"
+FILES = sorted(set(CONFIGS.glob("*.py")) - {PROTOCOL})
 
 
 def experiment(file: Path, variant: str, **changes) -> TrainConfig:
@@ -50,3 +54,21 @@ def test_ct_clip_is_the_published_model():
 def test_an_unknown_variant_is_named(file):
     with pytest.raises(ValueError, match="the only variant is 'smoke'"):
         experiment(file, "smok")
+
+
+@pytest.mark.parametrize(
+    ("variant", "texts"),
+    [("", 2), ("inference", 2), ("training", 2), ("report", 4), ("ensemble", 8)],
+)
+def test_every_protocol_has_its_prompts(variant, texts):
+    config = runpy.run_path(str(PROTOCOL))["get_config"](variant)
+    protocol = from_dict(ProtocolConfig, config.to_dict())
+    assert len(prompt_texts(["Emphysema"], protocol)) == texts
+    assert protocol == ProtocolConfig(
+        prompts=protocol.prompts, combined=protocol.combined, left_out=protocol.left_out
+    ), "the file says what the dataclass does"
+
+
+def test_an_unknown_protocol_is_named():
+    with pytest.raises(ValueError, match="none of inference, training, report, ensemble"):
+        runpy.run_path(str(PROTOCOL))["get_config"]("loud")

@@ -13,10 +13,10 @@ SOURCES = {
     for path in ROOT.glob(pattern)
 }
 FLOORS = [  # top first; the rooms of one floor do not import each other
-    "main ctclip_jax.evaluate ctclip_jax.convert ctclip_jax.predict",
+    "main ctclip_jax.evaluate ctclip_jax.compare ctclip_jax.convert ctclip_jax.predict",
     "ctclip_jax.train",
-    "ctclip_jax.text_warmup ctclip_jax.evaluators ctclip_jax.reporting ctclip_jax.checks "
-    "ctclip_jax.config_flag",
+    "ctclip_jax.reporting",
+    "ctclip_jax.text_warmup ctclip_jax.evaluators ctclip_jax.checks ctclip_jax.config_flag",
     "ctclip_jax",
     "ctclip_jax.api",
     "ctclip_jax.torch_weights ctclip_jax.checkpoints ctclip_jax.gradient_cache",
@@ -38,14 +38,14 @@ FLOORS = [  # top first; the rooms of one floor do not import each other
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 BINARIES = (
-    "main ctclip_jax.evaluate ctclip_jax.convert ctclip_jax.predict data_pipelines.prepare "
-    "data_pipelines.sources.phantoms.__main__ data_pipelines.sources.phantoms.montage "
-    "ctclip_jax.config_flag"
+    "main ctclip_jax.evaluate ctclip_jax.compare ctclip_jax.convert ctclip_jax.predict "
+    "data_pipelines.prepare data_pipelines.sources.phantoms.__main__ "
+    "data_pipelines.sources.phantoms.montage ctclip_jax.config_flag"
 )
 ONLY_IN = {
     "flax": "ctclip_jax.models",
     "torch": "ctclip_jax.torch_weights",
-    "absl.flags": BINARIES,
+    "absl.flags": f"{BINARIES} data_pipelines.errors",
     "absl.app": "data_pipelines.errors",
     "jax": "main ctclip_jax",
     "ctclip_jax": "main ctclip_jax",

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from data_pipelines.errors import InputError
-from data_pipelines.reports import LABELS, PROMPTS, report_text, split_sentences
+from data_pipelines.reports import LABELS, PROMPTS, prompt_text, report_text, split_sentences
 
 
 @pytest.mark.parametrize("form", ["train", "infer"])
@@ -61,5 +61,11 @@ def test_split_sentences():
 
 def test_prompts_and_labels():
     assert len(set(LABELS)) == 18
-    assert PROMPTS["inference"][1].format(LABELS[0]) == "Medical material is not present."
-    assert PROMPTS["validation"][1].format(LABELS[0]) == "There is no Medical material."
+    assert prompt_text(PROMPTS[1], LABELS[0]) == "Medical material is not present."
+    assert prompt_text("No {lower} is seen.", LABELS[0]) == "No medical material is seen."
+
+
+@pytest.mark.parametrize("prompt", ["It is present.", "{label} is present.", "{} is {", "{1}"])
+def test_a_prompt_that_does_not_name_the_label_is_an_error(prompt):
+    with pytest.raises(InputError, match="^prompt '"):
+        prompt_text(prompt, "Emphysema")

@@ -1,11 +1,12 @@
-"""One pass over a split: every volume and every text encoded once."""
+"""A split through the two towers: every volume, report and prompt encoded once."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Integer
+from jaxtyping import Float
+
+from data_pipelines.reports import report_sentences, report_text
 
 EncodeImage = Callable[[np.ndarray], np.ndarray]  # (b, f, h, w) -> (b, d), unit length
 EncodeTexts = Callable[[list[str]], np.ndarray]  # texts -> (b, d), unit length
@@ -13,35 +14,25 @@ EncodeTexts = Callable[[list[str]], np.ndarray]  # texts -> (b, d), unit length
 TEXTS_AT_A_TIME = 512
 
 
-@dataclass(frozen=True)
-class Latents:
-    """A split in the space of the model: unit latents of volumes and their reports, row by row.
-
-    Attributes:
-      names: (n,) volume names.
-      image: (n, d) latents of the volumes.
-      text: (n, d) latents of the report of each volume.
-      labels: (n, labels) 0, 1, or -1 where unknown.
-    """
-
-    names: np.ndarray
-    image: Float[np.ndarray, "n d"]
-    text: Float[np.ndarray, "n d"]
-    labels: Integer[np.ndarray, "n labels"]
-
-
 def encode_volumes(
-    batches: Iterable[Mapping[str, Any]], *, encode_image: EncodeImage
-) -> dict[str, np.ndarray]:
-    """`names`, `image` and `labels` of the host batches of an evaluation loader, without the rows
-    that are padding."""
-    columns: dict[str, list[np.ndarray]] = {"names": [], "image": [], "labels": []}
+    batches: Iterable[Mapping[str, Any]], *, rows: Sequence[int], encode_image: EncodeImage
+) -> Float[np.ndarray, "n d"]:
+    """The latents of `rows`, in their order, of the batches of an evaluation loader."""
+    found = {}
     for batch in batches:
-        valid = np.asarray(batch["valid"], bool)
-        columns["names"].append(np.asarray(batch["volume_name"])[valid])
-        columns["image"].append(np.asarray(encode_image(batch["image"]))[valid])
-        columns["labels"].append(np.asarray(batch["labels"])[valid])
-    return {name: np.concatenate(parts) for name, parts in columns.items()}
+        latents = np.asarray(encode_image(batch["image"]))
+        found.update(zip(np.asarray(batch["row"]).tolist(), latents, strict=True))
+    return np.stack([found[row] for row in rows])
+
+
+def texts_of(row: Mapping[str, Any], *, report: str, pool_sentences: bool) -> list[str]:
+    """What is encoded of a report: all of it as one text, or its sentences; nothing if there is
+    none. Raises InputError for a form of reports that is not known, or has no sentences."""
+    choose = report_sentences if pool_sentences else report_text
+    texts = choose(row["findings"], row["impressions"], form=report)
+    if not (row["findings"] or row["impressions"]):
+        return []
+    return [texts] if isinstance(texts, str) else texts or [""]
 
 
 def encode_reports(
@@ -49,13 +40,17 @@ def encode_reports(
 ) -> Float[np.ndarray, "n d"]:
     """The unit latent of each report: the mean of those of its texts (one, or its sentences).
 
-    Every distinct text is encoded once, texts of like length together. A report without a text is
-    the empty text.
+    Every distinct text is encoded once, texts of like length together. A report without a text
+    is NaN, and all are (n, 0) if none has one.
     """
-    reports = [texts or [""] for texts in reports]
     distinct = sorted({text for texts in reports for text in texts}, key=lambda t: (len(t), t))
+    if not distinct:
+        return np.zeros((len(reports), 0), np.float32)
     rows = {text: row for row, text in enumerate(distinct)}
     chunks = [distinct[i : i + TEXTS_AT_A_TIME] for i in range(0, len(distinct), TEXTS_AT_A_TIME)]
     latents = np.concatenate([encode_texts(chunk) for chunk in chunks])
-    means = np.stack([latents[[rows[text] for text in texts]].mean(axis=0) for texts in reports])
+    means = np.full((len(reports), latents.shape[1]), np.nan, latents.dtype)
+    for row, texts in enumerate(reports):
+        if texts:
+            means[row] = latents[[rows[text] for text in texts]].mean(axis=0)
     return means / np.linalg.norm(means, axis=1, keepdims=True)

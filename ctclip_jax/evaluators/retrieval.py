@@ -1,43 +1,144 @@
-"""Retrieval: volumes by their report, and volumes by another volume."""
+"""Retrieval: volumes by their report, reports by their volume, volumes by another volume."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Integer, Num
 
-from ctclip_jax.evaluators.latents import Latents
-from ctclip_jax.metrics.retrieval import label_overlap_at_k, recall_at_k
+from ctclip_jax.evaluators.figures import Figure, figure, mean_over
+from ctclip_jax.evaluators.protocol import ProtocolConfig
+from ctclip_jax.evaluators.study import Study
+from ctclip_jax.metrics import retrieval
+from ctclip_jax.metrics.retrieval import OVERLAP_K, RECALL_K, Found
 
 
-def evaluate(latents: Latents, *, scans: np.ndarray) -> Iterator[tuple[str, float | int]]:
-    """Yields recall@K of reports and label overlap@K of volumes, with chance and pool sizes.
+def evaluate(
+    study: Study, weights: Num[np.ndarray, "n b"], *, protocol: ProtocolConfig
+) -> dict[str, Any]:
+    """Every way of searching, with the level of chance and intervals over patients.
 
-    The reconstructions of a scan share its report, so there are three ways to count a hit:
-    `report_to_volume` (the one volume, among all), `report_to_any_reconstruction` (any volume of
-    the scan, among all) and `report_to_scan` (one volume and one report per scan).
-
-    Args:
-      latents: the split.
-      scans: (n,) the scan that each volume is a reconstruction of.
+    The reconstructions of a scan share its report, so there are several ways to count a hit: the
+    one volume among all, any volume of the scan among all, or one volume and one report a scan.
+    `weights` (n, b) as of `detection.weights_of`; only K smaller than the gallery are given.
     """
-    everything = np.argsort(latents.names)
-    _, first = np.unique(scans[everything], return_index=True)
-    variants = {
-        "report_to_volume": (latents.names, everything),
-        "report_to_any_reconstruction": (scans, everything),
-        "report_to_scan": (scans, everything[first]),
+    found = {}
+    if study.text is not None:
+        volumes = np.arange(len(study.names))
+        reported = np.flatnonzero(np.isfinite(study.text).all(axis=1))
+        scans, read = first_of(study.scans, volumes), first_of(study.scans, reported)
+        text, image = study.text, study.image
+        searches = {
+            # name: queries, their rows, gallery, its rows, what makes an item a hit
+            "report_to_volume": (text, reported, image, volumes, study.names),
+            "report_to_any_reconstruction": (text, reported, image, volumes, study.scans),
+            "report_to_scan": (text, read, image, scans, study.scans),
+            "volume_to_report": (image, reported, text, read, study.scans),
+            "scan_to_report": (image, read, text, read, study.scans),
+        }
+        for name, (queries, rows, gallery, items, hit) in searches.items():
+            ranks = retrieval.find(
+                queries[rows], gallery[items], query_names=hit[rows], gallery_names=hit[items]
+            )
+            found[name] = _search_figures(ranks, weights[rows], level=protocol.level)
+    found["volume_to_volume"] = _neighbor_figures(study, weights, level=protocol.level)
+    return found
+
+
+def first_of(names: np.ndarray, rows: Integer[np.ndarray, " m"]) -> Integer[np.ndarray, " k"]:
+    """The first of `rows` with each name."""
+    return rows[np.unique(names[rows], return_index=True)[1]]
+
+
+def evaluate_published(study: Study) -> dict[str, Any]:
+    """As the published numbers were made, faults included: report i is that of volume i, and
+    "MAP@K" is a running mean of label overlaps over a gallery that holds the query itself."""
+    present = (study.labels == 1).astype(int)
+    size = len(study.names)
+    found = {}
+    if study.text is not None:
+        reported = np.flatnonzero(np.isfinite(study.text).all(axis=1))
+        ks = tuple(k for k in RECALL_K if k < len(reported))
+        recall = retrieval.published_recall(study.text[reported], study.image[reported], ks=ks)
+        found["report_to_volume"] = {
+            "queries": len(reported),
+            "pool": len(reported),
+            "recall": {str(k): {"value": recall[f"recall@{k}"]} for k in ks},
+        }
+    pool = int(present.any(axis=1).sum())
+    ks = tuple(k for k in OVERLAP_K if k <= pool)
+    overlap = retrieval.published_label_overlap(study.image, present, ks=ks) if ks else {}
+    found["volume_to_volume"] = {
+        "queries": size,
+        "pool": pool,
+        "published_map": {str(k): {"value": overlap[f"map@{k}"]} for k in ks},
     }
-    for variant, (names, rows) in variants.items():
-        yield f"{variant}/pool", len(rows)
-        recall = recall_at_k(
-            latents.text[rows],
-            latents.image[rows],
-            query_names=names[rows],
-            gallery_names=names[rows],
-        )
-        for name, value in recall.items():
-            yield f"{variant}/{name}", value
-    present = (latents.labels == 1).astype(int)
-    yield "volume_to_volume/pool", int(present.any(1).sum())
-    overlap = label_overlap_at_k(latents.image, present, scans=scans)
-    for name, value in overlap.items():
-        yield f"volume_to_volume/{name}", value
+    return found
+
+
+def _search_figures(
+    found: Found, weights: Num[np.ndarray, "q b"], *, level: float
+) -> dict[str, Any]:
+    def averaged(values: Float[np.ndarray, " q"], chance: Float[np.ndarray, " q"]) -> Figure:
+        return figure(mean_over(values, weights), level=level, chance=float(chance.mean()))
+
+    medians = weighted_median(found.rank, weights)
+    return {
+        "queries": len(found.rank),
+        "pool": found.size,
+        "recall": {
+            str(k): averaged(retrieval.recall_at_k(found, k), retrieval.chance_of_recall(found, k))
+            for k in RECALL_K
+            if k < found.size
+        },
+        "median_rank": figure(medians, level=level, chance=retrieval.chance_of_median_rank(found)),
+        "mean_reciprocal_rank": averaged(
+            retrieval.reciprocal_rank(found), retrieval.chance_of_reciprocal_rank(found)
+        ),
+    }
+
+
+def weighted_median(
+    values: Num[np.ndarray, " n"], weights: Num[np.ndarray, "n b"]
+) -> Float[np.ndarray, " b"]:
+    """The smallest value that half of the weight does not exceed."""
+    order = np.argsort(values, kind="stable")
+    cumulated = np.cumsum(weights[order], axis=0, dtype=np.float64)
+    half = (cumulated >= cumulated[-1] / 2).argmax(axis=0)
+    return np.where(cumulated[-1] > 0, values[order][half], np.nan)
+
+
+def _neighbor_figures(
+    study: Study, weights: Num[np.ndarray, "n b"], *, level: float
+) -> dict[str, Any]:
+    """Label overlap (published as MAP), true MAP and nDCG of the volumes nearest to a volume."""
+    present = (study.labels == 1).astype(int)
+    pool = int(present.any(axis=1).sum())
+    found: dict[str, Any] = {"queries": len(study.names), "pool": pool}
+    neighbors = retrieval.nearest_labels(study.image, present, scans=study.scans, k=max(OVERLAP_K))
+    smallest = int(neighbors.pool.min())
+    metrics: dict[str, tuple[Callable, Callable]] = {
+        "label_overlap": (retrieval.label_overlap_at_k, lambda n, k: n.mean),
+        "mean_average_precision": (
+            retrieval.average_precision_at_k,
+            retrieval.chance_of_average_precision,
+        ),
+        "ndcg": (retrieval.ndcg_at_k, retrieval.chance_of_ndcg),
+    }
+    for name, (metric, chance) in metrics.items():
+        found[name] = {
+            str(k): figure(
+                mean_over(metric(neighbors, k), weights),
+                level=level,
+                reason="no volume has a neighbor that shares a label",
+                chance=_mean(chance(neighbors, k)),
+            )
+            for k in OVERLAP_K
+            if k < smallest
+        }
+    return found
+
+
+def _mean(values: Float[np.ndarray, " n"]) -> float:
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else np.nan

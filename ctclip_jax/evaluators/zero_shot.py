@@ -1,49 +1,75 @@
 """Zero-shot detection: which of two prompts about a label a volume is nearer to."""
 
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float, Integer
+from jaxtyping import Float
 
-from ctclip_jax.evaluators.latents import EncodeTexts
-from ctclip_jax.metrics import classification
-from data_pipelines.reports import LABELS
+from ctclip_jax.evaluators.protocol import ProtocolConfig
+from data_pipelines.errors import InputError
+from data_pipelines.reports import prompt_text
 
 
-def score(
+def parts_of(label: str, protocol: ProtocolConfig) -> tuple[str, ...]:
+    """The labels that `label` is made of: itself, if it is not a combined one."""
+    return dict(protocol.combined).get(label, (label,))
+
+
+def prompt_texts(labels: Sequence[str], protocol: ProtocolConfig) -> list[str]:
+    """All texts whose latents `scores` needs, each once."""
+    prompts = [prompt for pair in protocol.prompts for prompt in pair]
+    parts = [part for label in labels for part in parts_of(label, protocol)]
+    return list(dict.fromkeys(prompt_text(prompt, part) for part in parts for prompt in prompts))
+
+
+def scores(
     image: Float[np.ndarray, "n d"],
     *,
-    encode_prompts: EncodeTexts,
-    prompts: tuple[str, str],
+    labels: Sequence[str],
+    prompts: Mapping[str, Float[np.ndarray, " d"]],
     temperature: float,
+    protocol: ProtocolConfig,
 ) -> Float[np.ndarray, "n labels"]:
-    """Probability of each label in each volume (CT-CLIP, arXiv 2403.17834).
+    """Probability of each label in each volume (CT-CLIP, arXiv 2403.17834): the first entry of the
+    softmax over the two prompts of temperature * cosine.
 
     Args:
       image: unit latents of the volumes.
-      encode_prompts: gives the unit latents of texts; called once, with the prompts of all labels.
-      prompts: what says that a label is present and that it is not, with {} for its name.
+      prompts: unit latents of `prompt_texts`, by text.
       temperature: the factor of the cosine, exp of the trained parameter.
 
-    Returns:
-      The softmax over the two prompts of temperature * cosine, its first entry.
+    Raises:
+      InputError: a prompt that has no latent.
     """
-    texts = [prompt.format(label) for label in LABELS for prompt in prompts]
-    latents = np.asarray(encode_prompts(texts), np.float64).reshape(len(LABELS), 2, -1)
-    margin = temperature * (image @ (latents[:, 0] - latents[:, 1]).T)
-    return 0.5 * (1 + np.tanh(margin / 2))
+    columns = []
+    for label in labels:
+        parts = [
+            _probability(image, part, prompts=prompts, temperature=temperature, protocol=protocol)
+            for part in parts_of(label, protocol)
+        ]
+        columns.append(np.max(parts, axis=0))
+    return np.stack(columns, axis=1)
 
 
-def evaluate(
-    scores: Float[np.ndarray, "n labels"], labels: Integer[np.ndarray, "n labels"]
-) -> Iterator[tuple[str, float | int | None]]:
-    """Yields macro means and the metrics of every label; None where one is undefined."""
-    pairs = zip(labels.T, scores.T, strict=True)
-    per_label = [classification.label_metrics(truth, score) for truth, score in pairs]
-    for name, value in classification.macro(per_label).items():
-        yield f"macro/{name}", value
-    yield "macro/labels", sum(metrics.auroc is not None for metrics in per_label)
-    for label, metrics in zip(LABELS, per_label, strict=True):
-        for name, value in asdict(metrics).items():
-            yield f"per_label/{label}/{name}", value
+def _probability(
+    image: Float[np.ndarray, "n d"],
+    label: str,
+    *,
+    prompts: Mapping[str, Float[np.ndarray, " d"]],
+    temperature: float,
+    protocol: ProtocolConfig,
+) -> Float[np.ndarray, " n"]:
+    pairs = np.array(
+        [[_latent(prompt_text(p, label), prompts) for p in pair] for pair in protocol.prompts]
+    )
+    if protocol.ensemble == "latents":
+        mean = pairs.mean(axis=0, keepdims=True)
+        pairs = mean / np.linalg.norm(mean, axis=-1, keepdims=True)
+    margin = temperature * image.astype(np.float64) @ (pairs[:, 0] - pairs[:, 1]).T
+    return (0.5 * (1 + np.tanh(margin / 2))).mean(axis=1)
+
+
+def _latent(text: str, prompts: Mapping[str, np.ndarray]) -> np.ndarray:
+    if text not in prompts:
+        raise InputError(f"no latent of the prompt {text!r}: it takes the model (--model) as well")
+    return np.asarray(prompts[text], np.float64)

@@ -1,1 +1,1 @@
-"""What a person looks at: plots and a self-contained HTML page."""
+"""What a person looks at: a self-contained HTML page, and the tables of a paper."""

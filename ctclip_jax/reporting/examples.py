@@ -1,39 +1,81 @@
-"""The few volumes that a report shows, and what the model says about each."""
+"""Which volumes a page shows: rows of a study; what they look like is the caller's to read."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Integer
 
-from ctclip_jax.metrics.classification import predictions
-from data_pipelines.reports import LABELS
+from ctclip_jax.evaluators.detection import Predictions
+from ctclip_jax.evaluators.study import Study
+from ctclip_jax.metrics.retrieval import TIE
 
-
-def choose(
-    names: np.ndarray, *, scans: np.ndarray, labels: Integer[np.ndarray, "n labels"], count: int
-) -> list[int]:
-    """Rows of `count` volumes with a label, of different scans, spread evenly over the names."""
-    order = np.argsort(names)
-    rows = order[labels[order].any(1)]
-    _, first = np.unique(scans[rows], return_index=True)
-    rows = rows[first]
-    places = np.linspace(0, len(rows) - 1, min(count, len(rows)))
-    return [int(rows[i]) for i in places.round().astype(int)]
+NEAREST = 3
+TRUE_POSITIVE, FALSE_POSITIVE, FALSE_NEGATIVE = "true positive", "false positive", "false negative"
 
 
-def outstanding(
-    scores: Float[np.ndarray, " labels"], *, thresholds: Sequence[float | None], count: int
-) -> tuple[tuple[str, float], ...]:
-    """The predicted labels that are furthest over their thresholds, with their scores."""
-    predicted = predictions(scores, thresholds)
-    margin = {i: scores[i] - thresholds[i] for i in np.flatnonzero(predicted)}
-    ranked = sorted(margin, key=margin.__getitem__, reverse=True)[:count]
-    return tuple((LABELS[i], float(scores[i])) for i in ranked)
+@dataclass(frozen=True)
+class Case:
+    """The volume `row` that a model is most sure of, rightly or not, by `kind`, for a label."""
+
+    label: str
+    kind: str
+    row: int
 
 
-def nearest_report(
-    image: Float[np.ndarray, " d"], text: Float[np.ndarray, "n d"], *, own: int
-) -> tuple[int, int]:
-    """The row of the report nearest to a volume, and the rank of its own report (1: nearest)."""
-    similarity = text @ image
-    return int(similarity.argmax()), int((similarity > similarity[own]).sum()) + 1
+@dataclass(frozen=True)
+class Retrieval:
+    """What the report of volume `row` finds.
+
+    Attributes:
+      rank: of its own volume among all; 1 is the nearest.
+      nearest: the rows of the volumes nearest to it, the nearest first.
+    """
+
+    row: int
+    rank: int
+    nearest: tuple[int, ...]
+
+
+def confident(study: Study, predictions: Predictions) -> tuple[Case, ...]:
+    """For each label the true positive and the false positive of the highest score, and the false
+    negative of the lowest; fewer where there is none."""
+    predicted = predictions.of(study.scores)
+    judged = ~np.isnan(predictions.thresholds) & ~np.isnan(study.scores)
+    found = []
+    for column, label in enumerate(study.label_names):
+        scores, truth = study.scores[:, column], study.labels[:, column]
+        hit, known = predicted[:, column], judged[:, column]
+        kinds = (
+            (TRUE_POSITIVE, known & hit & (truth == 1), -scores),
+            (FALSE_POSITIVE, known & hit & (truth == 0), -scores),
+            (FALSE_NEGATIVE, known & ~hit & (truth == 1), scores),
+        )
+        for kind, those, order in kinds:
+            if those.any():
+                found.append(Case(label, kind, int(np.where(those, order, np.inf).argmin())))
+    return tuple(found)
+
+
+def spread(study: Study, count: int) -> tuple[Retrieval, ...]:
+    """What `count` reports find; they are spread evenly over the scans that have a report, so that
+    none is chosen by how well it does."""
+    if study.text is None or study.image is None:
+        return ()
+    _, first = np.unique(study.scans, return_index=True)
+    rows = np.sort(first)
+    rows = rows[np.char.strip(study.reports[rows]) != ""]
+    places = np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)
+    return tuple(_retrieve(study, int(row)) for row in rows[places])
+
+
+def _retrieve(study: Study, row: int) -> Retrieval:
+    similarity = study.image.astype(np.float64) @ study.text[row].astype(np.float64)
+    ahead = similarity >= similarity[row] - TIE  # its own is among them; ties count against it
+    nearest = np.argsort(-similarity, kind="stable")[:NEAREST]
+    return Retrieval(row, int(ahead.sum()), tuple(nearest.tolist()))
+
+
+def rows(cases: Iterable[Case], retrievals: Iterable[Retrieval]) -> list[int]:
+    """The rows that are shown, in increasing order: those to read pictures of."""
+    shown = {case.row for case in cases}
+    return sorted(shown.union(*(retrieval.nearest for retrieval in retrievals)))

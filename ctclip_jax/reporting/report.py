@@ -1,206 +1,141 @@
-"""The HTML page a person reads: what was evaluated, how well it works, a few volumes."""
+"""The HTML page a person reads: what was evaluated, how well it works, and a few volumes."""
 
-import base64
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Integer
+from jaxtyping import Float
 
-from ctclip_jax.metrics.retrieval import OVERLAP_K, RECALL_K
-from ctclip_jax.reporting import plots
-from ctclip_jax.reporting.style import CSS
-from data_pipelines.reports import LABELS, PROMPTS
+from ctclip_jax.evaluators.detection import Predictions
+from ctclip_jax.evaluators.study import Study
+from ctclip_jax.reporting import curves, gallery, overview, tables
+from ctclip_jax.reporting.examples import Case, Retrieval
+from ctclip_jax.reporting.markup import document, section
 
-RECALLS = {
-    "report_to_volume": "Report → its volume, among all volumes",
-    "report_to_any_reconstruction": "Report → any volume of its scan, among all volumes",
-    "report_to_scan": "Report → its scan, one volume per scan",
-}
-
-
-@dataclass(frozen=True)
-class Example:
-    """One volume as the page shows it.
-
-    Attributes:
-      name: the volume.
-      picture: PNG of its slices.
-      present: its labels.
-      predicted: the labels that stand out most, with their scores.
-      report: its own report; own_rank: the place of that report among all, 1 the nearest.
-      nearest: the name of the volume whose report is nearest, and that report.
-    """
-
-    name: str
-    picture: bytes
-    present: tuple[str, ...]
-    predicted: tuple[tuple[str, float], ...]
-    report: str
-    own_rank: int
-    nearest: tuple[str, str]
+Metrics = Mapping[str, Any]
 
 
 def page(
-    metrics: Mapping[str, Any],
+    metrics: Metrics,
+    study: Study,
     *,
-    labels: Integer[np.ndarray, "n labels"],
-    scores: Float[np.ndarray, "n labels"],
-    examples: Sequence[Example],
+    predictions: Predictions | None = None,
+    latent_map: Float[np.ndarray, "n 2"] | None = None,
+    cases: Sequence[Case] = (),
+    retrievals: Sequence[Retrieval] = (),
+    pictures: Mapping[int, bytes] | None = None,
 ) -> str:
-    """The page as one HTML file that needs no other, from the contents of metrics.json.
+    """The page as one HTML file that needs no other. What is not given is left out.
 
     Args:
-      metrics: as written to metrics.json.
-      labels, scores: what the ROC curves are of.
-      examples: the volumes to show.
+      metrics: the content of metrics.json, of `study`.
+      predictions: of `study.scores`, for operating points and cases.
+      latent_map: of `latent_map.latent_map`.
+      cases, retrievals: of `examples.confident` and `examples.spread`.
+      pictures: row of the study -> a JPEG of `pictures.slices`.
     """
-    per_label = metrics["zero_shot"]["per_label"]
-    thresholds = [per_label[label]["threshold"] for label in LABELS]
-    roc = plots.roc_grid(labels, scores, names=LABELS, thresholds=thresholds)
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>CT-CLIP evaluation</title>
-<style>{CSS}</style>
-</head>
-<body>
-<main>
-{_header(metrics)}
-<h2>Zero-shot detection</h2>
-<p class="soft">Labels from best to worst AUROC. The score of a label says which of its two
-prompts the volume is nearer to; thresholds {escape(metrics["threshold_rule"])}.</p>
-<div class="panel">{_label_table(per_label)}</div>
-<div class="panel"><img alt="ROC curves" src="{_data_uri(roc, "image/svg+xml")}"></div>
-<h2>Retrieval</h2>
-<p class="soft">Recall@K: share of reports that find their volume among the K nearest.
-Label overlap@K: mean Jaccard overlap of the labels of a volume and of its K nearest from other
-scans. Small figures are the level of chance.</p>
-<div class="panel">{_recall_table(metrics["retrieval"])}</div>
-<div class="panel">{_overlap_table(metrics["retrieval"]["volume_to_volume"])}</div>
-<h2>Volumes</h2>
-<p class="soft">Volumes spread evenly over the split, not chosen by how well they do. Slices:
-axial, coronal and sagittal, in the lung window, the patient's left on the right.</p>
-{"".join(_example(example) for example in examples)}
-<footer>For research only; not a medical device.</footer>
-</main>
-</body>
-</html>
-"""
-
-
-def _header(metrics: Mapping[str, Any]) -> str:
-    """Title, what was evaluated, the headline numbers."""
-    macro, retrieval = metrics["zero_shot"]["macro"], metrics["retrieval"]
-    present, absent = PROMPTS[metrics["prompts"]]
-    recall, overlap = retrieval["report_to_volume"], retrieval["volume_to_volume"]
-    reading = "by sentences" if metrics["pool_sentences"] else "whole"
-    count = f"{macro['labels']} of {len(LABELS)} labels"
-    cards = [
-        ("Mean AUROC", _number(macro["auroc"]), count),
-        ("Mean weighted F1", _number(macro["f1_weighted"]), count),
-        ("Mean accuracy", _number(macro["accuracy"]), count),
-        ("Mean precision", _number(macro["precision"]), count),
-        ("Recall@5", _number(recall.get("recall@5")), f"chance {_number(recall.get('chance@5'))}"),
-        (
-            "Label overlap@5",
-            _number(overlap.get("label_overlap@5")),
-            f"chance {_number(overlap.get('chance'))}",
-        ),
-    ]
-    boxes = "".join(
-        f'<div class="card"><span>{name}</span><b>{value}</b><small>{note}</small></div>'
-        for name, value, note in cards
+    pictures = pictures or {}
+    sections = {
+        "labels": ("Labels", _labels(metrics)),
+        "curves": ("Curves", _curves(metrics, study, predictions)),
+        "strata": ("Strata", _strata(metrics)),
+        "retrieval": ("Retrieval", _retrieval(metrics)),
+        "map-of-latents": ("Map", _map(study, latent_map)),
+        "cases": ("Cases", _cases(study, predictions, cases, pictures)),
+        "examples": ("Retrieved volumes", _examples(study, retrievals, pictures)),
+    }
+    links = "".join(
+        f'<a href="#{name}">{title}</a>' for name, (title, content) in sections.items() if content
     )
-    return f"""<h1>CT-CLIP evaluation</h1>
-<p class="facts">{metrics["volumes"]:,} volumes of {metrics["scans"]:,} scans, split
-“{escape(metrics["split"])}” of {escape(metrics["shards"])}<br>
-Model {escape(metrics["model"])}<br>
-Prompts “{escape(present.format("Label"))}” / “{escape(absent.format("Label"))}”;
-reports {escape(metrics["report"])}, read {reading}</p>
-<div class="cards">{boxes}</div>"""
+    body = "".join(content for _, content in sections.values())
+    top = overview.header(metrics) + overview.headline(metrics)
+    return document("CT-CLIP evaluation", f"<nav>{links}</nav>\n{top}\n{body}")
 
 
-def _label_table(per_label: Mapping[str, Mapping[str, float | None]]) -> str:
-    """All labels from best to worst, those without an AUROC last."""
-    ranked = sorted(per_label.items(), key=lambda item: -(item[1]["auroc"] or 0))
-    head = ("Label", "Prevalence", "AUROC", "F1 weighted", "Accuracy", "Precision", "Threshold")
-    rows = []
-    for label, values in ranked:
-        rest = ("f1_weighted", "accuracy", "precision", "threshold")
-        share = values["prevalence"]
-        prevalence = "unknown" if share is None else f"{100 * share:.1f} %"
-        cells = [escape(label), prevalence, _bar(values["auroc"])]
-        rows.append(cells + [_number(values[name]) for name in rest])
-    return _table(head, rows)
-
-
-def _recall_table(retrieval: Mapping[str, Mapping[str, float]]) -> str:
-    """Recall of reports, each way of counting a hit in its row."""
-    rows = []
-    for variant, title in RECALLS.items():
-        values = retrieval[variant]
-        pairs = [(values.get(f"recall@{k}"), values.get(f"chance@{k}")) for k in RECALL_K]
-        rows.append([title, f"{values['pool']:,}", *(_beside_chance(*pair) for pair in pairs)])
-    return _table(("Recall", "Pool", *(f"@{k}" for k in RECALL_K)), rows)
-
-
-def _overlap_table(values: Mapping[str, float]) -> str:
-    """Label overlap of neighboring volumes."""
-    pairs = [(values.get(f"label_overlap@{k}"), values.get("chance")) for k in OVERLAP_K]
-    row = ["Volume → volumes of other scans", f"{values['pool']:,}"]
-    head = ("Label overlap", "Pool", *(f"@{k}" for k in OVERLAP_K))
-    return _table(head, [row + [_beside_chance(*pair) for pair in pairs]])
-
-
-def _example(example: Example) -> str:
-    """One volume: slices, predicted against true labels, its report and the nearest one."""
-    predicted = "".join(
-        _chip(f"{label} {score:.2f}", "hit" if label in example.present else "miss")
-        for label, score in example.predicted
+def _labels(metrics: Metrics) -> str:
+    detection = metrics["detection"]
+    if "per_label" not in detection:
+        about = f"There are no figures: {escape(detection['reason'])}."
+        return section("labels", "Detection of labels", about=about, body="")
+    pointed = "at a dash for its reason"
+    if metrics.get("intervals"):
+        pointed = f"at a number for its interval, {pointed}"
+    about = (
+        "Means are over the labels that have both classes. Click a heading to sort; point "
+        f"{pointed}."
     )
-    present = "".join(_chip(label, "") for label in example.present) or "none"
-    name, text = example.nearest
-    return f"""<div class="panel"><h3>{escape(example.name)}</h3>
-<img class="slices" alt="slices" src="{_data_uri(example.picture, "image/png")}">
-<div class="pair"><div><h4>Predicted, most outstanding first</h4>{predicted}</div>
-<div><h4>True labels</h4>{present}</div>
-<div><h4>Nearest report, of {escape(name)}</h4><p>{escape(text)}</p></div>
-<div><h4>Own report, number {example.own_rank:,} by distance</h4>
-<p>{escape(example.report)}</p></div></div></div>"""
+    body = f'<div class="panel wide">{tables.label_table(detection)}</div>'
+    return section("labels", "Detection of labels", about=about, body=body)
 
 
-def _chip(text: str, kind: str) -> str:
-    return f'<span class="chip {kind}">{escape(text)}</span>'
+def _curves(metrics: Metrics, study: Study, predictions: Predictions | None) -> str:
+    if "per_label" not in metrics["detection"] or study.scores is None:
+        return ""
+    body = curves.label_curves(metrics, study, predictions)
+    return section("curves", "Curves", about="One panel for each label.", body=body)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of cells that are HTML already."""
-    header = "".join(f"<th>{cell}</th>" for cell in head)
-    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>\n" for row in rows)
-    return f"<table><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table>"
+def _strata(metrics: Metrics) -> str:
+    if not (strata := metrics.get("strata")):
+        return ""
+    about = (
+        "Means over the labels that a part of the volumes can measure. Their number stands beside; "
+        "means over other labels are no comparison."
+    )
+    body = f'<div class="panel wide">{tables.strata_table(strata)}</div>'
+    return section("strata", "Strata", about=about, body=body)
 
 
-def _number(value: float | None) -> str:
-    """Three decimals; a dash for what is undefined."""
-    return "–" if value is None else f"{value:.3f}"
+def _retrieval(metrics: Metrics) -> str:
+    retrieval = metrics["retrieval"]
+    if "reason" in retrieval:
+        about = f"There are no figures: {escape(retrieval['reason'])}."
+        return section("retrieval", "Retrieval", about=about, body="")
+    parts = (
+        curves.recall_curves(retrieval),
+        tables.search_table(retrieval),
+        tables.neighbor_table(retrieval["volume_to_volume"]),
+    )
+    body = "".join(f'<div class="panel wide">{part}</div>\n' for part in parts if part)
+    about = (
+        "Recall@K is the share of queries that find their item among the K nearest. The "
+        "reconstructions of a scan share its report, so there are several ways to count. "
+        "Volumes are compared with those of other scans."
+    )
+    if metrics["protocol"] == "published":
+        about = "As published: report i is that of volume i, and a volume is in its own gallery."
+    return section("retrieval", "Retrieval", about=about, body=body)
 
 
-def _bar(value: float | None) -> str:
-    """A number between 0 and 1 after a bar of its length."""
-    if value is None:
-        return _number(value)
-    return f'<span class="bar"><i style="width:{100 * value:.0f}%"></i></span>{_number(value)}'
+def _map(study: Study, latent_map: Float[np.ndarray, "n 2"] | None) -> str:
+    if latent_map is None:
+        return ""
+    about = (
+        "t-SNE of the volumes' latents. Neighbors are alike; the size of a group and the distance "
+        "between two say little."
+    )
+    body = gallery.map_panel(study, latent_map)
+    return section("map-of-latents", "Map of latents", about=about, body=body)
 
 
-def _beside_chance(value: float | None, chance: float | None) -> str:
-    """A number and, small, its level of chance; a dash where K exceeds the pool."""
-    return _number(value) if value is None else f"{_number(value)} <small>{_number(chance)}</small>"
+def _cases(study: Study, predictions, cases: Iterable[Case], pictures: gallery.Pictures) -> str:
+    if not cases or predictions is None:
+        return ""
+    about = (
+        "For each label the volumes that the model is most sure of, rightly or not. Slices are "
+        "axial, coronal and sagittal in the lung window, the patient's left on the right."
+    )
+    body = gallery.case_list(study, predictions, cases, pictures)
+    return section("cases", "Most confident cases", about=about, body=body)
 
 
-def _data_uri(content: bytes, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+def _examples(study: Study, retrievals: Iterable[Retrieval], pictures: gallery.Pictures) -> str:
+    if not retrievals:
+        return ""
+    about = (
+        "Reports spread evenly over the scans, not chosen by how well they do, and the three "
+        "volumes nearest to each. Labels that the report's volume has too are dark."
+    )
+    body = gallery.retrieval_list(study, retrievals, pictures)
+    return section("examples", "Volumes found by a report", about=about, body=body)

@@ -9,7 +9,7 @@
 `python -m data_pipelines.shards verify SHARDS` checks all of it, `show SHARDS NAME` shows a record.
 """
 
-from data_pipelines.shards.dataset import begin, discard, finish, locked
+from data_pipelines.shards.dataset import begin, discard, finish, locked, plan
 from data_pipelines.shards.format import Record, compress, decompress
 from data_pipelines.shards.reading import (
     ShardSource,
@@ -33,6 +33,7 @@ __all__ = [
     "discard",
     "finish",
     "locked",
+    "plan",
     "preparation",
     "read",
     "read_reports",

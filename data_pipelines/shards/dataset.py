@@ -46,8 +46,9 @@ def begin(out: epath.PathLike, split: str, *, settings: dict) -> list[Shard]:
     return plan(directory, split)
 
 
-def plan(directory: epath.Path, split: str) -> list[Shard]:
+def plan(directory: epath.PathLike, split: str) -> list[Shard]:
     """The shards of a split that was begun."""
+    directory = epath.Path(directory)
     count = json.loads(settings_path(directory, split).read_text())["shards"]
     return [Shard(directory, split, index, count) for index in range(count)]
 

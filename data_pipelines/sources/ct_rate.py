@@ -67,6 +67,13 @@ def _no_chest(root: epath.Path, split: str) -> set[str]:
     return {_stem(line.rsplit("/", 1)[-1]) for line in lines}
 
 
+def parse_volume_name(volume_name: str) -> tuple[str, str] | None:
+    """Patient and scan of a volume that is named as in CT-RATE: valid_1_a_2.nii.gz is of the scan
+    valid_1_a of valid_1. None for another name."""
+    match = _VOLUME_NAME.fullmatch(volume_name)
+    return (match["patient"], match["scan"]) if match else None
+
+
 def _stem(volume_name: str) -> str:
     return volume_name.removesuffix(".nii.gz")
 
@@ -75,11 +82,10 @@ def _case(
     root: epath.Path, split: str, volume_name: str, *, tables: Sequence[Table], no_chest: set[str]
 ) -> Case:
     report, labels, metadata = (table.rows.get(volume_name, {}) for table in tables)
-    match = _VOLUME_NAME.fullmatch(volume_name)
-    patient, scan = (match["patient"], match["scan"]) if match else ("", "")
+    patient, scan = named = parse_volume_name(volume_name) or ("", "")
     uploads = (root / folder / patient / scan / volume_name for folder in (f"{split}_fixed", split))
     reasons = [table.faults[volume_name] for table in tables if volume_name in table.faults]
-    if match is None:
+    if not all(named):
         reasons += ["no name of a CT-RATE volume"]
     if _stem(volume_name) in no_chest:
         reasons += ["in the list of scans without a chest"]

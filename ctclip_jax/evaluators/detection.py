@@ -1,0 +1,232 @@
+"""Detection of labels: what scores are worth against the truth, with intervals over patients."""
+
+import dataclasses
+import warnings
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Num
+
+from ctclip_jax.evaluators.figures import Figure, figure
+from ctclip_jax.evaluators.protocol import ProtocolConfig
+from ctclip_jax.evaluators.study import Study
+from ctclip_jax.metrics import bootstrap, classification, delong
+from ctclip_jax.metrics.classification import AT_THRESHOLD, RANKING
+
+METRICS = (*RANKING, *AT_THRESHOLD)
+BLOCK = 1 << 22  # entries of weights worked on at a time
+
+Samples = dict[str, Float[np.ndarray, "labels b"]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """What is predicted of a study, and by which thresholds.
+
+    Attributes:
+      rule: how the thresholds were found, in words.
+      thresholds: (n, labels) the threshold of each score; NaN where there is none.
+      missing: for each label why it has none for some volume; empty where all have one.
+      published: whether they are those of the published protocol.
+    """
+
+    rule: str
+    thresholds: Float[np.ndarray, "n labels"]
+    missing: tuple[str, ...]
+    published: bool = False
+
+    def of(self, scores: Float[np.ndarray, "n labels"]) -> Bool[np.ndarray, "n labels"]:
+        """Whether each label is predicted; never without a threshold."""
+        return scores > np.where(np.isnan(self.thresholds), np.inf, self.thresholds)
+
+
+def predict(
+    study: Study, *, protocol: ProtocolConfig, published: bool, validation: Study | None
+) -> Predictions:
+    """Thresholds fitted on the validation study, or cross-fitted over folds of patients, or, as
+    published, on the volumes that they are judged on."""
+    missing = missing_reasons(study)
+    thresholds = np.full(study.scores.shape, np.nan)
+    folds = bootstrap.folds(study.patients, count=protocol.folds, seed=protocol.seed)
+    for column, reason in enumerate(missing):
+        if reason:
+            continue
+        known = study.labels[:, column] >= 0
+        labels, scores = study.labels[known, column], study.scores[known, column]
+        if published:
+            found = classification.published_threshold(labels, scores)
+        elif validation is not None:
+            found = _validation_threshold(validation, study.label_names[column])
+        else:
+            found = classification.cross_fitted_thresholds(labels, scores, folds[known])
+        thresholds[known, column] = found
+    unfitted = np.isnan(thresholds) & (study.labels >= 0)
+    missing = tuple(
+        reason or ("no threshold: too few patients of one class" if any_unfitted else "")
+        for reason, any_unfitted in zip(missing, unfitted.any(axis=0), strict=True)
+    )
+    if published:
+        rule = "fitted on the same volumes, as published"
+    elif validation is not None:
+        rule = "fitted on the validation volumes"
+    else:
+        rule = f"cross-fitted over {protocol.folds} folds of patients"
+    return Predictions(rule, thresholds, missing, published)
+
+
+def missing_reasons(study: Study) -> tuple[str, ...]:
+    """For each label why it has no figures; empty where it has."""
+    return tuple(missing_reason(study, column) for column in range(len(study.label_names)))
+
+
+def missing_reason(study: Study, column: int) -> str:
+    """Why a label has no figures; empty if it has."""
+    labels, scores = study.labels[:, column], study.scores[:, column]
+    known = labels[labels >= 0]
+    if not len(known):
+        return "no volume has this label known"
+    if unscored := int(np.isnan(scores[labels >= 0]).sum()):
+        return f"{unscored} of {len(known)} scores are missing or not a number"
+    if len(np.unique(known)) == 1:
+        which = "positive" if known[0] else "negative"
+        return f"one class: all {len(known)} volumes are {which}"
+    return ""
+
+
+def _validation_threshold(validation: Study, label: str) -> float:
+    if label not in validation.label_names:
+        return np.nan
+    column = validation.label_names.index(label)
+    if missing_reason(validation, column):
+        return np.nan
+    known = validation.labels[:, column] >= 0
+    return classification.fit_threshold(
+        validation.labels[known, column], validation.scores[known, column]
+    )
+
+
+def sample(
+    study: Study, weights: Num[np.ndarray, "n b"], *, predictions: Predictions | None = None
+) -> Samples:
+    """Every metric of every label under every weighting: metric -> (labels, b).
+
+    Without predictions those that need none."""
+    names = METRICS if predictions else RANKING
+    shape = (len(study.label_names), weights.shape[1])
+    samples = {name: np.full(shape, np.nan) for name in names}
+    blocks = np.array_split(np.arange(shape[1]), -(-weights.size // BLOCK))
+    for column, reason in enumerate(missing_reasons(study)):
+        if reason:
+            continue
+        known = study.labels[:, column] >= 0
+        labels, scores = study.labels[known, column], study.scores[known, column]
+        for block in blocks:
+            part = weights[np.ix_(known, block)]
+            found = classification.ranking(labels, scores, part)
+            if predictions and not predictions.missing[column]:
+                predicted = predictions.of(study.scores)[known, column]
+                found |= classification.at_threshold(labels, predicted, part)
+            for name, values in found.items():
+                samples[name][column, block] = values
+    return samples
+
+
+def macro(samples: Samples, rows: np.ndarray | slice = slice(None)) -> dict[str, np.ndarray]:
+    """Means (b,) over the labels `rows` where a metric is defined."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a mean over no label is NaN
+        return {name: np.nanmean(values[rows], axis=0) for name, values in samples.items()}
+
+
+def weights_of(study: Study, protocol: ProtocolConfig, *, intervals: bool) -> np.ndarray:
+    """A column of ones, and the resamples of patients after it if there are to be intervals."""
+    once = np.ones((len(study.names), 1), np.uint16)
+    if not intervals or protocol.resamples == 0:
+        return once
+    drawn = bootstrap.resample(study.patients, resamples=protocol.resamples, seed=protocol.seed)
+    return np.concatenate([once, drawn], axis=1)
+
+
+def evaluate(
+    study: Study,
+    predictions: Predictions,
+    weights: Num[np.ndarray, "n b"],
+    *,
+    protocol: ProtocolConfig,
+) -> dict[str, Any]:
+    """Every figure of every label, and means over all labels and without `protocol.left_out`.
+
+    `weights` are of `weights_of`.
+    """
+    samples = sample(study, weights, predictions=predictions)
+    labels = study.label_names
+    found = {
+        "thresholds": predictions.rule,
+        "macro": _means(samples, np.arange(len(labels)), protocol),
+    }
+    kept = np.array([i for i, label in enumerate(labels) if label not in protocol.left_out])
+    if 0 < len(kept) < len(labels):
+        found["macro_without_left_out"] = {
+            "left_out": [label for label in labels if label in protocol.left_out],
+            **_means(samples, kept, protocol),
+        }
+    found["per_label"] = {
+        label: _label_figures(study, column, samples, predictions, protocol)
+        for column, label in enumerate(labels)
+    }
+    if predictions.published:
+        for column, label in enumerate(labels):
+            found["per_label"][label] |= _youden_figures(study, column)
+    return found
+
+
+def _means(samples: Samples, rows: np.ndarray, protocol: ProtocolConfig) -> dict[str, Any]:
+    counted = int(np.isfinite(samples["auroc"][rows, 0]).sum())
+    means = {
+        name: figure(values, level=protocol.level, reason="defined for no label")
+        for name, values in macro(samples, rows).items()
+    }
+    return {"labels": counted, "of": len(rows), **means}
+
+
+def _label_figures(
+    study: Study,
+    column: int,
+    samples: Samples,
+    predictions: Predictions,
+    protocol: ProtocolConfig,
+) -> dict[str, Any]:
+    labels = study.labels[:, column]
+    known = labels >= 0
+    positive = int((labels == 1).sum())
+    fitted = predictions.thresholds[known, column]
+    fitted = fitted[~np.isnan(fitted)]
+    found: dict[str, Any] = {
+        "positive": positive,
+        "negative": int((labels == 0).sum()),
+        "unknown": int((~known).sum()),
+        "prevalence": positive / int(known.sum()) if known.any() else None,
+        "threshold": float(np.median(fitted)) if len(fitted) else None,
+    }
+    for name in METRICS:
+        reason = missing_reason(study, column) or predictions.missing[column]
+        found[name] = figure(samples[name][column], level=protocol.level, reason=reason)
+    if not missing_reason(study, column) and samples["auroc"].shape[1] > 1:
+        found["auroc"] |= _delong(labels[known], study.scores[known, column], study.patients[known])
+    return found
+
+
+def _youden_figures(study: Study, column: int) -> dict[str, Figure]:
+    if missing_reason(study, column):
+        return {}
+    known = study.labels[:, column] >= 0
+    point = classification.youden_point(study.labels[known, column], study.scores[known, column])
+    names = ("youden_sensitivity", "youden_specificity")
+    return {name: {"value": value} for name, value in zip(names, point, strict=True)}
+
+
+def _delong(labels, scores, patients) -> Figure:
+    found = delong.delong(labels, scores[:, None], patients=patients)
+    low, high = delong.interval(found)[0]
+    numbers = {"delong_low": low, "delong_high": high}
+    return {name: float(v) if np.isfinite(v) else None for name, v in numbers.items()}

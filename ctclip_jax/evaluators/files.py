@@ -1,0 +1,215 @@
+"""The files that hold a study, so that every figure can be made again without the model.
+
+    labels.csv    VolumeName and a column per label: 1, 0, or empty where unknown
+    scores.csv    VolumeName and a column per label: probabilities
+    cases.csv     VolumeName, patient, scan, report; sex, age, manufacturer, kernel, slice_spacing
+    latents.npz   names, image (n, d), and if there are any text (n, d) and temperature
+    source.json   where model and data come from
+
+Only labels.csv and one of scores.csv and latents.npz are needed, and they may be anyone's: without
+cases.csv, patients and scans are told from the names of volumes as in CT-RATE.
+"""
+
+import dataclasses
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ctclip_jax.evaluators.figures import named_figures
+from ctclip_jax.evaluators.study import STRATA, Study, identity, repeated
+from data_pipelines.errors import InputError
+from data_pipelines.sources.tables import Table, is_number, read_labels, read_table
+
+KEY = "VolumeName"
+
+
+def write_study(folder: Path, study: Study) -> None:
+    """Writes labels.csv, cases.csv, source.json and, if there are scores, scores.csv."""
+    folder.mkdir(parents=True, exist_ok=True)
+    labels = pd.DataFrame(study.labels, columns=study.label_names, index=study.names)
+    labels.astype("Int8").mask(labels < 0).to_csv(folder / "labels.csv", index_label=KEY)
+    pairs = zip(study.scans, study.patients, strict=True)
+    scans = [scan.removeprefix(f"{patient}/") for scan, patient in pairs]
+    about = {"patient": study.patients, "scan": scans, "report": study.reports}
+    cases = pd.DataFrame(about | dict(study.strata), index=study.names)
+    cases.to_csv(folder / "cases.csv", index_label=KEY)
+    write_json(folder / "source.json", study.source)
+    if study.scores is not None:
+        scores = pd.DataFrame(study.scores, columns=study.label_names, index=study.names)
+        scores.to_csv(folder / "scores.csv", index_label=KEY)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Strict JSON: a NaN in it is an error."""
+    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:
+    """Writes metrics.json, and its figures as a table: figures.csv."""
+    write_json(folder / "metrics.json", metrics)
+    figures = pd.DataFrame(
+        [{"figure": name, **figure} for name, figure in named_figures(metrics)],
+        columns=["figure", "value", "low", "high", "chance", "reason"],
+    )
+    figures.to_csv(folder / "figures.csv", index=False)
+
+
+def read_scores(folder: Path) -> Study:
+    """The study of a folder with scores.csv and labels.csv.
+
+    Raises:
+      InputError: a file that is missing or no table, a name with two rows, a score that is no
+        probability, no volume or no label in common.
+    """
+    table = read_rows(folder / "scores.csv")
+    study = read_labeled(folder, names=np.array(sorted(table.rows)))
+    return with_scores(study, folder)
+
+
+def with_scores(study: Study, folder: Path) -> Study:
+    """The study with what scores.csv of the folder has for its volumes and labels."""
+    path = folder / "scores.csv"
+    table = read_rows(path)
+    common = [name for name in study.label_names if name in table.columns]
+    if not common:
+        raise InputError(f"{path}: has no column of a label of labels.csv")
+    scores = np.full(study.labels.shape, np.nan)
+    for column, label in enumerate(study.label_names):
+        if label in common:
+            scores[:, column] = [_probability(table, n, label, path) for n in study.names]
+    notes = study.notes
+    if missing := [name for name in study.label_names if name not in common]:
+        notes += (f"scores.csv has no column {', '.join(missing)}",)
+    return dataclasses.replace(study, scores=scores, notes=notes)
+
+
+def read_latents(folder: Path) -> tuple[Study, dict[str, np.ndarray]]:
+    """The study of a folder with latents.npz and labels.csv, without scores, and whatever else
+    latents.npz has beside names, image and text.
+
+    Raises:
+      InputError: as `read_scores`; latents that are not finite or of different sizes.
+    """
+    path = folder / "latents.npz"
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: not a file of latents ({error})") from error
+    for name in ("names", "image"):
+        if name not in arrays:
+            raise InputError(f"{path}: has no array {name!r}; there are {', '.join(arrays)}")
+    names = arrays.pop("names").astype(str)
+    if not len(names):
+        raise InputError(f"{path}: has no volumes")
+    order = np.argsort(names, kind="stable")
+    if len(twice := repeated(names)):
+        raise InputError(f"{path}: {twice[0]}: two volumes of this name")
+    study = read_labeled(folder, names=names[order])
+    latents = {
+        name: _unit(arrays.pop(name), order, names=study.names, path=path, what=name)
+        for name in ("image", "text")
+        if name in arrays
+    }
+    if "text" in latents and latents["text"].shape[1] != latents["image"].shape[1]:
+        sizes = " and ".join(str(latents[name].shape[1]) for name in ("image", "text"))
+        raise InputError(f"{path}: image and text of different sizes, {sizes}")
+    if "text" in latents and np.isnan(latents["text"]).all():
+        del latents["text"]
+    return dataclasses.replace(study, **latents), arrays
+
+
+def read_labeled(folder: Path, *, names: np.ndarray) -> Study:
+    """The study of the volumes `names` (sorted), as labels.csv and cases.csv know them."""
+    path = folder / "labels.csv"
+    table = read_rows(path)
+    label_names = tuple(_columns(path))
+    known = [name for name in names if name in table.rows]
+    if not known:
+        raise InputError(
+            f"{path}: has labels of none of the {len(names)} volumes, such as {names[0]}"
+        )
+    notes = []
+    if others := sorted(table.rows.keys() - set(names)):
+        notes.append(f"labels.csv has {len(others)} other volumes, such as {others[0]}")
+    if len(known) < len(names):
+        first = next(name for name in names if name not in table.rows)
+        notes.append(f"no labels for {len(names) - len(known)} volumes, such as {first}")
+    labels = [read_labels(table.rows.get(name, {}), label_names) for name in names]
+    cases, told = _read_cases(folder / "cases.csv", names)
+    source = folder / "source.json"
+    return Study(
+        names=names,
+        label_names=label_names,
+        labels=np.array(labels, np.int8),
+        patients=np.array([row["patient"] for row in cases]),
+        scans=np.array([f"{row['patient']}/{row['scan']}" for row in cases]),
+        reports=np.array([row.get("report", "") for row in cases]),
+        strata={name: np.array([row.get(name, "") for row in cases]) for name in STRATA},
+        source=json.loads(source.read_text()) if source.exists() else {"folder": str(folder)},
+        notes=(*notes, *told),
+    )
+
+
+def _read_cases(path: Path, names: np.ndarray) -> tuple[list[dict[str, str]], list[str]]:
+    rows = read_rows(path).rows if path.exists() else {}
+    cases = []
+    for name in names:
+        patient, scan = identity(name)
+        row = {column: cell for column, cell in rows.get(name, {}).items() if column != KEY}
+        given = {column: row[column] for column in ("patient", "scan") if row.get(column)}
+        cases.append(row | {"patient": patient, "scan": scan} | given)
+    alone = sum(case["patient"] == name for case, name in zip(cases, names, strict=True))
+    if not alone:
+        return cases, []
+    return cases, [f"{alone} volumes have no known patient; each counts as a patient of its own"]
+
+
+def read_rows(path: Path) -> Table:
+    """A table by VolumeName. Raises InputError for a row that cannot be used, as for two that
+    differ."""
+    table = read_table(path, key=KEY)
+    if table.faults:
+        name, fault = next(iter(table.faults.items()))
+        raise InputError(f"{fault} ({name})")
+    if not table.rows:
+        raise InputError(f"{path}: has no rows")
+    return table
+
+
+def _columns(path: Path) -> list[str]:
+    """The labels of a table, in its order."""
+    columns = pd.read_csv(path, nrows=0).columns
+    return [name for name in columns if name != KEY]
+
+
+def _probability(table: Table, name: str, label: str, path: Path) -> float:
+    cell = table.rows.get(name, {}).get(label, "") or "nan"
+    value = float(cell) if is_number(cell) else np.inf
+    if not (0 <= value <= 1 or np.isnan(value)):
+        raise InputError(f"{path}: {name}: {label}: {cell} is no probability")
+    return value
+
+
+def _unit(
+    latents: np.ndarray, order: np.ndarray, *, names: np.ndarray, path: Path, what: str
+) -> np.ndarray:
+    """The rows `order`, made unit vectors if they are not; NaN where there is no report."""
+    if latents.ndim != 2 or len(latents) != len(names):
+        raise InputError(f"{path}: {what} of shape {latents.shape} for {len(names)} names")
+    latents = latents[order]
+    absent = np.isnan(latents).all(axis=1) if what == "text" else np.zeros(len(names), bool)
+    norms = np.linalg.norm(latents.astype(np.float64), axis=1, keepdims=True)
+    usable = np.isfinite(norms[:, 0]) & (norms[:, 0] > 0) | absent
+    if not usable.all():
+        raise InputError(f"{path}: {names[~usable][0]}: the {what} latent is 0 or not finite")
+    if np.allclose(norms[~absent], 1, atol=1e-3):
+        return latents
+    return (latents / norms).astype(np.float32)

@@ -1,0 +1,136 @@
+"""The evaluators inside a run, on the devices and with the sharded weights of the training."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from ctclip_jax.config import TrainConfig
+from ctclip_jax.evaluators import encoding, suite, zero_shot
+from ctclip_jax.evaluators.figures import named_figures
+from ctclip_jax.evaluators.protocol import ProtocolConfig
+from ctclip_jax.evaluators.study import Study, from_rows
+from ctclip_jax.metric_writer import MetricWriter
+from ctclip_jax.models.ct_clip import CTCLIP
+from ctclip_jax.shapes import Variables
+from ctclip_jax.sharding import local_batch_size, put_batch
+from data_pipelines import loader, shards
+from data_pipelines.tokenizers import Tokenizer
+
+
+class Evaluation:
+    """Zero-shot detection and retrieval of the weights as they are, on some volumes of a split.
+
+    Every process makes the same calls; each encodes its share and all get all latents.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        *,
+        model: CTCLIP,
+        mesh: Mesh,
+        tokenizer: Tokenizer,
+    ):
+        """Raises InputError if there is no such split."""
+        self._folder, config = config.evaluation_shards, config.evaluation
+        self._config, self._mesh, self._tokenizer = config, mesh, tokenizer
+        folder = self._folder
+        rows = shards.read_reports(folder, config.split)
+        self._chosen = spread(len(rows), config.volumes)
+        self._rows = [rows[i] for i in self._chosen]
+        self._labels = shards.preparation(folder, config.split)["labels"]
+        self._protocol = ProtocolConfig(prompts=config.prompts, resamples=0)
+        everywhere = NamedSharding(mesh, P())
+        self._image = jax.jit(functools.partial(_image, model), out_shardings=everywhere)
+        self._text = jax.jit(functools.partial(_text, model), out_shardings=everywhere)
+
+    def __call__(self, variables: Variables, *, step: int, writer: MetricWriter) -> None:
+        """Writes the figures of detection and retrieval, and a line on the terminal."""
+        metrics, _ = suite.evaluate(self._study(variables), protocol=self._protocol)
+        figures = {
+            f"evaluation/{name}": figure["value"]
+            for part in ("detection", "retrieval")
+            for name, figure in named_figures(metrics[part], part)
+            if figure["value"] is not None
+        }
+        writer.write_scalars(step, figures)
+        if jax.process_index() == 0:
+            print(f"step {step}: {suite.headline(metrics)}", flush=True)
+
+    def _study(self, variables: Variables) -> Study:
+        config = self._config
+        encode_texts = functools.partial(self._encode_texts, variables)
+        reading = {"report": config.report, "pool_sentences": config.pool_sentences}
+        texts = [encoding.texts_of(row, **reading) for row in self._rows]
+        order = np.argsort([row["volume_name"] for row in self._rows], kind="stable")
+        text = encoding.encode_reports(texts, encode_texts=encode_texts)[order]
+        image = self._encode_volumes(variables)[order]
+        prompts = zero_shot.prompt_texts(self._labels, self._protocol)
+        scores = zero_shot.scores(
+            image,
+            labels=self._labels,
+            prompts=dict(zip(prompts, encode_texts(prompts), strict=True)),
+            temperature=math.exp(variables["params"]["temperature"]),
+            protocol=self._protocol,
+        )
+        study = from_rows(self._rows, texts=[""] * len(texts), labels=self._labels, source={})
+        return dataclasses.replace(
+            study, scores=scores, image=image, text=text if text.shape[1] else None
+        )
+
+    def _encode_volumes(self, variables: Variables) -> np.ndarray:
+        batches = loader.eval_loader(
+            self._folder,
+            split=self._config.split,
+            batch_size=local_batch_size(self._config.batch_size, self._mesh),
+            rows=self._chosen,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        return self._gather(self._image, variables, batches, rows=self._chosen)
+
+    def _encode_texts(self, variables: Variables, texts: Sequence[str]) -> np.ndarray:
+        ids, mask = self._tokenizer(list(texts), self._config.max_length)
+        size, rows = self._config.batch_size, np.arange(len(texts))
+        padded = np.full(-(-len(rows) // size) * size, -1)
+        padded[: len(rows)] = rows
+        mine = padded[jax.process_index() :: jax.process_count()]
+        parts = mine.reshape(-1, local_batch_size(size, self._mesh))
+        batches = ({"input_ids": ids[p], "attention_mask": mask[p], "row": p} for p in parts)
+        return self._gather(self._text, variables, batches, rows=rows)
+
+    def _gather(
+        self,
+        encode: Callable,
+        variables: Variables,
+        batches: Iterable[Mapping[str, Any]],
+        *,
+        rows: Sequence[int],
+    ) -> np.ndarray:
+        found = {}
+        for batch in batches:
+            latents, places = jax.device_get(encode(variables, put_batch(batch, self._mesh)))
+            found.update(zip(places.tolist(), latents, strict=True))
+        return np.stack([found[row] for row in rows])
+
+
+def spread(size: int, count: int) -> list[int]:
+    """`count` of `size` rows, spread evenly; all of them for 0."""
+    if not 0 < count < size:
+        return list(range(size))
+    return np.linspace(0, size - 1, count).round().astype(int).tolist()
+
+
+def _image(model: CTCLIP, variables: Variables, batch: dict) -> tuple[jax.Array, jax.Array]:
+    return model.encode_image(variables, batch["image"]), batch["row"]
+
+
+def _text(model: CTCLIP, variables: Variables, batch: dict) -> tuple[jax.Array, jax.Array]:
+    return model.encode_text(variables, batch["input_ids"], batch["attention_mask"]), batch["row"]

@@ -1,0 +1,57 @@
+"""Scores of a study from its latents, by prompts or by the trained classifier of its model."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from jaxtyping import Float
+
+from ctclip_jax import api
+from ctclip_jax.evaluators import zero_shot
+from ctclip_jax.evaluators.protocol import ProtocolConfig
+from ctclip_jax.evaluators.study import Study
+from data_pipelines.errors import InputError
+from data_pipelines.reports import LABELS
+
+
+def scores(
+    study: Study,
+    arrays: Mapping[str, np.ndarray],
+    *,
+    prompts: Mapping[str, np.ndarray],
+    protocol: ProtocolConfig,
+) -> Float[np.ndarray, "n labels"] | None:
+    """The probability of each label; None if `arrays`, of latents.npz, have no temperature.
+
+    `prompts` are latents by text.
+
+    Raises:
+      InputError: a prompt without a latent, a model without a classifier, or one that knows other
+        labels.
+    """
+    if protocol.scores == "classifier":
+        return _classified(study, arrays, protocol=protocol)
+    if "temperature" not in arrays:
+        return None
+    return zero_shot.scores(
+        study.image,
+        labels=study.label_names,
+        prompts=prompts,
+        temperature=float(arrays["temperature"]),
+        protocol=protocol,
+    )
+
+
+def _classified(
+    study: Study, arrays: Mapping[str, np.ndarray], *, protocol: ProtocolConfig
+) -> Float[np.ndarray, "n labels"]:
+    if "classifier_kernel" not in arrays:
+        raise InputError("config.scores: this model has no trained classifier")
+    kernel, bias = arrays["classifier_kernel"], arrays["classifier_bias"]
+    found = dict(zip(LABELS, api.classify(study.image, kernel=kernel, bias=bias).T, strict=True))
+    columns = []
+    for label in study.label_names:
+        parts = zero_shot.parts_of(label, protocol)
+        if unknown := [part for part in parts if part not in found]:
+            raise InputError(f"config.scores: the classifier knows no {unknown[0]!r}")
+        columns.append(np.max([found[part] for part in parts], axis=0))
+    return np.stack(columns, axis=1)

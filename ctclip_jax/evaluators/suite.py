@@ -1,0 +1,95 @@
+"""All figures of a study, as metrics.json holds them (docs/evaluation.md)."""
+
+from typing import Any
+
+import numpy as np
+
+from ctclip_jax.evaluators import calibration, detection, retrieval, strata
+from ctclip_jax.evaluators.detection import Predictions
+from ctclip_jax.evaluators.protocol import ProtocolConfig
+from ctclip_jax.evaluators.study import Study
+
+SCHEMA = 1  # of metrics.json; a changed or removed key makes it another
+NO_SCORES = "no scores are given"
+NO_LATENTS = "no latents are given"
+
+
+def evaluate(
+    study: Study,
+    *,
+    protocol: ProtocolConfig,
+    published: bool = False,
+    validation: Study | None = None,
+) -> tuple[dict[str, Any], Predictions | None]:
+    """The content of metrics.json, and what is predicted (None without scores).
+
+    Args:
+      published: make the figures as the published ones were made, without intervals, since theirs
+        came from a thousand equal resamples.
+      validation: other volumes with scores, to fit thresholds and calibration on.
+    """
+    weights = detection.weights_of(study, protocol, intervals=not published)
+    metrics = {
+        "schema": SCHEMA,
+        "protocol": "published" if published else "sound",
+        "source": dict(study.source),
+        "volumes": len(study.names),
+        "scans": len(np.unique(study.scans)),
+        "patients": len(np.unique(study.patients)),
+        "labels": list(study.label_names),
+        "notes": [*study.notes, *_notes(study, validation)],
+        "intervals": None
+        if published
+        else {
+            "by": "percentiles of a bootstrap over patients",
+            "resamples": protocol.resamples,
+            "level": protocol.level,
+            "seed": protocol.seed,
+        },
+    }
+    predictions = None
+    if study.scores is None:
+        metrics["detection"] = {"reason": NO_SCORES}
+    else:
+        predictions = detection.predict(
+            study, protocol=protocol, published=published, validation=validation
+        )
+        metrics["detection"] = detection.evaluate(study, predictions, weights, protocol=protocol)
+        metrics["calibration"] = calibration.evaluate(study, validation=validation)
+        metrics["strata"] = strata.evaluate(study, weights, protocol=protocol)
+    if study.image is None:
+        metrics["retrieval"] = {"reason": NO_LATENTS}
+    elif published:
+        metrics["retrieval"] = retrieval.evaluate_published(study)
+    else:
+        metrics["retrieval"] = retrieval.evaluate(study, weights, protocol=protocol)
+    return metrics, predictions
+
+
+def _notes(study: Study, validation: Study | None) -> list[str]:
+    notes = []
+    if study.text is not None and (silent := int(np.isnan(study.text).any(axis=1).sum())):
+        notes.append(f"{silent} volumes have no report and are not searched for")
+    if validation is None:
+        return notes
+    both = len(np.intersect1d(study.patients, validation.patients))
+    told = f"{both} patients are among the validation volumes too: what is fitted knows them"
+    return [
+        *notes,
+        *(f"validation: {note}" for note in validation.notes),
+        *([told] if both else []),
+    ]
+
+
+def headline(metrics: dict[str, Any]) -> str:
+    """One line: the mean AUROC and recall@5, as far as there are any."""
+    auroc = metrics["detection"].get("macro", {}).get("auroc", {})
+    recall = metrics["retrieval"].get("report_to_volume", {}).get("recall", {}).get("5", {})
+    return f"mean AUROC {_told(auroc)}, report to volume recall@5 {_told(recall)}"
+
+
+def _told(figure: dict[str, float | None]) -> str:
+    if figure.get("value") is None:
+        return "-"
+    interval = f" [{figure['low']:.3f}, {figure['high']:.3f}]" if figure.get("low") else ""
+    return f"{figure['value']:.3f}{interval}"
