@@ -8,6 +8,9 @@ from ml_collections import config_flags
 
 from data_pipelines.errors import InputError
 
+PROTOCOL = Path(__file__).parents[1] / "configs" / "evaluation.py"
+"""How figures are made, where the command line says nothing else."""
+
 
 def define(default: Path | None = None) -> None:
     """Defines --config, a file in configs/ whose keys can be overridden: --config.steps=100."""

@@ -27,7 +27,6 @@ from data_pipelines import shards
 from data_pipelines.errors import InputError, parse_slice, run_main
 from data_pipelines.volumes import STEPS_PER_HU
 
-CONFIG = Path(__file__).parents[1] / "configs" / "evaluation.py"
 EXAMPLES = 4
 MAP_SEED = 0
 
@@ -170,7 +169,7 @@ def read_scored(
 
 def define_flags() -> None:
     """Only the binary has flags, so that importing this module adds none."""
-    config_flag.define(default=CONFIG)
+    config_flag.define(default=config_flag.PROTOCOL)
     flags.DEFINE_string("model", None, "Any path that ctclip_jax.load opens.")
     flags.DEFINE_string("tokenizer", None, "Its vocab.txt or *.model, if not in the export.")
     flags.DEFINE_string("shards", None, "Folder that data_pipelines.prepare wrote.")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Num
 
-from ctclip_jax.evaluators.figures import Figure, figure
+from ctclip_jax.evaluators.figures import Figure, figure, number
 from ctclip_jax.evaluators.protocol import ProtocolConfig
 from ctclip_jax.evaluators.study import Study
 from ctclip_jax.metrics import bootstrap, classification, delong
@@ -212,7 +212,11 @@ def _label_figures(
         reason = missing_reason(study, column) or predictions.missing[column]
         found[name] = figure(samples[name][column], level=protocol.level, reason=reason)
     if not missing_reason(study, column) and samples["auroc"].shape[1] > 1:
-        found["auroc"] |= _delong(labels[known], study.scores[known, column], study.patients[known])
+        delonged = delong.delong(
+            labels[known], study.scores[known, column, None], patients=study.patients[known]
+        )
+        low, high = delong.interval(delonged, level=protocol.level)[0]
+        found["auroc"] |= {"delong_low": number(low), "delong_high": number(high)}
     return found
 
 
@@ -223,10 +227,3 @@ def _youden_figures(study: Study, column: int) -> dict[str, Figure]:
     point = classification.youden_point(study.labels[known, column], study.scores[known, column])
     names = ("youden_sensitivity", "youden_specificity")
     return {name: {"value": value} for name, value in zip(names, point, strict=True)}
-
-
-def _delong(labels, scores, patients) -> Figure:
-    found = delong.delong(labels, scores[:, None], patients=patients)
-    low, high = delong.interval(found)[0]
-    numbers = {"delong_low": low, "delong_high": high}
-    return {name: float(v) if np.isfinite(v) else None for name, v in numbers.items()}

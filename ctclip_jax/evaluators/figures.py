@@ -19,13 +19,13 @@ def figure(
     Without resamples there is no interval; `reason` is said where the value is NaN; `beside` stands
     beside it, such as the level of chance.
     """
-    found: Figure = {"value": _number(samples[0])}
+    found: Figure = {"value": number(samples[0])}
     if found["value"] is None:
         return found | {"reason": reason}
     if len(samples) > 1:
         low, high = bootstrap.interval(samples[1:], level=level)
-        found |= {"low": _number(low), "high": _number(high)}
-    return found | {name: _number(value) for name, value in beside.items()}
+        found |= {"low": number(low), "high": number(high)}
+    return found | {name: number(value) for name, value in beside.items()}
 
 
 def mean_over(values: Float[np.ndarray, " n"], weights: Float[np.ndarray, "n b"]) -> np.ndarray:
@@ -36,7 +36,8 @@ def mean_over(values: Float[np.ndarray, " n"], weights: Float[np.ndarray, "n b"]
     return np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0)
 
 
-def _number(value: float) -> float | None:
+def number(value: float) -> float | None:
+    """A float for JSON; None for NaN."""
     return float(value) if np.isfinite(value) else None
 
 

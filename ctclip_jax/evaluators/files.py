@@ -126,6 +126,18 @@ def read_latents(folder: Path) -> tuple[Study, dict[str, np.ndarray]]:
     return dataclasses.replace(study, **latents), arrays
 
 
+def read_results(folder: Path) -> Study:
+    """The study of a folder with labels.csv, with latents or scores or both, whichever is there.
+
+    Raises:
+      InputError: as `read_scores` and `read_latents`.
+    """
+    if not (folder / "latents.npz").exists():
+        return read_scores(folder)
+    study, _ = read_latents(folder)
+    return with_scores(study, folder) if (folder / "scores.csv").exists() else study
+
+
 def read_labeled(folder: Path, *, names: np.ndarray) -> Study:
     """The study of the volumes `names` (sorted), as labels.csv and cases.csv know them."""
     path = folder / "labels.csv"

@@ -1,0 +1,43 @@
+"""Compares two evaluations of the same volumes.
+
+    python -m ctclip_jax.compare A B [--out=OUT]
+
+A and B are folders that `ctclip_jax.evaluate` wrote, or anyone's with labels.csv and scores.csv.
+Prints the differences B - A, and writes OUT/comparison.json and OUT/comparison.html.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from ctclip_jax import config_flag
+from ctclip_jax.config import from_dict
+from ctclip_jax.evaluators import comparison, files
+from ctclip_jax.evaluators.protocol import ProtocolConfig
+from ctclip_jax.reporting.comparison import lines, page
+from data_pipelines.errors import InputError, run_main
+
+
+def define_flags() -> None:
+    """Only the binary has flags, so that importing this module adds none."""
+    config_flag.define(default=config_flag.PROTOCOL)
+    flags.DEFINE_string("out", None, "Folder to write into; none: only print.")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Compares the two folders of the command line."""
+    if len(argv) != 3:
+        raise InputError("wanted: compare A B, two folders")
+    a, b = (files.read_results(Path(folder)) for folder in argv[1:])
+    protocol = from_dict(ProtocolConfig, config_flag.read())
+    found = comparison.compare(a, b, protocol=protocol)
+    print("\n".join(lines(found)))
+    if out := flags.FLAGS.out:
+        Path(out).mkdir(parents=True, exist_ok=True)
+        files.write_json(Path(out) / "comparison.json", found)
+        (Path(out) / "comparison.html").write_text(page(found), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run_main(main, define_flags)

@@ -1,0 +1,98 @@
+"""Two models side by side: the page, and the lines on the terminal."""
+
+from collections.abc import Iterable, Mapping
+from html import escape
+from typing import Any
+
+from ctclip_jax.reporting.markup import cell, document, interval, number, section
+from ctclip_jax.reporting.tables import COLUMNS
+
+Comparison = Mapping[str, Any]
+
+METRICS = {"auroc": "AUROC", **COLUMNS}
+SIGNED = "+.3f"
+
+
+def rows_of(comparison: Comparison) -> Iterable[tuple[str, str, Mapping[str, Any]]]:
+    """Group, name and difference of everything that is compared."""
+    detection = comparison.get("detection", {})
+    for name, title in METRICS.items():
+        if name in detection.get("macro", {}):
+            yield "Means over labels", title, detection["macro"][name]
+    search = comparison.get("retrieval", {}).get("report_to_volume", {})
+    for k, found in search.get("recall", {}).items():
+        yield "Report → volume", f"Recall@{k}", found
+    if search:
+        yield "Report → volume", "MRR", search["mean_reciprocal_rank"]
+    for label, row in detection.get("per_label", {}).items():
+        yield "AUROC by label", label, row["auroc"]
+
+
+def lines(comparison: Comparison) -> Iterable[str]:
+    """A line a difference: A, B, B - A, its interval, its p."""
+    yield f"{'':36}{'A':>8}{'B':>8}{'B - A':>9}   interval           p"
+    group = ""
+    for part, name, found in rows_of(comparison):
+        if part != group:
+            group = part
+            yield group
+        if found["value"] is None:
+            yield f"  {name:34}  {found['reason']}"
+        else:
+            told = interval(found, SIGNED).replace("–", " ")
+            yield (
+                f"  {name:34}{found['a']:8.3f}{found['b']:8.3f}{found['value']:+9.3f}"
+                f"   {told:15}  {_p(found)}"
+            )
+
+
+def page(comparison: Comparison) -> str:
+    """The page as one HTML file that needs no other, from the content of comparison.json."""
+    sources = "<br>".join(
+        f"{side.upper()}: {escape(str(comparison[side].get('model') or comparison[side]))}"
+        for side in ("a", "b")
+    )
+    notes = "".join(f"<li>{escape(note)}</li>" for note in comparison["notes"])
+    made = comparison["intervals"]
+    head = (
+        f"<h1>Two models, the same volumes</h1>\n"
+        f'<p class="facts">{sources}<br>{comparison["volumes"]:,} volumes of'
+        f" {comparison['patients']:,} patients; {made['level']:.0%} intervals from"
+        f" {made['resamples']:,} resamples of patients, both models together</p>"
+        f"<ul>{notes}</ul>"
+    )
+    groups: dict[str, str] = {}
+    for group, name, found in rows_of(comparison):
+        groups[group] = groups.get(group, "") + _row(name, found)
+    about = {
+        "Means over labels": "Each model has its own thresholds, cross-fitted over the same folds.",
+        "Report → volume": "Share of reports whose own volume is among the K nearest.",
+        "AUROC by label": "p is DeLong's, adjusted for the number of labels by Holm's method.",
+    }
+    heads = "".join(f"<th>{name}</th>" for name in ("", "A", "B", "B − A", "interval", "p"))
+    body = "".join(
+        section(
+            f"part-{index}",
+            group,
+            about=about[group],
+            body=f'<div class="panel wide"><table><thead><tr>{heads}</tr></thead>'
+            f"<tbody>{rows}</tbody></table></div>",
+        )
+        for index, (group, rows) in enumerate(groups.items())
+    )
+    return document("Comparison of two models", f"{head}\n{body}")
+
+
+def _row(name: str, found: Mapping[str, Any]) -> str:
+    sides = [{"value": found.get(side), "reason": found.get("reason", "")} for side in ("a", "b")]
+    cells = [cell(number(side)) for side in sides]
+    cells += [cell(f"<b>{number(found, SIGNED)}</b>"), cell(interval(found, SIGNED))]
+    return f"<tr><td>{escape(name)}</td>{''.join(cells)}{cell(_p(found))}</tr>\n"
+
+
+def _p(found: Mapping[str, Any]) -> str:
+    """The p of a difference: adjusted where there is one for every label."""
+    value = found.get("p_holm") if "p_holm" in found else found.get("p_bootstrap")
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if value >= 0.001 else f"{value:.0e}"
