@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 
 from benchmarks import (
+    evaluation,
     exactness,
     full_size_detection,
     full_size_weights,
     loader,
     preparation,
+    retrieval,
     two_epochs,
 )
 from data_pipelines.errors import run_main
@@ -15,7 +17,8 @@ from data_pipelines.errors import run_main
 
 def main(argv: Sequence[str]) -> None:
     full_size = (full_size_weights, full_size_detection)
-    for benchmark in (exactness, *full_size, preparation, loader, two_epochs):
+    data = (preparation, loader, two_epochs)
+    for benchmark in (exactness, *full_size, *data, evaluation, retrieval):
         benchmark.main(argv)
 
 

@@ -258,6 +258,27 @@ def test_slices_make_the_same_figures(inputs, out, tmp_path):
     assert without_source(tmp_path) == without_source(out)
 
 
+def assert_same_figures(folder, out):
+    pairs = [pd.read_csv(each / "figures.csv", index_col="figure") for each in (folder, out)]
+    pd.testing.assert_frame_equal(*pairs, rtol=0, atol=1e-6)
+
+
+def test_the_number_of_devices_and_the_batch_change_no_figure(inputs, out, tmp_path, monkeypatch):
+    monkeypatch.setattr(api.jax, "local_devices", lambda: jax.devices()[:1])
+    evaluate(inputs, tmp_path, protocol=protocol(batch_size=3))
+    assert_same_figures(tmp_path, out)
+
+
+def test_the_order_of_the_volumes_in_the_shards_changes_no_figure(inputs, out, tmp_path):
+    (shard,) = shards.begin(tmp_path / "shards", "valid", settings=settings(SHAPE))
+    order = np.random.default_rng(0).permutation(VOLUMES)
+    shards.write_shard(shard, [record(index) for index in order])
+    shards.finish(tmp_path / "shards")
+    mixed = dataclasses.replace(inputs, shards=str(tmp_path / "shards"))
+    evaluate(mixed, tmp_path / "out", protocol=protocol())
+    assert_same_figures(tmp_path / "out", out)
+
+
 def test_latents_of_another_model_are_not_mixed(inputs, out, export, tmp_path):
     with pytest.raises(InputError, match="latents of another report.*another --out"):
         evaluate(inputs, out, protocol=protocol(report="impressions"))

@@ -23,6 +23,7 @@ import pandas as pd
 from ctclip_jax.evaluators.figures import named_figures
 from ctclip_jax.evaluators.study import STRATA, Study, identity, repeated
 from data_pipelines.errors import InputError
+from data_pipelines.shards.writing import make_folder
 from data_pipelines.sources.tables import Table, is_number, read_labels, read_table
 
 KEY = "VolumeName"
@@ -30,7 +31,7 @@ KEY = "VolumeName"
 
 def write_study(folder: Path, study: Study) -> None:
     """Writes labels.csv, cases.csv, source.json and, if there are scores, scores.csv."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     labels = pd.DataFrame(study.labels, columns=study.label_names, index=study.names)
     labels.astype("Int8").mask(labels < 0).to_csv(folder / "labels.csv", index_label=KEY)
     pairs = zip(study.scans, study.patients, strict=True)

@@ -25,6 +25,7 @@ from ctclip_jax.trees import flatten
 from data_pipelines import loader, shards
 from data_pipelines.errors import InputError
 from data_pipelines.reports import report_text
+from data_pipelines.shards.writing import make_folder
 
 PROGRESS_SECONDS = 5.0
 PATHS = ("model", "shards")  # may change between two runs, when the rest is the same
@@ -117,7 +118,7 @@ def begin(out: Path, source: Mapping[str, Any]) -> None:
                 f"{out}: holds latents of another {', '.join(changed)}; delete it or choose"
                 " another --out"
             )
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     write_json(path, source)
 
 
@@ -135,7 +136,10 @@ def _parts(out: Path, source: Mapping[str, Any]) -> list[tuple[Path, int, int]]:
 def _gather(
     model: Model, source: Mapping[str, Any], out: Path, *, rows: Sequence[dict], parts: list[Path]
 ) -> None:
-    arrays = [dict(np.load(path)) for path in parts]
+    try:
+        arrays = [_read_part(path) for path in parts]
+    except FileNotFoundError:  # another task was last too, and has gathered them
+        return
     dim = max(part["text"].shape[1] for part in arrays)
     empty = [np.full((len(part["image"]), dim), np.nan, np.float32) for part in arrays]
     texts = [p["text"] if p["text"].shape[1] else e for p, e in zip(arrays, empty, strict=True)]
@@ -153,7 +157,12 @@ def _gather(
     )
     write_study(out, study)
     write_arrays(out / "latents.npz", **latents)
-    shutil.rmtree(out / "encoding")
+    shutil.rmtree(out / "encoding", ignore_errors=True)
+
+
+def _read_part(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as file:
+        return dict(file)
 
 
 def model_arrays(model: Model) -> dict[str, np.ndarray]:
@@ -184,12 +193,16 @@ def prompt_latents(
 
 
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:
-    """Writes an .npz file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes an .npz file, whole or not at all. Raises InputError if it can't be."""
+    make_folder(path.parent)
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    with scratch.open("wb") as file:
-        np.savez(file, **arrays)
-    os.replace(scratch, path)
+    try:
+        with scratch.open("wb") as file:
+            np.savez(file, **arrays)
+        os.replace(scratch, path)
+    except OSError as error:
+        scratch.unlink(missing_ok=True)
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 class Progress:

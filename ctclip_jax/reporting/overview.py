@@ -11,6 +11,8 @@ from ctclip_jax.reporting.published import CAVEAT, benchmark
 
 Metrics = Mapping[str, Any]
 
+HASH_SHOWN = 12  # digits
+
 PROTOCOLS = {
     "sound": "sound",
     "published": "published: faults included, to compare with published figures only",
@@ -23,7 +25,7 @@ def header(metrics: Metrics) -> str:
         f"{metrics[what]:,} {what if metrics[what] != 1 else what[:-1]}"
         for what in ("volumes", "scans", "patients")
     )
-    facts = {name: _told(value) for name, value in metrics["source"].items()}
+    facts = {name: _told(name, value) for name, value in metrics["source"].items()}
     facts["protocol"] = PROTOCOLS.get(metrics["protocol"], metrics["protocol"])
     if "thresholds" in metrics["detection"]:
         facts["thresholds"] = metrics["detection"]["thresholds"]
@@ -39,8 +41,9 @@ def header(metrics: Metrics) -> str:
 """
 
 
-def _told(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+def _told(name: str, value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text[:HASH_SHOWN] if name.endswith("_sha256") else text
 
 
 def _intervals(made: Metrics | None) -> str:
