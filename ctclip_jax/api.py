@@ -219,10 +219,11 @@ def load(
     max_length: int | None = None,
     dtype: str | None = None,
 ) -> Model:
-    """Opens an export directory of this library, or a .safetensors or PyTorch file as published.
+    """Opens an export or a checkpoint of this library, or a .safetensors or PyTorch file as
+    published.
 
     Args:
-      path: the directory or file.
+      path: the directory or file; a checkpoint is WORKDIR/checkpoints/STEP.
       image_size: voxels (height, width); with `patch_size`, `temporal_patch_size`, `frames` (voxels
         along z) and `text_heads` it says what a PyTorch file does not tell. None: read from the
         file's shapes, or as published where that fits them. A directory knows its own.

@@ -11,7 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from ctclip_jax import trees
-from ctclip_jax.config import CheckpointConfig
+from ctclip_jax.config import CheckpointConfig, TrainConfig, from_dict
 from ctclip_jax.shapes import Variables
 from data_pipelines.errors import InputError
 
@@ -112,18 +112,43 @@ def save_export(
 def load_export(directory: Path) -> tuple[Variables, dict[str, Any]]:
     """Returns the variables of an export as numpy arrays, and its config.json.
 
+    A checkpoint of a run, WORKDIR/checkpoints/STEP, is read as the export that would be made of it.
+
     Raises:
-      InputError: the directory is not an export.
+      InputError: the directory is neither.
     """
     directory = Path(directory).absolute()
+    if (directory / "state").is_dir():
+        return _restore(directory / "state"), _described(directory)
     for name in ("config.json", "variables"):
         if not (directory / name).exists():
             raise InputError(f"{directory}: not an export: no {name} in it")
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        tree = checkpointer.metadata(directory / "variables").item_metadata.tree
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-        variables = checkpointer.restore(directory / "variables", restore_args=as_numpy)
+    variables = _restore(directory / "variables")
     return variables, json.loads((directory / "config.json").read_text())
+
+
+def _restore(path: Path) -> Variables:
+    """What is in it of params and codebook, and nothing else."""
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        tree = checkpointer.metadata(path).item_metadata.tree
+        wanted = {name: tree[name] for name in ("params", "codebook") if name in tree}
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+        options = {"restore_args": as_numpy, "partial_restore": True}
+        return checkpointer.restore(path, args=ocp.args.PyTreeRestore(item=wanted, **options))
+
+
+def _described(checkpoint: Path) -> dict[str, Any]:
+    """What an export would say of a checkpoint, from the config.json of its run."""
+    path = checkpoint.parents[1] / "config.json"
+    if not path.exists():
+        raise InputError(f"{checkpoint}: a checkpoint without its run: no {path}")
+    saved = json.loads(path.read_text())
+    config = from_dict(TrainConfig, saved, name=str(path))
+    return {
+        "model": saved["model"],
+        **config.evaluation.reading,
+        "tokenizer": str(config.data.tokenizer_path.absolute()),
+    }
 
 
 def check_shapes(path: Path, saved: dict, wanted: dict) -> None:

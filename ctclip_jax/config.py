@@ -116,6 +116,12 @@ class EvaluationConfig:
     pool_sentences: bool
     max_length: int
 
+    @property
+    def reading(self) -> dict[str, str | bool | int]:
+        """How reports are read, as an export says it."""
+        names = ("report", "pool_sentences", "max_length")
+        return {name: getattr(self, name) for name in names}
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:

@@ -186,7 +186,7 @@ def main(argv: Sequence[str]) -> None:
     """Evaluates what the flags say and prints the headline figures."""
     if len(argv) > 1:
         raise InputError(f"unexpected argument {argv[1]!r}")
-    logging.set_verbosity(logging.WARNING)
+    logging.set_verbosity(logging.ERROR)  # orbax warns of what is not wanted of a checkpoint
     values = flags.FLAGS
     given = {field.name: values[field.name].value for field in dataclasses.fields(Inputs)}
     inputs = Inputs(**given | {"task": parse_slice(values.task)})

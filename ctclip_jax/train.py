@@ -304,9 +304,7 @@ def export(state: dict, run: Run) -> None:
         variables_of(state),
         config={
             "model": dataclasses.asdict(run.config.model),
-            "max_length": run.config.evaluation.max_length,
-            "report": run.config.evaluation.report,
-            "pool_sentences": run.config.evaluation.pool_sentences,
+            **run.config.evaluation.reading,
         },
         tokenizer=run.config.data.tokenizer_path,
     )

@@ -98,3 +98,9 @@ def test_an_export_returns_what_was_saved(tmp_path):
 def test_a_folder_that_is_no_export_is_named(tmp_path):
     with pytest.raises(InputError, match="not an export: no config.json in it"):
         load_export(tmp_path)
+
+
+def test_a_checkpoint_without_its_run_is_named(saved):
+    folder, _ = saved
+    with pytest.raises(InputError, match="a checkpoint without its run: no .*config.json"):
+        load_export(folder / "2")

@@ -184,6 +184,10 @@ def test_a_run_leaves_metrics_config_and_a_model_that_opens(finished, shards):
     assert config["max_length"] == 24 and config["tokenizer"] == "tokenizer.model"
     assert config["report"] == "joined" and config["pool_sentences"]
     assert variables["params"]["temperature"].shape == ()
+    checkpoint, described = load_export(finished / "checkpoints" / str(STEPS))
+    assert jax.tree.all(jax.tree.map(np.array_equal, checkpoint, variables))
+    assert described.pop("tokenizer") == str(shards / "tokenizer.model")
+    assert described == {name: config[name] for name in described}
     assert (finished / "text_warmup" / "metrics.jsonl").exists()
 
 

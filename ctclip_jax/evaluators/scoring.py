@@ -47,6 +47,8 @@ def _classified(
     if "classifier_kernel" not in arrays:
         raise InputError("config.scores: this model has no trained classifier")
     kernel, bias = arrays["classifier_kernel"], arrays["classifier_bias"]
+    if len(bias) != len(LABELS):
+        raise InputError(f"config.scores: a classifier of {len(bias)} labels, wanted {len(LABELS)}")
     found = dict(zip(LABELS, api.classify(study.image, kernel=kernel, bias=bias).T, strict=True))
     columns = []
     for label in study.label_names:
