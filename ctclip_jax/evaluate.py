@@ -164,7 +164,9 @@ def read_scored(
     scores = scoring.scores(study, arrays, prompts=prompts, protocol=protocol)
     if scores is None and (folder / "scores.csv").exists():
         return files.with_scores(study, folder)
-    return dataclasses.replace(study, scores=scores)
+    return dataclasses.replace(
+        study, scores=scores, source={**study.source, **scoring.told(protocol)}
+    )
 
 
 def define_flags() -> None:

@@ -130,6 +130,8 @@ def test_metrics_have_the_documented_keys(out, export, prepared):
     assert metrics["scans"] == metrics["patients"] == VOLUMES // 2
     assert metrics["source"]["model"] == str(export)
     assert metrics["source"]["shards"] == str(prepared)
+    assert metrics["source"]["scores"] == "zero_shot"
+    assert metrics["source"]["prompts"] == [["{} is present.", "{} is not present."]]
     assert metrics["intervals"]["resamples"] == 20
     detection = metrics["detection"]
     assert detection["macro"]["labels"] == 3 and detection["macro"]["of"] == 18

@@ -1,6 +1,7 @@
 """Scores of a study from its latents, by prompts or by the trained classifier of its model."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -39,6 +40,15 @@ def scores(
         temperature=float(arrays["temperature"]),
         protocol=protocol,
     )
+
+
+def told(protocol: ProtocolConfig) -> dict[str, Any]:
+    """How scores are made, for source.json."""
+    if protocol.scores == "classifier":
+        return {"scores": "classifier"}
+    prompts = [list(pair) for pair in protocol.prompts]
+    ensemble = {"ensemble": protocol.ensemble} if len(prompts) > 1 else {}
+    return {"scores": "zero_shot", "prompts": prompts, **ensemble}
 
 
 def _classified(

@@ -42,6 +42,8 @@ def header(metrics: Metrics) -> str:
 
 
 def _told(name: str, value: Any) -> str:
+    if name == "prompts":
+        return "; ".join(" / ".join(f"“{prompt}”" for prompt in pair) for pair in value)
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text[:HASH_SHOWN] if name.endswith("_sha256") else text
 
