@@ -28,9 +28,9 @@ PROTOCOL = ProtocolConfig(prompts=(PROMPTS,))
 REPEATS, ONE_BY_ONE = 5, 10  # runs of which the median counts; resamples that scikit-learn is given
 
 
-def draw_study() -> Study:
+def draw_study(seed: int) -> Study:
     """Volumes whose labels, scores and latents know of each other."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     scan = np.sort(np.concatenate([np.arange(SCANS), rng.integers(0, SCANS, VOLUMES - SCANS)]))
     patient = scan * PATIENTS // SCANS
     hidden = rng.normal(size=(SCANS, 24))
@@ -55,25 +55,30 @@ def draw_study() -> Study:
             "sex": rng.choice(["F", "M"], VOLUMES),
             "age": np.array([f"{age:03d}Y" for age in rng.integers(20, 95, VOLUMES)]),
             "manufacturer": rng.choice(["A", "B", "C"], VOLUMES),
+            "kernel": rng.choice(["Br40d", "Br60f", "Bl57d", "B", "C"], VOLUMES),
+            "slice_spacing": rng.choice(["0.75", "1", "1.5", "2.5", "5"], VOLUMES),
         },
     )
 
 
 def whole_run() -> None:
-    """From saved latents and scores to the page."""
-    study = draw_study()
-    with tempfile.TemporaryDirectory() as folder:
-        files.write_study(Path(folder), study)
+    """From saved latents and scores to the page, without slices; validation and strata as well."""
+    study = draw_study(0)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        files.write_study(folder, study)
+        files.write_study(folder / "validation", draw_study(1))
         latents = {"names": study.names, "image": study.image, "text": study.text}
-        np.savez(Path(folder) / "latents.npz", **latents)
-        evaluate(Inputs(from_latents=folder), Path(folder) / "out", protocol=PROTOCOL)
+        np.savez(folder / "latents.npz", **latents)
+        inputs = Inputs(from_latents=name, validation=str(folder / "validation"))
+        evaluate(inputs, folder / "out", protocol=PROTOCOL)
 
 
 def resamples() -> tuple[float, float]:
     """Seconds of AUROC and average precision of 18 labels on 1,000 resamples; and of AUROC alone by
     scikit-learn, from a few of them. Fails if they differ."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    study = draw_study()
+    study = draw_study(0)
     seconds, sklearn_seconds = [], []
     for _ in range(REPEATS):
         start = time.perf_counter()

@@ -218,6 +218,8 @@ def load(
     tokenizer: str | Path | None = None,
     max_length: int | None = None,
     dtype: str | None = None,
+    report: str | None = None,
+    pool_sentences: bool | None = None,
 ) -> Model:
     """Opens an export or a checkpoint of this library, or a .safetensors or PyTorch file as
     published.
@@ -230,12 +232,13 @@ def load(
       tokenizer: a vocab.txt or a SentencePiece .model; None: the one in the directory, if any.
       max_length: tokens of a text; None: as in training, or all that the model takes.
       dtype: of the large matrix products, 'float32' or 'bfloat16'; None: as in training.
+      report, pool_sentences: how the model reads reports; None: as in training, or as published.
 
     Raises:
       InputError: no such file, not a model, or a geometry that must be given or does not fit.
     """
     path = Path(path)
-    reading = {}
+    reading, given = {}, {"report": report, "pool_sentences": pool_sentences}
     geometry = Geometry(image_size, patch_size, temporal_patch_size, frames, text_heads)
     if not path.is_dir():
         imported = import_weights(read_tensors(path), source=str(path), geometry=geometry)
@@ -255,7 +258,7 @@ def load(
         variables,
         tokenizer=load_tokenizer(tokenizer) if tokenizer else None,
         max_length=max_length,
-        **reading,
+        **reading | {name: value for name, value in given.items() if value is not None},
     )
 
 

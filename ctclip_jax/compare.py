@@ -17,6 +17,7 @@ from ctclip_jax.evaluators import comparison, files
 from ctclip_jax.evaluators.protocol import ProtocolConfig
 from ctclip_jax.reporting.comparison import lines, page
 from data_pipelines.errors import InputError, run_main
+from data_pipelines.shards.writing import make_folder, write_text
 
 
 def define_flags() -> None:
@@ -31,12 +32,12 @@ def main(argv: Sequence[str]) -> None:
         raise InputError("wanted: compare A B, two folders")
     a, b = (files.read_results(Path(folder)) for folder in argv[1:])
     protocol = from_dict(ProtocolConfig, config_flag.read())
-    found = comparison.compare(a, b, protocol=protocol)
+    found = comparison.compare(a, b, protocol=protocol) | {"folders": argv[1:]}
     print("\n".join(lines(found)))
     if out := flags.FLAGS.out:
-        Path(out).mkdir(parents=True, exist_ok=True)
-        files.write_json(Path(out) / "comparison.json", found)
-        (Path(out) / "comparison.html").write_text(page(found), encoding="utf-8")
+        folder = make_folder(out)
+        files.write_json(folder / "comparison.json", found)
+        write_text(folder / "comparison.html", page(found))
 
 
 if __name__ == "__main__":

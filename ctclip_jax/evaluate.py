@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags, logging
+from etils import epath
 
 from ctclip_jax import api, config_flag
 from ctclip_jax.config import from_dict
@@ -25,6 +26,7 @@ from ctclip_jax.reporting.latent_map import latent_map
 from ctclip_jax.reporting.report import page
 from data_pipelines import shards
 from data_pipelines.errors import InputError, parse_slice, run_main
+from data_pipelines.shards.writing import write_text
 from data_pipelines.volumes import STEPS_PER_HU
 
 EXAMPLES = 4
@@ -64,10 +66,12 @@ def evaluate(
     Raises:
       InputError: inputs that are missing, unfit for use or unfit for each other.
     """
+    check(inputs, out, published=published)
+    validation = files.read_scores(Path(inputs.validation)) if inputs.validation else None
     study = read_study(inputs, out, protocol=protocol)
     if study is None:
         return None
-    validation = files.read_scores(Path(inputs.validation)) if inputs.validation else None
+    latents.begin(out, study.source)
     metrics, predictions = suite.evaluate(
         study, protocol=protocol, published=published, validation=validation
     )
@@ -97,8 +101,8 @@ def write_report(
         retrievals=searched,
         pictures=read_pictures(inputs, study, rows=examples.rows(cases, searched)),
     )
-    (out / "report.html").write_text(html, encoding="utf-8")
-    (out / "table.tex").write_text(latex.table(metrics, out.name), encoding="utf-8")
+    write_text(epath.Path(out / "report.html"), html)
+    write_text(epath.Path(out / "table.tex"), latex.table(metrics, out.name))
 
 
 def read_pictures(inputs: Inputs, study: Study, *, rows: Sequence[int]) -> dict[int, bytes]:
@@ -106,28 +110,49 @@ def read_pictures(inputs: Inputs, study: Study, *, rows: Sequence[int]) -> dict[
     were made of, are there and have them."""
     folder = inputs.shards or study.source.get("shards", "")
     split = inputs.split if inputs.shards else study.source.get("split", "")
-    if not inputs.shards and not (folder and Path(folder).is_dir()):
-        return {}
-    source, spacing = shards.read(folder, split), shards.preparation(folder, split)["spacing"]
+    try:
+        source, spacing = shards.read(folder, split), shards.preparation(folder, split)["spacing"]
+    except InputError:
+        if inputs.shards:
+            raise
+        return {}  # they have gone since
     places = {
         row["volume_name"]: place for place, row in enumerate(shards.read_reports(folder, split))
     }
     found = {row: places[name] for row in rows if (name := study.names[row]) in places}
     return {
-        row: pictures.slices(source[place]["volume"] / STEPS_PER_HU, spacing=tuple(spacing))
+        row: pictures.slices(
+            source[place]["volume"], spacing=tuple(spacing), steps_per_hu=STEPS_PER_HU
+        )
         for row, place in found.items()
     }
+
+
+def check(inputs: Inputs, out: Path, *, published: bool) -> None:
+    """Raises InputError for inputs that contradict each other."""
+    given = [name for name in ("model", "from_latents", "from_scores") if getattr(inputs, name)]
+    read = [Path(each) for each in (inputs.from_latents, inputs.from_scores) if each]
+    if given == ["model"] and not inputs.shards or not given:
+        raise InputError("give --model and --shards, or --from_latents, or --from_scores")
+    if "from_scores" in given and len(given) > 1:
+        raise InputError(f"--from_scores goes without --{given[0]}")
+    if read and inputs.task != (0, 1):
+        raise InputError("--task is of encoding, and there is nothing to encode")
+    if published and inputs.validation:
+        raise InputError("--validation: the published thresholds are fitted on the volumes judged")
+    if any(folder.absolute() == out.absolute() for folder in read):
+        raise InputError(f"--out={out}: is the folder that is read; choose another")
 
 
 def read_study(inputs: Inputs, out: Path, *, protocol: ProtocolConfig) -> Study | None:
     """The volumes with all that `inputs` give of them; None while slices are missing."""
     if inputs.from_scores:
         return files.read_scores(Path(inputs.from_scores))
-    if not (inputs.from_latents or (inputs.model and inputs.shards)):
-        raise InputError("give --model and --shards, or --from_latents, or --from_scores")
     model = open_model(inputs, protocol) if inputs.model else None
     if inputs.from_latents:
         return read_scored(Path(inputs.from_latents), model, protocol=protocol, out=out)
+    labels = shards.preparation(inputs.shards, inputs.split)["labels"]
+    scoring.check(labels, model, protocol=protocol)
     source = latents.describe(model, inputs.model, folder=inputs.shards, split=inputs.split)
     complete = latents.encode_split(
         model, source, out, batch_size=protocol.batch_size, task=inputs.task
@@ -137,16 +162,14 @@ def read_study(inputs: Inputs, out: Path, *, protocol: ProtocolConfig) -> Study 
 
 def open_model(inputs: Inputs, protocol: ProtocolConfig) -> api.Model:
     """The model, reading reports as the protocol says, or else as its export does."""
-    model = api.load(
+    return api.load(
         inputs.model,
         tokenizer=inputs.tokenizer,
         max_length=protocol.max_length,
         dtype=protocol.dtype,
+        report=protocol.report,
+        pool_sentences=protocol.pool_sentences,
     )
-    for name in ("report", "pool_sentences"):
-        if getattr(protocol, name) is not None:
-            setattr(model, name, getattr(protocol, name))
-    return model
 
 
 def read_scored(
@@ -155,15 +178,15 @@ def read_scored(
     """The study of a folder of latents, scored by prompts or classifier, or by its scores.csv."""
     study, arrays = files.read_latents(folder)
     known = study.source.get("model_sha256")
-    if model and known not in (None, latents.fingerprint(model.variables)):
+    if model and known not in (None, latents.fingerprint(model)):
         raise InputError(f"{folder}: its latents are of another model than the one given")
     prompts = {}
     if protocol.scores == "zero_shot":
         texts = zero_shot.prompt_texts(study.label_names, protocol)
         prompts = latents.prompt_latents(texts, model=model, folder=folder, out=out)
     scores = scoring.scores(study, arrays, prompts=prompts, protocol=protocol)
-    if scores is None and (folder / "scores.csv").exists():
-        return files.with_scores(study, folder)
+    if scores is None:
+        return files.with_scores(study, folder) if (folder / "scores.csv").exists() else study
     return dataclasses.replace(
         study, scores=scores, source={**study.source, **scoring.told(protocol)}
     )

@@ -70,6 +70,24 @@ def test_paired_intervals_are_narrower_than_those_of_either(pair):
     assert row["high"] - row["low"] < 0.3 * (alone["high"] - alone["low"])
 
 
+def test_who_knows_the_patients_groups_the_volumes_of_both(pair):
+    a, b = pair
+    alone = dataclasses.replace(b, patients=b.names, scans=b.names)
+    both, known, unknown = (
+        comparison.compare(*each, protocol=PROTOCOL)["detection"]["macro"]["auroc"]
+        for each in ((a, b), (a, alone), (alone, a))
+    )
+    assert known == both
+    assert (unknown["low"], unknown["high"]) == pytest.approx((-both["high"], -both["low"]))
+
+
+def test_scores_and_latents_are_nothing_in_common(pair):
+    a, b = pair
+    scored = dataclasses.replace(a, image=None, text=None)
+    with pytest.raises(InputError, match="neither scores nor latents in common"):
+        comparison.compare(scored, dataclasses.replace(b, scores=None), protocol=PROTOCOL)
+
+
 def test_only_common_volumes_and_labels_are_compared(pair):
     a, b = pair
     fewer = a.take(np.arange(10, 60))
@@ -118,9 +136,9 @@ def test_lines_and_page_tell_every_difference(pair):
     pair = [dataclasses.replace(study, source=source) for study in pair]
     found = comparison.compare(*pair, protocol=PROTOCOL)
     told = "\n".join(lines(found))
-    assert "Emphysema" in told and "Recall@5" in told and "MRR" in told
+    assert "Emphysema" in told and "Recall@5" in told and "MRR" in told and "overlap@5" in told
     html = page(found)
-    assert html.count("<tr>") == len(told.splitlines()) - 1, "each of three groups has a head"
+    assert html.count("<tr>") == len(told.splitlines()) - 1, "each group has a head"
     assert "&lt;b&gt;model" in html and "<b>model" not in html
 
 

@@ -19,8 +19,8 @@ def measure(study, *, published=False, validation=None, protocol=PROTOCOL):
 
 
 def values(metrics):
-    """Everything that is a number, by name."""
-    return {name: found["value"] for name, found in named_figures(metrics)}
+    """Every figure with its intervals, by name."""
+    return dict(named_figures(metrics))
 
 
 def golden_study(golden_metrics):
@@ -85,7 +85,9 @@ def test_blocks_of_weights_change_nothing(monkeypatch):
 def test_figures_do_not_depend_on_the_order_of_the_volumes():
     study = make_study(40, strata={"sex": np.tile(["F", "F", "M", "M"], 20)})
     straight, other = measure(study), measure(shuffled(study))
-    assert values(other) == pytest.approx(values(straight), abs=1e-6)
+    assert values(other).keys() == values(straight).keys()
+    for name, found in values(straight).items():
+        assert values(other)[name] == pytest.approx(found, abs=1e-6), name
     for label, row in straight["calibration"].items():
         assert other["calibration"][label]["ece"] == pytest.approx(row["ece"], abs=1e-6)
 
@@ -121,7 +123,27 @@ def test_a_label_that_validation_lacks_has_no_threshold():
     validation = make_study(20, labels=("Emphysema",), seed=3)
     row = measure(study, validation=validation)["detection"]["per_label"]["Cardiomegaly"]
     assert row["auroc"]["value"] is not None
-    assert row["f1"] == {"value": None, "reason": "no threshold: too few patients of one class"}
+    reason = "no threshold: the validation volumes have no such label"
+    assert row["f1"] == {"value": None, "reason": reason}
+
+
+def test_a_mean_is_of_the_same_labels_in_every_resample():
+    """One label has positives in two patients, which many resamples lack; it scores perfectly."""
+    study = make_study(40, labels=("A", "B", "rare"))
+    labels, scores = study.labels.copy(), study.scores.copy()
+    labels[:, 2] = np.isin(study.patients, study.patients[[0, 10]])
+    scores[:, 2] = labels[:, 2]
+    study = dataclasses.replace(study, labels=labels, scores=scores)
+    weights = detection.weights_of(study, PROTOCOL, intervals=True)
+    samples = detection.sample(study, weights)
+    means = detection.macro(samples)["auroc"]
+    lacking = np.isnan(samples["auroc"][2])
+    assert 10 < lacking.sum() < 60
+    np.testing.assert_array_equal(np.isnan(means), lacking)
+    np.testing.assert_allclose(means[~lacking], samples["auroc"][:, ~lacking].mean(axis=0))
+    found = measure(study)["detection"]["macro"]
+    assert found["auroc"]["low"] > samples["auroc"][:2].mean(axis=0).min()
+    assert found["labels"] == found["of"] == 3
 
 
 @pytest.mark.parametrize(
@@ -158,6 +180,8 @@ def test_positives_of_one_patient_have_an_auroc_but_no_threshold():
     labels[:, 0] = study.patients == study.patients[4]
     row = measure(dataclasses.replace(study, labels=labels))["detection"]["per_label"]["Emphysema"]
     assert row["positive"] == 2 and row["auroc"]["value"] is not None
+    means = measure(dataclasses.replace(study, labels=labels))["detection"]["macro"]
+    assert means["labels"] == 2 and means["labels_at_threshold"] == 1
     assert row["auroc"]["delong_low"] is None, "one patient has no variance"
     assert row["f1"]["reason"] == "no threshold: too few patients of one class"
 
@@ -218,13 +242,20 @@ def test_strata_have_counts_and_the_figures_of_their_volumes():
     ],
 )
 def test_bands_of_age(text, expected):
-    assert strata.band(text, strata.AGES, unit="years") == expected
+    assert strata.band(strata.years(text), strata.AGES, unit="years") == expected
 
 
-def test_bands_of_spacing_are_closed_below():
-    assert strata.band("1", strata.SPACINGS, unit="mm") == "1-1.5 mm"
-    assert strata.band("0.75", strata.SPACINGS, unit="mm") == "below 1 mm"
-    assert strata.band("5", strata.SPACINGS, unit="mm") == "3 mm and more"
+def test_bands_of_spacing_are_closed_below_and_may_have_their_unit():
+    spacings = {
+        "1": "1-1.5 mm",
+        "1.5 mm": "1.5-2 mm",
+        ".5": "below 1 mm",
+        "3mm": "3 mm and more",
+        "": "unknown",
+    }
+    study = make_study(5).take(np.arange(5))
+    study = dataclasses.replace(study, strata={"slice_spacing": np.array(list(spacings))})
+    assert strata.banded(study)["slice_spacing"].tolist() == list(spacings.values())
 
 
 def test_calibration_is_of_known_labels_and_recalibrated_on_others():

@@ -282,7 +282,7 @@ def test_the_order_of_the_volumes_in_the_shards_changes_no_figure(inputs, out, t
 
 
 def test_latents_of_another_model_are_not_mixed(inputs, out, export, tmp_path):
-    with pytest.raises(InputError, match="latents of another report.*another --out"):
+    with pytest.raises(InputError, match="results of another report.*another --out"):
         evaluate(inputs, out, protocol=protocol(report="impressions"))
     other = api.load(export)
     other.variables["params"]["temperature"] = np.float32(0.5)
@@ -293,7 +293,7 @@ def test_latents_of_another_model_are_not_mixed(inputs, out, export, tmp_path):
         tokenizer=export / "tokenizer.model",
     )
     changed = dataclasses.replace(inputs, model=str(tmp_path / "other"))
-    with pytest.raises(InputError, match="latents of another model_sha256"):
+    with pytest.raises(InputError, match="results of another model_sha256"):
         evaluate(changed, out, protocol=protocol())
     with pytest.raises(InputError, match="its latents are of another model"):
         evaluate(
@@ -310,6 +310,12 @@ def test_bfloat16_is_an_option(inputs, out, tmp_path):
     assert 0 < np.median(np.abs(exact - rounded)) < 0.02
 
 
+def test_published_thresholds_take_no_validation(out, tmp_path):
+    inputs = Inputs(from_scores=str(out), validation=str(out))
+    with pytest.raises(InputError, match="--validation: the published thresholds are fitted on"):
+        evaluate(inputs, tmp_path, protocol=protocol(), published=True)
+
+
 def test_published_protocol_has_no_intervals_and_says_so(out, tmp_path):
     evaluate(Inputs(from_latents=str(out)), tmp_path, protocol=protocol(), published=True)
     metrics = read(tmp_path)
@@ -317,6 +323,96 @@ def test_published_protocol_has_no_intervals_and_says_so(out, tmp_path):
     assert metrics["detection"]["thresholds"] == "fitted on the same volumes, as published"
     assert "low" not in metrics["detection"]["macro"]["auroc"]
     assert set(metrics["retrieval"]["volume_to_volume"]) == {"queries", "pool", "published_map"}
+
+
+def test_thresholds_of_a_validation_folder(out, tmp_path):
+    inputs = Inputs(from_scores=str(out), validation=str(out))
+    metrics = evaluate(inputs, tmp_path, protocol=protocol())
+    assert metrics["detection"]["thresholds"] == "fitted on the validation volumes"
+    assert metrics["notes"][-1].startswith("7 patients are among the validation volumes too")
+    assert "temperature" in metrics["calibration"]["Medical material"]
+
+
+def test_the_folder_that_is_read_is_never_written(out, tmp_path):
+    for reading in ({"from_scores": str(out)}, {"from_latents": str(out)}):
+        with pytest.raises(InputError, match="is the folder that is read; choose another"):
+            evaluate(Inputs(**reading), out, protocol=protocol())
+
+
+def test_results_of_two_runs_are_never_mixed(inputs, out, tmp_path):
+    (tmp_path / "latents.npz").write_bytes((out / "latents.npz").read_bytes())
+    for each in (inputs, Inputs(from_scores=str(out))):
+        with pytest.raises(InputError, match="holds results without a source.json"):
+            evaluate(each, tmp_path, protocol=protocol())
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    for name in ("labels.csv", "scores.csv"):
+        (theirs / name).write_bytes((out / name).read_bytes())
+    evaluate(Inputs(from_scores=str(out)), tmp_path / "o", protocol=protocol())
+    with pytest.raises(InputError, match="holds results of another folder"):
+        evaluate(Inputs(from_scores=str(theirs)), tmp_path / "o", protocol=protocol())
+    evaluate(Inputs(from_scores=str(theirs)), tmp_path / "p", protocol=protocol())
+
+
+def test_what_changes_latents_is_told_from_what_does_not(inputs, out, export, prepared, tmp_path):
+    model = api.load(export)
+    told = latents.describe(model, str(export), folder=str(prepared), split="valid")
+    texts = api.load(export, max_length=5)
+    other = latents.describe(texts, str(export), folder=str(prepared), split="valid")
+    assert {name for name in told if told[name] != other[name]} == {"tokens_sha256"}
+    heads = dataclasses.replace(model.config.text, num_heads=1)
+    model.config = dataclasses.replace(model.config, text=heads, dtype="bfloat16")
+    other = latents.describe(model, str(export), folder=str(prepared), split="valid")
+    assert {name for name in told if told[name] != other[name]} == {"model_sha256", "dtype"}
+
+
+def test_shards_that_have_gone_leave_the_page_without_slices(out, tmp_path):
+    evaluate(Inputs(from_scores=str(out)), tmp_path / "a", protocol=protocol())
+    source = read(tmp_path / "a", "source.json") | {"shards": str(tmp_path)}
+    (tmp_path / "a" / "source.json").write_text(json.dumps(source))
+    evaluate(Inputs(from_scores=str(tmp_path / "a")), tmp_path / "b", protocol=protocol())
+    assert "data:image/jpeg" not in (tmp_path / "b" / "report.html").read_text()
+
+
+def test_bad_options_are_told_before_anything_is_encoded(inputs, tmp_path, monkeypatch):
+    monkeypatch.setattr(latents, "encode_split", None)
+    for changes in ({"scores": "classifier"}, {"prompts": (("Seen.", "Not {}."),)}):
+        with pytest.raises(InputError):
+            evaluate(inputs, tmp_path, protocol=protocol(**changes))
+    with pytest.raises(InputError, match="absent/scores.csv: no such table"):
+        evaluate(dataclasses.replace(inputs, validation="absent"), tmp_path, protocol=protocol())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("prompts.npz", b"PK torn", "prompts.npz: not a file of arrays"),
+        ("source.json", b"[1]", "source.json: no object"),
+    ],
+)
+def test_broken_files_of_an_earlier_run_are_named(out, tmp_path, name, content, message):
+    for path in out.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        evaluate(Inputs(from_latents=str(tmp_path)), tmp_path / "o", protocol=protocol())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"temperature": np.ones(2)}, "latents.npz: temperature of shape"),
+        ({"image": np.eye(14, 9, dtype=np.float32) + 1, "text": None}, "is not of the size 9"),
+    ],
+)
+def test_latents_that_do_not_fit_their_prompts_are_named(out, tmp_path, change, message):
+    for path in out.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    arrays = dict(np.load(out / "latents.npz")) | change
+    kept = {name: array for name, array in arrays.items() if array is not None}
+    np.savez(tmp_path / "latents.npz", **kept)
+    with pytest.raises(InputError, match=message):
+        evaluate(Inputs(from_latents=str(tmp_path)), tmp_path / "o", protocol=protocol())
 
 
 def test_progress_says_volumes_speed_and_time_left(capsys):
@@ -332,6 +428,8 @@ def test_progress_says_volumes_speed_and_time_left(capsys):
         ({"split": "test"}, "no split 'test'"),
         ({"model": None}, "give --model and --shards, or --from_latents, or --from_scores"),
         ({"model": "absent"}, "absent"),
+        ({"from_scores": "x"}, "--from_scores goes without --model"),
+        ({"from_latents": "x", "task": (1, 2)}, "--task is of encoding"),
         ({"shards": "absent"}, "absent: no split 'valid' was prepared here"),
     ],
 )

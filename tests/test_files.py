@@ -86,7 +86,8 @@ def test_labels_of_other_volumes_and_volumes_without_labels_are_told(study, fold
     edit(folder / "labels.csv", lambda lines: [*lines[:-1], "valid_0999_a_1.nii.gz,1,0\n"])
     found = files.read_scores(folder)
     assert found.notes == (
-        "labels.csv has 1 other volumes, such as valid_0999_a_1.nii.gz",
+        "labels.csv has 1 volumes without scores, which are not counted, such as"
+        " valid_0999_a_1.nii.gz",
         "no labels for 1 volumes, such as valid_0029_a_1.nii.gz",
     )
     assert found.labels[-1].tolist() == [-1, -1]
@@ -98,6 +99,45 @@ def test_labels_without_scores_are_missing(study, folder):
     found = files.read_scores(folder)
     assert np.isnan(found.scores[:, 1]).all() and np.isfinite(found.scores[:, 0]).all()
     assert found.notes == ("scores.csv has no column Cardiomegaly",)
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected"), [("0,1", [0, 1]), ("False,TRUE", [0, 1]), ("1.0,-1", [1, -1])]
+)
+def test_labels_may_be_written_in_several_ways(folder, study, cells, expected):
+    edit(folder / "labels.csv", lambda lines: [lines[0], f"{study.names[0]},{cells}\n", *lines[2:]])
+    assert files.read_scores(folder).labels[0].tolist() == expected
+
+
+def test_columns_that_are_no_labels_are_told_and_not_used(folder):
+    for name in ("labels.csv", "scores.csv"):
+        table = pd.read_csv(folder / name)
+        table.insert(1, "AccessionNo", [f"A{row}" for row in range(len(table))])
+        table.insert(2, "StudyDate", "1/2/2020" if name == "labels.csv" else "")
+        table.to_csv(folder / name, index=False)
+    found = files.read_scores(folder)
+    assert found.label_names == ("Emphysema", "Cardiomegaly")
+    assert found.notes == (
+        "labels.csv: no label, and not used: 'AccessionNo', 'StudyDate'",
+        "scores.csv: not a label of labels.csv, and not used: AccessionNo, StudyDate",
+    )
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"a": '])
+def test_a_broken_source_is_named(folder, text):
+    (folder / "source.json").write_text(text)
+    with pytest.raises(InputError, match="source.json: "):
+        files.read_scores(folder)
+
+
+def test_results_are_whatever_is_there(study, folder):
+    both = files.read_results(folder)
+    assert both.scores is not None and both.image is not None
+    (folder / "scores.csv").unlink()
+    assert files.read_results(folder).scores is None
+    files.write_study(folder, study)
+    (folder / "latents.npz").unlink()
+    assert files.read_results(folder).image is None
 
 
 @pytest.mark.parametrize("cell", ["", "nan", "NaN"])
@@ -119,6 +159,12 @@ def repeated(lines):
     [
         ("scores.csv", repeated, "scores.csv: line 62: a second, different row .valid_0000_a_0"),
         ("labels.csv", lambda lines: [*lines, lines[1][:-4] + "9,9\n"], "a second, different row"),
+        (
+            "labels.csv",
+            lambda lines: [lines[0], "valid_0000_a_0.nii.gz,0.7,0\n", *lines[2:]],
+            "labels.csv: valid_0000_a_0.nii.gz: Emphysema: '0.7' is not 0, 1 or empty",
+        ),
+        ("labels.csv", lambda lines: ["VolumeName,B\n", f"{lines[1][:21]},x\n"], "no column of 0"),
         ("scores.csv", lambda lines: [lines[0]], "scores.csv: has no rows"),
         (
             "scores.csv",
@@ -156,8 +202,10 @@ def arrays_of(study, **changes):
          "valid_0003_a_1.nii.gz: the image latent is 0 or not finite"),
         (lambda s: arrays_of(s, text=s.text * (np.arange(60) != 4)[:, None]),
          "valid_0002_a_0.nii.gz: the text latent is 0 or not finite"),
+        (lambda s: arrays_of(s, names=np.array("x")), "names of shape .., wanted one for each"),
+        (lambda s: arrays_of(s, image=s.names), "image: <U21 of shape .60,. for 60 names"),
         (lambda s: {"image": s.image}, "has no array 'names'; there are image"),
-        (lambda s: {"names": s.names[:0], "image": s.image[:0]}, "has no volumes"),
+        (lambda s: {"names": s.names[:0], "image": s.image[:0]}, "names of shape .0,., wanted one"),
     ],
 )  # fmt: skip
 def test_latents_that_cannot_be_used_are_one_clear_line(study, folder, change, message):
@@ -169,7 +217,7 @@ def test_latents_that_cannot_be_used_are_one_clear_line(study, folder, change, m
 
 def test_files_that_are_missing_or_broken_are_named(study, folder):
     (folder / "latents.npz").write_bytes(b"PK\x03\x04 torn")
-    with pytest.raises(InputError, match="latents.npz: not a file of latents"):
+    with pytest.raises(InputError, match="latents.npz: not a file of arrays"):
         files.read_latents(folder)
     (folder / "latents.npz").unlink()
     with pytest.raises(InputError, match="latents.npz: no such file"):

@@ -70,7 +70,7 @@ def test_figures_are_those_of_the_exported_model(folder, variables, tmp_path):
         tokenizer=config.data.tokenizer_path,
     )
     inputs = Inputs(model=str(tmp_path / "export"), shards=str(folder), split="train")
-    protocol = evaluation.get_config().to_dict() | {"resamples": 0, "left_out": ()}
+    protocol = evaluation.get_config().to_dict() | {"resamples": 0}
     metrics = evaluate(inputs, tmp_path / "out", protocol=from_dict(ProtocolConfig, protocol))
     expected = {
         f"evaluation/{name}": figure["value"]

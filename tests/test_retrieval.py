@@ -7,7 +7,9 @@ import pytest
 from studies import make_study, unit
 
 from ctclip_jax.evaluators import retrieval
+from ctclip_jax.evaluators.figures import median_over
 from ctclip_jax.evaluators.protocol import ProtocolConfig
+from ctclip_jax.metrics import label_overlap
 
 PROTOCOL = ProtocolConfig(prompts=(("{}", "no {}"),))
 
@@ -90,8 +92,8 @@ def test_no_labels_at_all_have_no_neighbors(study):
 
 def test_weighted_median_is_that_of_repeated_values():
     values, weights = np.array([3, 1, 2, 10]), np.array([[1, 0], [1, 5], [1, 0], [1, 1]])
-    assert retrieval.weighted_median(values, weights).tolist() == [2, 1]
-    assert np.isnan(retrieval.weighted_median(values, np.zeros((4, 1)))).all()
+    assert median_over(values, weights).tolist() == [2, 1]
+    assert np.isnan(median_over(values, np.zeros((4, 1)))).all()
 
 
 def test_published_protocol_equals_the_published_scripts(golden_metrics):
@@ -121,3 +123,12 @@ def test_published_protocol_of_few_volumes(study):
     found = retrieval.evaluate_published(study.take(np.array([0, 2])))
     assert found["report_to_volume"]["recall"] == {}
     assert list(found["volume_to_volume"]["published_map"]) == ["1"]
+
+
+def test_unknown_labels_are_not_compared(study):
+    labels = study.labels.copy()
+    labels[0] = [1, -1, -1, 1]  # x and y of the first volume are unknown
+    labels[2] = [1, 1, 0, 0]
+    found = label_overlap.nearest_labels(study.image, labels, scans=study.scans, k=3)
+    # w in common with one of four, z with another, always with the other of the two in one.
+    assert found.mean[0] == pytest.approx((1 / 2 + 1 / 2) / 4)

@@ -1,6 +1,8 @@
 """Two models on the same volumes: paired differences, with intervals and tests."""
 
 import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,9 @@ from ctclip_jax.evaluators import detection
 from ctclip_jax.evaluators.figures import figure, mean_over, number
 from ctclip_jax.evaluators.protocol import ProtocolConfig
 from ctclip_jax.evaluators.study import Study
-from ctclip_jax.metrics import bootstrap, delong, retrieval
+from ctclip_jax.metrics import bootstrap, delong, label_overlap, retrieval
+from ctclip_jax.metrics.label_overlap import OVERLAP_K
+from ctclip_jax.metrics.retrieval import RECALL_K
 from data_pipelines.errors import InputError
 
 SCHEMA = 1
@@ -37,6 +41,7 @@ def compare(a: Study, b: Study, *, protocol: ProtocolConfig) -> dict[str, Any]:
         "patients": len(np.unique(pair[0].patients)),
         "labels": list(pair[0].label_names),
         "notes": _notes(a, b, pair),
+        "config": dataclasses.asdict(protocol),
         "intervals": {
             "by": "percentiles of a bootstrap over patients, both models together",
             "resamples": protocol.resamples,
@@ -46,8 +51,10 @@ def compare(a: Study, b: Study, *, protocol: ProtocolConfig) -> dict[str, Any]:
     }
     if a.scores is not None and b.scores is not None:
         found["detection"] = _detection(pair, weights, protocol)
-    if all(study.image is not None and study.text is not None for study in pair):
+    if all(study.image is not None for study in pair):
         found["retrieval"] = _retrieval(pair, weights, protocol)
+    if not ({"detection", "retrieval"} & found.keys()):
+        raise InputError("the two have neither scores nor latents in common")
     return found
 
 
@@ -67,10 +74,10 @@ def in_common(a: Study, b: Study) -> Pair:
             f" {second.labels[row, column]} in the other"
         )
     known = np.where(second.labels < 0, -1, first.labels)
-    first = dataclasses.replace(first, labels=known)
-    # One grouping of the volumes, so that both are resampled together.
-    groups = {"patients": first.patients, "scans": first.scans}
-    return first, dataclasses.replace(second, labels=known, **groups)
+    # One grouping of the volumes for both, the coarser one: who knows fewer patients knows more.
+    known_by = min((first, second), key=lambda study: len(np.unique(study.patients)))
+    groups = {"patients": known_by.patients, "scans": known_by.scans, "labels": known}
+    return dataclasses.replace(first, **groups), dataclasses.replace(second, **groups)
 
 
 def _part(study: Study, names: np.ndarray, labels: tuple[str, ...]) -> Study:
@@ -113,6 +120,7 @@ def _detection(
     found: dict[str, Any] = {
         "macro": {
             "labels": int(both["auroc"].sum()),
+            "labels_at_threshold": int(both["f1"].sum()),
             **{
                 name: difference(means[0][name], means[1][name], level=protocol.level)
                 for name in detection.METRICS
@@ -144,34 +152,46 @@ def _delong_p(pair: Pair, column: int) -> float:
 def _retrieval(
     pair: Pair, weights: Num[np.ndarray, "n b"], protocol: ProtocolConfig
 ) -> dict[str, Any]:
-    """Reports that both models have, searched for among all volumes in common."""
-    reported = np.flatnonzero(np.all([np.isfinite(s.text).all(axis=1) for s in pair], axis=0))
-    if not len(reported):
-        return {}
-    names = pair[0].names
-    ranks = [
-        retrieval.find(
-            study.text[reported], study.image, query_names=names[reported], gallery_names=names
-        )
-        for study in pair
-    ]
+    """Volumes by the reports that both have, and by other volumes, among all in common."""
 
-    def paired(values: list[Float[np.ndarray, " q"]]) -> dict[str, Any]:
-        means = [mean_over(one, weights[reported]) for one in values]
+    def paired(metric: Callable, found: Sequence, rows: np.ndarray) -> dict[str, Any]:
+        means = [mean_over(metric(one), weights[rows]) for one in found]
         return difference(*means, level=protocol.level)
 
-    return {
-        "report_to_volume": {
-            "queries": len(reported),
-            "pool": len(names),
-            "recall": {
-                str(k): paired([retrieval.recall_at_k(one, k) for one in ranks])
-                for k in retrieval.RECALL_K
-                if k < len(names)
+    names, everything = pair[0].names, np.arange(len(pair[0].names))
+    nearest = [
+        label_overlap.nearest_labels(s.image, s.labels, scans=s.scans, k=max(OVERLAP_K))
+        for s in pair
+    ]
+    smallest = min(one.overlap.shape[1] for one in nearest)
+    compared = {
+        "volume_to_volume": {
+            "queries": len(names),
+            "label_overlap": {
+                str(k): paired(partial(label_overlap.label_overlap_at_k, k=k), nearest, everything)
+                for k in OVERLAP_K
+                if k <= smallest
             },
-            "mean_reciprocal_rank": paired([retrieval.reciprocal_rank(one) for one in ranks]),
         }
     }
+    if any(study.text is None for study in pair):
+        return compared
+    reported = np.flatnonzero(np.all([np.isfinite(s.text).all(axis=1) for s in pair], axis=0))
+    ranks = [
+        retrieval.find(s.text[reported], s.image, query_names=names[reported], gallery_names=names)
+        for s in pair
+    ]
+    search = {
+        "queries": len(reported),
+        "pool": len(names),
+        "recall": {
+            str(k): paired(partial(retrieval.recall_at_k, k=k), ranks, reported)
+            for k in RECALL_K
+            if k < len(names)
+        },
+        "mean_reciprocal_rank": paired(retrieval.reciprocal_rank, ranks, reported),
+    }
+    return ({"report_to_volume": search} if len(reported) else {}) | compared
 
 
 def difference(

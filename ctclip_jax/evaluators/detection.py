@@ -1,7 +1,6 @@
 """Detection of labels: what scores are worth against the truth, with intervals over patients."""
 
 import dataclasses
-import warnings
 from typing import Any
 
 import numpy as np
@@ -45,33 +44,30 @@ def predict(
 ) -> Predictions:
     """Thresholds fitted on the validation study, or cross-fitted over folds of patients, or, as
     published, on the volumes that they are judged on."""
-    missing = missing_reasons(study)
     thresholds = np.full(study.scores.shape, np.nan)
+    missing = list(missing_reasons(study))
     folds = bootstrap.folds(study.patients, count=protocol.folds, seed=protocol.seed)
-    for column, reason in enumerate(missing):
-        if reason:
+    for column, label in enumerate(study.label_names):
+        if missing[column]:
             continue
         known = study.labels[:, column] >= 0
         labels, scores = study.labels[known, column], study.scores[known, column]
         if published:
-            found = classification.published_threshold(labels, scores)
+            found, reason = classification.published_threshold(labels, scores), ""
         elif validation is not None:
-            found = _validation_threshold(validation, study.label_names[column])
+            found, reason = _validation_threshold(validation, label)
         else:
             found = classification.cross_fitted_thresholds(labels, scores, folds[known])
+            reason = "no threshold: too few patients of one class"
         thresholds[known, column] = found
-    unfitted = np.isnan(thresholds) & (study.labels >= 0)
-    missing = tuple(
-        reason or ("no threshold: too few patients of one class" if any_unfitted else "")
-        for reason, any_unfitted in zip(missing, unfitted.any(axis=0), strict=True)
-    )
+        if np.isnan(found).any():
+            missing[column] = reason
+    rule = f"cross-fitted over {protocol.folds} folds of patients"
     if published:
         rule = "fitted on the same volumes, as published"
     elif validation is not None:
         rule = "fitted on the validation volumes"
-    else:
-        rule = f"cross-fitted over {protocol.folds} folds of patients"
-    return Predictions(rule, thresholds, missing, published)
+    return Predictions(rule, thresholds, tuple(missing), published)
 
 
 def missing_reasons(study: Study) -> tuple[str, ...]:
@@ -93,16 +89,15 @@ def missing_reason(study: Study, column: int) -> str:
     return ""
 
 
-def _validation_threshold(validation: Study, label: str) -> float:
+def _validation_threshold(validation: Study, label: str) -> tuple[float, str]:
     if label not in validation.label_names:
-        return np.nan
+        return np.nan, "no threshold: the validation volumes have no such label"
     column = validation.label_names.index(label)
-    if missing_reason(validation, column):
-        return np.nan
+    if reason := missing_reason(validation, column):
+        return np.nan, f"no threshold: of the validation volumes, {reason}"
     known = validation.labels[:, column] >= 0
-    return classification.fit_threshold(
-        validation.labels[known, column], validation.scores[known, column]
-    )
+    labels, scores = validation.labels[known, column], validation.scores[known, column]
+    return classification.fit_threshold(labels, scores), ""
 
 
 def sample(
@@ -132,10 +127,14 @@ def sample(
 
 
 def macro(samples: Samples, rows: np.ndarray | slice = slice(None)) -> dict[str, np.ndarray]:
-    """Means (b,) over the labels `rows` where a metric is defined."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # a mean over no label is NaN
-        return {name: np.nanmean(values[rows], axis=0) for name, values in samples.items()}
+    """Means (b,) over the labels `rows` where a metric is defined for the volumes themselves.
+
+    A resample that lacks a class of one of them has no mean: over the rest it would be another."""
+    means = {}
+    for name, values in samples.items():
+        counted = values[rows][np.isfinite(values[rows][:, 0])]
+        means[name] = counted.mean(axis=0) if len(counted) else np.full(values.shape[1], np.nan)
+    return means
 
 
 def weights_of(study: Study, protocol: ProtocolConfig, *, intervals: bool) -> np.ndarray:
@@ -181,12 +180,17 @@ def evaluate(
 
 
 def _means(samples: Samples, rows: np.ndarray, protocol: ProtocolConfig) -> dict[str, Any]:
-    counted = int(np.isfinite(samples["auroc"][rows, 0]).sum())
+    counted = {name: int(np.isfinite(values[rows, 0]).sum()) for name, values in samples.items()}
     means = {
         name: figure(values, level=protocol.level, reason="defined for no label")
         for name, values in macro(samples, rows).items()
     }
-    return {"labels": counted, "of": len(rows), **means}
+    return {
+        "of": len(rows),
+        "labels": counted["auroc"],
+        "labels_at_threshold": counted["f1"],
+        **means,
+    }
 
 
 def _label_figures(

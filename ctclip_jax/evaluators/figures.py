@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Num
 
 from ctclip_jax.metrics import bootstrap
 
@@ -34,6 +34,16 @@ def mean_over(values: Float[np.ndarray, " n"], weights: Float[np.ndarray, "n b"]
     count = weights[known].sum(axis=0, dtype=np.float64)
     total = values[known] @ weights[known]
     return np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0)
+
+
+def median_over(
+    values: Num[np.ndarray, " n"], weights: Num[np.ndarray, "n b"]
+) -> Float[np.ndarray, " b"]:
+    """The smallest value that half of the weight does not exceed."""
+    order = np.argsort(values, kind="stable")
+    cumulated = np.cumsum(weights[order], axis=0, dtype=np.float64)
+    half = (cumulated >= cumulated[-1] / 2).argmax(axis=0)
+    return np.where(cumulated[-1] > 0, values[order][half], np.nan)
 
 
 def number(value: float) -> float | None:

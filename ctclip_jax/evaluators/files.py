@@ -19,64 +19,73 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from etils import epath
 
 from ctclip_jax.evaluators.figures import named_figures
 from ctclip_jax.evaluators.study import STRATA, Study, identity, repeated
 from data_pipelines.errors import InputError
-from data_pipelines.shards.writing import make_folder
-from data_pipelines.sources.tables import Table, is_number, read_labels, read_table
+from data_pipelines.shards.writing import make_folder, write_text
+from data_pipelines.sources.tables import Table, is_number, read_table
 
 KEY = "VolumeName"
+LABEL_CELLS = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
+LABEL_CELLS |= {"": -1, "-1": -1, "-1.0": -1}  # unknown
 
 
 def write_study(folder: Path, study: Study) -> None:
     """Writes labels.csv, cases.csv, source.json and, if there are scores, scores.csv."""
     make_folder(folder)
     labels = pd.DataFrame(study.labels, columns=study.label_names, index=study.names)
-    labels.astype("Int8").mask(labels < 0).to_csv(folder / "labels.csv", index_label=KEY)
+    write_table(folder / "labels.csv", labels.astype("Int8").mask(labels < 0))
     pairs = zip(study.scans, study.patients, strict=True)
     scans = [scan.removeprefix(f"{patient}/") for scan, patient in pairs]
     about = {"patient": study.patients, "scan": scans, "report": study.reports}
-    cases = pd.DataFrame(about | dict(study.strata), index=study.names)
-    cases.to_csv(folder / "cases.csv", index_label=KEY)
+    write_table(folder / "cases.csv", pd.DataFrame(about | dict(study.strata), index=study.names))
     write_json(folder / "source.json", study.source)
     if study.scores is not None:
         scores = pd.DataFrame(study.scores, columns=study.label_names, index=study.names)
-        scores.to_csv(folder / "scores.csv", index_label=KEY)
+        write_table(folder / "scores.csv", scores)
+
+
+def write_table(path: Path, table: pd.DataFrame, *, key: str = KEY) -> None:
+    """Writes a CSV file, whole or not at all, whose first column, `key`, is the table's index."""
+    write_text(epath.Path(path), table.to_csv(index_label=key))
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Strict JSON: a NaN in it is an error."""
-    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    """Strict JSON, in which a NaN is an error; the file is there whole or not at all."""
+    write_text(epath.Path(path), json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:
     """Writes metrics.json, and its figures as a table: figures.csv."""
     write_json(folder / "metrics.json", metrics)
-    figures = pd.DataFrame(
-        [{"figure": name, **figure} for name, figure in named_figures(metrics)],
-        columns=["figure", "value", "low", "high", "chance", "reason"],
-    )
-    figures.to_csv(folder / "figures.csv", index=False)
+    named = dict(named_figures(metrics))
+    columns = ["value", "low", "high", "delong_low", "delong_high", "chance", "reason"]
+    figures = pd.DataFrame(list(named.values()), columns=columns, index=list(named))
+    write_table(folder / "figures.csv", figures, key="figure")
 
 
 def read_scores(folder: Path) -> Study:
     """The study of a folder with scores.csv and labels.csv.
 
     Raises:
-      InputError: a file that is missing or no table, a name with two rows, a score that is no
-        probability, no volume or no label in common.
+      InputError: a file that is missing or no table, a name with two rows, a label that is not 0, 1
+        or empty, a score that is no probability, no volume or no label in common.
     """
     table = read_rows(folder / "scores.csv")
-    study = read_labeled(folder, names=np.array(sorted(table.rows)))
-    return with_scores(study, folder)
+    study = read_labeled(folder, names=np.array(sorted(table.rows)), what="scores")
+    return _with_scores(study, table, folder / "scores.csv")
 
 
 def with_scores(study: Study, folder: Path) -> Study:
     """The study with what scores.csv of the folder has for its volumes and labels."""
-    path = folder / "scores.csv"
-    table = read_rows(path)
-    common = [name for name in study.label_names if name in table.columns]
+    return _with_scores(study, read_rows(folder / "scores.csv"), folder / "scores.csv")
+
+
+def _with_scores(study: Study, table: Table, path: Path) -> Study:
+    columns = [name for name in next(iter(table.rows.values())) if name != KEY]
+    common = [name for name in study.label_names if name in columns]
     if not common:
         raise InputError(f"{path}: has no column of a label of labels.csv")
     scores = np.full(study.labels.shape, np.nan)
@@ -86,6 +95,8 @@ def with_scores(study: Study, folder: Path) -> Study:
     notes = study.notes
     if missing := [name for name in study.label_names if name not in common]:
         notes += (f"scores.csv has no column {', '.join(missing)}",)
+    if others := [name for name in columns if name not in common]:
+        notes += (f"scores.csv: not a label of labels.csv, and not used: {', '.join(others)}",)
     return dataclasses.replace(study, scores=scores, notes=notes)
 
 
@@ -97,23 +108,18 @@ def read_latents(folder: Path) -> tuple[Study, dict[str, np.ndarray]]:
       InputError: as `read_scores`; latents that are not finite or of different sizes.
     """
     path = folder / "latents.npz"
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: not a file of latents ({error})") from error
+    arrays = read_arrays(path)
     for name in ("names", "image"):
         if name not in arrays:
             raise InputError(f"{path}: has no array {name!r}; there are {', '.join(arrays)}")
-    names = arrays.pop("names").astype(str)
-    if not len(names):
-        raise InputError(f"{path}: has no volumes")
+    names = arrays.pop("names")
+    if names.ndim != 1 or not len(names):
+        raise InputError(f"{path}: names of shape {names.shape}, wanted one for each volume")
+    names = names.astype(str)
     order = np.argsort(names, kind="stable")
     if len(twice := repeated(names)):
         raise InputError(f"{path}: {twice[0]}: two volumes of this name")
-    study = read_labeled(folder, names=names[order])
+    study = read_labeled(folder, names=names[order], what="latents")
     latents = {
         name: _unit(arrays.pop(name), order, names=study.names, path=path, what=name)
         for name in ("image", "text")
@@ -125,6 +131,17 @@ def read_latents(folder: Path) -> tuple[Study, dict[str, np.ndarray]]:
     if "text" in latents and np.isnan(latents["text"]).all():
         del latents["text"]
     return dataclasses.replace(study, **latents), arrays
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file. Raises InputError if it is not there or not one."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: not a file of arrays ({error})") from error
 
 
 def read_results(folder: Path) -> Study:
@@ -139,11 +156,11 @@ def read_results(folder: Path) -> Study:
     return with_scores(study, folder) if (folder / "scores.csv").exists() else study
 
 
-def read_labeled(folder: Path, *, names: np.ndarray) -> Study:
-    """The study of the volumes `names` (sorted), as labels.csv and cases.csv know them."""
+def read_labeled(folder: Path, *, names: np.ndarray, what: str) -> Study:
+    """The study of the volumes `names` (sorted), as labels.csv and cases.csv know them; `what` is
+    that of the volumes which they were found by."""
     path = folder / "labels.csv"
     table = read_rows(path)
-    label_names = tuple(_columns(path))
     known = [name for name in names if name in table.rows]
     if not known:
         raise InputError(
@@ -151,24 +168,59 @@ def read_labeled(folder: Path, *, names: np.ndarray) -> Study:
         )
     notes = []
     if others := sorted(table.rows.keys() - set(names)):
-        notes.append(f"labels.csv has {len(others)} other volumes, such as {others[0]}")
+        notes.append(
+            f"labels.csv has {len(others)} volumes without {what}, which are not counted, such as"
+            f" {others[0]}"
+        )
     if len(known) < len(names):
         first = next(name for name in names if name not in table.rows)
         notes.append(f"no labels for {len(names) - len(known)} volumes, such as {first}")
-    labels = [read_labels(table.rows.get(name, {}), label_names) for name in names]
+    cells = _read_labels(table, path)
+    if others := [name for name in next(iter(table.rows.values())) if name not in (*cells, KEY)]:
+        notes.append(f"labels.csv: no label, and not used: {', '.join(map(repr, others))}")
     cases, told = _read_cases(folder / "cases.csv", names)
-    source = folder / "source.json"
     return Study(
         names=names,
-        label_names=label_names,
-        labels=np.array(labels, np.int8),
+        label_names=tuple(cells),
+        labels=np.array([[c.get(n, -1) for c in cells.values()] for n in names], np.int8),
         patients=np.array([row["patient"] for row in cases]),
         scans=np.array([f"{row['patient']}/{row['scan']}" for row in cases]),
-        reports=np.array([row.get("report", "") for row in cases]),
+        reports=np.array([row.get("report", "") for row in cases], object),
         strata={name: np.array([row.get(name, "") for row in cases]) for name in STRATA},
-        source=json.loads(source.read_text()) if source.exists() else {"folder": str(folder)},
+        source=read_source(folder) or {"folder": str(folder.absolute())},
         notes=(*notes, *told),
     )
+
+
+def read_source(folder: Path) -> dict[str, Any]:
+    """source.json of a folder, empty if there is none. Raises InputError if it is broken."""
+    path = folder / "source.json"
+    try:
+        source = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from error
+    if not isinstance(source, dict):
+        raise InputError(f"{path}: no object")
+    return source
+
+
+def _read_labels(table: Table, path: Path) -> dict[str, dict[str, int]]:
+    """For every label the cells of its column by volume. A column without any 0 or 1 in it is no
+    label; one that has them has nothing else."""
+    found = {}
+    for label in next(iter(table.rows.values())):
+        cells = {name: row[label].strip().lower() for name, row in table.rows.items()}
+        values = {name: LABEL_CELLS.get(cell) for name, cell in cells.items()}
+        wrong = next((name for name, value in values.items() if value is None), None)
+        if wrong is None and label:
+            found[label] = values
+        elif label and any(value in (0, 1) for value in values.values()):
+            raise InputError(f"{path}: {wrong}: {label}: {cells[wrong]!r} is not 0, 1 or empty")
+    if not found:
+        raise InputError(f"{path}: has no column of 0 and 1")
+    return found
 
 
 def _read_cases(path: Path, names: np.ndarray) -> tuple[list[dict[str, str]], list[str]]:
@@ -197,12 +249,6 @@ def read_rows(path: Path) -> Table:
     return table
 
 
-def _columns(path: Path) -> list[str]:
-    """The labels of a table, in its order."""
-    columns = pd.read_csv(path, nrows=0).columns
-    return [name for name in columns if name != KEY]
-
-
 def _probability(table: Table, name: str, label: str, path: Path) -> float:
     cell = table.rows.get(name, {}).get(label, "") or "nan"
     value = float(cell) if is_number(cell) else np.inf
@@ -215,14 +261,17 @@ def _unit(
     latents: np.ndarray, order: np.ndarray, *, names: np.ndarray, path: Path, what: str
 ) -> np.ndarray:
     """The rows `order`, made unit vectors if they are not; NaN where there is no report."""
-    if latents.ndim != 2 or len(latents) != len(names):
-        raise InputError(f"{path}: {what} of shape {latents.shape} for {len(names)} names")
+    numbers = np.issubdtype(latents.dtype, np.floating)
+    if not numbers or latents.ndim != 2 or len(latents) != len(names):
+        raise InputError(
+            f"{path}: {what}: {latents.dtype} of shape {latents.shape} for {len(names)} names"
+        )
     latents = latents[order]
     absent = np.isnan(latents).all(axis=1) if what == "text" else np.zeros(len(names), bool)
     norms = np.linalg.norm(latents.astype(np.float64), axis=1, keepdims=True)
     usable = np.isfinite(norms[:, 0]) & (norms[:, 0] > 0) | absent
     if not usable.all():
         raise InputError(f"{path}: {names[~usable][0]}: the {what} latent is 0 or not finite")
-    if np.allclose(norms[~absent], 1, atol=1e-3):
+    if np.allclose(norms[~absent], 1, rtol=0, atol=1e-5):
         return latents
     return (latents / norms).astype(np.float32)

@@ -5,9 +5,9 @@ OUT/encoding/*.npz      the latents of the shards that are done, until all are
 OUT/latents.npz         then all of them, beside labels.csv and cases.csv
 """
 
+import dataclasses
 import hashlib
 import json
-import os
 import shutil
 import sys
 import time
@@ -18,24 +18,25 @@ from typing import Any
 import numpy as np
 
 from ctclip_jax.api import Model
-from ctclip_jax.evaluators import encoding
-from ctclip_jax.evaluators.files import write_json, write_study
+from ctclip_jax.evaluators import encoding, scoring
+from ctclip_jax.evaluators.files import read_arrays, read_source, write_json, write_study
 from ctclip_jax.evaluators.study import from_rows
 from ctclip_jax.trees import flatten
 from data_pipelines import loader, shards
 from data_pipelines.errors import InputError
 from data_pipelines.reports import report_text
-from data_pipelines.shards.writing import make_folder
+from data_pipelines.shards.writing import make_folder, publish, scratch_folder
 
 PROGRESS_SECONDS = 5.0
-PATHS = ("model", "shards")  # may change between two runs, when the rest is the same
+CHANGEABLE = ("model", "shards", *scoring.SAYS)  # between two runs into one folder
 
 
 def describe(model: Model, path: str, *, folder: str, split: str) -> dict[str, Any]:
     """What latents depend on, for source.json.
 
     Raises:
-      InputError: no such split, or volumes of another window or shape than the model's.
+      InputError: no such split, volumes of another window or shape than the model's, or reports
+        that it cannot read.
     """
     prepared = shards.preparation(folder, split)
     image = model.config.image
@@ -43,26 +44,46 @@ def describe(model: Model, path: str, *, folder: str, split: str) -> dict[str, A
     for name, value in wanted.items():
         if tuple(prepared[name]) != tuple(value):
             raise InputError(f"{folder}: {name} {prepared[name]}; {path} wants {list(value)}")
+    written = [shard.read_summary()["sha256"] for shard in shards.plan(folder, split)]
     return {
         "model": path,
-        "model_sha256": fingerprint(model.variables),
+        "model_sha256": fingerprint(model),
         "dtype": model.config.dtype,
         "shards": folder,
         "split": split,
-        "cases_sha256": prepared["cases_sha256"],
+        "volumes_sha256": hashlib.sha256("".join(written).encode()).hexdigest(),
         "report": model.report,
         "pool_sentences": model.pool_sentences,
-        "max_length": model.max_length,
+        "tokens_sha256": _tokens_fingerprint(model, shards.read_reports(folder, split)),
     }
 
 
-def fingerprint(variables: Mapping[str, Any]) -> str:
-    """SHA-256 of all arrays and their names."""
-    digest = hashlib.sha256()
-    for name, array in sorted(flatten(variables).items()):
+def fingerprint(model: Model) -> str:
+    """SHA-256 of the configuration and of all arrays with their names, whatever the dtype."""
+    config = dataclasses.asdict(dataclasses.replace(model.config, dtype=""))
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for name, array in sorted(flatten(model.variables).items()):
         digest.update(name.encode())
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
+
+
+def _tokens_fingerprint(model: Model, rows: Sequence[dict]) -> str:
+    """SHA-256 of all reports as the text tower sees them."""
+    digest = hashlib.sha256()
+    texts = [text for row in rows for text in texts_of_row(model, row)]
+    if texts and model.tokenizer is None:
+        raise InputError("the model has no tokenizer to read reports with: give --tokenizer")
+    for start in range(0, len(texts), encoding.TEXTS_AT_A_TIME):
+        chunk = texts[start : start + encoding.TEXTS_AT_A_TIME]
+        for array in model.tokenizer(chunk, model.max_length):
+            digest.update(array.data)
+    return digest.hexdigest()
+
+
+def texts_of_row(model: Model, row: Mapping[str, Any]) -> list[str]:
+    """What the model reads of a report; raises InputError for a form that is not known."""
+    return encoding.texts_of(row, report=model.report, pool_sentences=model.pool_sentences)
 
 
 def encode_split(
@@ -79,6 +100,7 @@ def encode_split(
     """
     begin(out, source)
     if (out / "latents.npz").exists():
+        shutil.rmtree(out / "encoding", ignore_errors=True)
         return True
     rows = shards.read_reports(source["shards"], source["split"])
     parts = _parts(out, source)
@@ -97,29 +119,32 @@ def encode_split(
             rows=range(start, stop),
             encode_image=lambda image: model.encode_image(image, batch_size=len(image)),
         )
-        reading = {name: source[name] for name in ("report", "pool_sentences")}
-        texts = [encoding.texts_of(row, **reading) for row in rows[start:stop]]
+        texts = [texts_of_row(model, row) for row in rows[start:stop]]
         text = encoding.encode_reports(texts, encode_texts=model.encode_text)
         write_arrays(path, image=image, text=text)
     if not all(path.exists() for path, _, _ in parts):
-        return False
+        return (out / "latents.npz").exists()  # whoever was last may have gathered them
     _gather(model, source, out, rows=rows, parts=[path for path, _, _ in parts])
     return True
 
 
 def begin(out: Path, source: Mapping[str, Any]) -> None:
-    """Writes source.json. Raises InputError if `out` has another."""
-    path = out / "source.json"
-    if path.exists():
-        found = json.loads(path.read_text())
-        changed = [n for n in source if n not in PATHS and source[n] != found.get(n)]
-        if changed:
-            raise InputError(
-                f"{out}: holds latents of another {', '.join(changed)}; delete it or choose"
-                " another --out"
-            )
+    """Claims the folder for what `source` describes, in source.json.
+
+    Raises:
+      InputError: it holds results of something else, or latents of nobody knows what.
+    """
+    found = read_source(out)
+    if not found and any((out / name).exists() for name in ("latents.npz", "scores.csv")):
+        raise InputError(f"{out}: holds results without a source.json; choose another --out")
+    changed = [n for n in source if n not in CHANGEABLE and source[n] != found.get(n)]
+    if found and changed:
+        raise InputError(
+            f"{out}: holds results of another {', '.join(changed)}; delete it or choose another"
+            " --out"
+        )
     make_folder(out)
-    write_json(path, source)
+    write_json(out / "source.json", source)
 
 
 def _parts(out: Path, source: Mapping[str, Any]) -> list[tuple[Path, int, int]]:
@@ -178,11 +203,10 @@ def prompt_latents(
 ) -> dict[str, np.ndarray]:
     """The latents of prompts, by text: those in prompts.npz of `folder`, and with a model all of
     `texts`, which are then kept in `out`."""
-    path = folder / "prompts.npz"
-    known = {}
+    path, known = folder / "prompts.npz", {}
     if path.exists():
-        with np.load(path, allow_pickle=False) as file:
-            known = dict(zip(file["prompts"].tolist(), file["latents"], strict=True))
+        arrays = read_arrays(path)
+        known = dict(zip(arrays["prompts"].tolist(), arrays["latents"], strict=True))
     missing = [text for text in texts if text not in known]
     if model and missing:
         known |= dict(zip(missing, model.encode_text(missing), strict=True))
@@ -194,15 +218,10 @@ def prompt_latents(
 
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:
     """Writes an .npz file, whole or not at all. Raises InputError if it can't be."""
-    make_folder(path.parent)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with scratch.open("wb") as file:
-            np.savez(file, **arrays)
-        os.replace(scratch, path)
-    except OSError as error:
-        scratch.unlink(missing_ok=True)
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
+    folder = make_folder(path.parent)
+    with scratch_folder(folder) as scratch:
+        np.savez(scratch / path.name, **arrays)
+        publish(scratch / path.name, folder / path.name)
 
 
 class Progress:

@@ -31,8 +31,10 @@ class ProtocolConfig:
     prompts: tuple[tuple[str, str], ...]
     ensemble: str = "latents"
     scores: str = "zero_shot"
-    combined: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    left_out: tuple[str, ...] = ()
+    combined: tuple[tuple[str, tuple[str, ...]], ...] = (
+        ("Calcification", ("Arterial wall calcification", "Coronary artery wall calcification")),
+    )
+    left_out: tuple[str, ...] = ("Medical material", "Lymphadenopathy")
     report: str | None = None
     pool_sentences: bool | None = None
     max_length: int | None = None

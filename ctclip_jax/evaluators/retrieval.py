@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Integer, Num
 
-from ctclip_jax.evaluators.figures import Figure, figure, mean_over
+from ctclip_jax.evaluators.figures import Figure, figure, mean_over, median_over
 from ctclip_jax.evaluators.protocol import ProtocolConfig
 from ctclip_jax.evaluators.study import Study
-from ctclip_jax.metrics import retrieval
-from ctclip_jax.metrics.retrieval import OVERLAP_K, RECALL_K, Found
+from ctclip_jax.metrics import label_overlap, retrieval
+from ctclip_jax.metrics.label_overlap import OVERLAP_K
+from ctclip_jax.metrics.retrieval import RECALL_K, Found
 
 
 def evaluate(
@@ -67,7 +68,7 @@ def evaluate_published(study: Study) -> dict[str, Any]:
         }
     pool = int(present.any(axis=1).sum())
     ks = tuple(k for k in OVERLAP_K if k <= pool)
-    overlap = retrieval.published_label_overlap(study.image, present, ks=ks) if ks else {}
+    overlap = label_overlap.published_label_overlap(study.image, present, ks=ks) if ks else {}
     found["volume_to_volume"] = {
         "queries": size,
         "pool": pool,
@@ -82,7 +83,7 @@ def _search_figures(
     def averaged(values: Float[np.ndarray, " q"], chance: Float[np.ndarray, " q"]) -> Figure:
         return figure(mean_over(values, weights), level=level, chance=float(chance.mean()))
 
-    medians = weighted_median(found.rank, weights)
+    medians = median_over(found.rank, weights)
     return {
         "queries": len(found.rank),
         "pool": found.size,
@@ -98,32 +99,23 @@ def _search_figures(
     }
 
 
-def weighted_median(
-    values: Num[np.ndarray, " n"], weights: Num[np.ndarray, "n b"]
-) -> Float[np.ndarray, " b"]:
-    """The smallest value that half of the weight does not exceed."""
-    order = np.argsort(values, kind="stable")
-    cumulated = np.cumsum(weights[order], axis=0, dtype=np.float64)
-    half = (cumulated >= cumulated[-1] / 2).argmax(axis=0)
-    return np.where(cumulated[-1] > 0, values[order][half], np.nan)
-
-
 def _neighbor_figures(
     study: Study, weights: Num[np.ndarray, "n b"], *, level: float
 ) -> dict[str, Any]:
     """Label overlap (published as MAP), true MAP and nDCG of the volumes nearest to a volume."""
-    present = (study.labels == 1).astype(int)
-    pool = int(present.any(axis=1).sum())
+    pool = int((study.labels == 1).any(axis=1).sum())
     found: dict[str, Any] = {"queries": len(study.names), "pool": pool}
-    neighbors = retrieval.nearest_labels(study.image, present, scans=study.scans, k=max(OVERLAP_K))
+    neighbors = label_overlap.nearest_labels(
+        study.image, study.labels, scans=study.scans, k=max(OVERLAP_K)
+    )
     smallest = int(neighbors.pool.min())
     metrics: dict[str, tuple[Callable, Callable]] = {
-        "label_overlap": (retrieval.label_overlap_at_k, lambda n, k: n.mean),
+        "label_overlap": (label_overlap.label_overlap_at_k, lambda n, k: n.mean),
         "mean_average_precision": (
-            retrieval.average_precision_at_k,
-            retrieval.chance_of_average_precision,
+            label_overlap.average_precision_at_k,
+            label_overlap.chance_of_average_precision,
         ),
-        "ndcg": (retrieval.ndcg_at_k, retrieval.chance_of_ndcg),
+        "ndcg": (label_overlap.ndcg_at_k, label_overlap.chance_of_ndcg),
     }
     for name, (metric, chance) in metrics.items():
         found[name] = {

@@ -1,6 +1,6 @@
 """Scores of a study from its latents, by prompts or by the trained classifier of its model."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,9 @@ from ctclip_jax.evaluators.protocol import ProtocolConfig
 from ctclip_jax.evaluators.study import Study
 from data_pipelines.errors import InputError
 from data_pipelines.reports import LABELS
+
+NO_CLASSIFIER = "config.scores: this model has no trained classifier"
+SAYS = ("scores", "prompts", "ensemble")
 
 
 def scores(
@@ -33,13 +36,26 @@ def scores(
         return _classified(study, arrays, protocol=protocol)
     if "temperature" not in arrays:
         return None
+    if arrays["temperature"].size != 1:
+        raise InputError(f"latents.npz: temperature of shape {arrays['temperature'].shape}")
+    dim = study.image.shape[1]
+    if wrong := next((text for text, each in prompts.items() if each.shape != (dim,)), None):
+        raise InputError(f"the latent of the prompt {wrong!r} is not of the size {dim}")
     return zero_shot.scores(
         study.image,
         labels=study.label_names,
         prompts=prompts,
-        temperature=float(arrays["temperature"]),
+        temperature=arrays["temperature"].item(),
         protocol=protocol,
     )
+
+
+def check(labels: Sequence[str], model: api.Model, *, protocol: ProtocolConfig) -> None:
+    """What `scores` would raise of prompts and classifier, before anything is encoded."""
+    if protocol.scores == "zero_shot":
+        zero_shot.prompt_texts(labels, protocol)
+    elif "classifier" not in model.variables["params"]:
+        raise InputError(NO_CLASSIFIER)
 
 
 def told(protocol: ProtocolConfig) -> dict[str, Any]:
@@ -55,7 +71,7 @@ def _classified(
     study: Study, arrays: Mapping[str, np.ndarray], *, protocol: ProtocolConfig
 ) -> Float[np.ndarray, "n labels"]:
     if "classifier_kernel" not in arrays:
-        raise InputError("config.scores: this model has no trained classifier")
+        raise InputError(NO_CLASSIFIER)
     kernel, bias = arrays["classifier_kernel"], arrays["classifier_bias"]
     if len(bias) != len(LABELS):
         raise InputError(f"config.scores: a classifier of {len(bias)} labels, wanted {len(LABELS)}")

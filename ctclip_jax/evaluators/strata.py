@@ -1,6 +1,6 @@
 """The same figures in parts of the volumes: by sex, age, manufacturer, kernel, slice spacing."""
 
-import re
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +11,7 @@ from ctclip_jax.evaluators import detection
 from ctclip_jax.evaluators.figures import figure
 from ctclip_jax.evaluators.protocol import ProtocolConfig
 from ctclip_jax.evaluators.study import Study
+from data_pipelines.sources.tables import first_number
 
 AGES = (40, 50, 60, 70, 80)  # years
 SPACINGS = (1.0, 1.5, 2.0, 3.0)  # mm
@@ -45,8 +46,8 @@ def evaluate(
 def banded(study: Study) -> dict[str, np.ndarray]:
     """What the volumes are split by, numbers as bands; strata that nothing is known of left out."""
     makers = {
-        "age": lambda text: band(text, AGES, unit="years"),
-        "slice_spacing": lambda text: band(text, SPACINGS, unit="mm"),
+        "age": lambda text: band(years(text), AGES, unit="years"),
+        "slice_spacing": lambda text: band(first_number(text), SPACINGS, unit="mm"),
     }
     return {
         name: np.array([makers.get(name, str)(value) or UNKNOWN for value in values])
@@ -55,13 +56,17 @@ def banded(study: Study) -> dict[str, np.ndarray]:
     }
 
 
-def band(text: str, edges: Sequence[float], *, unit: str) -> str:
-    """The interval [low, high) of `edges` that the number in `text` lies in, such as '50-60 years'
-    for the DICOM age 056Y; empty where there is no number. Months, weeks and days count as such."""
-    found = re.match(r"\s*(\d+(?:\.\d+)?)\s*([DWMY]?)", text, re.IGNORECASE)
-    if not found:
+def years(text: str) -> float:
+    """The age in DICOM's form, 056Y, or in months, weeks or days; a bare number is years."""
+    units = {"D": 365.25, "W": 52.18, "M": 12}
+    return first_number(text) / units.get(text.strip()[-1:].upper(), 1)
+
+
+def band(value: float, edges: Sequence[float], *, unit: str) -> str:
+    """The interval [low, high) of `edges` that the value lies in, such as '50-60 years'; empty for
+    NaN."""
+    if math.isnan(value):
         return ""
-    value = float(found[1]) / {"D": 365.25, "W": 52.18, "M": 12}.get(found[2].upper(), 1)
     place = int(np.searchsorted(edges, value, "right"))
     if place == 0:
         return f"below {edges[0]:g} {unit}"

@@ -91,7 +91,7 @@ def from_rows(
         scans=np.array([f"{row['patient']}/{row['scan']}" for row in rows]),
         label_names=tuple(labels),
         labels=np.array([row["labels"] for row in rows], np.int8).reshape(len(rows), -1),
-        reports=np.array([texts[i] for i in order]),
+        reports=np.array([texts[i] for i in order], object),
         source=source,
         strata={name: np.array([each.get(name, "") for each in strata]) for name in STRATA},
     )

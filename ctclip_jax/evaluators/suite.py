@@ -1,5 +1,6 @@
 """All figures of a study, as metrics.json holds them (docs/evaluation.md)."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ def evaluate(
         "schema": SCHEMA,
         "protocol": "published" if published else "sound",
         "source": dict(study.source),
+        "config": dataclasses.asdict(protocol),
         "volumes": len(study.names),
         "scans": len(np.unique(study.scans)),
         "patients": len(np.unique(study.patients)),
@@ -91,5 +93,7 @@ def headline(metrics: dict[str, Any]) -> str:
 def _told(figure: dict[str, float | None]) -> str:
     if figure.get("value") is None:
         return "-"
-    interval = f" [{figure['low']:.3f}, {figure['high']:.3f}]" if figure.get("low") else ""
+    interval = ""
+    if figure.get("low") is not None:
+        interval = f" [{figure['low']:.3f}, {figure['high']:.3f}]"
     return f"{figure['value']:.3f}{interval}"

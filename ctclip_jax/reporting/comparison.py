@@ -19,11 +19,14 @@ def rows_of(comparison: Comparison) -> Iterable[tuple[str, str, Mapping[str, Any
     for name, title in METRICS.items():
         if name in detection.get("macro", {}):
             yield "Means over labels", title, detection["macro"][name]
-    search = comparison.get("retrieval", {}).get("report_to_volume", {})
+    retrieval = comparison.get("retrieval", {})
+    search = retrieval.get("report_to_volume", {})
     for k, found in search.get("recall", {}).items():
         yield "Report → volume", f"Recall@{k}", found
     if search:
         yield "Report → volume", "MRR", search["mean_reciprocal_rank"]
+    for k, found in retrieval.get("volume_to_volume", {}).get("label_overlap", {}).items():
+        yield "Volume → volume", f"Label overlap@{k}", found
     for label, row in detection.get("per_label", {}).items():
         yield "AUROC by label", label, row["auroc"]
 
@@ -48,16 +51,17 @@ def lines(comparison: Comparison) -> Iterable[str]:
 
 def page(comparison: Comparison) -> str:
     """The page as one HTML file that needs no other, from the content of comparison.json."""
+    folders = comparison.get("folders", ("", ""))
     sources = "<br>".join(
-        f"{side.upper()}: {escape(str(comparison[side].get('model') or comparison[side]))}"
-        for side in ("a", "b")
+        f"{side.upper()}: {escape(folder)}, {_source(comparison[side])}"
+        for side, folder in zip(("a", "b"), folders, strict=True)
     )
     notes = "".join(f"<li>{escape(note)}</li>" for note in comparison["notes"])
     made = comparison["intervals"]
     head = (
         f"<h1>Two models, the same volumes</h1>\n"
         f'<p class="facts">{sources}<br>{comparison["volumes"]:,} volumes of'
-        f" {comparison['patients']:,} patients; {made['level']:.0%} intervals from"
+        f" {comparison['patients']:,} patients; {100 * made['level']:g} % intervals from"
         f" {made['resamples']:,} resamples of patients, both models together</p>"
         f"<ul>{notes}</ul>"
     )
@@ -67,6 +71,7 @@ def page(comparison: Comparison) -> str:
     about = {
         "Means over labels": "Each model has its own thresholds, cross-fitted over the same folds.",
         "Report → volume": "Share of reports whose own volume is among the K nearest.",
+        "Volume → volume": "Mean Jaccard overlap with the labels of the K nearest volumes.",
         "AUROC by label": "p is DeLong's, adjusted for the number of labels by Holm's method.",
     }
     heads = "".join(f"<th>{name}</th>" for name in ("", "A", "B", "B − A", "interval", "p"))
@@ -81,6 +86,12 @@ def page(comparison: Comparison) -> str:
         for index, (group, rows) in enumerate(groups.items())
     )
     return document("Comparison of two models", f"{head}\n{body}")
+
+
+def _source(source: Mapping[str, Any]) -> str:
+    """The model and its prompts, as far as they are known."""
+    known = [str(source[name]) for name in ("model", "scores", "prompts") if source.get(name)]
+    return escape("; ".join(known) or "scores of unknown origin")
 
 
 def _row(name: str, found: Mapping[str, Any]) -> str:

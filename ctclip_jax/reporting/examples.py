@@ -7,7 +7,7 @@ import numpy as np
 
 from ctclip_jax.evaluators.detection import Predictions
 from ctclip_jax.evaluators.study import Study
-from ctclip_jax.metrics.retrieval import TIE
+from ctclip_jax.metrics.retrieval import find
 
 NEAREST = 3
 TRUE_POSITIVE, FALSE_POSITIVE, FALSE_NEGATIVE = "true positive", "false positive", "false negative"
@@ -61,18 +61,19 @@ def spread(study: Study, count: int) -> tuple[Retrieval, ...]:
     none is chosen by how well it does."""
     if study.text is None or study.image is None:
         return ()
-    _, first = np.unique(study.scans, return_index=True)
-    rows = np.sort(first)
-    rows = rows[np.char.strip(study.reports[rows]) != ""]
+    shown = np.array([bool(report.strip()) for report in study.reports])
+    known = np.flatnonzero(shown & np.isfinite(study.text).all(axis=1))
+    rows = np.sort(known[np.unique(study.scans[known], return_index=True)[1]])
     places = np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)
     return tuple(_retrieve(study, int(row)) for row in rows[places])
 
 
 def _retrieve(study: Study, row: int) -> Retrieval:
-    similarity = study.image.astype(np.float64) @ study.text[row].astype(np.float64)
-    ahead = similarity >= similarity[row] - TIE  # its own is among them; ties count against it
+    text, names = study.text[[row]], study.names
+    found = find(text, study.image, query_names=names[[row]], gallery_names=names)
+    similarity = study.image.astype(np.float64) @ text[0].astype(np.float64)
     nearest = np.argsort(-similarity, kind="stable")[:NEAREST]
-    return Retrieval(row, int(ahead.sum()), tuple(nearest.tolist()))
+    return Retrieval(row, int(found.rank[0]), tuple(nearest.tolist()))
 
 
 def rows(cases: Iterable[Case], retrievals: Iterable[Retrieval]) -> list[int]:

@@ -3,7 +3,7 @@
 import io
 
 import numpy as np
-from jaxtyping import Num
+from jaxtyping import Float, Num
 from PIL import Image
 
 LUNG_WINDOW = (-1000.0, 200.0)  # HU; prepared volumes are clipped at -1000
@@ -11,13 +11,19 @@ HEIGHT, WIDEST, GAP = 200, 400, 4  # pixels
 QUALITY = 80
 
 
-def slices(volume: Num[np.ndarray, "f h w"], *, spacing: tuple[float, float, float]) -> bytes:
+def slices(
+    volume: Num[np.ndarray, "f h w"],
+    *,
+    spacing: tuple[float, float, float],
+    steps_per_hu: float = 1,
+) -> bytes:
     """Axial, coronal and sagittal slices side by side, in the lung window, in true proportions.
 
     The axial and coronal slices are the middle ones; the sagittal one cuts the right lung.
 
     Args:
-      volume: HU; f toward the head, h toward Left, w toward Posterior.
+      volume: in steps of 1 / `steps_per_hu` HU; f toward the head, h toward Left, w toward
+        Posterior.
       spacing: mm along f, h, w.
 
     Returns:
@@ -26,11 +32,12 @@ def slices(volume: Num[np.ndarray, "f h w"], *, spacing: tuple[float, float, flo
     """
     frames, height, width = volume.shape
     f, h, w = spacing
-    panels = (
-        _panel(volume[frames // 2].T, (w, h)),
-        _panel(volume[::-1, :, width // 2], (f, h)),
-        _panel(volume[::-1, height * 3 // 10, :], (f, w)),
+    planes = (
+        (volume[frames // 2].T, (w, h)),
+        (volume[::-1, :, width // 2], (f, h)),
+        (volume[::-1, height * 3 // 10, :], (f, w)),
     )
+    panels = [_panel(plane / np.float32(steps_per_hu), pixel) for plane, pixel in planes]
     total = sum(panel.width for panel in panels) + GAP * (len(panels) - 1)
     picture = Image.new("L", (total, HEIGHT))
     left = 0
@@ -42,10 +49,10 @@ def slices(volume: Num[np.ndarray, "f h w"], *, spacing: tuple[float, float, flo
     return buffer.getvalue()
 
 
-def _panel(plane: Num[np.ndarray, "rows columns"], pixel: tuple[float, float]) -> Image.Image:
+def _panel(plane: Float[np.ndarray, "rows columns"], pixel: tuple[float, float]) -> Image.Image:
     """The plane in gray, as large as HEIGHT and WIDEST allow; `pixel`: mm of a row, a column."""
     low, high = LUNG_WINDOW
-    gray = np.clip((plane.astype(np.float32) - low) * (255 / (high - low)), 0, 255)
+    gray = np.clip((plane - low) * (255 / (high - low)), 0, 255)
     tall, wide = plane.shape[0] * pixel[0], plane.shape[1] * pixel[1]
     scale = min(HEIGHT / tall, WIDEST / wide)
     size = max(1, round(wide * scale)), max(1, round(tall * scale))

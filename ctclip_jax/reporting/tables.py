@@ -93,7 +93,10 @@ def _label_row(label: str, figures: Metrics, scale: Scale) -> str:
 
 
 def _mean_row(means: Metrics, without: str, scale: Scale) -> str:
-    told = f"<small>{escape(without)}</small>" if without else ""
+    notes = [without] if without else []
+    if (fitted := means["labels_at_threshold"]) != means["labels"]:
+        notes.append(f"{fitted} of them at a threshold")
+    told = "".join(f"<small>{escape(note)}</small>" for note in notes)
     cells = [ranged(means["auroc"], scale), *(_metric_cell(means[name]) for name in COLUMNS)]
     return (
         f'<tr><th scope="row" colspan="3">Mean of {means["labels"]} of {means["of"]} labels{told}'
