@@ -1,5 +1,7 @@
 """What a configuration must keep to beyond the types of its values, checked before a run starts."""
 
+from collections.abc import Sequence
+
 from jax.sharding import Mesh
 
 from ctclip_jax.config import TrainConfig
@@ -34,19 +36,24 @@ def check_shards(config: TrainConfig) -> None:
     Raises:
       InputError: no such shards, or volumes of another shape or window.
     """
-    image = config.model.image
-    read = [(config.data.folders, config.data.split)]
+    _check_volumes(config, config.data.folders, config.data.split)
     if config.evaluation.every > 0:
-        read.append(([config.evaluation_shards], config.evaluation.split))
-    for folders, split in read:
-        found = common_geometry(folders, split)
-        wanted = {"shape": (image.frames, *image.image_size), "window": image.window}
-        for what, value in wanted.items():
-            if tuple(found[what]) != tuple(value):
-                raise InputError(
-                    f"{','.join(folders)}: volumes of {what} {tuple(found[what])};"
-                    f" config.model.image wants {tuple(value)}"
-                )
+        try:
+            _check_volumes(config, [config.evaluation_shards], config.evaluation.split)
+        except InputError as error:
+            raise InputError(f"{error}; config.evaluation.every=0 trains without") from error
+
+
+def _check_volumes(config: TrainConfig, folders: Sequence[str], split: str) -> None:
+    image = config.model.image
+    found = common_geometry(folders, split)
+    wanted = {"shape": (image.frames, *image.image_size), "window": image.window}
+    for what, value in wanted.items():
+        if tuple(found[what]) != tuple(value):
+            raise InputError(
+                f"{','.join(folders)}: volumes of {what} {tuple(found[what])};"
+                f" config.model.image wants {tuple(value)}"
+            )
 
 
 def _check_names(config: TrainConfig) -> None:

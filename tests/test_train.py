@@ -296,6 +296,7 @@ def test_given_weights_of_another_shape_are_refused(finished, shards):
         ({"evaluation.report": "all"}, "config.evaluation.report: 'all' is none of joined"),
         ({"evaluation.prompts": ()}, r"config.evaluation.prompts: \(\), wanted one pair"),
         ({"evaluation.prompts": (("Seen.", "Not {}."),)}, "prompt 'Seen.': has no {}"),
+        ({"evaluation.every": 1}, "no split 'valid' .*; config.evaluation.every=0 trains without"),
         ({"evaluation.every": -1}, "config.evaluation.every: -1, wanted 0 or more"),
         ({"evaluation.volumes": -1}, "config.evaluation.volumes: -1, wanted 0 or more"),
         (
