@@ -6,6 +6,7 @@ A and B are folders that `ctclip_jax.evaluate` wrote, or anyone's with labels.cs
 Prints the differences B - A, and writes OUT/comparison.json and OUT/comparison.html.
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,6 +34,8 @@ def main(argv: Sequence[str]) -> None:
     a, b = (files.read_results(Path(folder)) for folder in argv[1:])
     protocol = from_dict(ProtocolConfig, config_flag.read())
     found = comparison.compare(a, b, protocol=protocol) | {"folders": argv[1:]}
+    for note in found["notes"]:
+        print(f"note: {note}", file=sys.stderr)
     print("\n".join(lines(found)))
     if out := flags.FLAGS.out:
         folder = make_folder(out)

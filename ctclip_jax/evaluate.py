@@ -8,6 +8,7 @@ docs/evaluation.md says what is in OUT. A run that was stopped continues.
 """
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,7 @@ def evaluate(
     metrics, predictions = suite.evaluate(
         study, protocol=protocol, published=published, validation=validation
     )
+    metrics["validation"] = inputs.validation
     files.write_study(out, study)
     files.write_metrics(out, metrics)
     write_report(inputs, out, study, metrics=metrics, predictions=predictions)
@@ -102,7 +104,7 @@ def write_report(
         pictures=read_pictures(inputs, study, rows=examples.rows(cases, searched)),
     )
     write_text(epath.Path(out / "report.html"), html)
-    write_text(epath.Path(out / "table.tex"), latex.table(metrics, out.name))
+    write_text(epath.Path(out / "table.tex"), latex.table(metrics, "This model"))
 
 
 def read_pictures(inputs: Inputs, study: Study, *, rows: Sequence[int]) -> dict[int, bytes]:
@@ -178,15 +180,23 @@ def read_scored(
     """The study of a folder of latents, scored by prompts or classifier, or by its scores.csv."""
     study, arrays = files.read_latents(folder)
     known = study.source.get("model_sha256")
-    if model and known not in (None, latents.fingerprint(model)):
+    if model and known is None:
+        told = "nothing says of which model the latents are; they are taken to be of the one given"
+        study = dataclasses.replace(study, notes=(*study.notes, told))
+        arrays |= latents.model_arrays(model)
+    elif model and known != latents.fingerprint(model):
         raise InputError(f"{folder}: its latents are of another model than the one given")
     prompts = {}
     if protocol.scores == "zero_shot":
         texts = zero_shot.prompt_texts(study.label_names, protocol)
-        prompts = latents.prompt_latents(texts, model=model, folder=folder, out=out)
+        kept = folder if known or not model else None
+        prompts = latents.prompt_latents(texts, model=model, folder=kept, out=out)
     scores = scoring.scores(study, arrays, prompts=prompts, protocol=protocol)
+    if scores is None and (folder / "scores.csv").exists():
+        return files.with_scores(study, folder)
     if scores is None:
-        return files.with_scores(study, folder) if (folder / "scores.csv").exists() else study
+        told = "no scores: latents.npz has no temperature, and no scores.csv or --model is given"
+        return dataclasses.replace(study, notes=(*study.notes, told))
     return dataclasses.replace(
         study, scores=scores, source={**study.source, **scoring.told(protocol)}
     )
@@ -221,6 +231,8 @@ def main(argv: Sequence[str]) -> None:
     if metrics is None:
         print(f"{out}: slices of other tasks are still to come")
     else:
+        for note in metrics["notes"]:
+            print(f"note: {note}", file=sys.stderr)
         print(f"{suite.headline(metrics)}: {out / 'report.html'}")
 
 

@@ -325,10 +325,28 @@ def test_published_protocol_has_no_intervals_and_says_so(out, tmp_path):
     assert set(metrics["retrieval"]["volume_to_volume"]) == {"queries", "pool", "published_map"}
 
 
+def test_latents_of_anyone_take_prompts_and_temperature_of_the_model(out, export, tmp_path, capsys):
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "labels.csv").write_bytes((out / "labels.csv").read_bytes())
+    saved = np.load(out / "latents.npz")
+    np.savez(theirs / "latents.npz", names=saved["names"], image=saved["image"])
+    np.savez(theirs / "prompts.npz", prompts=np.array(["x"]), latents=np.zeros((1, 3)))
+    alone = evaluate(Inputs(from_latents=str(theirs)), tmp_path / "a", protocol=protocol())
+    assert alone["detection"] == {"reason": "no scores are given"}
+    assert alone["notes"][-1].startswith("no scores: latents.npz has no temperature")
+    inputs = Inputs(from_latents=str(theirs), model=str(export))
+    scored = evaluate(inputs, tmp_path / "b", protocol=protocol())
+    assert "taken to be of the one given" in scored["notes"][-1]
+    expected = read(out)["detection"]["per_label"]["Medical material"]["auroc"]["value"]
+    assert scored["detection"]["per_label"]["Medical material"]["auroc"]["value"] == expected
+
+
 def test_thresholds_of_a_validation_folder(out, tmp_path):
     inputs = Inputs(from_scores=str(out), validation=str(out))
     metrics = evaluate(inputs, tmp_path, protocol=protocol())
     assert metrics["detection"]["thresholds"] == "fitted on the validation volumes"
+    assert metrics["validation"] == str(out)
     assert metrics["notes"][-1].startswith("7 patients are among the validation volumes too")
     assert "temperature" in metrics["calibration"]["Medical material"]
 

@@ -93,12 +93,37 @@ def test_labels_of_other_volumes_and_volumes_without_labels_are_told(study, fold
     assert found.labels[-1].tolist() == [-1, -1]
 
 
-def test_labels_without_scores_are_missing(study, folder):
+def test_labels_are_the_columns_that_labels_and_scores_have(study, folder):
+    labels = pd.read_csv(folder / "labels.csv")
+    labels.insert(1, "sex", 1)  # 0 and 1, or any numbers: no scores, no label
+    labels.insert(2, "PatientID", range(len(labels)))
+    labels.to_csv(folder / "labels.csv", index=False)
     scores = pd.read_csv(folder / "scores.csv").drop(columns="Cardiomegaly")
     scores.to_csv(folder / "scores.csv", index=False)
     found = files.read_scores(folder)
-    assert np.isnan(found.scores[:, 1]).all() and np.isfinite(found.scores[:, 0]).all()
-    assert found.notes == ("scores.csv has no column Cardiomegaly",)
+    assert found.label_names == ("Emphysema",)
+    others = "'sex', 'PatientID', 'Cardiomegaly'"
+    assert found.notes == (f"labels.csv: no label that has scores, and not used: {others}",)
+
+
+def test_labels_of_another_spelling_are_both_shown(folder):
+    scores = pd.read_csv(folder / "scores.csv").rename(columns=str.lower)
+    scores.rename(columns={"volumename": "VolumeName"}).to_csv(folder / "scores.csv", index=False)
+    message = "it has 'Emphysema', 'Cardiomegaly', scores.csv 'emphysema', 'cardiomegaly'"
+    with pytest.raises(InputError, match=message):
+        files.read_scores(folder)
+
+
+def test_names_that_are_objects_are_explained(study, folder):
+    np.savez(folder / "latents.npz", names=study.names.astype(object), image=study.image)
+    with pytest.raises(InputError, match="save names as strings: names.astype"):
+        files.read_latents(folder)
+
+
+def test_cases_without_patients_are_told(study, folder):
+    cases = pd.read_csv(folder / "cases.csv").rename(columns={"patient": "PatientID"})
+    cases.to_csv(folder / "cases.csv", index=False)
+    assert files.read_scores(folder).notes == ("cases.csv has no column patient",)
 
 
 @pytest.mark.parametrize(
@@ -118,8 +143,8 @@ def test_columns_that_are_no_labels_are_told_and_not_used(folder):
     found = files.read_scores(folder)
     assert found.label_names == ("Emphysema", "Cardiomegaly")
     assert found.notes == (
-        "labels.csv: no label, and not used: 'AccessionNo', 'StudyDate'",
-        "scores.csv: not a label of labels.csv, and not used: AccessionNo, StudyDate",
+        "labels.csv: no label that has scores, and not used: 'AccessionNo', 'StudyDate'",
+        "scores.csv: no label of labels.csv, and not used: 'AccessionNo', 'StudyDate'",
     )
 
 
@@ -164,7 +189,11 @@ def repeated(lines):
             lambda lines: [lines[0], "valid_0000_a_0.nii.gz,0.7,0\n", *lines[2:]],
             "labels.csv: valid_0000_a_0.nii.gz: Emphysema: '0.7' is not 0, 1 or empty",
         ),
-        ("labels.csv", lambda lines: ["VolumeName,B\n", f"{lines[1][:21]},x\n"], "no column of 0"),
+        (
+            "labels.csv",
+            lambda lines: ["VolumeName,Emphysema\n", f"{lines[1][:21]},x\n"],
+            "of 0 and 1; Emphysema is 'x'",
+        ),
         ("scores.csv", lambda lines: [lines[0]], "scores.csv: has no rows"),
         (
             "scores.csv",
@@ -176,8 +205,16 @@ def repeated(lines):
             lambda lines: [lines[0], "valid_0000_a_0.nii.gz,x,0\n"],
             "gz: Emphysema: x is no probability",
         ),
-        ("scores.csv", lambda lines: ["VolumeName,B\n", "a,1\n"], "has labels of none of the 1"),
-        ("labels.csv", lambda lines: ["VolumeName,B\n", f"{lines[1][:21]},1\n"], "no column of a"),
+        (
+            "scores.csv",
+            lambda lines: ["VolumeName,B\n", "a,1\n"],
+            "labels of volumes such as valid_0000_a_0.nii.gz, and of none",
+        ),
+        (
+            "labels.csv",
+            lambda lines: ["VolumeName,B\n", f"{lines[1][:21]},1\n"],
+            "no column of a label that has scores",
+        ),
         ("labels.csv", lambda lines: ["Name,B\n", "a,1\n"], "labels.csv: no column VolumeName"),
     ],
 )

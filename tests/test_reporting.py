@@ -139,7 +139,7 @@ def test_missing_figure_is_a_dash_with_its_reason(html):
 
 def test_published_figures_stand_beside_those_of_their_labels_only(html, made, study):
     assert "VocabFine" in html
-    assert "Published for CT-RATE valid, 18 labels." in html
+    assert "Published for CT-RATE valid, 18 labels" in html
     assert "fitted on the test labels" in html
     metrics, _ = made
     other = {**metrics, "labels": ["Something else"]}

@@ -13,7 +13,7 @@ cases.csv, patients and scans are told from the names of volumes as in CT-RATE.
 import dataclasses
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +73,11 @@ def read_scores(folder: Path) -> Study:
       InputError: a file that is missing or no table, a name with two rows, a label that is not 0, 1
         or empty, a score that is no probability, no volume or no label in common.
     """
-    table = read_rows(folder / "scores.csv")
-    study = read_labeled(folder, names=np.array(sorted(table.rows)), what="scores")
-    return _with_scores(study, table, folder / "scores.csv")
+    path = folder / "scores.csv"
+    table = read_rows(path)
+    names = np.array(sorted(table.rows))
+    study = read_labeled(folder, names=names, what="scores", labels=_columns(table))
+    return _with_scores(study, table, path)
 
 
 def with_scores(study: Study, folder: Path) -> Study:
@@ -84,20 +86,25 @@ def with_scores(study: Study, folder: Path) -> Study:
 
 
 def _with_scores(study: Study, table: Table, path: Path) -> Study:
-    columns = [name for name in next(iter(table.rows.values())) if name != KEY]
-    common = [name for name in study.label_names if name in columns]
-    if not common:
-        raise InputError(f"{path}: has no column of a label of labels.csv")
+    columns = _columns(table)
     scores = np.full(study.labels.shape, np.nan)
     for column, label in enumerate(study.label_names):
-        if label in common:
+        if label in columns:
             scores[:, column] = [_probability(table, n, label, path) for n in study.names]
     notes = study.notes
-    if missing := [name for name in study.label_names if name not in common]:
+    if missing := [name for name in study.label_names if name not in columns]:
         notes += (f"scores.csv has no column {', '.join(missing)}",)
-    if others := [name for name in columns if name not in common]:
-        notes += (f"scores.csv: not a label of labels.csv, and not used: {', '.join(others)}",)
+    if others := [name for name in columns if name not in study.label_names]:
+        notes += (f"scores.csv: no label of labels.csv, and not used: {_quoted(others)}",)
     return dataclasses.replace(study, scores=scores, notes=notes)
+
+
+def _columns(table: Table) -> list[str]:
+    return [name for name in next(iter(table.rows.values())) if name != KEY]
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names))
 
 
 def read_latents(folder: Path) -> tuple[Study, dict[str, np.ndarray]]:
@@ -141,7 +148,8 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: not a file of arrays ({error})") from error
+        hint = "; save names as strings: names.astype(str)" if "Object arrays" in str(error) else ""
+        raise InputError(f"{path}: not a file of arrays ({error}{hint})") from error
 
 
 def read_results(folder: Path) -> Study:
@@ -156,15 +164,18 @@ def read_results(folder: Path) -> Study:
     return with_scores(study, folder) if (folder / "scores.csv").exists() else study
 
 
-def read_labeled(folder: Path, *, names: np.ndarray, what: str) -> Study:
+def read_labeled(
+    folder: Path, *, names: np.ndarray, what: str, labels: Sequence[str] | None = None
+) -> Study:
     """The study of the volumes `names` (sorted), as labels.csv and cases.csv know them; `what` is
-    that of the volumes which they were found by."""
+    that of the volumes which they were found by; `labels` are those that count, if not all."""
     path = folder / "labels.csv"
     table = read_rows(path)
     known = [name for name in names if name in table.rows]
     if not known:
         raise InputError(
-            f"{path}: has labels of none of the {len(names)} volumes, such as {names[0]}"
+            f"{path}: has labels of volumes such as {next(iter(table.rows))}, and of none of those"
+            f" with {what}, such as {names[0]}"
         )
     notes = []
     if others := sorted(table.rows.keys() - set(names)):
@@ -175,9 +186,10 @@ def read_labeled(folder: Path, *, names: np.ndarray, what: str) -> Study:
     if len(known) < len(names):
         first = next(name for name in names if name not in table.rows)
         notes.append(f"no labels for {len(names) - len(known)} volumes, such as {first}")
-    cells = _read_labels(table, path)
-    if others := [name for name in next(iter(table.rows.values())) if name not in (*cells, KEY)]:
-        notes.append(f"labels.csv: no label, and not used: {', '.join(map(repr, others))}")
+    cells = _read_labels(table, path, labels=labels)
+    if others := [name for name in _columns(table) if name not in cells]:
+        absent = "" if labels is None else " that has scores"
+        notes.append(f"labels.csv: no label{absent}, and not used: {_quoted(others)}")
     cases, told = _read_cases(folder / "cases.csv", names)
     return Study(
         names=names,
@@ -187,7 +199,7 @@ def read_labeled(folder: Path, *, names: np.ndarray, what: str) -> Study:
         scans=np.array([f"{row['patient']}/{row['scan']}" for row in cases]),
         reports=np.array([row.get("report", "") for row in cases], object),
         strata={name: np.array([row.get(name, "") for row in cases]) for name in STRATA},
-        source=read_source(folder) or {"folder": str(folder.absolute())},
+        source=read_source(folder) or {"folder": str(folder.resolve())},
         notes=(*notes, *told),
     )
 
@@ -206,11 +218,20 @@ def read_source(folder: Path) -> dict[str, Any]:
     return source
 
 
-def _read_labels(table: Table, path: Path) -> dict[str, dict[str, int]]:
+def _read_labels(
+    table: Table, path: Path, *, labels: Sequence[str] | None
+) -> dict[str, dict[str, int]]:
     """For every label the cells of its column by volume. A column without any 0 or 1 in it is no
     label; one that has them has nothing else."""
+    columns = _columns(table)
+    candidates = [name for name in columns if labels is None or name in labels]
+    if not candidates:
+        raise InputError(
+            f"{path}: has no column of a label that has scores; it has {_quoted(columns[:5])},"
+            f" scores.csv {_quoted(list(labels)[:5])}"
+        )
     found = {}
-    for label in next(iter(table.rows.values())):
+    for label in candidates:
         cells = {name: row[label].strip().lower() for name, row in table.rows.items()}
         values = {name: LABEL_CELLS.get(cell) for name, cell in cells.items()}
         wrong = next((name for name, value in values.items() if value is None), None)
@@ -219,12 +240,17 @@ def _read_labels(table: Table, path: Path) -> dict[str, dict[str, int]]:
         elif label and any(value in (0, 1) for value in values.values()):
             raise InputError(f"{path}: {wrong}: {label}: {cells[wrong]!r} is not 0, 1 or empty")
     if not found:
-        raise InputError(f"{path}: has no column of 0 and 1")
+        raise InputError(
+            f"{path}: has no column of 0 and 1; {candidates[0]} is {next(iter(cells.values()))!r}"
+        )
     return found
 
 
 def _read_cases(path: Path, names: np.ndarray) -> tuple[list[dict[str, str]], list[str]]:
     rows = read_rows(path).rows if path.exists() else {}
+    notes = []
+    if rows and "patient" not in next(iter(rows.values())):
+        notes.append("cases.csv has no column patient")
     cases = []
     for name in names:
         patient, scan = identity(name)
@@ -232,9 +258,9 @@ def _read_cases(path: Path, names: np.ndarray) -> tuple[list[dict[str, str]], li
         given = {column: row[column] for column in ("patient", "scan") if row.get(column)}
         cases.append(row | {"patient": patient, "scan": scan} | given)
     alone = sum(case["patient"] == name for case, name in zip(cases, names, strict=True))
-    if not alone:
-        return cases, []
-    return cases, [f"{alone} volumes have no known patient; each counts as a patient of its own"]
+    if alone:
+        notes.append(f"{alone} volumes have no known patient; each counts as a patient of its own")
+    return cases, notes
 
 
 def read_rows(path: Path) -> Table:
@@ -253,7 +279,7 @@ def _probability(table: Table, name: str, label: str, path: Path) -> float:
     cell = table.rows.get(name, {}).get(label, "") or "nan"
     value = float(cell) if is_number(cell) else np.inf
     if not (0 <= value <= 1 or np.isnan(value)):
-        raise InputError(f"{path}: {name}: {label}: {cell} is no probability")
+        raise InputError(f"{path}: {name}: {label}: {cell} is no probability, of 0 to 1")
     return value
 
 

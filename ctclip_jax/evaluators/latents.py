@@ -106,6 +106,9 @@ def encode_split(
     parts = _parts(out, source)
     index, count = task
     missing = [part for part in parts[index::count] if not part[0].exists()]
+    done = sum(stop - start for path, start, stop in parts[index::count] if path.exists())
+    if done:
+        print(f"evaluation: {done} volumes are kept from before", file=sys.stderr)
     progress = Progress(sum(stop - start for _, start, stop in missing))
     for path, start, stop in missing:
         batches = loader.eval_loader(
@@ -199,13 +202,13 @@ def model_arrays(model: Model) -> dict[str, np.ndarray]:
 
 
 def prompt_latents(
-    texts: Sequence[str], *, model: Model | None, folder: Path, out: Path
+    texts: Sequence[str], *, model: Model | None, folder: Path | None, out: Path
 ) -> dict[str, np.ndarray]:
     """The latents of prompts, by text: those in prompts.npz of `folder`, and with a model all of
     `texts`, which are then kept in `out`."""
-    path, known = folder / "prompts.npz", {}
-    if path.exists():
-        arrays = read_arrays(path)
+    known = {}
+    if folder and (folder / "prompts.npz").exists():
+        arrays = read_arrays(folder / "prompts.npz")
         known = dict(zip(arrays["prompts"].tolist(), arrays["latents"], strict=True))
     missing = [text for text in texts if text not in known]
     if model and missing:

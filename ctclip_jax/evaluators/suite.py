@@ -51,7 +51,7 @@ def evaluate(
     }
     predictions = None
     if study.scores is None:
-        metrics["detection"] = {"reason": NO_SCORES}
+        metrics |= {"detection": {"reason": NO_SCORES}, "calibration": {}, "strata": {}}
     else:
         predictions = detection.predict(
             study, protocol=protocol, published=published, validation=validation
@@ -85,9 +85,11 @@ def _notes(study: Study, validation: Study | None) -> list[str]:
 
 def headline(metrics: dict[str, Any]) -> str:
     """One line: the mean AUROC and recall@5, as far as there are any."""
-    auroc = metrics["detection"].get("macro", {}).get("auroc", {})
+    macro = metrics["detection"].get("macro", {})
+    auroc = macro.get("auroc", {})
+    over = f" over {macro['labels']} of {macro['of']} labels" if macro else ""
     recall = metrics["retrieval"].get("report_to_volume", {}).get("recall", {}).get("5", {})
-    return f"mean AUROC {_told(auroc)}, report to volume recall@5 {_told(recall)}"
+    return f"mean AUROC {_told(auroc)}{over}, report to volume recall@5 {_told(recall)}"
 
 
 def _told(figure: dict[str, float | None]) -> str:

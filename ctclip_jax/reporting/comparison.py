@@ -33,7 +33,13 @@ def rows_of(comparison: Comparison) -> Iterable[tuple[str, str, Mapping[str, Any
 
 def lines(comparison: Comparison) -> Iterable[str]:
     """A line a difference: A, B, B - A, its interval, its p."""
-    yield f"{'':36}{'A':>8}{'B':>8}{'B - A':>9}   interval           p"
+    for side, folder in zip("AB", comparison.get("folders", ()), strict=False):
+        yield f"{side}: {folder}"
+    yield (
+        f"{comparison['volumes']:,} volumes of {comparison['patients']:,} patients; p is of the"
+        " bootstrap, by label DeLong's, adjusted by Holm"
+    )
+    yield f"{'':36}{'A':>8}{'B':>8}{'B - A':>9}   interval          p"
     group = ""
     for part, name, found in rows_of(comparison):
         if part != group:
@@ -42,10 +48,10 @@ def lines(comparison: Comparison) -> Iterable[str]:
         if found["value"] is None:
             yield f"  {name:34}  {found['reason']}"
         else:
-            told = interval(found, SIGNED).replace("–", " ")
+            told = interval(found, SIGNED).replace("–", " to ")
             yield (
                 f"  {name:34}{found['a']:8.3f}{found['b']:8.3f}{found['value']:+9.3f}"
-                f"   {told:15}  {_p(found)}"
+                f"   {told:16}  {_p(found)}"
             )
 
 
@@ -97,7 +103,10 @@ def _source(source: Mapping[str, Any]) -> str:
 def _row(name: str, found: Mapping[str, Any]) -> str:
     sides = [{"value": found.get(side), "reason": found.get("reason", "")} for side in ("a", "b")]
     cells = [cell(number(side)) for side in sides]
-    cells += [cell(f"<b>{number(found, SIGNED)}</b>"), cell(interval(found, SIGNED))]
+    cells += [
+        cell(f"<b>{number(found, SIGNED)}</b>"),
+        cell(interval(found, SIGNED).replace("–", " to ")),
+    ]
     return f"<tr><td>{escape(name)}</td>{''.join(cells)}{cell(_p(found))}</tr>\n"
 
 

@@ -108,13 +108,12 @@ def excerpt(report: str) -> str:
     return escape(textwrap.shorten(str(report), EXCERPT, placeholder=" …"))
 
 
-def map_panel(study: Study, places: Float[np.ndarray, "n 2"]) -> str:
-    """A canvas with a point a volume, which a script draws, colored by a label that is chosen."""
+def map_panel(study: Study, places: Float[np.ndarray, "n 2"], *, first: int) -> str:
+    """A canvas with a point a volume, which a script draws, colored by a label that is chosen: at
+    first by that of the column `first`."""
     laid = np.isfinite(places).all(axis=1)
-    positive = (study.labels[laid] == 1).sum(axis=0)
-    chosen = int(positive.argmax()) if len(positive) else 0
     options = "".join(
-        f'<option value="{i}"{" selected" if i == chosen else ""}>{escape(label)}</option>'
+        f'<option value="{i}"{" selected" if i == first else ""}>{escape(label)}</option>'
         for i, label in enumerate(study.label_names)
     )
     columns = study.labels[laid].T.tolist()

@@ -7,12 +7,13 @@ from ctclip_jax.reporting.published import CT_CLIP, Benchmark, benchmark
 
 Metrics = Mapping[str, Any]
 
-MEANS = {"auroc": "AUROC", "f1_weighted": "F1", "accuracy": "Acc.", "precision": "Prec."}
+MEANS = {"auroc": "AUROC", "f1_weighted": "F1 w.", "accuracy": "Acc.", "precision": "Prec."}
 RECALLS = (5, 10, 50, 100)
 PER_LABEL = {
     "auroc": "AUROC",
     "average_precision": "AP",
-    "f1_weighted": "F1",
+    "f1_weighted": "F1 w.",
+    "f1": "F1",
     "accuracy": "Acc.",
     "precision": "Prec.",
     "recall": "Recall",

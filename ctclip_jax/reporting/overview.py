@@ -68,8 +68,8 @@ def headline(metrics: Metrics) -> str:
         beside += tables.published_recall(metrics["retrieval"], matching)
     return (
         f'<div class="overview split">{body}<div class="panel published">'
-        f"<h3>Beside the published figures</h3>{beside}"
-        f'<p class="soft">Published for {escape(matching.name)}. {CAVEAT}</p></div></div>'
+        f"<h3>Published for {escape(matching.name)}</h3>{beside}"
+        f'<p class="soft">{CAVEAT}</p></div></div>'
     )
 
 
@@ -78,19 +78,18 @@ def _cards(metrics: Metrics) -> list[str]:
     means = detection.get("macro", {})
     counted = f"mean of {means['labels']} of {means['of']} labels" if means else ""
     recall = retrieval.get("report_to_volume", {}).get("recall", {})
-    nothing = {"value": None, "reason": detection.get("reason", "not given")}
-    unsought = {"value": None, "reason": retrieval.get("reason", "no fewer than K volumes")}
     cards = [
-        _card(title, means.get(name, nothing), counted)
+        _card(title, means[name], counted)
         for name, title in (
             ("auroc", "AUROC"),
             ("average_precision", "Average precision"),
             ("f1_weighted", "F1 weighted"),
             ("accuracy", "Accuracy"),
         )
+        if means
     ]
     return cards + [
-        _card(f"Recall@{k}", recall.get(str(k), unsought), "report → volume") for k in (5, 50)
+        _card(f"Recall@{k}", recall[str(k)], "report → volume") for k in (5, 50) if str(k) in recall
     ]
 
 

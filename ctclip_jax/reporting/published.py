@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from data_pipelines.reports import LABELS
 
 CAVEAT = (
-    "On other volumes they are no comparison. The published thresholds were fitted on the test "
-    "labels, and the published intervals have no width."
+    "No comparison unless this model was measured on the same volumes. The published thresholds "
+    "were fitted on the test labels, and the published intervals have no width."
 )
 CT_CLIP = "CT-CLIP zero-shot"
 _METRICS = ("auroc", "f1_weighted", "accuracy", "precision")

@@ -41,7 +41,7 @@ def page(
         "curves": ("Curves", _curves(metrics, study, predictions)),
         "strata": ("Strata", _strata(metrics)),
         "retrieval": ("Retrieval", _retrieval(metrics)),
-        "map-of-latents": ("Map", _map(study, latent_map)),
+        "map-of-latents": ("Map", _map(metrics, study, latent_map)),
         "cases": ("Cases", _cases(study, predictions, cases, pictures)),
         "examples": ("Retrieved volumes", _examples(study, retrievals, pictures)),
     }
@@ -108,14 +108,16 @@ def _retrieval(metrics: Metrics) -> str:
     return section("retrieval", "Retrieval", about=about, body=body)
 
 
-def _map(study: Study, latent_map: Float[np.ndarray, "n 2"] | None) -> str:
+def _map(metrics: Metrics, study: Study, latent_map: Float[np.ndarray, "n 2"] | None) -> str:
     if latent_map is None:
         return ""
     about = (
         "t-SNE of the volumes' latents. Neighbors are alike; the size of a group and the distance "
         "between two say little."
     )
-    body = gallery.map_panel(study, latent_map)
+    per_label = metrics["detection"].get("per_label", {})
+    aurocs = [per_label.get(n, {}).get("auroc", {}).get("value") or 0 for n in study.label_names]
+    body = gallery.map_panel(study, latent_map, first=int(np.argmax(aurocs)))
     return section("map-of-latents", "Map of latents", about=about, body=body)
 
 

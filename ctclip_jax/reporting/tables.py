@@ -110,7 +110,7 @@ def _metric_cell(figure: Metrics) -> str:
 
 def published_detection(detection: Metrics, benchmark: Benchmark) -> str:
     """The means of this model beside the published ones."""
-    metrics = {"auroc": "AUROC", "f1_weighted": "F1", "accuracy": "Acc.", "precision": "Prec."}
+    metrics = {"auroc": "AUROC", "f1_weighted": "F1 w.", "accuracy": "Acc.", "precision": "Prec."}
     given = {name for row in benchmark.detection.values() for name in row}
     shown = {name: head for name, head in metrics.items() if name in given}
     own = [number(detection.get("macro", {}).get(name)) for name in shown]
