@@ -14,6 +14,7 @@ from ctclip_jax import trees
 from ctclip_jax.config import CheckpointConfig, TrainConfig, from_dict
 from ctclip_jax.shapes import Variables
 from data_pipelines.errors import InputError
+from data_pipelines.files import read_json
 
 
 class Checkpointer:
@@ -124,17 +125,21 @@ def load_export(directory: Path) -> tuple[Variables, dict[str, Any]]:
         if not (directory / name).exists():
             raise InputError(f"{directory}: not an export: no {name} in it")
     variables = _restore(directory / "variables")
-    return variables, json.loads((directory / "config.json").read_text())
+    return variables, read_json(directory / "config.json")
 
 
 def _restore(path: Path) -> Variables:
     """What is in it of params and codebook, and nothing else."""
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        tree = checkpointer.metadata(path).item_metadata.tree
-        wanted = {name: tree[name] for name in ("params", "codebook") if name in tree}
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-        options = {"restore_args": as_numpy, "partial_restore": True}
-        return checkpointer.restore(path, args=ocp.args.PyTreeRestore(item=wanted, **options))
+    try:
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            tree = checkpointer.metadata(path).item_metadata.tree
+            wanted = {name: tree[name] for name in ("params", "codebook") if name in tree}
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+            options = {"restore_args": as_numpy, "partial_restore": True}
+            return checkpointer.restore(path, args=ocp.args.PyTreeRestore(item=wanted, **options))
+    except Exception as error:  # orbax and tensorstore raise all kinds for a damaged folder
+        told = str(error).strip().splitlines() or [""]
+        raise InputError(f"{path}: damaged ({type(error).__name__}: {told[0]})") from error
 
 
 def _described(checkpoint: Path) -> dict[str, Any]:
@@ -142,7 +147,7 @@ def _described(checkpoint: Path) -> dict[str, Any]:
     path = checkpoint.parents[1] / "config.json"
     if not path.exists():
         raise InputError(f"{checkpoint}: a checkpoint without its run: no {path}")
-    saved = json.loads(path.read_text())
+    saved = read_json(path)
     config = from_dict(TrainConfig, saved, name=str(path))
     return {
         "model": saved["model"],

@@ -18,7 +18,7 @@ from ctclip_jax.evaluators import comparison, files
 from ctclip_jax.evaluators.protocol import ProtocolConfig
 from ctclip_jax.reporting.comparison import lines, page
 from data_pipelines.errors import InputError, run_main
-from data_pipelines.shards.writing import make_folder, write_text
+from data_pipelines.files import make_folder, write_text
 
 
 def define_flags() -> None:

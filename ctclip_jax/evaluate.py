@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags, logging
-from etils import epath
 
 from ctclip_jax import api, config_flag
 from ctclip_jax.config import from_dict
@@ -27,7 +26,7 @@ from ctclip_jax.reporting.latent_map import latent_map
 from ctclip_jax.reporting.report import page
 from data_pipelines import shards
 from data_pipelines.errors import InputError, parse_slice, run_main
-from data_pipelines.shards.writing import write_text
+from data_pipelines.files import write_text
 from data_pipelines.volumes import STEPS_PER_HU
 
 EXAMPLES = 4
@@ -103,8 +102,8 @@ def write_report(
         retrievals=searched,
         pictures=read_pictures(inputs, study, rows=examples.rows(cases, searched)),
     )
-    write_text(epath.Path(out / "report.html"), html)
-    write_text(epath.Path(out / "table.tex"), latex.table(metrics, "This model"))
+    write_text(out / "report.html", html)
+    write_text(out / "table.tex", latex.table(metrics, "This model"))
 
 
 def read_pictures(inputs: Inputs, study: Study, *, rows: Sequence[int]) -> dict[int, bytes]:

@@ -104,3 +104,18 @@ def test_a_checkpoint_without_its_run_is_named(saved):
     folder, _ = saved
     with pytest.raises(InputError, match="a checkpoint without its run: no .*config.json"):
         load_export(folder / "2")
+
+
+def test_a_damaged_export_is_one_line(tmp_path):
+    variables = {"params": state(2)["params"], "codebook": {"embed": jnp.ones((2, 3))}}
+    save_export(tmp_path / "e", variables, config={"max_length": 7})
+    (tmp_path / "e" / "config.json").write_text('{"model": ')
+    with pytest.raises(InputError, match="config.json: cannot be read"):
+        load_export(tmp_path / "e")
+    save_export(tmp_path / "e", variables, config={"max_length": 7})
+    for path in (tmp_path / "e" / "variables").rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(InputError, match="e/variables: damaged") as error:
+        load_export(tmp_path / "e")
+    assert "\n" not in str(error.value)

@@ -405,7 +405,7 @@ def test_bad_options_are_told_before_anything_is_encoded(inputs, tmp_path, monke
     ("name", "content", "message"),
     [
         ("prompts.npz", b"PK torn", "prompts.npz: not a file of arrays"),
-        ("source.json", b"[1]", "source.json: no object"),
+        ("source.json", b"[1]", "source.json: no JSON object"),
     ],
 )
 def test_broken_files_of_an_earlier_run_are_named(out, tmp_path, name, content, message):

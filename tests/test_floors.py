@@ -34,6 +34,7 @@ FLOORS = [  # top first; the rooms of one floor do not import each other
     "data_pipelines.shards data_pipelines.sources data_pipelines.calibration",
     "data_pipelines.formats data_pipelines.volumes data_pipelines.texts data_pipelines.tokenizers",
     "data_pipelines.reports data_pipelines.memory",
+    "data_pipelines.files",
     "data_pipelines.errors",
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}

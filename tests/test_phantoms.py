@@ -16,7 +16,8 @@ from data_pipelines.sources.phantoms.anatomy import random_anatomy, random_grid
 from data_pipelines.sources.phantoms.chest import draw_chest
 from data_pipelines.sources.phantoms.dataset import Task, draw, plan
 from data_pipelines.sources.phantoms.findings import Finding
-from data_pipelines.sources.phantoms.vocabulary import ABSENT, CONCLUDED, PRESENT, VOCABULARY
+from data_pipelines.sources.phantoms.phrases import ABSENT, CONCLUDED, PRESENT
+from data_pipelines.sources.phantoms.vocabulary import VOCABULARY
 
 LUNG_SIGNS = (
     "Emphysema", "Atelectasis", "Lung nodule", "Lung opacity", "Pulmonary fibrotic sequela",

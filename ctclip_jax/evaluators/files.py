@@ -19,12 +19,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from etils import epath
 
 from ctclip_jax.evaluators.figures import named_figures
 from ctclip_jax.evaluators.study import STRATA, Study, identity, repeated
 from data_pipelines.errors import InputError
-from data_pipelines.shards.writing import make_folder, write_text
+from data_pipelines.files import make_folder, read_json, write_text
 from data_pipelines.sources.tables import Table, is_number, read_table
 
 KEY = "VolumeName"
@@ -49,12 +48,12 @@ def write_study(folder: Path, study: Study) -> None:
 
 def write_table(path: Path, table: pd.DataFrame, *, key: str = KEY) -> None:
     """Writes a CSV file, whole or not at all, whose first column, `key`, is the table's index."""
-    write_text(epath.Path(path), table.to_csv(index_label=key))
+    write_text(path, table.to_csv(index_label=key))
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Strict JSON, in which a NaN is an error; the file is there whole or not at all."""
-    write_text(epath.Path(path), json.dumps(content, indent=2, allow_nan=False) + "\n")
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:
@@ -207,15 +206,7 @@ def read_labeled(
 def read_source(folder: Path) -> dict[str, Any]:
     """source.json of a folder, empty if there is none. Raises InputError if it is broken."""
     path = folder / "source.json"
-    try:
-        source = json.loads(path.read_text())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from error
-    if not isinstance(source, dict):
-        raise InputError(f"{path}: no object")
-    return source
+    return read_json(path) if path.exists() else {}
 
 
 def _read_labels(

@@ -24,8 +24,8 @@ from ctclip_jax.evaluators.study import from_rows
 from ctclip_jax.trees import flatten
 from data_pipelines import loader, shards
 from data_pipelines.errors import InputError
+from data_pipelines.files import make_folder, publish, scratch_folder
 from data_pipelines.reports import report_text
-from data_pipelines.shards.writing import make_folder, publish, scratch_folder
 
 PROGRESS_SECONDS = 5.0
 CHANGEABLE = ("model", "shards", *scoring.SAYS)  # between two runs into one folder

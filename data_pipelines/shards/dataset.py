@@ -13,17 +13,18 @@ from etils import epath
 from tensorflow_datasets.core.dataset_info import DatasetIdentity
 
 from data_pipelines.errors import InputError
-from data_pipelines.shards.format import FEATURES, NAME, VERSION
-from data_pipelines.shards.writing import (
+from data_pipelines.files import (
     SCRATCH,
-    Shard,
     is_remote,
     make_folder,
     publish,
+    read_json,
     scratch_folder,
     sha256,
     write_text,
 )
+from data_pipelines.shards.format import FEATURES, NAME, VERSION
+from data_pipelines.shards.writing import Shard
 
 CHECKSUMS = "SHA256SUMS"
 
@@ -35,7 +36,7 @@ def begin(out: epath.PathLike, split: str, *, settings: dict) -> list[Shard]:
     the same folder. Raises InputError if the folder holds another preparation of the split."""
     directory = make_folder(out)
     path = settings_path(directory, split)
-    if path.exists() and (found := json.loads(path.read_text())) != settings:
+    if path.exists() and (found := read_json(path)) != settings:
         changed = [name for name in settings if settings[name] != found.get(name)]
         told = ", ".join("what the tables say" if c == "cases_sha256" else c for c in changed)
         raise InputError(
@@ -49,7 +50,7 @@ def begin(out: epath.PathLike, split: str, *, settings: dict) -> list[Shard]:
 def plan(directory: epath.PathLike, split: str) -> list[Shard]:
     """The shards of a split that was begun."""
     directory = epath.Path(directory)
-    count = json.loads(settings_path(directory, split).read_text())["shards"]
+    count = read_json(settings_path(directory, split))["shards"]
     return [Shard(directory, split, index, count) for index in range(count)]
 
 

@@ -1,12 +1,12 @@
 """Prepared splits, read."""
 
-import json
 from collections.abc import Sequence
 
 import tensorflow_datasets as tfds
 from etils import epath
 
 from data_pipelines.errors import InputError
+from data_pipelines.files import read_json
 from data_pipelines.shards import format
 from data_pipelines.shards.dataset import plan, settings_path
 from data_pipelines.shards.format import Record
@@ -71,7 +71,7 @@ def preparation(shards: epath.PathLike, split: str) -> dict:
     path = settings_path(epath.Path(shards), split)
     if not path.exists():
         raise InputError(f"{shards}: no split {split!r} was prepared here")
-    return json.loads(path.read_text())
+    return read_json(path)
 
 
 def splits(shards: epath.PathLike) -> list[str]:
@@ -79,7 +79,7 @@ def splits(shards: epath.PathLike) -> list[str]:
     info = epath.Path(shards) / "dataset_info.json"
     if not info.exists():
         raise InputError(f"{shards}: no prepared shards (no dataset_info.json)")
-    return [item["name"] for item in json.loads(info.read_text())["splits"]]
+    return [item["name"] for item in read_json(info)["splits"]]
 
 
 def _finished(shards: epath.PathLike, split: str) -> epath.Path:

@@ -7,10 +7,11 @@ from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
 
 from data_pipelines.errors import InputError
+from data_pipelines.files import sha256
 from data_pipelines.shards import format
 from data_pipelines.shards.dataset import CHECKSUMS, files, plan
 from data_pipelines.shards.reading import splits
-from data_pipelines.shards.writing import Shard, sha256
+from data_pipelines.shards.writing import Shard
 
 _CHECKSUM = re.compile(r"([0-9a-f]{64})  (\S+)")
 _DAMAGE = (AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)

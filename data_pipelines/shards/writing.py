@@ -4,24 +4,17 @@ It is complete when its `.jsonl` is there, which gets its name after the records
 anywhere, by anyone, twice: the bytes are the same.
 """
 
-import contextlib
 import dataclasses
-import hashlib
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 
-from data_pipelines.errors import InputError
+from data_pipelines.files import publish, scratch_folder, sha256
 from data_pipelines.shards import format
 from data_pipelines.shards.format import NAME, Record
-
-SCRATCH = ".writing-"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,56 +96,3 @@ def _write_records(path: Path, outcomes: Iterable[Record | Skipped]) -> list[dic
         raise OSError(f"{error}") from error
     summary = {"volumes": volumes, "bytes": path.stat().st_size, "sha256": sha256(path)}
     return [summary, *lines]
-
-
-def sha256(path: epath.PathLike) -> str:
-    """Of a whole file, in hexadecimal digits."""
-    with epath.Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def make_folder(path: epath.PathLike) -> epath.Path:
-    """The folder, made if it is not there. Raises InputError if it can't be."""
-    folder = epath.Path(path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{path}: no folder can be there ({error.strerror or error})") from error
-    return folder
-
-
-def is_remote(path: epath.Path) -> bool:
-    """Whether it is no path of a local disk."""
-    return "://" in str(path)
-
-
-@contextlib.contextmanager
-def scratch_folder(directory: epath.Path) -> Iterator[Path]:
-    """A local folder to write into: beside its target, or where temporary files go if that is no
-    local disk."""
-    where = None if is_remote(directory) else directory
-    scratch = None
-    try:
-        scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=where))
-        yield scratch
-    except OSError as error:
-        raise InputError(f"{directory}: cannot be written ({error.strerror or error})") from error
-    finally:
-        if scratch:
-            shutil.rmtree(scratch, ignore_errors=True)
-
-
-def publish(path: Path, target: epath.Path) -> None:
-    """Gives a finished file its name, at once."""
-    if is_remote(target):
-        epath.Path(path).copy(target, overwrite=True)
-    else:
-        os.replace(path, target)
-
-
-def write_text(target: epath.Path, text: str) -> None:
-    """Writes a file, whole or not at all. Raises InputError if it can't be written."""
-    with scratch_folder(target.parent) as scratch:
-        path = scratch / target.name
-        path.write_text(text, encoding="utf-8")
-        publish(path, target)

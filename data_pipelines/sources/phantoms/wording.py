@@ -7,7 +7,7 @@ from string import Formatter
 import numpy as np
 
 from data_pipelines.reports import LABELS
-from data_pipelines.sources.phantoms import vocabulary
+from data_pipelines.sources.phantoms import phrases
 from data_pipelines.sources.phantoms.findings import Finding
 from data_pipelines.sources.phantoms.vocabulary import VOCABULARY
 
@@ -28,7 +28,7 @@ def write_report(
     """A report of a scan with `findings` (label -> what was drawn) and no other abnormality."""
     medium = "after" if contrast else "without"
     return Report(
-        clinical_information=_choose(rng, vocabulary.CLINICAL) + ".",
+        clinical_information=_choose(rng, phrases.CLINICAL) + ".",
         technique=f"Axial sections of {thickness:.1f} mm were taken {medium} contrast medium.",
         findings=_findings(findings, rng),
         impressions=_impressions(findings, rng),
@@ -37,12 +37,10 @@ def write_report(
 
 def _findings(findings: Mapping[str, Finding], rng: np.random.Generator) -> str:
     absent = [label for label in LABELS if label not in findings and rng.random() < 0.82]
-    sentences = [
-        state(label, finding, vocabulary.PRESENT, rng) for label, finding in findings.items()
-    ]
+    sentences = [state(label, finding, phrases.PRESENT, rng) for label, finding in findings.items()]
     sentences += _denials(absent, rng)
     count = int(rng.integers(2, 5))
-    sentences += list(rng.choice(vocabulary.NORMAL_ANATOMY, count, replace=False))
+    sentences += list(rng.choice(phrases.NORMAL_ANATOMY, count, replace=False))
     return " ".join(rng.permutation(sentences))
 
 
@@ -50,7 +48,7 @@ def _impressions(findings: Mapping[str, Finding], rng: np.random.Generator) -> s
     if rng.random() < 0.02:
         return _choose(rng, ("Not given.", ""))
     sentences = [
-        state(label, finding, vocabulary.CONCLUDED, rng)
+        state(label, finding, phrases.CONCLUDED, rng)
         for label, finding in findings.items()
         if rng.random() < 0.93
     ]
@@ -60,9 +58,9 @@ def _impressions(findings: Mapping[str, Finding], rng: np.random.Generator) -> s
         sentences += _denials(list(rng.permutation(absent))[:count], rng)
     sentences = list(rng.permutation(sentences))
     if not findings:
-        sentences.insert(0, _choose(rng, vocabulary.NORMAL_IMPRESSIONS))
+        sentences.insert(0, _choose(rng, phrases.NORMAL_IMPRESSIONS))
     elif rng.random() < 0.2:
-        sentences.append(_choose(rng, vocabulary.REMAINDER))
+        sentences.append(_choose(rng, phrases.REMAINDER))
     if not sentences:
         return "Not given."
     return ("\n" if rng.random() < 0.2 else " ").join(sentences)
@@ -88,7 +86,7 @@ def state(label: str, finding: Finding, patterns: Sequence[str], rng: np.random.
 
 def deny(label: str, rng: np.random.Generator) -> str:
     """A sentence that the abnormality is not there."""
-    pool = vocabulary.ABSENT if rng.random() < 0.65 else VOCABULARY[label].absent
+    pool = phrases.ABSENT if rng.random() < 0.65 else VOCABULARY[label].absent
     noun, be = _noun(label, rng, plural=True)
     return _sentence(_choose(rng, pool).format(noun=noun, be=be))
 
