@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from jax.sharding import Mesh
 
-from ctclip_jax.config import TrainConfig
+from ctclip_jax.config import TrainConfig, check_volumes
 from ctclip_jax.losses import LOSSES
 from ctclip_jax.sharding import local_batch_size
 from data_pipelines.errors import InputError
@@ -45,15 +45,12 @@ def check_shards(config: TrainConfig) -> None:
 
 
 def _check_volumes(config: TrainConfig, folders: Sequence[str], split: str) -> None:
-    image = config.model.image
-    found = common_geometry(folders, split)
-    wanted = {"shape": (image.frames, *image.image_size), "window": image.window}
-    for what, value in wanted.items():
-        if tuple(found[what]) != tuple(value):
-            raise InputError(
-                f"{','.join(folders)}: volumes of {what} {tuple(found[what])};"
-                f" config.model.image wants {tuple(value)}"
-            )
+    check_volumes(
+        common_geometry(folders, split),
+        config.model.image,
+        shards=",".join(folders),
+        wanted_by="config.model.image",
+    )
 
 
 def _check_names(config: TrainConfig) -> None:

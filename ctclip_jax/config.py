@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ctclip_jax.models.ct_clip import CTCLIPConfig
+from ctclip_jax.models.ct_vit import CTViTConfig
 from ctclip_jax.optim import OptimConfig
 from ctclip_jax.sharding import MeshConfig
 from data_pipelines.errors import InputError
@@ -155,6 +156,22 @@ class TrainConfig:
     def evaluation_shards(self) -> str:
         """The directory that is evaluated."""
         return self.evaluation.shards or next(iter(self.data.folders), "")
+
+
+def check_volumes(
+    prepared: Mapping[str, Any], image: CTViTConfig, *, shards: str, wanted_by: str
+) -> None:
+    """Compares the shape and window of prepared volumes with what an image tower takes.
+
+    Raises:
+      InputError: they differ.
+    """
+    wanted = {"shape": (image.frames, *image.image_size), "window": image.window}
+    for what, value in wanted.items():
+        if (found := tuple(prepared[what])) != tuple(value):
+            raise InputError(
+                f"{shards}: volumes of {what} {found}; {wanted_by} wants {tuple(value)}"
+            )
 
 
 def from_dict(cls: type[T], mapping: Mapping[str, Any], *, name: str = "config") -> T:

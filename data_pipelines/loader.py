@@ -104,11 +104,22 @@ def eval_loader(
     rows = range(len(source)) if rows is None else rows
     if not len(rows):
         raise InputError(f"{folder}: no volumes in {split}")
-    step = batch_size * process_count
-    padded = np.full(-(-len(rows) // step) * step, -1)
-    padded[: len(rows)] = rows
-    mine = grain.MapDataset.source(padded[process_index::process_count]).map(_EvalExample(source))
+    mine = share(
+        rows, batch_size=batch_size, process_index=process_index, process_count=process_count
+    )
+    mine = grain.MapDataset.source(mine).map(_EvalExample(source))
     return _batches(mine, batch_size, geometry=common_geometry([folder], split), workers=0)
+
+
+def share(
+    rows: Sequence[int], *, batch_size: int, process_index: int, process_count: int
+) -> np.ndarray:
+    """The rows p, p + n, p + 2n, ... of process p of n, filled up with -1, so that every process
+    has the same number of batches of `batch_size`."""
+    step = batch_size * process_count
+    filled = np.full(-(-len(rows) // step) * step, -1)
+    filled[: len(rows)] = rows
+    return filled[process_index::process_count]
 
 
 def common_geometry(folders: Sequence[epath.PathLike], split: str) -> dict:

@@ -1,6 +1,7 @@
 """The evaluation binary on a tiny model and tiny shards: its files, and one line for bad input."""
 
 import dataclasses
+import io
 import json
 import subprocess
 import sys
@@ -117,6 +118,12 @@ def out(inputs, tmp_path_factory):
     folder = tmp_path_factory.mktemp("out")
     evaluate(inputs, folder, protocol=protocol())
     return folder
+
+
+def zipped(**arrays) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
 
 
 def read(folder, name="metrics.json"):
@@ -405,6 +412,7 @@ def test_bad_options_are_told_before_anything_is_encoded(inputs, tmp_path, monke
     ("name", "content", "message"),
     [
         ("prompts.npz", b"PK torn", "prompts.npz: not a file of arrays"),
+        ("prompts.npz", zipped(prompts=["x"]), "wanted prompts and latents, a row each"),
         ("source.json", b"[1]", "source.json: no JSON object"),
     ],
 )
@@ -431,6 +439,18 @@ def test_latents_that_do_not_fit_their_prompts_are_named(out, tmp_path, change, 
     np.savez(tmp_path / "latents.npz", **kept)
     with pytest.raises(InputError, match=message):
         evaluate(Inputs(from_latents=str(tmp_path)), tmp_path / "o", protocol=protocol())
+
+
+def test_a_corrupt_part_is_named_and_the_others_are_kept(inputs, tmp_path):
+    evaluate(dataclasses.replace(inputs, task=(0, 3)), tmp_path, protocol=protocol())
+    (part,) = (tmp_path / "encoding").iterdir()
+    part.write_bytes(b"PK torn")
+    evaluate(dataclasses.replace(inputs, task=(1, 3)), tmp_path, protocol=protocol())
+    with pytest.raises(InputError, match=f"{part.name}: not a file of arrays"):
+        evaluate(inputs, tmp_path, protocol=protocol())
+    assert len(list((tmp_path / "encoding").iterdir())) == 3
+    part.unlink()
+    assert evaluate(inputs, tmp_path, protocol=protocol())
 
 
 def test_progress_says_volumes_speed_and_time_left(capsys):
@@ -485,8 +505,8 @@ def test_a_protocol_that_cannot_be_is_an_input_error(name, value):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"window": [-1350.0, 150.0]}, r"window \[-1350.0, 150.0\]; .* wants \[-1000.0, 1000.0\]"),
-        ({"shape": [4, 16, 16]}, r"shape \[4, 16, 16\]; .* wants \[8, 16, 16\]"),
+        ({"window": [-1350.0, 150.0]}, r"window \(-1350.0, 150.0\); .* wants \(-1000.0, 1000.0\)"),
+        ({"shape": [4, 16, 16]}, r"shape \(4, 16, 16\); .* wants \(8, 16, 16\)"),
     ],
 )
 def test_shards_of_another_kind_are_an_input_error(inputs, tmp_path, changes, message):

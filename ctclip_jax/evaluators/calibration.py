@@ -14,8 +14,7 @@ def evaluate(study: Study, *, validation: Study | None) -> dict[str, dict[str, A
     for column, label in enumerate(study.label_names):
         if detection.missing_reason(study, column):
             continue
-        known = study.labels[:, column] >= 0
-        labels, scores = study.labels[known, column], study.scores[known, column]
+        labels, scores, _ = study.labeled(column)
         curve = calibration.reliability(labels, scores)
         found[label] = {
             "ece": calibration.expected_calibration_error(curve),
@@ -35,8 +34,7 @@ def _recalibrated(labels, scores, validation: Study, label: str) -> dict[str, fl
     column = validation.label_names.index(label)
     if detection.missing_reason(validation, column):
         return {}
-    known = validation.labels[:, column] >= 0
-    fitted_on = validation.labels[known, column], validation.scores[known, column]
+    *fitted_on, _ = validation.labeled(column)
     temperature = calibration.fit_temperature(*fitted_on)
     fits = {
         "temperature": calibration.apply_temperature(scores, temperature),

@@ -143,9 +143,9 @@ def _detection(
 def _delong_p(pair: Pair, column: int) -> float:
     if any(detection.missing_reason(study, column) for study in pair):
         return np.nan
-    known = pair[0].labels[:, column] >= 0
-    scores = np.stack([study.scores[known, column] for study in pair], axis=1)
-    found = delong.delong(pair[0].labels[known, column], scores, patients=pair[0].patients[known])
+    (labels, first, rows), (_, second, _) = (study.labeled(column) for study in pair)
+    scores = np.stack([first, second], axis=1)
+    found = delong.delong(labels, scores, patients=pair[0].patients[rows])
     return delong.difference_test(found)[1]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Num
 
-from ctclip_jax.evaluators.figures import Figure, figure, number
+from ctclip_jax.evaluators.figures import figure, number
 from ctclip_jax.evaluators.protocol import ProtocolConfig
 from ctclip_jax.evaluators.study import Study
 from ctclip_jax.metrics import bootstrap, classification, delong
@@ -50,16 +50,15 @@ def predict(
     for column, label in enumerate(study.label_names):
         if missing[column]:
             continue
-        known = study.labels[:, column] >= 0
-        labels, scores = study.labels[known, column], study.scores[known, column]
+        labels, scores, rows = study.labeled(column)
         if published:
             found, reason = classification.published_threshold(labels, scores), ""
         elif validation is not None:
             found, reason = _validation_threshold(validation, label)
         else:
-            found = classification.cross_fitted_thresholds(labels, scores, folds[known])
+            found = classification.cross_fitted_thresholds(labels, scores, folds[rows])
             reason = "no threshold: too few patients of one class"
-        thresholds[known, column] = found
+        thresholds[rows, column] = found
         if np.isnan(found).any():
             missing[column] = reason
     rule = f"cross-fitted over {protocol.folds} folds of patients"
@@ -77,15 +76,14 @@ def missing_reasons(study: Study) -> tuple[str, ...]:
 
 def missing_reason(study: Study, column: int) -> str:
     """Why a label has no figures; empty if it has."""
-    labels, scores = study.labels[:, column], study.scores[:, column]
-    known = labels[labels >= 0]
-    if not len(known):
+    labels, scores, _ = study.labeled(column)
+    if not len(labels):
         return "no volume has this label known"
-    if unscored := int(np.isnan(scores[labels >= 0]).sum()):
-        return f"{unscored} of {len(known)} scores are missing or not a number"
-    if len(np.unique(known)) == 1:
-        which = "positive" if known[0] else "negative"
-        return f"one class: all {len(known)} volumes are {which}"
+    if unscored := int(np.isnan(scores).sum()):
+        return f"{unscored} of {len(labels)} scores are missing or not a number"
+    if len(np.unique(labels)) == 1:
+        which = "positive" if labels[0] else "negative"
+        return f"one class: all {len(labels)} volumes are {which}"
     return ""
 
 
@@ -95,8 +93,7 @@ def _validation_threshold(validation: Study, label: str) -> tuple[float, str]:
     column = validation.label_names.index(label)
     if reason := missing_reason(validation, column):
         return np.nan, f"no threshold: of the validation volumes, {reason}"
-    known = validation.labels[:, column] >= 0
-    labels, scores = validation.labels[known, column], validation.scores[known, column]
+    labels, scores, _ = validation.labeled(column)
     return classification.fit_threshold(labels, scores), ""
 
 
@@ -110,17 +107,16 @@ def sample(
     shape = (len(study.label_names), weights.shape[1])
     samples = {name: np.full(shape, np.nan) for name in names}
     blocks = np.array_split(np.arange(shape[1]), -(-weights.size // BLOCK))
+    predicted = predictions.of(study.scores) if predictions else None
     for column, reason in enumerate(missing_reasons(study)):
         if reason:
             continue
-        known = study.labels[:, column] >= 0
-        labels, scores = study.labels[known, column], study.scores[known, column]
+        labels, scores, rows = study.labeled(column)
         for block in blocks:
-            part = weights[np.ix_(known, block)]
+            part = weights[np.ix_(rows, block)]
             found = classification.ranking(labels, scores, part)
             if predictions and not predictions.missing[column]:
-                predicted = predictions.of(study.scores)[known, column]
-                found |= classification.at_threshold(labels, predicted, part)
+                found |= classification.at_threshold(labels, predicted[rows, column], part)
             for name, values in found.items():
                 samples[name][column, block] = values
     return samples
@@ -173,9 +169,6 @@ def evaluate(
         label: _label_figures(study, column, samples, predictions, protocol)
         for column, label in enumerate(labels)
     }
-    if predictions.published:
-        for column, label in enumerate(labels):
-            found["per_label"][label] |= _youden_figures(study, column)
     return found
 
 
@@ -200,34 +193,27 @@ def _label_figures(
     predictions: Predictions,
     protocol: ProtocolConfig,
 ) -> dict[str, Any]:
-    labels = study.labels[:, column]
-    known = labels >= 0
-    positive = int((labels == 1).sum())
-    fitted = predictions.thresholds[known, column]
+    labels, scores, rows = study.labeled(column)
+    positive = int(labels.sum())
+    fitted = predictions.thresholds[rows, column]
     fitted = fitted[~np.isnan(fitted)]
     found: dict[str, Any] = {
         "positive": positive,
-        "negative": int((labels == 0).sum()),
-        "unknown": int((~known).sum()),
-        "prevalence": positive / int(known.sum()) if known.any() else None,
+        "negative": len(labels) - positive,
+        "unknown": len(study.labels) - len(labels),
+        "prevalence": positive / len(labels) if len(labels) else None,
         "threshold": float(np.median(fitted)) if len(fitted) else None,
     }
+    reason = missing_reason(study, column)
     for name in METRICS:
-        reason = missing_reason(study, column) or predictions.missing[column]
-        found[name] = figure(samples[name][column], level=protocol.level, reason=reason)
-    if not missing_reason(study, column) and samples["auroc"].shape[1] > 1:
-        delonged = delong.delong(
-            labels[known], study.scores[known, column, None], patients=study.patients[known]
-        )
+        why = reason or predictions.missing[column]
+        found[name] = figure(samples[name][column], level=protocol.level, reason=why)
+    if not reason and samples["auroc"].shape[1] > 1:
+        delonged = delong.delong(labels, scores[:, None], patients=study.patients[rows])
         low, high = delong.interval(delonged, level=protocol.level)[0]
         found["auroc"] |= {"delong_low": number(low), "delong_high": number(high)}
+    if not reason and predictions.published:
+        sensitivity, specificity = classification.youden_point(labels, scores)
+        found["youden_sensitivity"] = {"value": sensitivity}
+        found["youden_specificity"] = {"value": specificity}
     return found
-
-
-def _youden_figures(study: Study, column: int) -> dict[str, Figure]:
-    if missing_reason(study, column):
-        return {}
-    known = study.labels[:, column] >= 0
-    point = classification.youden_point(study.labels[known, column], study.scores[known, column])
-    names = ("youden_sensitivity", "youden_specificity")
-    return {name: {"value": value} for name, value in zip(names, point, strict=True)}

@@ -18,10 +18,16 @@ def encode_volumes(
     batches: Iterable[Mapping[str, Any]], *, rows: Sequence[int], encode_image: EncodeImage
 ) -> Float[np.ndarray, "n d"]:
     """The latents of `rows`, in their order, of the batches of an evaluation loader."""
+    return by_row(((batch["row"], encode_image(batch["image"])) for batch in batches), rows=rows)
+
+
+def by_row(
+    encoded: Iterable[tuple[np.ndarray, np.ndarray]], *, rows: Sequence[int]
+) -> Float[np.ndarray, "n d"]:
+    """The latents of `rows`, in their order, of batches of rows and latents."""
     found = {}
-    for batch in batches:
-        latents = np.asarray(encode_image(batch["image"]))
-        found.update(zip(np.asarray(batch["row"]).tolist(), latents, strict=True))
+    for places, latents in encoded:
+        found.update(zip(np.asarray(places).tolist(), np.asarray(latents), strict=True))
     return np.stack([found[row] for row in rows])
 
 

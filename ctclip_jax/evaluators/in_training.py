@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -39,14 +39,18 @@ class Evaluation:
         tokenizer: Tokenizer,
     ):
         """Raises InputError if there is no such split."""
-        self._folder, config = config.evaluation_shards, config.evaluation
-        self._config, self._mesh, self._tokenizer = config, mesh, tokenizer
-        folder = self._folder
-        rows = shards.read_reports(folder, config.split)
-        self._chosen = spread(len(rows), config.volumes)
+        self._config, self._folder = config.evaluation, config.evaluation_shards
+        self._mesh, self._tokenizer = mesh, tokenizer
+        rows = shards.read_reports(self._folder, self._config.split)
+        self._chosen = spread(len(rows), self._config.volumes)
         self._rows = [rows[i] for i in self._chosen]
-        self._labels = shards.preparation(folder, config.split)["labels"]
-        self._protocol = ProtocolConfig(prompts=config.prompts, resamples=0)
+        self._labels = shards.preparation(self._folder, self._config.split)["labels"]
+        self._protocol = ProtocolConfig(prompts=self._config.prompts, resamples=0)
+        self._batch_size = local_batch_size(self._config.batch_size, mesh)
+        self._process = {
+            "process_index": jax.process_index(),
+            "process_count": jax.process_count(),
+        }
         everywhere = NamedSharding(mesh, P())
         self._image = jax.jit(functools.partial(_image, model), out_shardings=everywhere)
         self._text = jax.jit(functools.partial(_text, model), out_shardings=everywhere)
@@ -89,36 +93,26 @@ class Evaluation:
         batches = loader.eval_loader(
             self._folder,
             split=self._config.split,
-            batch_size=local_batch_size(self._config.batch_size, self._mesh),
+            batch_size=self._batch_size,
             rows=self._chosen,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            **self._process,
         )
-        return self._gather(self._image, variables, batches, rows=self._chosen)
+        return encoding.by_row(self._encode(self._image, variables, batches), rows=self._chosen)
 
     def _encode_texts(self, variables: Variables, texts: Sequence[str]) -> np.ndarray:
         ids, mask = self._tokenizer(list(texts), self._config.max_length)
-        size, rows = self._config.batch_size, np.arange(len(texts))
-        padded = np.full(-(-len(rows) // size) * size, -1)
-        padded[: len(rows)] = rows
-        mine = padded[jax.process_index() :: jax.process_count()]
-        parts = mine.reshape(-1, local_batch_size(size, self._mesh))
+        rows = range(len(texts))
+        mine = loader.share(rows, batch_size=self._batch_size, **self._process)
+        parts = mine.reshape(-1, self._batch_size)
         batches = ({"input_ids": ids[p], "attention_mask": mask[p], "row": p} for p in parts)
-        return self._gather(self._text, variables, batches, rows=rows)
+        return encoding.by_row(self._encode(self._text, variables, batches), rows=rows)
 
-    def _gather(
-        self,
-        encode: Callable,
-        variables: Variables,
-        batches: Iterable[Mapping[str, Any]],
-        *,
-        rows: Sequence[int],
-    ) -> np.ndarray:
-        found = {}
+    def _encode(
+        self, encode: Callable, variables: Variables, batches: Iterable[Mapping[str, Any]]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Rows and latents of the batches of all processes."""
         for batch in batches:
-            latents, places = jax.device_get(encode(variables, put_batch(batch, self._mesh)))
-            found.update(zip(places.tolist(), latents, strict=True))
-        return np.stack([found[row] for row in rows])
+            yield jax.device_get(encode(variables, put_batch(batch, self._mesh)))
 
 
 def spread(size: int, count: int) -> list[int]:
@@ -129,8 +123,8 @@ def spread(size: int, count: int) -> list[int]:
 
 
 def _image(model: CTCLIP, variables: Variables, batch: dict) -> tuple[jax.Array, jax.Array]:
-    return model.encode_image(variables, batch["image"]), batch["row"]
+    return batch["row"], model.encode_image(variables, batch["image"])
 
 
 def _text(model: CTCLIP, variables: Variables, batch: dict) -> tuple[jax.Array, jax.Array]:
-    return model.encode_text(variables, batch["input_ids"], batch["attention_mask"]), batch["row"]
+    return batch["row"], model.encode_text(variables, batch["input_ids"], batch["attention_mask"])

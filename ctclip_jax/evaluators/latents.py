@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from ctclip_jax.api import Model
+from ctclip_jax.config import check_volumes
 from ctclip_jax.evaluators import encoding, scoring
 from ctclip_jax.evaluators.files import read_arrays, read_source, write_json, write_study
 from ctclip_jax.evaluators.study import from_rows
@@ -39,11 +40,7 @@ def describe(model: Model, path: str, *, folder: str, split: str) -> dict[str, A
         that it cannot read.
     """
     prepared = shards.preparation(folder, split)
-    image = model.config.image
-    wanted = {"window": image.window, "shape": (image.frames, *image.image_size)}
-    for name, value in wanted.items():
-        if tuple(prepared[name]) != tuple(value):
-            raise InputError(f"{folder}: {name} {prepared[name]}; {path} wants {list(value)}")
+    check_volumes(prepared, model.config.image, shards=folder, wanted_by=path)
     written = [shard.read_summary()["sha256"] for shard in shards.plan(folder, split)]
     return {
         "model": path,
@@ -165,9 +162,11 @@ def _gather(
     model: Model, source: Mapping[str, Any], out: Path, *, rows: Sequence[dict], parts: list[Path]
 ) -> None:
     try:
-        arrays = [_read_part(path) for path in parts]
-    except FileNotFoundError:  # another task was last too, and has gathered them
-        return
+        arrays = [read_arrays(path) for path in parts]
+    except InputError:
+        if (out / "latents.npz").exists():  # another task was last too, and has gathered them
+            return
+        raise
     dim = max(part["text"].shape[1] for part in arrays)
     empty = [np.full((len(part["image"]), dim), np.nan, np.float32) for part in arrays]
     texts = [p["text"] if p["text"].shape[1] else e for p, e in zip(arrays, empty, strict=True)]
@@ -188,11 +187,6 @@ def _gather(
     shutil.rmtree(out / "encoding", ignore_errors=True)
 
 
-def _read_part(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as file:
-        return dict(file)
-
-
 def model_arrays(model: Model) -> dict[str, np.ndarray]:
     """What scores take of the model beside its latents: the temperature, and its classifier."""
     arrays = {"temperature": np.float32(model.temperature)}
@@ -208,7 +202,11 @@ def prompt_latents(
     `texts`, which are then kept in `out`."""
     known = {}
     if folder and (folder / "prompts.npz").exists():
-        arrays = read_arrays(folder / "prompts.npz")
+        path = folder / "prompts.npz"
+        arrays = read_arrays(path)
+        sizes = [len(np.atleast_1d(arrays.get(name, 0))) for name in ("prompts", "latents")]
+        if not {"prompts", "latents"} <= arrays.keys() or sizes[0] != sizes[1]:
+            raise InputError(f"{path}: wanted prompts and latents, a row each for every text")
         known = dict(zip(arrays["prompts"].tolist(), arrays["latents"], strict=True))
     missing = [text for text in texts if text not in known]
     if model and missing:

@@ -1,6 +1,10 @@
 """How figures are made of a study: everything that a reader of them may ask."""
 
 import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jaxtyping import Float
 
 from data_pipelines.errors import InputError
 
@@ -44,6 +48,17 @@ class ProtocolConfig:
     resamples: int = 1000
     level: float = 0.95
     seed: int = 0
+
+    def parts_of(self, label: str) -> tuple[str, ...]:
+        """The labels of the model that `label` is made of: itself, if it is not a combined one."""
+        return dict(self.combined).get(label, (label,))
+
+    def combine(
+        self, labels: Sequence[str], score: Callable[[str], Float[np.ndarray, " n"]]
+    ) -> Float[np.ndarray, "n labels"]:
+        """The scores of labels from those of their parts, the greatest of which counts."""
+        parts = [[score(part) for part in self.parts_of(label)] for label in labels]
+        return np.stack([np.max(each, axis=0) for each in parts], axis=1)
 
     def __post_init__(self):
         for name, value, fits, wanted in (

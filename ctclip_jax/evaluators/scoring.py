@@ -76,10 +76,7 @@ def _classified(
     if len(bias) != len(LABELS):
         raise InputError(f"config.scores: a classifier of {len(bias)} labels, wanted {len(LABELS)}")
     found = dict(zip(LABELS, api.classify(study.image, kernel=kernel, bias=bias).T, strict=True))
-    columns = []
-    for label in study.label_names:
-        parts = zero_shot.parts_of(label, protocol)
-        if unknown := [part for part in parts if part not in found]:
-            raise InputError(f"config.scores: the classifier knows no {unknown[0]!r}")
-        columns.append(np.max([found[part] for part in parts], axis=0))
-    return np.stack(columns, axis=1)
+    unknown = [p for n in study.label_names for p in protocol.parts_of(n) if p not in found]
+    if unknown:
+        raise InputError(f"config.scores: the classifier knows no {unknown[0]!r}")
+    return protocol.combine(study.label_names, found.__getitem__)

@@ -48,6 +48,13 @@ class Study:
         if (self.names[:-1] > self.names[1:]).any():
             raise ValueError("a study is sorted by the names of its volumes")
 
+    def labeled(
+        self, column: int
+    ) -> tuple[Integer[np.ndarray, " m"], Float[np.ndarray, " m"], Integer[np.ndarray, " m"]]:
+        """Of the volumes with a label known: 0 or 1, their scores, and their rows."""
+        rows = np.flatnonzero(self.labels[:, column] >= 0)
+        return self.labels[rows, column], self.scores[rows, column], rows
+
     def take(self, rows: np.ndarray) -> "Study":
         """The study of these rows, in increasing order, alone."""
         cut = {

@@ -10,15 +10,10 @@ from data_pipelines.errors import InputError
 from data_pipelines.reports import prompt_text
 
 
-def parts_of(label: str, protocol: ProtocolConfig) -> tuple[str, ...]:
-    """The labels that `label` is made of: itself, if it is not a combined one."""
-    return dict(protocol.combined).get(label, (label,))
-
-
 def prompt_texts(labels: Sequence[str], protocol: ProtocolConfig) -> list[str]:
     """All texts whose latents `scores` needs, each once."""
     prompts = [prompt for pair in protocol.prompts for prompt in pair]
-    parts = [part for label in labels for part in parts_of(label, protocol)]
+    parts = [part for label in labels for part in protocol.parts_of(label)]
     return list(dict.fromkeys(prompt_text(prompt, part) for part in parts for prompt in prompts))
 
 
@@ -41,32 +36,18 @@ def scores(
     Raises:
       InputError: a prompt that has no latent.
     """
-    columns = []
-    for label in labels:
-        parts = [
-            _probability(image, part, prompts=prompts, temperature=temperature, protocol=protocol)
-            for part in parts_of(label, protocol)
-        ]
-        columns.append(np.max(parts, axis=0))
-    return np.stack(columns, axis=1)
 
+    def score(label: str) -> Float[np.ndarray, " n"]:
+        pairs = np.array(
+            [[_latent(prompt_text(p, label), prompts) for p in pair] for pair in protocol.prompts]
+        )
+        if protocol.ensemble == "latents":
+            mean = pairs.mean(axis=0, keepdims=True)
+            pairs = mean / np.linalg.norm(mean, axis=-1, keepdims=True)
+        margin = temperature * image.astype(np.float64) @ (pairs[:, 0] - pairs[:, 1]).T
+        return (0.5 * (1 + np.tanh(margin / 2))).mean(axis=1)
 
-def _probability(
-    image: Float[np.ndarray, "n d"],
-    label: str,
-    *,
-    prompts: Mapping[str, Float[np.ndarray, " d"]],
-    temperature: float,
-    protocol: ProtocolConfig,
-) -> Float[np.ndarray, " n"]:
-    pairs = np.array(
-        [[_latent(prompt_text(p, label), prompts) for p in pair] for pair in protocol.prompts]
-    )
-    if protocol.ensemble == "latents":
-        mean = pairs.mean(axis=0, keepdims=True)
-        pairs = mean / np.linalg.norm(mean, axis=-1, keepdims=True)
-    margin = temperature * image.astype(np.float64) @ (pairs[:, 0] - pairs[:, 1]).T
-    return (0.5 * (1 + np.tanh(margin / 2))).mean(axis=1)
+    return protocol.combine(labels, score)
 
 
 def _latent(text: str, prompts: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -48,10 +48,9 @@ def lines(comparison: Comparison) -> Iterable[str]:
         if found["value"] is None:
             yield f"  {name:34}  {found['reason']}"
         else:
-            told = interval(found, SIGNED).replace("–", " to ")
             yield (
                 f"  {name:34}{found['a']:8.3f}{found['b']:8.3f}{found['value']:+9.3f}"
-                f"   {told:16}  {_p(found)}"
+                f"   {_interval(found):16}  {_p(found)}"
             )
 
 
@@ -103,11 +102,12 @@ def _source(source: Mapping[str, Any]) -> str:
 def _row(name: str, found: Mapping[str, Any]) -> str:
     sides = [{"value": found.get(side), "reason": found.get("reason", "")} for side in ("a", "b")]
     cells = [cell(number(side)) for side in sides]
-    cells += [
-        cell(f"<b>{number(found, SIGNED)}</b>"),
-        cell(interval(found, SIGNED).replace("–", " to ")),
-    ]
+    cells += [cell(f"<b>{number(found, SIGNED)}</b>"), cell(_interval(found))]
     return f"<tr><td>{escape(name)}</td>{''.join(cells)}{cell(_p(found))}</tr>\n"
+
+
+def _interval(found: Mapping[str, Any]) -> str:
+    return interval(found, SIGNED).replace("–", " to ")  # a dash would be read as a minus
 
 
 def _p(found: Mapping[str, Any]) -> str:

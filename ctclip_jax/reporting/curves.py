@@ -60,11 +60,10 @@ def _panels(
     if figures["auroc"]["value"] is None:
         reason = f'<div class="blank">{escape(figures["auroc"]["reason"])}</div>'
         return {kind: reason for kind in KINDS}
-    known = study.labels[:, column] >= 0
-    labels, scores = study.labels[known, column], study.scores[known, column]
+    labels, scores, rows = study.labeled(column)
     predicted = None
     if predictions is not None and not predictions.missing[column]:
-        predicted = predictions.of(study.scores)[known, column]
+        predicted = predictions.of(study.scores)[rows, column]
     area, average = figures["auroc"]["value"], figures["average_precision"]["value"]
     found = {
         "roc": plots.roc(labels, scores, predicted=predicted, note=f"{area:.3f}"),

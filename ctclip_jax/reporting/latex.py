@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ctclip_jax.metrics.retrieval import RECALL_K
 from ctclip_jax.reporting.published import CT_CLIP, Benchmark, benchmark
 
 Metrics = Mapping[str, Any]
 
 MEANS = {"auroc": "AUROC", "f1_weighted": "F1 w.", "accuracy": "Acc.", "precision": "Prec."}
-RECALLS = (5, 10, 50, 100)
 PER_LABEL = {
     "auroc": "AUROC",
     "average_precision": "AP",
@@ -43,13 +43,13 @@ def escape(text: str) -> str:
 
 
 def _main(metrics: Metrics, name: str) -> str:
-    heads = ["", *MEANS.values(), *(f"R@{k}" for k in RECALLS)]
+    heads = ["", *MEANS.values(), *(f"R@{k}" for k in RECALL_K)]
     matching = benchmark(metrics["labels"])
     rows = _published(matching) if matching else []
     means = metrics["detection"].get("macro", {})
     recall = metrics["retrieval"].get("report_to_volume", {}).get("recall", {})
     own = [escape(name), *(_figure(means.get(metric)) for metric in MEANS)]
-    own += [_figure(recall.get(str(k))) for k in RECALLS]
+    own += [_figure(recall.get(str(k))) for k in RECALL_K]
     counted = f"{means['labels']} of {means['of']}" if means else "no"
     about = f"Means over {counted} labels; recall of reports among {metrics['volumes']:,} volumes."
     return _tabular(about, heads, [rows, [own]] if rows else [[own]])
@@ -59,7 +59,7 @@ def _published(matching: Benchmark) -> list[list[str]]:
     rows = []
     for model, figures in matching.detection.items():
         recall = matching.recall if model == CT_CLIP else {}
-        values = [figures.get(metric) for metric in MEANS] + [recall.get(k) for k in RECALLS]
+        values = [figures.get(metric) for metric in MEANS] + [recall.get(k) for k in RECALL_K]
         rows.append([escape(model), *(_figure({"value": value}) for value in values)])
     return rows
 
