@@ -83,6 +83,9 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
         mesh=dict(data=-1, fsdp=1),
         checkpoint=dict(every=1000, keep=1),
         log_every=50,
+        max_skipped=0,
+        wandb="",
+        profile=(0, 0),
         init_from="",
         evaluation=dict(
             every=5000,

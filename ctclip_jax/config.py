@@ -134,6 +134,10 @@ class TrainConfig:
       quantize_ramp: (start, end) steps over which the quantizer's weight goes from 0 to 1;
         (0, 0): always 1, as published.
       log_every: steps between two lines of metrics.
+      max_skipped: steps in a row that may be skipped because they are not finite; 0: the first one
+        stops the run.
+      wandb: a project of Weights & Biases that gets the metrics too; '': none.
+      profile: (first, last) steps of a trace in WORKDIR/profile; (0, 0): none.
       init_from: weights to start from, any path `ctclip_jax.load` opens; '': random weights.
     """
 
@@ -149,6 +153,9 @@ class TrainConfig:
     mesh: MeshConfig
     checkpoint: CheckpointConfig
     log_every: int
+    max_skipped: int
+    wandb: str
+    profile: tuple[int, int]
     init_from: str
     evaluation: EvaluationConfig
 

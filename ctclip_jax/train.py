@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from clu import parameter_overview
+from jax.profiler import StepTraceAnnotation
 from jax.sharding import Mesh
 
 from ctclip_jax import api, trees
@@ -24,7 +25,7 @@ from ctclip_jax.checks import check_config, check_shards
 from ctclip_jax.config import TrainConfig
 from ctclip_jax.evaluators.in_training import Evaluation
 from ctclip_jax.losses import LOSSES, LossFn
-from ctclip_jax.metric_writer import MetricWriter, StepLog
+from ctclip_jax.metric_writer import MetricWriter
 from ctclip_jax.models.ct_clip import CTCLIP
 from ctclip_jax.optim import (
     gradient_norms,
@@ -33,8 +34,10 @@ from ctclip_jax.optim import (
     make_optimizer,
     split_frozen,
 )
+from ctclip_jax.profiling import ProfileWindow
 from ctclip_jax.shapes import Array, Float, Int, Variables
 from ctclip_jax.sharding import local_batch_size, make_mesh, put_batch, state_shardings
+from ctclip_jax.step_log import StepLog
 from ctclip_jax.text_warmup import warm_up
 from data_pipelines import loader
 from data_pipelines.shards import preparation
@@ -75,7 +78,9 @@ def train(config: TrainConfig, workdir: Path) -> None:
     write_config(run)
     train_step = make_train_step(run)
     first = int(state["step"]) + 1
-    writer = MetricWriter(workdir, step=first - 1, writes=jax.process_index() == 0)
+    writer = MetricWriter(
+        workdir, step=first - 1, writes=jax.process_index() == 0, wandb=config.wandb
+    )
     writer.write_hparams(trees.flatten(dataclasses.asdict(config)))
     log = StepLog(
         writer,
@@ -84,17 +89,22 @@ def train(config: TrainConfig, workdir: Path) -> None:
         steps=config.steps,
         batch_size=config.batch_size,
         log_every=config.log_every,
+        max_skipped=config.max_skipped,
     )
-    for step in range(first, config.steps + 1):
-        with jax.transfer_guard("disallow"):
-            state, metrics, gradient_norms = train_step(state, put_batch(next(batches), run.mesh))
-        log.add(step, metrics, gradient_norms)
-        if evaluation and (step % config.evaluation.every == 0 or step == config.steps):
-            log.pause()
-            evaluation(variables_of(state), step=step, writer=writer)
-        if step % config.checkpoint.every == 0 or step == config.steps:
-            log.flush()
-            checkpointer.save(step, state, batches, layout=loader_layout(config))
+    timed = log.timed(batches)
+    with ProfileWindow(config.profile, workdir / "profile", pause=log.pause) as profile:
+        for step in range(first, config.steps + 1):
+            profile.start(step, state)
+            with jax.transfer_guard("disallow"), StepTraceAnnotation("train", step_num=step):
+                state, metrics, gradient_norms = train_step(state, put_batch(next(timed), run.mesh))
+            log.add(step, metrics, gradient_norms)
+            profile.stop(step, state)
+            if evaluation and (step % config.evaluation.every == 0 or step == config.steps):
+                log.pause()
+                evaluation(variables_of(state), step=step, writer=writer)
+            if step % config.checkpoint.every == 0 or step == config.steps:
+                log.flush()
+                checkpointer.save(step, state, batches, layout=loader_layout(config))
     checkpointer.close()
     writer.close()
     export(state, run)
