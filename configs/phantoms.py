@@ -97,6 +97,8 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
         checkpoint=dict(every=500, keep=1),
         max_skipped=0,
         log_every=50,
+        wandb="",
+        profile=(0, 0),
         init_from="",
         evaluation=dict(
             every=1400,

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 
+import jax
 from jax.sharding import Mesh
 
 from ctclip_jax.config import TrainConfig, check_volumes
 from ctclip_jax.losses import LOSSES
 from ctclip_jax.sharding import local_batch_size
+from ctclip_jax.wandb_run import import_wandb
 from data_pipelines.errors import InputError
 from data_pipelines.loader import common_geometry
 from data_pipelines.reports import FORMS, LABELS, SENTENCE_FORMS, prompt_text
@@ -24,6 +26,8 @@ def check_config(config: TrainConfig, *, tokenizer: Tokenizer, mesh: Mesh) -> No
     _check_numbers(config)
     _check_prompts(config)
     _check_texts(config, tokenizer)
+    if config.wandb and jax.process_index() == 0:
+        import_wandb()
     local_batch_size(config.batch_size, mesh)
     _check_micro_batches(config, mesh)
     if config.evaluation.every:
@@ -78,7 +82,8 @@ def _check_prompts(config: TrainConfig) -> None:
 
 
 def _check_numbers(config: TrainConfig) -> None:
-    (start, end), loss = config.quantize_ramp, config.loss
+    (start, end), (first, last) = config.quantize_ramp, config.profile
+    loss = config.loss
     for name, value, fits, wanted in (
         ("steps", config.steps, config.steps >= 1, "1 or more"),
         ("log_every", config.log_every, config.log_every >= 1, "1 or more"),
@@ -96,6 +101,12 @@ def _check_numbers(config: TrainConfig) -> None:
         ("loss.max_temperature", loss.max_temperature, loss.max_temperature >= 0, "0 or more"),
         ("optim.ema", config.optim.ema, 0 <= config.optim.ema < 1, "0 or more and below 1"),
         ("max_skipped", config.max_skipped, config.max_skipped >= 0, "0 or more"),
+        (
+            "profile",
+            (first, last),
+            first == last == 0 or 1 <= first <= last <= config.steps,
+            f"(0, 0) or 1 <= first <= last <= {config.steps}",
+        ),
     ):
         if not fits:
             raise InputError(f"config.{name}: {value}, wanted {wanted}")

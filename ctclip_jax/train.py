@@ -12,15 +12,18 @@ from pathlib import Path
 import grain
 import jax
 from clu import parameter_overview
+from jax.profiler import StepTraceAnnotation
 
 from ctclip_jax import api, trees
 from ctclip_jax.checkpoints import Checkpointer, check_shapes, save_export
 from ctclip_jax.checks import check_config, check_shards
 from ctclip_jax.config import TrainConfig
 from ctclip_jax.evaluators.in_training import Evaluation
-from ctclip_jax.metric_writer import MetricWriter, StepLog
+from ctclip_jax.metric_writer import MetricWriter
+from ctclip_jax.profiling import ProfileWindow
 from ctclip_jax.shapes import Variables
 from ctclip_jax.sharding import local_batch_size, make_mesh, state_shardings
+from ctclip_jax.step_log import StepLog
 from ctclip_jax.text_warmup import warm_up
 from ctclip_jax.train_step import (
     Learner,
@@ -65,7 +68,9 @@ def train(config: TrainConfig, workdir: Path) -> None:
     write_config(run)
     train_step = make_train_step(run.learner)
     first = int(state["step"]) + 1
-    writer = MetricWriter(workdir, step=first - 1, writes=jax.process_index() == 0)
+    writer = MetricWriter(
+        workdir, step=first - 1, writes=jax.process_index() == 0, wandb=config.wandb
+    )
     writer.write_hparams(trees.flatten(dataclasses.asdict(config)))
     log = StepLog(
         writer,
@@ -74,18 +79,23 @@ def train(config: TrainConfig, workdir: Path) -> None:
         steps=config.steps,
         batch_size=config.batch_size,
         log_every=config.log_every,
+        max_skipped=config.max_skipped,
     )
-    for step in range(first, config.steps + 1):
-        with jax.transfer_guard("disallow"):
-            parts = [next(batches) for _ in range(config.micro_batches)]
-            state, metrics, gradient_norms = train_step(state, parts)
-        log.add(step, metrics, gradient_norms)
-        if evaluation and (step % config.evaluation.every == 0 or step == config.steps):
-            log.pause()
-            evaluation(variables_of(state), step=step, writer=writer)
-        if step % config.checkpoint.every == 0 or step == config.steps:
-            log.flush()
-            checkpointer.save(step, state, batches, layout=loader_layout(config))
+    timed = log.timed(batches)
+    with ProfileWindow(config.profile, workdir / "profile", pause=log.pause) as profile:
+        for step in range(first, config.steps + 1):
+            profile.start(step, state)
+            with jax.transfer_guard("disallow"), StepTraceAnnotation("train", step_num=step):
+                parts = [next(timed) for _ in range(config.micro_batches)]
+                state, metrics, gradient_norms = train_step(state, parts)
+            log.add(step, metrics, gradient_norms)
+            profile.stop(step, state)
+            if evaluation and (step % config.evaluation.every == 0 or step == config.steps):
+                log.pause()
+                evaluation(variables_of(state), step=step, writer=writer)
+            if step % config.checkpoint.every == 0 or step == config.steps:
+                log.flush()
+                checkpointer.save(step, state, batches, layout=loader_layout(config))
     checkpointer.close()
     writer.close()
     export(state, run)

@@ -22,7 +22,9 @@ FLOORS = [  # top first; the rooms of one floor do not import each other
     "ctclip_jax.torch_weights ctclip_jax.checkpoints ctclip_jax.gradient_cache",
     "ctclip_jax.config",
     "ctclip_jax.models.ct_clip ctclip_jax.losses ctclip_jax.metrics ctclip_jax.sharding "
-    "ctclip_jax.optim ctclip_jax.metric_writer",
+    "ctclip_jax.optim ctclip_jax.step_log ctclip_jax.profiling",
+    "ctclip_jax.metric_writer ctclip_jax.step_clock",
+    "ctclip_jax.wandb_run",
     "ctclip_jax.models.ct_vit ctclip_jax.models.bert ctclip_jax.similarities",
     "ctclip_jax.models.vector_quantizer",
     "ctclip_jax.models.layers",
@@ -46,6 +48,7 @@ BINARIES = (
 ONLY_IN = {
     "flax": "ctclip_jax.models",
     "torch": "ctclip_jax.torch_weights",
+    "wandb": "ctclip_jax.wandb_run",
     "absl.flags": f"{BINARIES} data_pipelines.errors",
     "absl.app": "data_pipelines.errors",
     "jax": "main ctclip_jax",
