@@ -77,7 +77,7 @@ class CTCLIP:
         """Unit-length latents of CT volumes in [-1, 1], or int16 in steps of 1/16 HU."""
         with jax.default_matmul_precision("float32"):
             tokens = vector_quantizer.quantize(
-                self._tokens(variables, image), variables["codebook"]
+                self._tokens(variables, image), variables["codebook"], dtype=self.config.dtype
             )
             return self._project_image(variables, tokens)
 
@@ -136,7 +136,7 @@ class CTCLIP:
         with jax.default_matmul_precision("float32"):
             tokens = self._tokens(variables, image)
             with jax.named_scope("quantize"):
-                indices = vector_quantizer.nearest(tokens, codebook)
+                indices = vector_quantizer.nearest(tokens, codebook, dtype=self.config.dtype)
                 codes = vector_quantizer.lookup(indices, codebook)
                 mixed = vector_quantizer.straight_through(tokens, codes, quantize)
                 moved = vector_quantizer.update(codebook, tokens, indices, decay=decay)
