@@ -23,7 +23,9 @@ class CTCLIPConfig:
 
     `init_temperature` and `logit_bias` are initial values: of the logarithm of the factor on the
     similarities, and of the bias that the sigmoid loss adds to them (None: no such parameter).
-    `dtype` is that of the large matrix products; `remat` recomputes each layer for the gradient.
+    `dtype` is that of the large matrix products. `remat` (layers.REMAT) says what of a layer is
+    computed again for the gradient, `attention` (layers.ATTENTION) what computes that of the image
+    tower: neither changes the model.
     """
 
     image: CTViTConfig = CTViTConfig()
@@ -32,7 +34,8 @@ class CTCLIPConfig:
     init_temperature: float = 1.0
     logit_bias: float | None = None
     dtype: str = "float32"
-    remat: bool = False
+    remat: str = "none"
+    attention: str = "xla"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +146,10 @@ class CTCLIP:
             return self._project_image(variables, mixed), moved
 
     def _image_tower(self, rngs: nnx.Rngs) -> CTViT:
-        return CTViT(self.config.image, rngs, dtype=self.config.dtype, remat=self.config.remat)
+        config = self.config
+        return CTViT(
+            config.image, rngs, dtype=config.dtype, remat=config.remat, attention=config.attention
+        )
 
     def _text_tower(self, rngs: nnx.Rngs) -> Bert:
         return Bert(self.config.text, rngs, dtype=self.config.dtype, remat=self.config.remat)
