@@ -143,7 +143,7 @@ CASES = {
         "loss.rows": 1,
         "mesh.fsdp": 2,
     },
-    "remat": {"model.remat": True, "mesh.fsdp": 2},
+    "remat": {"model.remat": "dots", "mesh.fsdp": 2},
     "locked text": {"optim.rules": (("^text/", 0.0),), "mesh.fsdp": 2},
     "unquantized": {"quantize_ramp": (5, 10)},
 }
