@@ -54,7 +54,8 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
             init_temperature=2.0,
             logit_bias=config_dict.placeholder(float),
             dtype="float32",
-            remat=False,
+            remat="none",
+            attention="xla",
         ),
         data=dict(
             shards="runs/demo/shards",

@@ -7,6 +7,7 @@ from jax.sharding import Mesh
 
 from ctclip_jax.config import TrainConfig, check_volumes
 from ctclip_jax.losses import LOSSES
+from ctclip_jax.models.layers import ATTENTION, REMAT
 from ctclip_jax.sharding import local_batch_size
 from ctclip_jax.wandb_run import import_wandb
 from data_pipelines.errors import InputError
@@ -23,6 +24,7 @@ def check_config(config: TrainConfig, *, tokenizer: Tokenizer, mesh: Mesh) -> No
       InputError: it names the first value that cannot be used.
     """
     _check_names(config)
+    _check_attention(config, mesh)
     _check_numbers(config)
     _check_prompts(config)
     _check_texts(config, tokenizer)
@@ -65,12 +67,30 @@ def _check_volumes(config: TrainConfig, folders: Sequence[str], split: str) -> N
 
 def _check_names(config: TrainConfig) -> None:
     for name, value, known in (
+        ("model.dtype", config.model.dtype, ("float32", "bfloat16")),
+        ("model.remat", config.model.remat, REMAT),
+        ("model.attention", config.model.attention, ATTENTION),
         ("loss.name", config.loss.name, LOSSES),
         ("data.report", config.data.report, FORMS),
         ("evaluation.report", config.evaluation.report, FORMS),
     ):
         if value not in known:
             raise InputError(f"config.{name}: {value!r} is none of {', '.join(known)}")
+
+
+def _check_attention(config: TrainConfig, mesh: Mesh) -> None:
+    if config.model.attention != "cudnn":
+        return
+    image = config.model.image
+    _, height, width = image.grid
+    for fits, needs in (
+        (mesh.devices.flat[0].platform == "gpu", "an NVIDIA GPU"),
+        (config.model.dtype == "bfloat16", "config.model.dtype=bfloat16"),
+        (image.dim_head % 8 == 0 and image.dim_head <= 128, "a dim_head of 8, 16, ... 128"),
+        (height * width % 2 == 0, "an even number of patches in a slice"),
+    ):
+        if not fits:
+            raise InputError(f"config.model.attention: 'cudnn' needs {needs}")
 
 
 def _check_prompts(config: TrainConfig) -> None:

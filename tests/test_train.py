@@ -149,6 +149,10 @@ def test_given_weights_of_another_shape_are_refused(finished, shards):
             {"loss.name": "soft"},
             "config.loss.name: 'soft' is none of softmax, text_to_image, decoupled, sigmoid",
         ),
+        ({"model.dtype": "half"}, "config.model.dtype: 'half' is none of float32, bfloat16"),
+        ({"model.remat": "some"}, "config.model.remat: 'some' is none of none, full, dots"),
+        ({"model.attention": "fast"}, "config.model.attention: 'fast' is none of xla, cudnn"),
+        ({"model.attention": "cudnn"}, "config.model.attention: 'cudnn' needs an NVIDIA GPU"),
         ({"data.max_length": 25}, "config.data.max_length: 25 tokens, the text tower has 24"),
         ({"evaluation.max_length": 200}, "config.evaluation.max_length: 200 tokens"),
         (

@@ -234,7 +234,7 @@ def seeds(batch) -> dict[str, np.ndarray]:
 
 def test_the_real_model_cached_remat_and_sharded_is_plain(real):
     model, variables, batch = real
-    remat = CTCLIP(dataclasses.replace(model.config, remat=True))
+    remat = CTCLIP(dataclasses.replace(model.config, remat="full"))
     size = len(batch["image"])
     plain = learner(model, devices=1, batch_size=size)
     cached = learner(remat, devices=2, batch_size=size, micro_batch_size=2, **{"mesh.fsdp": 2})
