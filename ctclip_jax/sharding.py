@@ -82,10 +82,12 @@ def state_shardings(state: dict, mesh: Mesh) -> dict:
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Returns the global arrays of which `batch` is this process's part, cut over all devices."""
     sharding = NamedSharding(mesh, P(("data", "fsdp")))
-    return {
-        name: jax.make_array_from_process_local_data(sharding, array)
-        for name, array in batch.items()
-    }
+    # With several processes jax takes even this transfer for an implicit one.
+    with jax.transfer_guard_host_to_device("allow"):
+        return {
+            name: jax.make_array_from_process_local_data(sharding, array)
+            for name, array in batch.items()
+        }
 
 
 def local_batch_size(batch_size: int, mesh: Mesh, *, name: str = "config.batch_size") -> int:

@@ -27,7 +27,7 @@ FLOORS = [  # top first; the rooms of one floor do not import each other
     "ctclip_jax.models.vector_quantizer",
     "ctclip_jax.models.layers",
     "ctclip_jax.models.seam",
-    "ctclip_jax.trees ctclip_jax.shapes ctclip_jax.accelerators",
+    "ctclip_jax.trees ctclip_jax.shapes ctclip_jax.accelerators ctclip_jax.distributed",
     "data_pipelines.prepare",
     "data_pipelines.pool data_pipelines.beam data_pipelines.text_pairs",
     "data_pipelines.preparation data_pipelines.loader",
