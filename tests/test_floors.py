@@ -14,20 +14,21 @@ SOURCES = {
 }
 FLOORS = [  # top first; the rooms of one floor do not import each other
     "main ctclip_jax.evaluate ctclip_jax.compare ctclip_jax.convert ctclip_jax.predict",
-    "ctclip_jax.train",
+    "ctclip_jax.train ctclip_jax.dry_run",
     "ctclip_jax.reporting",
     "ctclip_jax.text_warmup ctclip_jax.evaluators ctclip_jax.checks ctclip_jax.config_flag",
     "ctclip_jax",
-    "ctclip_jax.api",
+    "ctclip_jax.api ctclip_jax.train_step",
     "ctclip_jax.torch_weights ctclip_jax.checkpoints ctclip_jax.gradient_cache ctclip_jax.flops",
     "ctclip_jax.config",
     "ctclip_jax.models.ct_clip ctclip_jax.losses ctclip_jax.metrics ctclip_jax.sharding "
     "ctclip_jax.optim ctclip_jax.metric_writer",
-    "ctclip_jax.models.ct_vit ctclip_jax.models.bert",
+    "ctclip_jax.models.ct_vit ctclip_jax.models.bert ctclip_jax.similarities",
     "ctclip_jax.models.vector_quantizer",
     "ctclip_jax.models.layers",
     "ctclip_jax.models.seam",
-    "ctclip_jax.trees ctclip_jax.shapes ctclip_jax.accelerators ctclip_jax.distributed",
+    "ctclip_jax.trees ctclip_jax.shapes ctclip_jax.accelerators ctclip_jax.distributed "
+    "ctclip_jax.hlo",
     "data_pipelines.prepare",
     "data_pipelines.pool data_pipelines.beam data_pipelines.text_pairs",
     "data_pipelines.preparation data_pipelines.loader",
