@@ -15,7 +15,7 @@ from data_pipelines.tokenizers import Tokenizer
 
 
 def check_config(config: TrainConfig, *, tokenizer: Tokenizer | None, mesh: Mesh) -> None:
-    """Compares the parts of a configuration with each other, the tokenizer (if any) and the devices.
+    """Compares the parts of a configuration with each other, the devices, and a tokenizer if any.
 
     Raises:
       InputError: it names the first value that cannot be used.

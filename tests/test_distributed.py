@@ -10,11 +10,21 @@ from pathlib import Path
 import pytest
 
 from ctclip_jax import distributed
+from ctclip_jax.checkpoints import load_export
+from ctclip_jax.train import train
 from data_pipelines.errors import InputError
-from tests.tiny_run import write_tiny_shards
+from tests.tiny_run import tiny_config, write_tiny_shards
 
 ROOT = Path(__file__).parents[1]
 STEPS = 20
+# Four tokens a volume: what counts is who has which volume.
+CHANGES = {
+    "model.image.frames": 8,
+    "model.image.image_size": (16, 16),
+    "mesh.fsdp": 2,
+    "steps": STEPS,
+    "checkpoint.every": STEPS // 2,
+}
 
 
 def test_a_process_alone_joins_nobody(monkeypatch):
@@ -51,50 +61,46 @@ def test_auto_where_there_is_no_cluster_is_one_line(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def train(tmp_path_factory):
-    """Trains in `processes` processes with 8 devices in all; returns the losses."""
-    shards = write_tiny_shards(tmp_path_factory.mktemp("shards"), shape=(24, 48, 48))
+def shards(tmp_path_factory) -> Path:
+    return write_tiny_shards(tmp_path_factory.mktemp("shards"), shape=(8, 16, 16))
 
-    def run(processes: int) -> list[float]:
-        workdir = tmp_path_factory.mktemp("run")
-        environment = {
-            **os.environ,
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // processes}"
-            " --xla_backend_optimization_level=0",
-        }
-        command = [sys.executable, "main.py", "--config=configs/phantoms.py:smoke"]
-        command += [f"--workdir={workdir}", f"--config.data.shards={shards}"]
-        command += [f"--config.steps={STEPS}", "--config.text_warmup.steps=0"]
-        command += ["--config.mesh.fsdp=2", f"--config.checkpoint.every={STEPS // 2}"]
-        address = f"127.0.0.1:{free_port()}"
-        started = [
-            subprocess.Popen(
-                [*command, f"--distributed={address},{processes},{index}"],
-                cwd=ROOT,
-                env=environment,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for index in range(processes)
-        ]
-        for process in started:
-            with process:
-                _, errors = process.communicate()
-            assert process.returncode == 0, errors
-        assert (workdir / "export" / "config.json").exists()
-        lines = (workdir / "metrics.jsonl").read_text().splitlines()
-        return [json.loads(line)["loss"] for line in lines]
 
-    return run
+def test_two_processes_train_what_one_process_trains(shards, tmp_path):
+    train(tiny_config(shards, **CHANGES), tmp_path / "alone")
+    expected = losses(tmp_path / "alone")
+    assert len(expected) == STEPS
+
+    address = f"127.0.0.1:{free_port()}"
+    command = [sys.executable, "main.py", "--config=configs/phantoms.py:smoke"]
+    command += [f"--workdir={tmp_path / 'together'}", f"--config.data.shards={shards}"]
+    command += ["--config.text_warmup.steps=0"]
+    command += [f"--config.{name}={value}" for name, value in CHANGES.items()]
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=4")
+    processes = [
+        subprocess.Popen(
+            [*command, f"--distributed={address},2,{index}"],
+            cwd=ROOT,
+            env={**os.environ, "XLA_FLAGS": flags},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    for process in processes:
+        with process:
+            _, errors = process.communicate()
+        assert process.returncode == 0, errors
+    assert losses(tmp_path / "together") == pytest.approx(expected, abs=1e-5)
+    variables, _ = load_export(tmp_path / "together" / "export")
+    assert variables["params"]["temperature"].shape == ()
+
+
+def losses(workdir: Path) -> list[float]:
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
 
 
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-def test_two_processes_train_what_one_process_trains(train):
-    alone = train(1)
-    assert len(alone) == STEPS
-    assert train(2) == pytest.approx(alone, abs=1e-5)
