@@ -2,22 +2,38 @@
 
     python main.py --config=configs/phantoms.py --workdir=WORKDIR [--config.steps=100 ...]
 
-The same command again continues from the newest checkpoint in WORKDIR.
+With --dry_run the step is compiled and described, not run; --topology=v5e:4x4 compiles it for TPUs
+that are not there.
+
+The same command again continues from the newest checkpoint in WORKDIR. On several machines the same
+command runs on each, with --distributed (docs/scaling.md).
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags, logging
 
-from ctclip_jax import config_flag
+from ctclip_jax import config_flag, distributed
 from ctclip_jax.config import TrainConfig, from_dict
+from ctclip_jax.dry_run import dry_run
 from ctclip_jax.train import train
 from data_pipelines.errors import InputError, run_main
 
 config_flag.define()
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Where checkpoints, metrics and export go.", required=True
+_WORKDIR = flags.DEFINE_string("workdir", "", "Where checkpoints, metrics and export go.")
+_DISTRIBUTED = flags.DEFINE_string(
+    "distributed",
+    "",
+    "Trains in several processes: 'auto' on a TPU pod, under SLURM or Open MPI; anywhere"
+    " HOST:PORT,PROCESSES,INDEX (address of process 0, how many, which this is).",
+)
+_DRY_RUN = flags.DEFINE_bool(
+    "dry_run", False, "Compiles the step and tells what it needs; status 1 if it does not fit."
+)
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", "", "With --dry_run: a TPU slice to compile for, such as v5e:4x4 or v5p:2x2x1."
 )
 
 
@@ -26,7 +42,15 @@ def main(argv: Sequence[str]) -> None:
         raise InputError(f"unexpected argument {argv[1]!r}")
     # orbax and tensorflow-datasets tell everything they do; the progress would drown in it.
     logging.set_verbosity(logging.WARNING)
-    train(from_dict(TrainConfig, config_flag.read()), Path(_WORKDIR.value))
+    config = from_dict(TrainConfig, config_flag.read())
+    if _DRY_RUN.value:
+        sys.exit(0 if dry_run(config, topology=_TOPOLOGY.value) else 1)
+    if _TOPOLOGY.value:
+        raise InputError("--topology: only with --dry_run")
+    if not _WORKDIR.value:
+        raise InputError("--workdir: missing; checkpoints, metrics and export go there")
+    distributed.start(_DISTRIBUTED.value)
+    train(config, Path(_WORKDIR.value))
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ from data_pipelines.shards import preparation
 from data_pipelines.tokenizers import Tokenizer
 
 
-def check_config(config: TrainConfig, *, tokenizer: Tokenizer, mesh: Mesh) -> None:
-    """Compares the parts of a configuration with each other, the tokenizer and the devices.
+def check_config(config: TrainConfig, *, tokenizer: Tokenizer | None, mesh: Mesh) -> None:
+    """Compares the parts of a configuration with each other, the devices, and a tokenizer if any.
 
     Raises:
       InputError: it names the first value that cannot be used.
@@ -152,7 +152,7 @@ def _check_micro_batches(config: TrainConfig, mesh: Mesh) -> None:
             )
 
 
-def _check_texts(config: TrainConfig, tokenizer: Tokenizer) -> None:
+def _check_texts(config: TrainConfig, tokenizer: Tokenizer | None) -> None:
     _ = config.data.text_choice  # an InputError if there is none
     text = config.model.text
     lengths = {"data": config.data.max_length, "evaluation": config.evaluation.max_length}
@@ -169,7 +169,7 @@ def _check_texts(config: TrainConfig, tokenizer: Tokenizer) -> None:
             f"config.data.texts: {config.data.texts} texts of a volume need"
             " config.loss.name='text_to_image'"
         )
-    if tokenizer.vocab_size > text.vocab_size:
+    if tokenizer and tokenizer.vocab_size > text.vocab_size:
         raise InputError(
             f"{config.data.tokenizer_path}: {tokenizer.vocab_size} tokens,"
             f" config.model.text.vocab_size is {text.vocab_size}"

@@ -15,10 +15,12 @@ from clu import parameter_overview
 from jax.profiler import StepTraceAnnotation
 
 from ctclip_jax import api, trees
+from ctclip_jax.accelerators import accelerator_of
 from ctclip_jax.checkpoints import Checkpointer, check_shapes, save_export
 from ctclip_jax.checks import check_config, check_shards
 from ctclip_jax.config import TrainConfig
 from ctclip_jax.evaluators.in_training import Evaluation
+from ctclip_jax.flops import step_flops
 from ctclip_jax.metric_writer import MetricWriter
 from ctclip_jax.profiling import ProfileWindow
 from ctclip_jax.shapes import Variables
@@ -72,6 +74,7 @@ def train(config: TrainConfig, workdir: Path) -> None:
         workdir, step=first - 1, writes=jax.process_index() == 0, wandb=config.wandb
     )
     writer.write_hparams(trees.flatten(dataclasses.asdict(config)))
+    accelerator = accelerator_of(jax.devices()[0].device_kind)
     log = StepLog(
         writer,
         name="step",
@@ -79,6 +82,8 @@ def train(config: TrainConfig, workdir: Path) -> None:
         steps=config.steps,
         batch_size=config.batch_size,
         log_every=config.log_every,
+        step_flops=step_flops(config),
+        peak_flops=accelerator and accelerator.bf16_flops,
         max_skipped=config.max_skipped,
     )
     timed = log.timed(batches)

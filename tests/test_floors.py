@@ -15,6 +15,7 @@ SOURCES = {
 FLOORS = [  # top first; the rooms of one floor do not import each other
     "main ctclip_jax.evaluate ctclip_jax.compare ctclip_jax.convert ctclip_jax.predict",
     "ctclip_jax.train ctclip_jax.dry_run",
+    "ctclip_jax.step_report",
     "ctclip_jax.reporting",
     "ctclip_jax.text_warmup ctclip_jax.evaluators ctclip_jax.checks ctclip_jax.config_flag",
     "ctclip_jax",
