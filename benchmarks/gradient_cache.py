@@ -1,72 +1,51 @@
 """Memory of a step on a global batch of 256 in micro-batches of 4, against a step on a batch of 4.
 
-    python -m benchmarks.gradient_cache
+    python -m benchmarks.gradient_cache [--topology=v5p:2x2x1]
 
-The published model at full size in float32 with `remat`, compiled for one device, nothing is run.
-Of every program it adds what the compiler says (arguments, temporaries, results that do not take
-the place of arguments) and what lies in memory beside: the moments of Adam, the gradients, the
-latents of all micro-batches, and the next micro-batch on its way.
+The published model at full size, compiled and not run: here in float32 for one device, or for each
+of the TPUs of a topology in bfloat16. Both are what `main.py --dry_run` says of the programs: their
+arguments, temporaries and results, the moments of Adam, and the next micro-batch on its way.
 """
 
-import math
 from collections.abc import Sequence
 
 import jax
+from absl import flags
 
 from benchmarks import measure
 from configs import ct_clip
+from ctclip_jax.accelerators import GIB
 from ctclip_jax.config import TrainConfig, from_dict
-from ctclip_jax.gradient_cache import Program
-from ctclip_jax.sharding import make_mesh
-from ctclip_jax.train_step import make_learner, make_train_step
+from ctclip_jax.step_report import StepReport, step_report, topology_devices
 from data_pipelines.errors import run_main
 
-BATCH, MICRO_BATCH = 256, 4
+BATCH, MICRO_BATCH = 256, 4  # of a device
+TOPOLOGY = flags.DEFINE_string("topology", "", "TPUs that are not there; '' is the CPU.")
 
 
-def programs(batch_size: int, micro_batch_size: int) -> dict[str, Program]:
-    """The programs of a step of configs/ct_clip.py."""
+def report(batch_size: int, micro_batch_size: int, *, topology: str) -> StepReport:
+    """Of the step of configs/ct_clip.py, the sizes being those of a device."""
+    devices = len(topology_devices(topology)) if topology else jax.device_count()
     config = ct_clip.get_config()
-    config.update(batch_size=batch_size, micro_batch_size=micro_batch_size)
-    config.model.update(remat="full")
-    made = from_dict(TrainConfig, config.to_dict())
-    mesh = make_mesh(made.mesh, devices=jax.devices()[:1])
-    return make_train_step(make_learner(made, mesh)).programs
-
-
-def bytes_of(tree) -> int:
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-
-def compiled_bytes(program: Program) -> tuple[int, int]:
-    """What a program holds at its worst: (its arguments, what comes on top of them)."""
-    analysis = program.function.lower(*program.arguments).compile().memory_analysis()
-    new_results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-    return analysis.argument_size_in_bytes, analysis.temp_size_in_bytes + new_results
+    config.batch_size = devices * batch_size
+    config.micro_batch_size = devices * micro_batch_size
+    config.model.remat = "full"
+    config.model.dtype = "bfloat16" if topology else "float32"
+    return step_report(from_dict(TrainConfig, config.to_dict()), topology=topology)
 
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    plain = programs(MICRO_BATCH, 0)["train_step"]
-    plain_bytes = sum(compiled_bytes(plain))
-    cached = programs(BATCH, MICRO_BATCH)
-    state, grads, *_ = cached["update"].arguments
-    statistics, _, batch = cached["encode"].arguments
-    latents = 2 * bytes_of(cached["contrast"].arguments[1])  # and their gradients
-    waiting = {
-        "encode": bytes_of((state, statistics, batch)) + bytes_of(batch) + latents,
-        "contrast": bytes_of((state, statistics)) + latents,
-        "backward": bytes_of((state, grads, statistics, batch)) + bytes_of(batch) + latents,
-        "update": bytes_of((state, grads, statistics)) + latents,
-    }
-    peaks = {name: waiting[name] + compiled_bytes(cached[name])[1] for name in cached}
-    gib = {name: round(value / 2**30, 3) for name, value in peaks.items()}
+    topology = TOPOLOGY.value
+    plain = report(MICRO_BATCH, 0, topology=topology)
+    cached = report(BATCH, MICRO_BATCH, topology=topology)
+    suffix = f"_{topology.split(':')[0]}" if topology else ""
     measure.save(
-        "gradient_cache",
+        f"gradient_cache{suffix}",
         {
-            "plain_gib": round(plain_bytes / 2**30, 3),
-            "cached_gib": gib,
-            "ratio": round(max(peaks.values()) / plain_bytes, 3),
+            "plain_gib": round(plain.needs / GIB, 3),
+            "cached_gib": {n: round(each.needs / GIB, 3) for n, each in cached.programs.items()},
+            "ratio": round(cached.needs / plain.needs, 3),
         },
     )
 
