@@ -19,10 +19,11 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 
 from ctclip_jax import api, trees
-from ctclip_jax.checkpoints import Checkpointer, check_shapes, save_export
+from ctclip_jax.checkpoints import Checkpointer, check_shapes
 from ctclip_jax.checks import check_config, check_shards
 from ctclip_jax.config import TrainConfig
 from ctclip_jax.evaluators.in_training import Evaluation
+from ctclip_jax.exports import save_export, weights
 from ctclip_jax.losses import LOSSES, LossFn
 from ctclip_jax.metric_writer import MetricWriter, StepLog
 from ctclip_jax.models.ct_clip import CTCLIP
@@ -33,6 +34,7 @@ from ctclip_jax.optim import (
     make_optimizer,
     split_frozen,
 )
+from ctclip_jax.preemption import Preempted, Preemption
 from ctclip_jax.shapes import Array, Float, Int, Variables
 from ctclip_jax.sharding import local_batch_size, make_mesh, put_batch, state_shardings
 from ctclip_jax.text_warmup import warm_up
@@ -61,43 +63,80 @@ class Run:
 def train(config: TrainConfig, workdir: Path) -> None:
     """Trains to `config.steps`; leaves checkpoints/, metrics.jsonl and export/ in `workdir`.
 
+    After a SIGTERM it saves and returns as soon as it can, with a line that says so.
+
     Raises:
-      InputError: something in the config or on disk that cannot be used.
+      InputError: something in the config or on disk that cannot be used, or a full disk.
       FloatingPointError: a loss or gradient that is not finite; it names them.
     """
     run = build(config, workdir)
     batches = make_loader(run)
-    evaluation = None
-    if config.evaluation.every:
-        evaluation = Evaluation(config, model=run.model, mesh=run.mesh, tokenizer=run.tokenizer)
-    checkpointer = Checkpointer(workdir / "checkpoints", config.checkpoint)
-    state = start_or_continue(run, checkpointer, batches)
-    write_config(run)
-    train_step = make_train_step(run)
-    first = int(state["step"]) + 1
-    writer = MetricWriter(workdir, step=first - 1, writes=jax.process_index() == 0)
-    writer.write_hparams(trees.flatten(dataclasses.asdict(config)))
-    log = StepLog(
-        writer,
-        name="step",
-        unit="volumes",
-        steps=config.steps,
-        batch_size=config.batch_size,
-        log_every=config.log_every,
-    )
-    for step in range(first, config.steps + 1):
-        with jax.transfer_guard("disallow"):
-            state, metrics, gradient_norms = train_step(state, put_batch(next(batches), run.mesh))
-        log.add(step, metrics, gradient_norms)
-        if evaluation and (step % config.evaluation.every == 0 or step == config.steps):
-            log.pause()
-            evaluation(variables_of(state), step=step, writer=writer)
-        if step % config.checkpoint.every == 0 or step == config.steps:
-            log.flush()
-            checkpointer.save(step, state, batches, layout=loader_layout(config))
-    checkpointer.close()
-    writer.close()
-    export(state, run)
+    try:
+        with Preemption() as preemption:
+            state = run_steps(run, batches, preemption)
+            export(state, run)
+    except Preempted as where:
+        if jax.process_index() == 0:
+            print(f"stopped by SIGTERM {where}; the same command continues", flush=True)
+
+
+def run_steps(run: Run, batches: grain.DatasetIterator, preemption: Preemption) -> dict:
+    """Returns the state after `config.steps`, from the newest checkpoint if there is one.
+
+    Raises Preempted if it was asked to stop, when all is saved.
+    """
+    config = run.config
+    folder = run.workdir / "checkpoints"
+    with contextlib.ExitStack() as stack:
+        checkpointer = Checkpointer(folder, config, layout=loader_layout(config))
+        stack.callback(checkpointer.close)
+        evaluation = make_evaluation(run)
+        state = start_or_continue(run, checkpointer, batches, preemption)
+        write_config(run)
+        train_step = make_train_step(run)
+        step = int(state["step"])
+        writer = MetricWriter(run.workdir, step=step, writes=jax.process_index() == 0)
+        stack.callback(writer.close)
+        writer.write_hparams(trees.flatten(dataclasses.asdict(config)))
+        log = StepLog(
+            writer,
+            name="step",
+            unit="volumes",
+            steps=config.steps,
+            batch_size=config.batch_size,
+            log_every=config.log_every,
+        )
+        while True:
+            stops = preemption.agreed() and step < config.steps
+            if (stops or is_saved(step, config)) and checkpointer.latest_step != step:
+                log.flush()
+                checkpointer.save(step, state, batches)
+            if stops:
+                raise Preempted(f"after step {step} of {config.steps}")
+            # After the save: what an evaluation takes is not lost either.
+            if is_evaluated(step, config) and not checkpointer.evaluated(step):
+                log.pause()
+                auroc = evaluation(variables_of(state), step=step, writer=writer)
+                checkpointer.record_evaluation(step, auroc)
+            if step >= config.steps:
+                return state
+            with jax.transfer_guard("disallow"):
+                batch = put_batch(next(batches), run.mesh)
+                state, metrics, gradient_norms = train_step(state, batch)
+            step += 1
+            log.add(step, metrics, gradient_norms)
+
+
+def is_saved(step: int, config: TrainConfig) -> bool:
+    """Whether a checkpoint is due after `step`."""
+    due = step % config.checkpoint.every == 0 or step == config.steps
+    return due or is_evaluated(step, config)
+
+
+def is_evaluated(step: int, config: TrainConfig) -> bool:
+    """Whether an evaluation is due after `step`."""
+    every = config.evaluation.every
+    return every > 0 and step > 0 and (step % every == 0 or step == config.steps)
 
 
 def build(config: TrainConfig, workdir: Path) -> Run:
@@ -145,8 +184,21 @@ def make_loader(run: Run) -> grain.DatasetIterator:
     )
 
 
+def make_evaluation(run: Run) -> Evaluation | None:
+    """Returns the evaluation inside the run; None if the config wants none."""
+    if not run.config.evaluation.every:
+        return None
+    return Evaluation(run.config, model=run.model, mesh=run.mesh, tokenizer=run.tokenizer)
+
+
 def loader_layout(config: TrainConfig) -> dict[str, int | str | list]:
-    """Returns what must stay the same for a saved loader position to mean the same volumes."""
+    """Returns what must stay the same for a saved loader position to mean the same volumes.
+
+    The position is that of one stream of examples over all processes, cut into batches of
+    `batch_size`: the devices, the mesh and the size of micro-batches may change, and without
+    workers the number of processes too. With workers it may not: each of them cuts batches from a
+    share of its process's share of the stream.
+    """
     return {
         "split": config.data.split,
         "cases": [
@@ -161,21 +213,20 @@ def loader_layout(config: TrainConfig) -> dict[str, int | str | list]:
     }
 
 
-def start_or_continue(run: Run, checkpointer: Checkpointer, batches: grain.DatasetIterator) -> dict:
+def start_or_continue(
+    run: Run, checkpointer: Checkpointer, batches: grain.DatasetIterator, preemption: Preemption
+) -> dict:
     """Returns the newest state with `batches` moved to it; without a checkpoint, a new state."""
-    layout = loader_layout(run.config)
-    if checkpointer.latest_step is None:
-        state = new_state(initial_variables(run), run)
-        checkpointer.save(0, state, batches, layout=layout)
-    else:
-        state = checkpointer.restore(abstract_state(run), batches, layout=layout)
+    state = checkpointer.restore(abstract_state(run), batches)
+    if state is None:
+        state = new_state(initial_variables(run, preemption), run)
     if jax.process_index() == 0:
         print(parameter_overview.get_parameter_overview(state["params"], include_stats=False))
         print(f"mesh {dict(run.mesh.shape)}, from step {int(state['step'])}", flush=True)
     return state
 
 
-def initial_variables(run: Run) -> Variables:
+def initial_variables(run: Run, preemption: Preemption) -> Variables:
     """Returns random or given weights, the text tower warmed up if the config says so."""
     config, model, mesh = run.config, run.model, run.mesh
     abstract = model.abstract_variables()
@@ -186,10 +237,10 @@ def initial_variables(run: Run) -> Variables:
         variables = jax.device_put(given, shardings)
     else:
         variables = jax.jit(model.init, out_shardings=shardings)(jax.random.key(config.seed))
-    return warm_up_text(variables, run) if config.text_warmup.steps else variables
+    return warm_up_text(variables, run, preemption) if config.text_warmup.steps else variables
 
 
-def warm_up_text(variables: Variables, run: Run) -> Variables:
+def warm_up_text(variables: Variables, run: Run, preemption: Preemption) -> Variables:
     """Returns `variables` after the stage of config.text_warmup; metrics in WORKDIR/text_warmup."""
     config, warmup = run.config, run.config.text_warmup
     pairs = text_pair_loader(
@@ -214,7 +265,14 @@ def warm_up_text(variables: Variables, run: Run) -> Variables:
     key = jax.random.key(config.seed)
     with contextlib.closing(pairs), contextlib.closing(writer):
         return warm_up(
-            variables, pairs, model=run.model, config=warmup, key=key, mesh=run.mesh, log=log
+            variables,
+            pairs,
+            model=run.model,
+            config=warmup,
+            key=key,
+            mesh=run.mesh,
+            log=log,
+            preemption=preemption,
         )
 
 
@@ -301,7 +359,7 @@ def export(state: dict, run: Run) -> None:
     """Writes the weights alone, for `ctclip_jax.load`, to WORKDIR/export."""
     save_export(
         run.workdir / "export",
-        variables_of(state),
+        weights(state),
         config={
             "model": dataclasses.asdict(run.config.model),
             **run.config.evaluation.reading,

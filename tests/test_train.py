@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 
 from ctclip_jax import train
-from ctclip_jax.checkpoints import load_export
+from ctclip_jax.exports import load_export
 from ctclip_jax.losses import softmax_loss
 from ctclip_jax.optim import OptimConfig, make_optimizer
+from ctclip_jax.preemption import Preemption
 from ctclip_jax.sharding import make_mesh, put_batch
 from data_pipelines.errors import InputError
 from tests.tiny_run import tiny_config, write_tiny_shards
@@ -252,7 +253,7 @@ def test_five_steps_on_three_devices_are_those_of_the_original(tiny, golden):
 def test_training_starts_from_given_weights(finished, shards):
     config = tiny_config(shards, **{"init_from": str(finished / "export"), "text_warmup.steps": 0})
     run = train.build(config, finished)
-    variables = train.initial_variables(run)
+    variables = train.initial_variables(run, Preemption())
     exported, _ = load_export(finished / "export")
     assert not moved(variables, exported)
     assert variables["params"]["temperature"].sharding.mesh == run.mesh
