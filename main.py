@@ -34,6 +34,8 @@ def main(argv: Sequence[str]) -> None:
         raise InputError(f"unexpected argument {argv[1]!r}")
     # orbax and tensorflow-datasets tell everything they do; the progress would drown in it.
     logging.set_verbosity(logging.WARNING)
+    # What fails in orbax's threads they log with a traceback, and the next call raises it anyway.
+    logging.get_absl_logger().addFilter(lambda record: "/orbax/" not in record.pathname)
     workdir = Path(_WORKDIR.value)
     if _EXPORT.value:
         export_newest(workdir)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -244,7 +245,9 @@ def check_shapes(path: Path, saved: dict, wanted: dict) -> None:
 
 
 def told(error: Exception) -> str:
-    """Returns an error in one line."""
+    """Returns an error in one line; of the many that tensorstore makes of it, the system's own."""
+    if system := re.search(r"([^:]+) \[os_error_code", str(error)):
+        return system[1].strip()
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0]}"
 

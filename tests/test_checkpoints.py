@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -144,36 +145,46 @@ def test_other_processes_are_refused_with_workers_and_go_on_without(saved, tmp_p
     assert loader.get_state() == {"next_index": 1}, "half of the two batches of one process"
 
 
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """A folder with checkpoints of two steps."""
+    folder = tmp_path_factory.mktemp("two")
+    save(folder, 1, 2)
+    return folder
+
+
 @pytest.mark.parametrize(
-    "file",
-    ["state/_METADATA", "state/manifest.ocdbt", "state/d/*", "run/metadata", "loader/*.json"],
+    ("file", "harm"),
+    [
+        ("state/_METADATA", "torn"),
+        ("state/manifest.ocdbt", "gone"),
+        ("state/d/*", "torn"),
+        ("run/metadata", "torn"),
+        ("loader/*.json", "gone"),
+    ],
 )
-@pytest.mark.parametrize("harm", ["torn", "gone"])
-def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(file, harm, tmp_path, capfd):
-    save(tmp_path, 1, 2)
-    for path in list((tmp_path / "2").glob(file)):
+def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(file, harm, two, tmp_path, capfd):
+    folder = shutil.copytree(two, tmp_path / "copy")
+    for path in list((folder / "2").glob(file)):
         if harm == "torn":
             os.truncate(path, path.stat().st_size // 2)
         else:
             path.unlink()
-    assert restored_step(tmp_path) == 1
+    (folder / "2.damaged").mkdir()
+    assert restored_step(folder) == 1
     (told,) = [line for line in capfd.readouterr().err.splitlines() if "warning" in line]
-    assert told.startswith(f"warning: {tmp_path}/2: damaged (")
-    assert told.endswith("set aside as 2.damaged, continuing from step 1")
-    assert steps_in(tmp_path) == ["1", "2.damaged"]
-    save(tmp_path, 2)
-    (tmp_path / "2" / "run" / "metadata").unlink()
-    assert restored_step(tmp_path) == 1
-    assert steps_in(tmp_path) == ["1", "2.damaged", "2.damaged-2"]
+    assert told.startswith(f"warning: {folder}/2: damaged (")
+    assert told.endswith("set aside as 2.damaged-2, continuing from step 1")
+    assert steps_in(folder) == ["1", "2.damaged", "2.damaged-2"]
 
 
-def test_without_a_readable_checkpoint_nothing_is_touched(tmp_path):
-    save(tmp_path, 1, 2)
+def test_without_a_readable_checkpoint_nothing_is_touched(two, tmp_path):
+    folder = shutil.copytree(two, tmp_path / "copy")
     for step in "12":
-        (tmp_path / step / "run" / "metadata").write_text("{")
+        (folder / step / "run" / "metadata").write_text("{")
     with pytest.raises(InputError, match="2: damaged .* and no older checkpoint can be read"):
-        restored_step(tmp_path)
-    assert steps_in(tmp_path) == ["1", "2"]
+        restored_step(folder)
+    assert steps_in(folder) == ["1", "2"]
 
 
 FULL_DISK = """
@@ -204,7 +215,8 @@ def test_a_full_disk_is_one_line_and_costs_no_checkpoint(then, tmp_path):
     full = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
     assert full.returncode == 2
     last = full.stderr.splitlines()[-1]
-    assert last.startswith(f"error: {tmp_path}/2: not written (") and "too large" in last
-    assert "Traceback" not in full.stderr
+    assert last == (
+        f"error: {tmp_path}/2: not written (File too large);"
+        " the checkpoints before it are as they were"
+    )
     assert restored_step(tmp_path) == 1
-    assert steps_in(tmp_path) == ["1"]

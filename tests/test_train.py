@@ -208,6 +208,70 @@ def test_killed_and_resumed_equals_uninterrupted(finished, start_main, tmp_path)
     assert evaluations(tmp_path) == evaluations(finished)
 
 
+def test_sigterm_saves_and_the_same_command_continues(finished, start_main, tmp_path):
+    metrics = tmp_path / "metrics.jsonl"
+    with start_main(tmp_path) as process:
+        while process.poll() is None:
+            if metrics.exists() and len(metrics.read_text().splitlines()) > EVERY + 2:
+                process.send_signal(signal.SIGTERM)
+                break
+            time.sleep(0.002)
+        told, errors = process.communicate()
+    assert process.returncode == 0, errors
+    last, step = told.splitlines()[-1], losses(tmp_path)[-1][0]
+    assert last == f"stopped by SIGTERM after step {step} of {STEPS}; the same command continues"
+    assert EVERY < step < STEPS and (tmp_path / "checkpoints" / str(step)).exists()
+    with start_main(tmp_path) as process:
+        told, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert f"from step {step}" in told
+    assert losses(tmp_path) == losses(finished)
+    assert evaluations(tmp_path) == evaluations(finished)
+
+
+def test_sigterm_in_the_text_warmup_leaves_nothing_to_continue(start_main, tmp_path):
+    with start_main(tmp_path, "--config.text_warmup.steps=10_000") as process:
+        while process.poll() is None and not (tmp_path / "text_warmup").exists():
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        told, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert told.splitlines()[-1].startswith("stopped by SIGTERM in the text warm-up")
+    assert not any((tmp_path / "checkpoints").iterdir())
+
+
+def test_a_full_disk_is_one_line_and_the_run_continues_after_it(finished, start_main, tmp_path):
+    """A limit on the size of a file stands for the full disk."""
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+
+    workdir = shutil.copytree(finished, tmp_path / "copy")
+    longer = f"--config.steps={STEPS + 2}"
+    with start_main(workdir, longer, preexec_fn=limit) as process:
+        _, errors = process.communicate()
+    assert process.returncode == 2
+    assert errors.splitlines()[-1] == (
+        f"error: {workdir}/checkpoints/{STEPS + 2}: not written (File too large);"
+        " the checkpoints before it are as they were"
+    )
+    assert "Traceback" not in errors
+    assert load_export(workdir / "checkpoints" / str(STEPS))
+    with start_main(workdir, longer) as process:
+        told, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert f"from step {STEPS}" in told
+
+
+def test_what_was_compiled_is_kept_in_the_workdir(finished, start_main, tmp_path):
+    """A started-again run compiles nothing: it has what the first one left, and adds nothing."""
+    workdir = shutil.copytree(finished, tmp_path / "copy")
+    shutil.rmtree(workdir / "checkpoints" / str(STEPS))
+    for _ in range(2):
+        compiled = set((workdir / "compiled").glob("*-cache"))
+    assert compiled
+
+
 def test_a_checkpoint_of_another_shape_is_one_line(finished, start_main):
     with start_main(finished, "--config.model.dim_latent=32") as process:
         _, errors = process.communicate()
