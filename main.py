@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
     if _EXPORT.value:
         export_newest(workdir)
         return
-    if jax.config.jax_compilation_cache_dir is None:
+    if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
     train(from_dict(TrainConfig, config_flag.read()), workdir)
 

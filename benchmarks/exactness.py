@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import measure
-from ctclip_jax.losses import softmax_loss
+from ctclip_jax.losses import LossConfig, make_loss
 from ctclip_jax.models import seam
 from ctclip_jax.models.bert import Bert
 from ctclip_jax.models.ct_clip import CTCLIP
@@ -39,6 +39,7 @@ def differences() -> dict[str, float]:
         "attention_mask": golden["in/attention_mask"],
     }
 
+    softmax_loss = make_loss(LossConfig("softmax"))
     image_tower = seam.bind(
         lambda rngs: CTViT(model.config.image, rngs, dtype="float32", remat=False),
         variables["params"]["image"],
@@ -50,7 +51,8 @@ def differences() -> dict[str, float]:
     outputs, _ = jax.jit(lambda v: model(v, batch, train=False))(variables)
 
     def loss(params: dict):
-        outputs, codebook = model(variables | {"params": params}, batch, train=True)
+        outputs, statistics = model(variables | {"params": params}, batch, train=True)
+        codebook = model.move_codebook(variables["codebook"], statistics)
         return softmax_loss(outputs, batch)[0], codebook
 
     (_, codebook), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])

@@ -63,8 +63,9 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
             workers=0,
         ),
         batch_size=8,
+        micro_batch_size=0,
         steps=100_001,
-        loss="softmax",
+        loss=dict(name="softmax", mask_twins=False, normal_share=0.0, rows=0, max_temperature=0.0),
         optim=dict(
             learning_rate=1.25e-6,
             schedule="constant",
@@ -75,6 +76,8 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
             weight_decay=0.0,
             clip_norm=0.5,
             rules=(),
+            decay_rules=(),
+            ema=0.0,
         ),
         quantize_ramp=(0, 0),
         text_warmup=dict(
@@ -82,6 +85,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
         ),
         mesh=dict(data=-1, fsdp=1),
         checkpoint=dict(every=1000, keep=2, best=1),
+        max_skipped=0,
         log_every=50,
         init_from="",
         evaluation=dict(

@@ -71,8 +71,11 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
             workers=0,
         ),
         batch_size=32,
+        micro_batch_size=0,
         steps=4200,
-        loss="text_to_image",
+        loss=dict(
+            name="text_to_image", mask_twins=False, normal_share=0.0, rows=0, max_temperature=0.0
+        ),
         optim=dict(
             learning_rate=1.5e-3,
             schedule="cosine",
@@ -83,6 +86,8 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
             weight_decay=0.01,
             clip_norm=1.0,
             rules=(("^text", 0.2), ("^temperature", 5.0)),
+            decay_rules=(),
+            ema=0.0,
         ),
         quantize_ramp=(1800, 2700),
         text_warmup=dict(
@@ -90,6 +95,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
         ),
         mesh=dict(data=-1, fsdp=1),
         checkpoint=dict(every=500, keep=2, best=1),
+        max_skipped=0,
         log_every=50,
         init_from="",
         evaluation=dict(

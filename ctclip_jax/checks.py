@@ -10,6 +10,7 @@ from ctclip_jax.sharding import local_batch_size
 from data_pipelines.errors import InputError
 from data_pipelines.loader import common_geometry
 from data_pipelines.reports import FORMS, LABELS, SENTENCE_FORMS, prompt_text
+from data_pipelines.shards import preparation
 from data_pipelines.tokenizers import Tokenizer
 
 
@@ -24,6 +25,7 @@ def check_config(config: TrainConfig, *, tokenizer: Tokenizer, mesh: Mesh) -> No
     _check_prompts(config)
     _check_texts(config, tokenizer)
     local_batch_size(config.batch_size, mesh)
+    _check_micro_batches(config, mesh)
     if config.evaluation.every:
         local_batch_size(config.evaluation.batch_size, mesh, name="config.evaluation.batch_size")
     if config.text_warmup.steps:
@@ -37,6 +39,10 @@ def check_shards(config: TrainConfig) -> None:
       InputError: no such shards, or volumes of another shape or window.
     """
     _check_volumes(config, config.data.folders, config.data.split)
+    if config.loss.normal_share:
+        for folder in config.data.folders:
+            if not preparation(folder, config.data.split)["labels"]:
+                raise InputError(f"{folder}: config.loss.normal_share needs labels, it has none")
     if config.evaluation.every > 0:
         try:
             _check_volumes(config, [config.evaluation_shards], config.evaluation.split)
@@ -55,7 +61,7 @@ def _check_volumes(config: TrainConfig, folders: Sequence[str], split: str) -> N
 
 def _check_names(config: TrainConfig) -> None:
     for name, value, known in (
-        ("loss", config.loss, LOSSES),
+        ("loss.name", config.loss.name, LOSSES),
         ("data.report", config.data.report, FORMS),
         ("evaluation.report", config.evaluation.report, FORMS),
     ):
@@ -72,7 +78,7 @@ def _check_prompts(config: TrainConfig) -> None:
 
 
 def _check_numbers(config: TrainConfig) -> None:
-    start, end = config.quantize_ramp
+    (start, end), loss = config.quantize_ramp, config.loss
     for name, value, fits, wanted in (
         ("steps", config.steps, config.steps >= 1, "1 or more"),
         ("log_every", config.log_every, config.log_every >= 1, "1 or more"),
@@ -87,6 +93,11 @@ def _check_numbers(config: TrainConfig) -> None:
             "0 or more",
         ),
         ("quantize_ramp", (start, end), 0 <= start <= end, "0 <= start <= end"),
+        ("loss.normal_share", loss.normal_share, 0 <= loss.normal_share <= 1, "0 to 1"),
+        ("loss.rows", loss.rows, loss.rows >= 0, "0 or more"),
+        ("loss.max_temperature", loss.max_temperature, loss.max_temperature >= 0, "0 or more"),
+        ("optim.ema", config.optim.ema, 0 <= config.optim.ema < 1, "0 or more and below 1"),
+        ("max_skipped", config.max_skipped, config.max_skipped >= 0, "0 or more"),
     ):
         if not fits:
             raise InputError(f"config.{name}: {value}, wanted {wanted}")
@@ -95,9 +106,21 @@ def _check_numbers(config: TrainConfig) -> None:
             f"config.evaluation.pool_sentences: {config.evaluation.report} has no sentences;"
             f" only {', '.join(SENTENCE_FORMS)} do"
         )
+    if loss.name == "sigmoid" and config.model.logit_bias is None:
+        raise InputError("config.model.logit_bias: none, the sigmoid loss needs one (-10.0)")
     warmup = config.text_warmup
     if warmup.steps and warmup.temperature <= 0:
         raise InputError(f"config.text_warmup.temperature: {warmup.temperature}, wanted above 0")
+
+
+def _check_micro_batches(config: TrainConfig, mesh: Mesh) -> None:
+    if config.micro_batch_size:
+        local_batch_size(config.micro_batch_size, mesh, name="config.micro_batch_size")
+        if config.micro_batch_size < 0 or config.batch_size % config.micro_batch_size:
+            raise InputError(
+                f"config.micro_batch_size: {config.micro_batch_size} does not divide"
+                f" config.batch_size, {config.batch_size}"
+            )
 
 
 def _check_texts(config: TrainConfig, tokenizer: Tokenizer) -> None:
@@ -112,10 +135,10 @@ def _check_texts(config: TrainConfig, tokenizer: Tokenizer) -> None:
                 f"config.{name}.max_length: {length} tokens, the text tower has"
                 f" {text.max_positions} positions"
             )
-    if config.data.texts > 1 and config.loss != "text_to_image":
+    if config.data.texts > 1 and config.loss.name != "text_to_image":
         raise InputError(
             f"config.data.texts: {config.data.texts} texts of a volume need"
-            " config.loss='text_to_image'"
+            " config.loss.name='text_to_image'"
         )
     if tokenizer.vocab_size > text.vocab_size:
         raise InputError(

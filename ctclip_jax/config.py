@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ctclip_jax.losses import LossConfig
 from ctclip_jax.models.ct_clip import CTCLIPConfig
 from ctclip_jax.models.ct_vit import CTViTConfig
 from ctclip_jax.optim import OptimConfig
@@ -134,9 +135,11 @@ class TrainConfig:
 
     Attributes:
       batch_size: volumes of one step, over all devices.
-      loss: a name in ctclip_jax.losses.LOSSES.
+      micro_batch_size: volumes that are in the towers at a time, over all devices, when the whole
+        batch would not fit (ctclip_jax.gradient_cache); 0: all of them.
       quantize_ramp: (start, end) steps over which the quantizer's weight goes from 0 to 1;
         (0, 0): always 1, as published.
+      max_skipped: steps in a row that may be skipped because a loss or gradient is not finite.
       log_every: steps between two lines of metrics.
       init_from: weights to start from, any path `ctclip_jax.load` opens; '': random weights.
     """
@@ -145,16 +148,23 @@ class TrainConfig:
     model: CTCLIPConfig
     data: DataConfig
     batch_size: int
+    micro_batch_size: int
     steps: int
-    loss: str
+    loss: LossConfig
     optim: OptimConfig
     quantize_ramp: tuple[int, int]
     text_warmup: TextWarmupConfig
     mesh: MeshConfig
     checkpoint: CheckpointConfig
+    max_skipped: int
     log_every: int
     init_from: str
     evaluation: EvaluationConfig
+
+    @property
+    def micro_batches(self) -> int:
+        """The parts in which a step goes through its batch."""
+        return self.batch_size // self.micro_batch_size if self.micro_batch_size else 1
 
     @property
     def evaluation_shards(self) -> str:

@@ -21,12 +21,6 @@ from data_pipelines.files import read_json
 WEIGHTS = "model.safetensors"
 
 
-def weights(state: dict) -> Variables:
-    """Returns the weights that a train state stands for: where it holds averages, those."""
-    params = trees.flatten(state["params"]) | trees.flatten(state.get("ema", {}))
-    return {"params": trees.unflatten(params), "codebook": state["codebook"]}
-
-
 def save_export(
     directory: Path, variables: Variables, *, config: dict[str, Any], tokenizer: Path | None = None
 ) -> None:
@@ -66,7 +60,9 @@ def load_export(directory: Path) -> tuple[Variables, dict[str, Any]]:
     """
     directory = Path(directory).absolute()
     if (directory / "state").is_dir():
-        return weights(_restore(directory / "state")), _described(directory)
+        saved = _restore(directory / "state")
+        params = trees.overlay(saved["params"], saved.get("ema", {}))
+        return {"params": params, "codebook": saved["codebook"]}, _described(directory)
     for name in ("config.json", "variables"):
         if not (directory / name).exists():
             raise InputError(f"{directory}: not an export: no {name} in it")

@@ -1,63 +1,88 @@
 """Contrastive losses over the global batch: `loss_fn(outputs, batch) -> (loss, metrics)`.
 
-`outputs` holds unit-length latents `image` and `text` (b d), `temperature` (the factor on their
-similarities) and, for the sigmoid loss, `bias`. Under jit the arrays may be sharded along the
-batch: the loss is that of the whole batch. All of it is float32.
+`outputs` holds unit-length latents `image` (b d) and `text` (k b, d), the k texts of a volume
+together, `temperature` (the factor on their similarities) and, for the sigmoid loss, `bias`. Under
+jit the arrays may be sharded along the batch: the loss is that of the whole batch. All of it is
+float32.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from ctclip_jax.shapes import Array, Float, Int
+from ctclip_jax.shapes import Array, Float
+from ctclip_jax.similarities import MASKED, Side, Sums, pair_sums, ring_sums
 
 Outputs = dict[str, Array]
 LossFn = Callable[[Outputs, dict[str, Array]], tuple[Array, dict[str, Array]]]
 
 
-def softmax_loss(outputs: Outputs, batch: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """The loss, and which pairs of the batch count as what.
+
+    Attributes:
+      name: in LOSSES.
+      mask_twins: two volumes of one scan, or of identical reports, are no negatives of each other.
+      normal_share: of the target of a volume without any finding, the part that it gives to the
+        other such volumes of the batch in equal shares; for the sigmoid loss the probability that
+        two of them match. It reads the labels of the training volumes.
+      rows: texts of a device that are compared at a time, so that the similarities of a very large
+        batch need not lie in memory at once; 0: all.
+      max_temperature: the largest factor on the similarities that training may reach; 0: any.
+    """
+
+    name: str
+    mask_twins: bool = False
+    normal_share: float = 0.0
+    rows: int = 0
+    max_temperature: float = 0.0
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What it reads of a batch beside the outputs."""
+        twins = ("scan", "report") if self.mask_twins else ()
+        return twins + (("normal",) if self.normal_share else ())
+
+
+def softmax_loss(texts: Sums, images: Sums, share: float) -> Float[Array, ""]:
     """Symmetric cross-entropy of text against image (CLIP, arXiv 2103.00020)."""
-    del batch
-    sim_TI = _similarities(outputs)
-    matches = jnp.diagonal(sim_TI)
-    rows, columns = (jax.nn.logsumexp(sim_TI, axis=axis) for axis in (1, 0))
-    return jnp.mean((rows + columns) / 2 - matches), _metrics(outputs, sim_TI)
+    return (_cross_entropy(texts, share) + _cross_entropy(images, share)) / 2
 
 
-def text_to_image_loss(outputs: Outputs, batch: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
+def text_to_image_loss(texts: Sums, images: Sums, share: float) -> Float[Array, ""]:
     """Cross-entropy of every text against the images of the batch: whose text is it?
 
     The half of the symmetric loss that compares images. A text that mentions one finding of many
     is compared with all images on that finding alone; against other texts it would mostly learn
-    which findings happen to be mentioned. There may be k texts of each image (k b, d).
+    which findings happen to be mentioned. There may be k texts of each image.
     """
-    del batch
-    sim_TI = _similarities(outputs)
-    matches = jnp.take_along_axis(sim_TI, _owners(sim_TI)[:, None], axis=1)[:, 0]
-    return jnp.mean(jax.nn.logsumexp(sim_TI, axis=1) - matches), _metrics(outputs, sim_TI)
+    del images
+    return _cross_entropy(texts, share)
 
 
-def decoupled_loss(outputs: Outputs, batch: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
+def decoupled_loss(texts: Sums, images: Sums, share: float) -> Float[Array, ""]:
     """Symmetric cross-entropy without the match in the denominator (arXiv 2110.06848)."""
-    del batch
-    sim_TI = _similarities(outputs)
-    matches = jnp.diagonal(sim_TI)
-    negatives = jnp.where(jnp.eye(len(sim_TI), dtype=bool), -jnp.inf, sim_TI)
-    rows, columns = (jax.nn.logsumexp(negatives, axis=axis) for axis in (1, 0))
-    return jnp.mean((rows + columns) / 2 - matches), _metrics(outputs, sim_TI)
+
+    def side(sums: Sums) -> Array:
+        # Without any negative there is nothing to tell apart.
+        some = sums["negatives"] > MASKED / 2
+        return jnp.mean(jnp.where(some, sums["negatives"] - _target(sums, share), 0.0))
+
+    return (side(texts) + side(images)) / 2
 
 
-def sigmoid_loss(outputs: Outputs, batch: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
+def sigmoid_loss(texts: Sums, images: Sums, share: float) -> Float[Array, ""]:
     """Every pair a yes-or-no question (SigLIP, arXiv 2303.15343); needs `logit_bias`."""
-    del batch
-    logits_TI = _similarities(outputs) + outputs["bias"]
-    signs = 2.0 * jnp.eye(len(logits_TI)) - 1.0
-    loss = -jnp.sum(jax.nn.log_sigmoid(signs * logits_TI)) / len(logits_TI)
-    return loss, _metrics(outputs, logits_TI)
+    del images
+    others = texts["questions"] - share * texts["normals"]
+    return jnp.mean(jax.nn.softplus(-texts["own"]) + others)
 
 
-LOSSES: dict[str, LossFn] = {
+LOSSES: dict[str, Callable[[Sums, Sums, float], Array]] = {
     "softmax": softmax_loss,
     "text_to_image": text_to_image_loss,
     "decoupled": decoupled_loss,
@@ -65,19 +90,43 @@ LOSSES: dict[str, LossFn] = {
 }
 
 
-def _similarities(outputs: Outputs) -> Float[Array, "t i"]:
-    with jax.default_matmul_precision("float32"):
-        return outputs["temperature"] * (outputs["text"] @ outputs["image"].T)
+def make_loss(config: LossConfig, mesh: Mesh | None = None) -> LossFn:
+    """Returns (outputs, batch) -> (loss, metrics); with `config.rows` it is cut over `mesh`.
+
+    The batch holds `config.columns`: `scan` and `report` int32, equal where these are the same, and
+    `normal` bool, (b) each.
+    """
+
+    def loss_fn(outputs: Outputs, batch: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
+        text, image = _sides(outputs, {name: batch[name] for name in config.columns})
+        scalars = {name: outputs[name] for name in ("temperature", "bias") if name in outputs}
+        if config.rows:
+            texts, images = ring_sums(text, image, scalars, rows=config.rows, mesh=mesh)
+        else:
+            texts, images = pair_sums(text, image, scalars)
+        loss = LOSSES[config.name](texts, images, config.normal_share)
+        hits = jnp.mean(texts["own"] >= texts["rival"])
+        return loss, {"text_to_image_accuracy": hits, "temperature": outputs["temperature"]}
+
+    return loss_fn
 
 
-def _owners(sim_TI: Float[Array, "t i"]) -> Int[Array, " t"]:
-    """The image of each text: its texts stand together, as many for every image."""
-    texts, images = sim_TI.shape
+def _sides(outputs: Outputs, columns: dict[str, Array]) -> tuple[Side, Side]:
+    """Texts and images with what is known of their volumes."""
+    texts, images = len(outputs["text"]), len(outputs["image"])
     if texts % images:
         raise ValueError(f"{texts} texts cannot belong to {images} images in equal numbers")
-    return jnp.arange(texts) // (texts // images)
+    known = {"owner": jnp.arange(images)} | columns
+    of_texts = {name: jnp.repeat(each, texts // images) for name, each in known.items()}
+    return {"latents": outputs["text"]} | of_texts, {"latents": outputs["image"]} | known
 
 
-def _metrics(outputs: Outputs, sim_TI: Float[Array, "t i"]) -> dict[str, Array]:
-    hits = jnp.argmax(sim_TI, axis=1) == _owners(sim_TI)
-    return {"text_to_image_accuracy": jnp.mean(hits), "temperature": outputs["temperature"]}
+def _cross_entropy(sums: Sums, share: float) -> Float[Array, ""]:
+    return jnp.mean(jnp.logaddexp(sums["negatives"], sums["own"]) - _target(sums, share))
+
+
+def _target(sums: Sums, share: float) -> Float[Array, " n"]:
+    """The logit of the match, mixed with those of the other normal volumes."""
+    shared = share * (sums["count"] > 0)
+    others = sums["normals"] / jnp.maximum(sums["count"], 1.0)
+    return (1 - shared) * sums["own"] + shared * others

@@ -17,9 +17,15 @@ SCHEDULES = {
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    """Adam, its schedule, and `rules`: (regex over parameter names, learning-rate multiplier).
+    """Adam, its schedule, and rules over the names of parameters.
 
-    The first matching rule counts, without one the multiplier is 1; 0 freezes a parameter.
+    Attributes:
+      rules: (regex, multiplier of the learning rate); 0 freezes a parameter.
+      decay_rules: (regex, multiplier of the weight decay).
+      ema: of the weights, an average that keeps this share of itself at a step (late in training;
+        less at first); it is what is evaluated and exported. 0: none.
+
+    The first matching rule counts, without one the multiplier is 1.
     """
 
     learning_rate: float
@@ -31,6 +37,8 @@ class OptimConfig:
     weight_decay: float
     clip_norm: float
     rules: tuple[tuple[str, float], ...]
+    decay_rules: tuple[tuple[str, float], ...] = ()
+    ema: float = 0.0
 
 
 def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
@@ -49,31 +57,36 @@ def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
     return schedule
 
 
-def split_frozen(params: dict, config: OptimConfig) -> tuple[dict, dict]:
-    """Splits `params` into (trained, frozen); a frozen parameter has the multiplier 0."""
+def trained_of(params: dict, config: OptimConfig) -> dict:
+    """The part of `params` that is trained; the multiplier of a frozen one is 0."""
     leaves = trees.flatten(params)
     multipliers = trees.match_rules(config.rules, leaves, default=1.0)
-    trained = {name: leaf for name, leaf in leaves.items() if multipliers[name] != 0.0}
-    frozen = {name: leaf for name, leaf in leaves.items() if multipliers[name] == 0.0}
-    return trees.unflatten(trained), trees.unflatten(frozen)
+    return trees.unflatten({name: leaf for name, leaf in leaves.items() if multipliers[name]})
 
 
-def join_frozen(trained: dict, frozen: dict) -> dict:
-    """Undoes `split_frozen`."""
-    return trees.unflatten({**trees.flatten(trained), **trees.flatten(frozen)})
-
-
-def decay_mask(params: dict) -> dict:
-    """True for the parameters that weight decay pulls on: those of two dimensions or more.
+def weight_decays(params: dict, config: OptimConfig) -> dict:
+    """The weight decay of every parameter: 0 for those of fewer than two dimensions.
 
     The layer axis of stacked blocks does not count: their biases and norms are not decayed.
     """
+    leaves = trees.flatten(params)
+    multipliers = trees.match_rules(config.decay_rules, leaves, default=1.0)
 
-    def decayed(name: str, leaf: jax.Array) -> bool:
+    def decay(name: str) -> float:
         layer_axes = 1 if "/blocks/" in f"/{name}" else 0
-        return leaf.ndim - layer_axes >= 2
+        pulled = leaves[name].ndim - layer_axes >= 2
+        return config.weight_decay * multipliers[name] if pulled else 0.0
 
-    return trees.unflatten({n: decayed(n, leaf) for n, leaf in trees.flatten(params).items()})
+    return trees.unflatten({name: decay(name) for name in leaves})
+
+
+def average_weights(average: dict, params: dict, *, decay: float, step: jax.Array) -> dict:
+    """The exponential moving average of the weights after `step` steps.
+
+    Its decay grows to `decay` as (1 + step) / (10 + step), or the start would weigh for long.
+    """
+    keep = jnp.minimum(decay, (1 + step) / (10 + step))
+    return jax.tree.map(lambda old, new: keep * old + (1 - keep) * new, average, params)
 
 
 def clip_by_global_norm(grads: dict, max_norm: float) -> dict:
@@ -90,7 +103,7 @@ def gradient_norms(grads: dict) -> dict[str, jax.Array]:
 def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
     """Returns clipping, Adam, decoupled weight decay and learning rates as one transformation.
 
-    It takes the trained parameters alone (`split_frozen`), so that frozen ones have no state
+    It takes the trained parameters alone (`trained_of`), so that frozen ones have no state
     and no part in the norm. Its state is a plain dict: count, mu, nu.
     """
     adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
@@ -105,13 +118,12 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
             clip_by_global_norm(grads, config.clip_norm), optax.ScaleByAdamState(**state)
         )
 
-        def step(direction, param, multiplier, decayed):
-            decay = config.weight_decay * param if decayed else 0.0
-            return -rate * multiplier * (direction + decay)
+        def step(direction, param, multiplier, decay):
+            return -rate * multiplier * (direction + decay * param)
 
         multipliers = trees.match_rules(config.rules, trees.flatten(params), default=1.0)
         updates = jax.tree.map(
-            step, directions, params, trees.unflatten(multipliers), decay_mask(params)
+            step, directions, params, trees.unflatten(multipliers), weight_decays(params, config)
         )
         return updates, adam_state._asdict()
 

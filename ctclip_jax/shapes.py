@@ -6,9 +6,9 @@
 from typing import Any
 
 import jax
-from jaxtyping import Array, Float, Int, Integer, Num, Scalar
+from jaxtyping import Array, Bool, Float, Int, Integer, Num, Scalar
 
 Variables = dict[str, Any]  # {'params': nested dict, 'codebook': {'embed', 'cluster_size'}}
 Key = jax.Array
 
-__all__ = ["Array", "Float", "Int", "Integer", "Key", "Num", "Scalar", "Variables"]
+__all__ = ["Array", "Bool", "Float", "Int", "Integer", "Key", "Num", "Scalar", "Variables"]

@@ -65,9 +65,14 @@ def state_shardings(state: dict, mesh: Mesh) -> dict:
     return jax.tree_util.tree_map_with_path(sharding, state)
 
 
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of a batch: its rows are cut over all devices."""
+    return NamedSharding(mesh, P(mesh.axis_names))
+
+
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Returns the global arrays of which `batch` is this process's part, cut over all devices."""
-    sharding = NamedSharding(mesh, P(("data", "fsdp")))
+    sharding = batch_sharding(mesh)
     return {
         name: jax.make_array_from_process_local_data(sharding, array)
         for name, array in batch.items()

@@ -14,7 +14,7 @@ import optax
 from jax.sharding import Mesh
 
 from ctclip_jax.config import TextWarmupConfig
-from ctclip_jax.losses import softmax_loss
+from ctclip_jax.losses import LossConfig, make_loss
 from ctclip_jax.metric_writer import Scalars, StepLog
 from ctclip_jax.models.ct_clip import CTCLIP
 from ctclip_jax.optim import OptimConfig, gradient_norms, make_optimizer
@@ -70,16 +70,17 @@ def make_step(
 ) -> Callable[[dict, dict, dict[str, Array]], tuple[dict, dict, Scalars, Scalars]]:
     """Returns the jitted (trained, opt, batch) -> (trained, opt, metrics, gradient norms)."""
 
+    loss_fn = make_loss(LossConfig("softmax"))
+
     def objective(trained: dict, batch: dict[str, Array], key: Key):
         # Both views in one pass: half the program to compile.
         ids = jnp.concatenate([batch["findings_ids"], batch["impressions_ids"]])
         mask = jnp.concatenate([batch["findings_mask"], batch["impressions_mask"]])
-        latents = model.encode_text({"params": trained}, ids, mask, key=key)
+        keys = jax.random.split(key, len(ids))
+        latents = model.encode_text({"params": trained}, ids, mask, keys=keys)
         findings, impressions = jnp.split(latents, 2)
         temperature = jnp.exp(trained["log_scale"])
-        return softmax_loss(
-            {"text": findings, "image": impressions, "temperature": temperature}, batch
-        )
+        return loss_fn({"text": findings, "image": impressions, "temperature": temperature}, batch)
 
     def step(trained: dict, opt: dict, batch: dict[str, Array]):
         gradient = jax.value_and_grad(objective, has_aux=True)

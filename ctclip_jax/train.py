@@ -6,45 +6,36 @@ then those of an uninterrupted run to the last bit.
 
 import contextlib
 import dataclasses
-import functools
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import grain
 import jax
-import jax.numpy as jnp
-import optax
 from clu import parameter_overview
-from jax.sharding import Mesh
 
 from ctclip_jax import api, trees
 from ctclip_jax.checkpoints import Checkpointer, check_shapes
 from ctclip_jax.checks import check_config, check_shards
 from ctclip_jax.config import TrainConfig
 from ctclip_jax.evaluators.in_training import Evaluation
-from ctclip_jax.exports import save_export, weights
-from ctclip_jax.losses import LOSSES, LossFn
+from ctclip_jax.exports import save_export
 from ctclip_jax.metric_writer import MetricWriter, StepLog
-from ctclip_jax.models.ct_clip import CTCLIP
-from ctclip_jax.optim import (
-    gradient_norms,
-    join_frozen,
-    learning_rate,
-    make_optimizer,
-    split_frozen,
-)
 from ctclip_jax.preemption import Preempted, Preemption
-from ctclip_jax.shapes import Array, Float, Int, Variables
-from ctclip_jax.sharding import local_batch_size, make_mesh, put_batch, state_shardings
+from ctclip_jax.shapes import Variables
+from ctclip_jax.sharding import local_batch_size, make_mesh, state_shardings
 from ctclip_jax.text_warmup import warm_up
+from ctclip_jax.train_step import (
+    Learner,
+    abstract_state,
+    make_learner,
+    make_train_step,
+    new_state,
+    variables_of,
+)
 from data_pipelines import loader
 from data_pipelines.shards import preparation
 from data_pipelines.text_pairs import text_pair_loader
 from data_pipelines.tokenizers import Tokenizer, load_tokenizer
-
-Metrics = dict[str, Array]
-TrainStep = Callable[[dict, dict[str, Array]], tuple[dict, Metrics, dict[str, Array]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,10 +44,7 @@ class Run:
 
     config: TrainConfig
     workdir: Path
-    mesh: Mesh
-    model: CTCLIP
-    loss_fn: LossFn
-    optimizer: optax.GradientTransformation
+    learner: Learner
     tokenizer: Tokenizer
 
 
@@ -93,7 +81,7 @@ def run_steps(run: Run, batches: grain.DatasetIterator, preemption: Preemption) 
         evaluation = make_evaluation(run)
         state = start_or_continue(run, checkpointer, batches, preemption)
         write_config(run)
-        train_step = make_train_step(run)
+        train_step = make_train_step(run.learner)
         step = int(state["step"])
         writer = MetricWriter(run.workdir, step=step, writes=jax.process_index() == 0)
         stack.callback(writer.close)
@@ -121,8 +109,8 @@ def run_steps(run: Run, batches: grain.DatasetIterator, preemption: Preemption) 
             if step >= config.steps:
                 return state
             with jax.transfer_guard("disallow"):
-                batch = put_batch(next(batches), run.mesh)
-                state, metrics, gradient_norms = train_step(state, batch)
+                parts = [next(batches) for _ in range(config.micro_batches)]
+                state, metrics, gradient_norms = train_step(state, parts)
             step += 1
             log.add(step, metrics, gradient_norms)
 
@@ -145,15 +133,7 @@ def build(config: TrainConfig, workdir: Path) -> Run:
     tokenizer = load_tokenizer(config.data.tokenizer_path)
     mesh = make_mesh(config.mesh)
     check_config(config, tokenizer=tokenizer, mesh=mesh)
-    return Run(
-        config=config,
-        workdir=workdir,
-        mesh=mesh,
-        model=CTCLIP(config.model),
-        loss_fn=LOSSES[config.loss],
-        optimizer=make_optimizer(config.optim, config.steps),
-        tokenizer=tokenizer,
-    )
+    return Run(config, workdir, make_learner(config, mesh), tokenizer)
 
 
 def write_config(run: Run) -> None:
@@ -173,7 +153,7 @@ def make_loader(run: Run) -> grain.DatasetIterator:
         texts=data.text_choice,
         tokenizer=run.tokenizer,
         max_length=data.max_length,
-        batch_size=local_batch_size(config.batch_size, run.mesh),
+        batch_size=local_batch_size(config.batch_size // config.micro_batches, run.learner.mesh),
         seed=config.seed,
         weights=data.weights,
         one_per_scan=data.one_per_scan,
@@ -188,7 +168,8 @@ def make_evaluation(run: Run) -> Evaluation | None:
     """Returns the evaluation inside the run; None if the config wants none."""
     if not run.config.evaluation.every:
         return None
-    return Evaluation(run.config, model=run.model, mesh=run.mesh, tokenizer=run.tokenizer)
+    model, mesh = run.learner.model, run.learner.mesh
+    return Evaluation(run.config, model=model, mesh=mesh, tokenizer=run.tokenizer)
 
 
 def loader_layout(config: TrainConfig) -> dict[str, int | str | list]:
@@ -217,18 +198,18 @@ def start_or_continue(
     run: Run, checkpointer: Checkpointer, batches: grain.DatasetIterator, preemption: Preemption
 ) -> dict:
     """Returns the newest state with `batches` moved to it; without a checkpoint, a new state."""
-    state = checkpointer.restore(abstract_state(run), batches)
+    state = checkpointer.restore(abstract_state(run.learner), batches)
     if state is None:
-        state = new_state(initial_variables(run, preemption), run)
+        state = new_state(run.learner, initial_variables(run, preemption))
     if jax.process_index() == 0:
         print(parameter_overview.get_parameter_overview(state["params"], include_stats=False))
-        print(f"mesh {dict(run.mesh.shape)}, from step {int(state['step'])}", flush=True)
+        print(f"mesh {dict(run.learner.mesh.shape)}, from step {int(state['step'])}", flush=True)
     return state
 
 
 def initial_variables(run: Run, preemption: Preemption) -> Variables:
     """Returns random or given weights, the text tower warmed up if the config says so."""
-    config, model, mesh = run.config, run.model, run.mesh
+    config, model, mesh = run.config, run.learner.model, run.learner.mesh
     abstract = model.abstract_variables()
     shardings = state_shardings(abstract, mesh)
     if config.init_from:
@@ -243,12 +224,13 @@ def initial_variables(run: Run, preemption: Preemption) -> Variables:
 def warm_up_text(variables: Variables, run: Run, preemption: Preemption) -> Variables:
     """Returns `variables` after the stage of config.text_warmup; metrics in WORKDIR/text_warmup."""
     config, warmup = run.config, run.config.text_warmup
+    model, mesh = run.learner.model, run.learner.mesh
     pairs = text_pair_loader(
         config.data.folders,
         split=config.data.split,
         tokenizer=run.tokenizer,
         max_length=warmup.max_length,
-        batch_size=local_batch_size(warmup.batch_size, run.mesh),
+        batch_size=local_batch_size(warmup.batch_size, mesh),
         # Every process draws from all reports, in an order of its own.
         seed=config.seed + jax.process_index(),
     )
@@ -267,99 +249,20 @@ def warm_up_text(variables: Variables, run: Run, preemption: Preemption) -> Vari
         return warm_up(
             variables,
             pairs,
-            model=run.model,
+            model=model,
             config=warmup,
             key=key,
-            mesh=run.mesh,
+            mesh=mesh,
             log=log,
             preemption=preemption,
         )
-
-
-def make_state(variables: Variables, run: Run) -> dict:
-    """Returns the train state of step 0: step, params, codebook, opt."""
-    trained, _ = split_frozen(variables["params"], run.config.optim)
-    return {"step": jnp.zeros((), jnp.int32), **variables, "opt": run.optimizer.init(trained)}
-
-
-def new_state(variables: Variables, run: Run) -> dict:
-    """Returns `make_state(variables)`, every array born on the devices it belongs to."""
-    make = functools.partial(make_state, run=run)
-    shardings = state_shardings(jax.eval_shape(make, variables), run.mesh)
-    return jax.jit(make, out_shardings=shardings)(variables)
-
-
-def abstract_state(run: Run) -> dict:
-    """Returns shapes, dtypes and shardings of the state, without memory."""
-    abstract = jax.eval_shape(
-        functools.partial(make_state, run=run), run.model.abstract_variables()
-    )
-    shardings = state_shardings(abstract, run.mesh)
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        abstract,
-        shardings,
-    )
-
-
-def make_train_step(run: Run) -> TrainStep:
-    """Returns the jitted (state, batch) -> (state, metrics, norm of every gradient)."""
-    config = run.config
-    schedule = learning_rate(config.optim, config.steps)
-    codebook_rate = trees.match_rules(config.optim.rules, ["image/codebook"], default=1.0)
-
-    def train_step(state: dict, batch: dict[str, Array]):
-        trained, frozen = split_frozen(state["params"], config.optim)
-        key = jax.random.fold_in(jax.random.key(config.seed), state["step"])
-        quantize = quantizer_weight(config.quantize_ramp, state["step"])
-
-        def objective(trained: dict):
-            variables = {"params": join_frozen(trained, frozen), "codebook": state["codebook"]}
-            outputs, codebook = run.model(variables, batch, train=True, key=key, quantize=quantize)
-            loss, metrics = run.loss_fn(outputs, batch)
-            return loss, (metrics, codebook)
-
-        gradient = jax.value_and_grad(objective, has_aux=True)
-        (loss, (metrics, codebook)), grads = gradient(trained)
-        updates, opt = run.optimizer.update(grads, state["opt"], trained)
-        trained = optax.apply_updates(trained, updates)
-        # The codebook moves without a gradient, but it belongs to the image tower.
-        moves = codebook_rate["image/codebook"] != 0.0
-        after = {
-            "step": state["step"] + 1,
-            "params": join_frozen(trained, frozen),
-            "codebook": codebook if moves else state["codebook"],
-            "opt": opt,
-        }
-        metrics = {
-            "loss": loss,
-            **metrics,
-            "gradient_norm": optax.tree.norm(grads),
-            "learning_rate": schedule(state["step"]),
-        }
-        return after, metrics, gradient_norms(grads)
-
-    return jax.jit(train_step, donate_argnums=0)
-
-
-def quantizer_weight(ramp: tuple[int, int], step: Int[Array, ""]) -> Float[Array, ""]:
-    """Returns the weight of the quantized against the plain tokens: 0 -> 1 over `ramp`."""
-    start, end = ramp
-    if end == 0:
-        return jnp.ones(())
-    return jnp.clip((step - start) / max(end - start, 1), 0.0, 1.0)
-
-
-def variables_of(state: dict) -> Variables:
-    """Returns what the model computes with."""
-    return {"params": state["params"], "codebook": state["codebook"]}
 
 
 def export(state: dict, run: Run) -> None:
     """Writes the weights alone, for `ctclip_jax.load`, to WORKDIR/export."""
     save_export(
         run.workdir / "export",
-        weights(state),
+        variables_of(state),
         config={
             "model": dataclasses.asdict(run.config.model),
             **run.config.evaluation.reading,

@@ -30,6 +30,11 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
+def overlay(tree: Mapping[str, Any], part: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns `tree` with the leaves of `part` in the place of its own."""
+    return unflatten({**flatten(tree), **flatten(part)})
+
+
 def match_rules(
     rules: Sequence[tuple[str, T]], names: Iterable[str], *, default: T
 ) -> dict[str, T]:

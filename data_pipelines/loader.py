@@ -1,8 +1,10 @@
 """Shards -> batches on the host, by grain; every iterator can be checkpointed.
 
 A batch is a dict of numpy arrays: `image` int16 (B, F, H, W) in steps of 1/16 HU; in training
-`input_ids` and `attention_mask` int32 (B, L), or (B, K, L) with K texts of a volume; in evaluation
-`row`, that of `shards.read_reports`.
+`input_ids` and `attention_mask` int32 (B, L), or (B, K, L) with K texts of a volume, and (B,) of
+the volume: `scan` and `report` int32, equal for the same scan and for reports of the same words,
+`normal` (all labels are known and absent), `seed` int32, drawn anew each time; in evaluation `row`,
+that of `shards.read_reports`.
 
 Records are read and tokenized ahead by threads, their volumes still compressed, and decompressed
 side by side straight into the batch, one batch ahead. A process holds three batches at most (in
@@ -13,6 +15,7 @@ import dataclasses
 import functools
 import math
 import os
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -186,6 +189,7 @@ class _TrainExample(grain.transforms.RandomMap):
     def random_map(self, where: tuple[int, int], rng: np.random.Generator) -> Record:
         folder, index = where
         record = self.sources[folder].compressed(index)
+        labels = record["labels"]
         drawn = self.texts.draw(record["findings"], record["impressions"], rng=rng)
         ids, mask = self.tokenizer(drawn, self.max_length)
         if self.texts.texts == 1:
@@ -195,7 +199,16 @@ class _TrainExample(grain.transforms.RandomMap):
             "image": _Compressed(record, tuple(offsets)),
             "input_ids": ids,
             "attention_mask": mask,
+            "scan": _fingerprint(record["patient"], record["scan"]),
+            "report": _fingerprint(record["findings"], record["impressions"]),
+            "normal": np.array(labels.size > 0 and not np.any(labels)),
+            "seed": rng.integers(2**31, dtype=np.int32),
         }
+
+
+def _fingerprint(*texts: str) -> np.int32:
+    """The same number for the same texts; two others share one in 4e9."""
+    return np.uint32(zlib.crc32("\0".join(texts).encode())).astype(np.int32)
 
 
 @dataclasses.dataclass(frozen=True)

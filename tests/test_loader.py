@@ -90,7 +90,34 @@ def test_train_batches(start):
         "image": ((4, 2, 3, 4), "int16"),
         "input_ids": ((4, 24), "int32"),
         "attention_mask": ((4, 24), "int32"),
+        "scan": ((4,), "int32"),
+        "report": ((4,), "int32"),
+        "normal": ((4,), "bool"),
+        "seed": ((4,), "int32"),
     }
+
+
+def test_volumes_tell_which_share_a_report_and_which_are_normal(start):
+    batch = next(start(batch_size=10))
+    column = {name: batch[name][np.argsort(numbers([batch]))] for name in batch}
+    assert column["report"][8] == column["report"][9]
+    assert len(set(column["report"].tolist())) == 9
+    assert len(set(column["scan"].tolist())) == 10
+    np.testing.assert_array_equal(column["normal"], [True, False] * 5)
+
+
+def test_volumes_tell_which_share_a_scan(tmp_path, start):
+    labels = [np.array(each, np.int8) for each in ([], [0, -1], [0, 0])]
+    write(tmp_path, [make_record(n) | whose(n // 2) | {"labels": labels[n]} for n in range(3)])
+    batch = next(start(folders=(tmp_path,), batch_size=3))
+    column = {name: batch[name][np.argsort(numbers([batch]))] for name in batch}
+    assert column["scan"][0] == column["scan"][1] != column["scan"][2]
+    assert column["normal"].tolist() == [False, False, True], "unknown is not normal"
+
+
+def test_seeds_are_drawn_anew_for_every_example(start):
+    seeds = np.concatenate([batch["seed"] for batch in take(start(batch_size=5), 6)])
+    assert len(set(seeds.tolist())) == 30
 
 
 def test_an_image_keeps_its_report(start, tokenizer):

@@ -10,12 +10,12 @@ import pytest
 
 from ctclip_jax.optim import (
     OptimConfig,
+    average_weights,
     clip_by_global_norm,
-    decay_mask,
-    join_frozen,
     learning_rate,
     make_optimizer,
-    split_frozen,
+    trained_of,
+    weight_decays,
 )
 from data_pipelines.errors import InputError
 
@@ -86,11 +86,9 @@ def test_clipping_leaves_small_gradients_alone():
 def test_frozen_parameters_have_no_state_and_no_part_in_the_norm():
     params = some_params()
     frozen_bias = config(rules=(("bias$", 0.0),))
-    trained, frozen = split_frozen(params, frozen_bias)
-    assert set(frozen) == {"dense"} and set(frozen["dense"]) == {"bias"}
+    trained = trained_of(params, frozen_bias)
+    assert set(trained) == set(params) and set(trained["dense"]) == {"kernel"}
     assert "bias" not in make_optimizer(frozen_bias, 1).init(trained)["mu"]["dense"]
-    rejoined = join_frozen(trained, frozen)
-    assert jax.tree.all(jax.tree.map(jnp.array_equal, rejoined, params))
 
 
 def test_first_matching_rule_sets_the_learning_rate():
@@ -112,11 +110,25 @@ def test_the_layer_axis_does_not_make_a_bias_decay():
         "kernel": jnp.ones((3, 3)),
     }
     expected = {
-        "blocks": {"bias": False, "kernel": True},
-        "norm": {"scale": False},
-        "kernel": True,
+        "blocks": {"bias": 0.0, "kernel": 0.5},
+        "norm": {"scale": 0.0},
+        "kernel": 0.5,
     }
-    assert decay_mask(params) == expected
+    assert weight_decays(params, config(weight_decay=0.5)) == expected
+
+
+def test_first_matching_rule_sets_the_weight_decay():
+    rules = (("dense/kernel", 0.25), ("dense", 9.0))
+    decays = weight_decays(some_params(), config(weight_decay=0.4, decay_rules=rules))
+    assert decays == {"dense": {"kernel": 0.1, "bias": 0.0}, "blocks": {"norm": 0.0}}
+
+
+def test_the_average_of_the_weights_grows_slow():
+    average = {"w": jnp.zeros(())}
+    for step in range(3):
+        average = average_weights(average, {"w": jnp.ones(())}, decay=0.2, step=step)
+    keeps = np.minimum(0.2, (1 + np.arange(3)) / (10 + np.arange(3)))
+    np.testing.assert_allclose(average["w"], 1 - np.prod(keeps), rtol=1e-6)
 
 
 def test_schedules_warm_up_and_come_down():

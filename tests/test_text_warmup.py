@@ -21,7 +21,7 @@ WORDS, LENGTH = 16, 4
 class BagOfWords:
     """The text tower's interface with a mean of word embeddings behind it."""
 
-    def encode_text(self, variables, input_ids, attention_mask, *, key):
+    def encode_text(self, variables, input_ids, attention_mask, *, keys):
         params = variables["params"]
         words = params["text"]["embedding"][input_ids] * attention_mask[..., None]
         latents = words.mean(axis=1) @ params["text_projection"]["kernel"]

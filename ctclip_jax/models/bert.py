@@ -8,7 +8,7 @@ from einops import rearrange
 from flax import nnx
 
 from ctclip_jax.models import seam
-from ctclip_jax.models.layers import dropout, layer_norm
+from ctclip_jax.models.layers import dropout, layer_norm, split_keys
 from ctclip_jax.shapes import Array, Float, Int, Key
 
 EPSILON = 1e-12
@@ -62,17 +62,17 @@ class SelfAttention(nnx.Module):
         self.heads, self.dropout = config.num_heads, config.dropout
 
     def __call__(
-        self, x: Float[Array, "b l d"], mask: Int[Array, "b l"], key: Key | None
+        self, x: Float[Array, "b l d"], mask: Int[Array, "b l"], keys: Key | None
     ) -> Float[Array, "b l d"]:
-        query, keys, value = (
+        query, key, value = (
             rearrange(project(x), "b l (heads c) -> b heads l c", heads=self.heads)
             for project in (self.query, self.key, self.value)
         )
         logits = jnp.einsum(
-            "bhic,bhjc->bhij", query, keys, preferred_element_type=jnp.float32
+            "bhic,bhjc->bhij", query, key, preferred_element_type=jnp.float32
         ) / jnp.sqrt(query.shape[-1])
         masked = jnp.where(mask[:, None, None, :] != 0, logits, jnp.finfo(jnp.float32).min)
-        weights = dropout(jax.nn.softmax(masked, axis=-1), self.dropout, key).astype(value.dtype)
+        weights = dropout(jax.nn.softmax(masked, axis=-1), self.dropout, keys).astype(value.dtype)
         mixed = jnp.einsum("bhij,bhjc->bhic", weights, value)
         return self.out(rearrange(mixed, "b heads l c -> b l (heads c)"))
 
@@ -90,9 +90,9 @@ class Block(nnx.Module):
         self.dropout, self.dtype = config.dropout, dtype
 
     def __call__(
-        self, x: Float[Array, "b l d"], mask: Int[Array, "b l"], key: Key | None
+        self, x: Float[Array, "b l d"], mask: Int[Array, "b l"], keys: Key | None
     ) -> Float[Array, "b l d"]:
-        keys = (None,) * 3 if key is None else jax.random.split(key, 3)
+        keys = (None,) * 3 if keys is None else split_keys(keys, 3)
         attended = dropout(self.attn(x, mask, keys[0]), self.dropout, keys[1])
         x = self.attn_norm(x + attended).astype(self.dtype)
         hidden = self.down(jax.nn.gelu(self.up(x), approximate=False))
@@ -111,17 +111,17 @@ class Bert(nnx.Module):
         self.dtype, self.remat = dtype, remat
 
     def __call__(
-        self, input_ids: Int[Array, "b l"], mask: Int[Array, "b l"], *, key: Key | None = None
+        self, input_ids: Int[Array, "b l"], mask: Int[Array, "b l"], *, keys: Key | None = None
     ) -> Float[Array, "b l d"]:
-        """Last hidden states, float32; `key` switches dropout on."""
-        keys = None if key is None else jax.random.split(key, self.depth + 1)
-        embedded = dropout(self.embed(input_ids), self.dropout, None if key is None else keys[0])
+        """Last hidden states, float32; `keys` (b), one for each text, switch dropout on."""
+        keys = None if keys is None else split_keys(keys, self.depth + 1)
+        embedded = dropout(self.embed(input_ids), self.dropout, None if keys is None else keys[0])
 
-        def layer(x, block_and_key):
-            block, block_key = block_and_key
-            return block(x, mask, block_key), None
+        def layer(x, block_and_keys):
+            block, block_keys = block_and_keys
+            return block(x, mask, block_keys), None
 
-        layers = (self.blocks, None if key is None else keys[1:])
+        layers = (self.blocks, None if keys is None else keys[1:])
         step = jax.checkpoint(layer) if self.remat else layer
         x, _ = jax.lax.scan(step, embedded.astype(self.dtype), layers)
         return x.astype(jnp.float32)

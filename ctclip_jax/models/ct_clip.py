@@ -13,7 +13,8 @@ from flax import nnx
 from ctclip_jax.models import seam, vector_quantizer
 from ctclip_jax.models.bert import Bert, BertConfig
 from ctclip_jax.models.ct_vit import CTViT, CTViTConfig
-from ctclip_jax.models.layers import l2_normalize, torch_linear_init
+from ctclip_jax.models.layers import l2_normalize, split_keys, torch_linear_init
+from ctclip_jax.models.vector_quantizer import Codebook, Statistics
 from ctclip_jax.shapes import Array, Float, Int, Key, Num, Variables
 
 
@@ -87,12 +88,12 @@ class CTCLIP:
         input_ids: Int[Array, "b l"],
         attention_mask: Int[Array, "b l"],
         *,
-        key: Key | None = None,
+        keys: Key | None = None,
     ) -> Float[Array, "b d"]:
-        """Unit-length latents of tokenized reports; `key` switches dropout on."""
+        """Unit-length latents of tokenized reports; `keys`, one for each, switch dropout on."""
         with jax.default_matmul_precision("float32"), jax.named_scope("text"):
             tower = seam.bind(self._text_tower, variables["params"]["text"])
-            first = tower(input_ids, attention_mask, key=key)[:, 0]
+            first = tower(input_ids, attention_mask, keys=keys)[:, 0]
             return self._project(first, variables["params"]["text_projection"]["kernel"])
 
     def __call__(
@@ -101,46 +102,67 @@ class CTCLIP:
         batch: dict[str, Array],
         *,
         train: bool,
-        key: Key | None = None,
+        keys: Key | None = None,
         quantize: Float[Array, ""] | float = 1.0,
-    ) -> tuple[dict[str, Array], dict[str, Array]]:
+    ) -> tuple[dict[str, Array], Statistics | None]:
         """Both towers on a batch of `image`, `input_ids` and `attention_mask`.
 
-        The ids are (b l), or (b k l) for k texts of each volume, whose latents (k b, d) stand
-        together.
-
-        Returns `({'image', 'text', 'temperature'[, 'bias']}, codebook)`. In training the gradient
-        passes the quantizer straight through and the returned codebook has moved by one step;
-        otherwise the image tower gets no gradient and the codebook is unchanged, as published.
+        Returns `({'image', 'text', 'temperature'[, 'bias']}, statistics)`. In training the
+        gradient passes the quantizer straight through, and `move_codebook` takes the statistics;
+        otherwise the image tower gets no gradient and there are none, as published.
         """
-        codebook = variables["codebook"]
         if train:
-            image, codebook = self._encode_image_in_training(variables, batch["image"], quantize)
+            latents, statistics = self.encode(variables, batch, keys=keys, quantize=quantize)
         else:
             image = self.encode_image(variables, batch["image"])
-        params = variables["params"]
-        ids, mask = (
-            rearrange(batch[name], "... l -> (...) l") for name in ("input_ids", "attention_mask")
-        )
-        outputs = {
-            "image": image,
-            "text": self.encode_text(variables, ids, mask, key=key if train else None),
-            "temperature": jnp.exp(params["temperature"]),
-        }
-        if "logit_bias" in params:
-            outputs["bias"] = params["logit_bias"]
-        return outputs, codebook
+            latents = {"image": image, "text": self._encode_texts(variables, batch, None)}
+            statistics = None
+        return self.outputs(variables["params"], latents), statistics
 
-    def _encode_image_in_training(self, variables, image, quantize):
-        codebook, decay = variables["codebook"], self.config.image.codebook_decay
+    def encode(
+        self,
+        variables: Variables,
+        batch: dict[str, Array],
+        *,
+        keys: Key | None = None,
+        quantize: Float[Array, ""] | float = 1.0,
+    ) -> tuple[dict[str, Array], Statistics]:
+        """Latents `{'image', 'text'}` in training, and the statistics of the codebook.
+
+        The ids are (b l), or (b k l) for k texts of each volume, whose latents (b k, d) stand
+        together. `keys` (b), one for each volume, switch dropout on. `quantize` is the weight of
+        the quantized against the plain tokens.
+        """
+        codebook = variables["codebook"]
         with jax.default_matmul_precision("float32"):
-            tokens = self._tokens(variables, image)
+            tokens = self._tokens(variables, batch["image"])
             with jax.named_scope("quantize"):
                 indices = vector_quantizer.nearest(tokens, codebook)
                 codes = vector_quantizer.lookup(indices, codebook)
                 mixed = vector_quantizer.straight_through(tokens, codes, quantize)
-                moved = vector_quantizer.update(codebook, tokens, indices, decay=decay)
-            return self._project_image(variables, mixed), moved
+                statistics = vector_quantizer.statistics(
+                    tokens, indices, codes=self.config.image.codebook_size
+                )
+            image = self._project_image(variables, mixed)
+        return {"image": image, "text": self._encode_texts(variables, batch, keys)}, statistics
+
+    def outputs(self, params: dict, latents: dict[str, Array]) -> dict[str, Array]:
+        """What a loss takes: the latents, the factor on their similarities and their bias."""
+        outputs = {**latents, "temperature": jnp.exp(params["temperature"])}
+        if "logit_bias" in params:
+            outputs["bias"] = params["logit_bias"]
+        return outputs
+
+    def move_codebook(self, codebook: Codebook, statistics: Statistics) -> Codebook:
+        """The codebook after a training step on the batch of these statistics."""
+        return vector_quantizer.update(codebook, statistics, decay=self.config.image.codebook_decay)
+
+    def _encode_texts(self, variables, batch, keys):
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        if ids.ndim == 3:
+            keys = None if keys is None else jnp.ravel(split_keys(keys, ids.shape[1]).T)
+            ids, mask = (rearrange(each, "b k l -> (b k) l") for each in (ids, mask))
+        return self.encode_text(variables, ids, mask, keys=keys)
 
     def _image_tower(self, rngs: nnx.Rngs) -> CTViT:
         return CTViT(self.config.image, rngs, dtype=self.config.dtype, remat=self.config.remat)

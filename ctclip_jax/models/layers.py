@@ -52,12 +52,20 @@ def l2_normalize(x: Float[Array, "... d"]) -> Float[Array, "... d"]:
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-24))
 
 
-def dropout(x: Float[Array, "..."], rate: float, key: Key | None) -> Float[Array, "..."]:
-    """Zeroes a share `rate` of x and scales up the rest; the identity without a key."""
-    if key is None or rate == 0.0:
+def dropout(x: Float[Array, "b ..."], rate: float, keys: Key | None) -> Float[Array, "b ..."]:
+    """Zeroes a share `rate` of x and scales up the rest; the identity without keys.
+
+    Each row has a key (b) of its own, so that it is the same in whatever batch it stands.
+    """
+    if keys is None or rate == 0.0:
         return x
-    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, x.shape[1:]))(keys)
     return jnp.where(keep, x / (1.0 - rate), 0.0).astype(x.dtype)
+
+
+def split_keys(keys: Key, count: int) -> Key:
+    """`count` independent keys of every row: (b) -> (count, b)."""
+    return jax.vmap(lambda key: jax.random.split(key, count), out_axes=1)(keys)
 
 
 def _windows(

@@ -12,6 +12,7 @@ from ctclip_jax.models.layers import l2_normalize
 from ctclip_jax.shapes import Array, Float, Int, Key
 
 Codebook = dict[str, Array]  # {'embed': (codes, d), 'cluster_size': (codes,)}
+Statistics = dict[str, Array]  # {'counts': (codes,), 'sums': (codes, d)}
 
 
 def init(key: Key, *, codes: int, dim: int) -> Codebook:
@@ -48,22 +49,45 @@ def straight_through(
     return tokens + jax.lax.stop_gradient(weight * (quantized - tokens))
 
 
-def update(
-    codebook: Codebook, tokens: Float[Array, "... d"], indices: Int[Array, "..."], *, decay: float
-) -> Codebook:
-    """The codebook after one training step on `tokens` (of the global batch).
+def statistics(
+    tokens: Float[Array, "... d"], indices: Int[Array, "..."], *, codes: int
+) -> Statistics:
+    """How many tokens took each code, and the sum of the normalized ones.
+
+    Those of a batch are the sums of those of its parts.
+    """
+    dim = tokens.shape[-1]
+    flat = jax.lax.stop_gradient(l2_normalize(tokens.astype(jnp.float32)).reshape(-1, dim))
+    return {
+        "counts": jnp.zeros(codes).at[indices.reshape(-1)].add(1.0),
+        "sums": jnp.zeros((codes, dim)).at[indices.reshape(-1)].add(flat),
+    }
+
+
+def update(codebook: Codebook, statistics: Statistics, *, decay: float) -> Codebook:
+    """The codebook after one training step whose global batch had these `statistics`.
 
     Used codes move toward the l2-normalized mean of their normalized tokens and so become shorter
     than 1; unused codes relax to unit length.
     """
-    codes, dim = codebook["embed"].shape
-    flat = jax.lax.stop_gradient(l2_normalize(tokens.astype(jnp.float32)).reshape(-1, dim))
-    counts = jnp.zeros(codes).at[indices.reshape(-1)].add(1.0)
-    sums = jnp.zeros((codes, dim)).at[indices.reshape(-1)].add(flat)
+    counts, sums = statistics["counts"], statistics["sums"]
     means = l2_normalize(sums / jnp.maximum(counts, 1.0)[:, None])
     target = jnp.where(counts[:, None] == 0, l2_normalize(codebook["embed"]), means)
     return {
         "embed": codebook["embed"] + (1 - decay) * (target - codebook["embed"]),
         "cluster_size": codebook["cluster_size"]
         + (1 - decay) * (counts - codebook["cluster_size"]),
+    }
+
+
+def usage(codebook: Codebook, statistics: Statistics) -> dict[str, Float[Array, ""]]:
+    """How the codes are used: the perplexity of a batch (1 to all codes), and dead codes.
+
+    A code is dead when the moving average of its tokens has fallen below 0.01.
+    """
+    counts = statistics["counts"]
+    shares = counts / jnp.maximum(jnp.sum(counts), 1.0)
+    return {
+        "codebook_perplexity": jnp.exp(jnp.sum(jax.scipy.special.entr(shares))),
+        "dead_codes": jnp.sum(codebook["cluster_size"] < 0.01),
     }

@@ -1,0 +1,197 @@
+"""Exact contrastive gradients of a batch larger than memory (GradCache, arXiv 2101.06983).
+
+The loss needs the latents of the whole batch, but not its activations. So the micro-batches are
+encoded one after the other, only for their latents; the loss over all of them gives the gradient of
+every latent; then each micro-batch is encoded again and its gradient pulled back through the
+towers. The sum is the gradient of the plain step, dropout included, which is drawn by volume.
+The micro-batches wait on the host, two at most are on the devices.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from ctclip_jax.shapes import Array
+
+HostBatch = dict[str, np.ndarray]
+Batch = dict[str, Array]
+Latents = dict[str, Array]
+Metrics = dict[str, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """A train step in pure functions; `trained` are the parameters that get a gradient.
+
+    Attributes:
+      split: state -> trained.
+      encode: (trained, state, batch) -> (latents by name, (b d) each; statistics, which add up).
+      contrast: (trained, state, latents, columns) -> (loss, metrics), over the whole batch.
+      update: (state, gradients, statistics, loss, metrics) -> (state, metrics, gradient norms).
+      columns: what `contrast` reads of a batch beside the latents.
+
+    All but `update` take a state without its `opt`.
+    """
+
+    split: Callable[[dict], dict]
+    encode: Callable[[dict, dict, Batch], tuple[Latents, dict]]
+    contrast: Callable[[dict, dict, Latents, Batch], tuple[Array, Metrics]]
+    update: Callable[[dict, dict, dict, Array, Metrics], tuple[dict, Metrics, Metrics]]
+    columns: tuple[str, ...]
+
+
+class Program(NamedTuple):
+    """A jitted function, and the abstract arguments that it is called with."""
+
+    function: Any
+    arguments: tuple
+
+
+class PlainStep:
+    """(state, [batch on the host]) -> (state, metrics, gradient norms): the whole batch at once."""
+
+    def __init__(self, objective: Objective, *, state: dict, batch: Batch, put: Callable):
+        """`state` and `batch` are abstract, with shardings; `put` places a batch on the devices."""
+
+        def train_step(state: dict, batch: Batch):
+            def loss_of(trained: dict):
+                latents, statistics = objective.encode(trained, state, batch)
+                loss, metrics = objective.contrast(trained, state, latents, batch)
+                return loss, (metrics, statistics)
+
+            gradient = jax.value_and_grad(loss_of, has_aux=True)
+            (loss, (metrics, statistics)), grads = gradient(objective.split(state))
+            return objective.update(state, grads, statistics, loss, metrics)
+
+        shardings = (shardings_of(state), None, None)
+        self._put = put
+        self._step = jax.jit(train_step, donate_argnums=0, out_shardings=shardings)
+        self.programs = {"train_step": Program(self._step, (state, batch))}
+
+    def __call__(self, state: dict, batches: Sequence[HostBatch]) -> tuple[dict, Metrics, Metrics]:
+        (batch,) = batches
+        return self._step(state, self._put(batch))
+
+
+class CachedStep:
+    """(state, micro-batches on the host) -> (state, metrics, gradient norms)."""
+
+    def __init__(
+        self, objective: Objective, *, state: dict, batch: Batch, count: int, put: Callable
+    ):
+        """As PlainStep, for `count` micro-batches like `batch`."""
+        forward = _without_optimizer(state)
+        trained = objective.split(forward)
+        latents, statistics = jax.eval_shape(objective.encode, trained, forward, batch)
+        rows = jax.tree.map(lambda _: batch["image"].sharding, latents)
+        whole = NamedSharding(batch["image"].sharding.mesh, PartitionSpec())
+        latents = _placed_like(latents, rows)
+        columns = {name: batch[name] for name in objective.columns}
+        self._put, self._columns = put, objective.columns
+        self._encode = jax.jit(
+            _encode_program(objective), donate_argnums=0, out_shardings=(rows, whole)
+        )
+        self._contrast = jax.jit(
+            _contrast_program(objective),
+            out_shardings=(None, None, [rows] * count, shardings_of(trained)),
+        )
+        self._backward = jax.jit(
+            _backward_program(objective),
+            donate_argnums=0,
+            out_shardings=(shardings_of(trained), None),
+        )
+        self._update = jax.jit(
+            objective.update, donate_argnums=(0, 1), out_shardings=(shardings_of(state), None, None)
+        )
+        self._zeros = jax.jit(lambda: jax.tree.map(jnp.zeros_like, statistics), out_shardings=whole)
+        contrast = (forward, [latents] * count, [columns] * count)
+        loss, metrics, _, _ = jax.eval_shape(self._contrast, *contrast)
+        self.programs = {
+            "encode": Program(self._encode, (statistics, forward, batch)),
+            "contrast": Program(self._contrast, contrast),
+            "backward": Program(self._backward, (trained, forward, batch, latents)),
+            "update": Program(self._update, (state, trained, statistics, loss, metrics)),
+        }
+
+    def __call__(self, state: dict, batches: Sequence[HostBatch]) -> tuple[dict, Metrics, Metrics]:
+        forward = _without_optimizer(state)
+        statistics, latents, columns = self._zeros(), [], []
+        for batch in self._placed(batches, latents):
+            encoded, statistics = self._encode(statistics, forward, batch)
+            latents.append(encoded)
+            columns.append({name: batch[name] for name in self._columns})
+        loss, metrics, cotangents, grads = self._contrast(forward, latents, columns)
+        done: list[Array] = []
+        for batch, cotangent in zip(self._placed(batches, done), cotangents, strict=True):
+            grads, step = self._backward(grads, forward, batch, cotangent)
+            done.append(step)
+        return self._update(state, grads, statistics, loss, metrics)
+
+    def _placed(self, batches: Sequence[HostBatch], done: list) -> Iterator[Batch]:
+        """The batches on the devices, each sent when the one before the last is `done`."""
+        for index, batch in enumerate(batches):
+            if index > 1:
+                jax.block_until_ready(done[index - 2])
+            yield self._put(batch)
+
+
+def shardings_of(tree: dict) -> dict:
+    """The shardings of abstract arrays."""
+    return jax.tree.map(lambda leaf: leaf.sharding, tree)
+
+
+def _encode_program(objective: Objective) -> Callable:
+    def encode(statistics: dict, state: dict, batch: Batch):
+        latents, more = objective.encode(objective.split(state), state, batch)
+        return latents, jax.tree.map(jnp.add, statistics, more)
+
+    return encode
+
+
+def _contrast_program(objective: Objective) -> Callable:
+    def contrast(state: dict, latents: list[Latents], columns: list[Batch]):
+        """The loss, its metrics, and its gradients: of all latents, and of `trained` directly."""
+
+        def loss_of(trained: dict, latents: list[Latents]):
+            return objective.contrast(trained, state, _joined(latents), _joined(columns))
+
+        gradient = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)
+        (loss, metrics), (grads, cotangents) = gradient(objective.split(state), latents)
+        return loss, metrics, cotangents, grads
+
+    return contrast
+
+
+def _backward_program(objective: Objective) -> Callable:
+    def backward(grads: dict, state: dict, batch: Batch, cotangent: Latents):
+        """`grads` with those of a micro-batch, and a number that is ready when they are."""
+
+        def latents_of(trained: dict) -> Latents:
+            return objective.encode(trained, state, batch)[0]
+
+        _, pull_back = jax.vjp(latents_of, objective.split(state))
+        (more,) = pull_back(cotangent)
+        return jax.tree.map(jnp.add, grads, more), state["step"] + 1
+
+    return backward
+
+
+def _joined(parts: list[Batch]) -> Batch:
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+
+
+def _without_optimizer(state: dict) -> dict:
+    return {name: leaf for name, leaf in state.items() if name != "opt"}
+
+
+def _placed_like(tree: dict, shardings: dict) -> dict:
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        tree,
+        shardings,
+    )

@@ -1,0 +1,210 @@
+"""The train step: its state, what it computes, and its programs, whole batch or gradient cache."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from ctclip_jax import trees
+from ctclip_jax.config import TrainConfig
+from ctclip_jax.gradient_cache import CachedStep, Objective, PlainStep
+from ctclip_jax.losses import LossFn, make_loss
+from ctclip_jax.models import vector_quantizer
+from ctclip_jax.models.ct_clip import CTCLIP
+from ctclip_jax.optim import (
+    average_weights,
+    gradient_norms,
+    learning_rate,
+    make_optimizer,
+    trained_of,
+)
+from ctclip_jax.shapes import Array, Float, Int, Key, Variables
+from ctclip_jax.sharding import batch_sharding, put_batch, state_shardings
+
+TrainStep = PlainStep | CachedStep
+
+
+@dataclasses.dataclass(frozen=True)
+class Learner:
+    """What a step is made of; `make_learner` makes it of a config."""
+
+    config: TrainConfig
+    mesh: Mesh
+    model: CTCLIP
+    loss_fn: LossFn
+    optimizer: optax.GradientTransformation
+
+
+def make_learner(config: TrainConfig, mesh: Mesh) -> Learner:
+    """Returns the parts of the step that `config` describes, on `mesh`."""
+    return Learner(
+        config=config,
+        mesh=mesh,
+        model=CTCLIP(config.model),
+        loss_fn=make_loss(config.loss, mesh),
+        optimizer=make_optimizer(config.optim, config.steps),
+    )
+
+
+def new_state(learner: Learner, variables: Variables) -> dict:
+    """Returns the train state of step 0, every array born on the devices it belongs to.
+
+    It is a plain dict: step, skipped, params, codebook, opt[, ema].
+    """
+    make = functools.partial(_make_state, learner)
+    shardings = state_shardings(jax.eval_shape(make, variables), learner.mesh)
+    return jax.jit(make, out_shardings=shardings)(variables)
+
+
+def abstract_state(learner: Learner) -> dict:
+    """Returns shapes, dtypes and shardings of the state, without memory."""
+    make = functools.partial(_make_state, learner)
+    abstract = jax.eval_shape(make, learner.model.abstract_variables())
+    return _placed(abstract, state_shardings(abstract, learner.mesh))
+
+
+def variables_of(state: dict) -> Variables:
+    """Returns what is evaluated and exported: the averaged weights where there are any."""
+    params = trees.overlay(state["params"], state.get("ema", {}))
+    return {"params": params, "codebook": state["codebook"]}
+
+
+def make_train_step(learner: Learner, batch: dict | None = None) -> TrainStep:
+    """Returns (state, batches on the host) -> (state, metrics, norm of every gradient).
+
+    The batches are the `config.micro_batches` parts of a step; the state is donated. `batch` is an
+    abstract part with shardings; by default it is what the config describes.
+    """
+    config = learner.config
+    state, batch = abstract_state(learner), batch or abstract_batch(learner)
+    objective, put = make_objective(learner), functools.partial(put_batch, mesh=learner.mesh)
+    if config.micro_batches == 1:
+        return PlainStep(objective, state=state, batch=batch, put=put)
+    return CachedStep(objective, state=state, batch=batch, count=config.micro_batches, put=put)
+
+
+def abstract_batch(learner: Learner) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns shapes, dtypes and shardings of a (micro-)batch over all devices."""
+    config = learner.config
+    size, image = config.batch_size // config.micro_batches, config.model.image
+    texts = (config.data.texts,) if config.data.texts > 1 else ()
+    tokens = (*texts, config.data.max_length)
+    columns = {
+        "image": ((image.frames, *image.image_size), np.int16),
+        "input_ids": (tokens, np.int32),
+        "attention_mask": (tokens, np.int32),
+        "scan": ((), np.int32),
+        "report": ((), np.int32),
+        "normal": ((), np.bool_),
+        "seed": ((), np.int32),
+    }
+    sharding = batch_sharding(learner.mesh)
+    return {
+        name: jax.ShapeDtypeStruct((size, *shape), dtype, sharding=sharding)
+        for name, (shape, dtype) in columns.items()
+    }
+
+
+def make_objective(learner: Learner) -> Objective:
+    """Returns the step as pure functions."""
+    return Objective(
+        split=lambda state: trained_of(state["params"], learner.config.optim),
+        encode=functools.partial(_encode, learner),
+        contrast=functools.partial(_contrast, learner),
+        update=functools.partial(_update, learner),
+        columns=learner.config.loss.columns,
+    )
+
+
+def quantizer_weight(ramp: tuple[int, int], step: Int[Array, ""]) -> Float[Array, ""]:
+    """Returns the weight of the quantized against the plain tokens: 0 -> 1 over `ramp`."""
+    start, end = ramp
+    if end == 0:
+        return jnp.ones(())
+    return jnp.clip((step - start) / max(end - start, 1), 0.0, 1.0)
+
+
+def dropout_keys(seed: int, seeds: Int[Array, " b"]) -> Key:
+    """Returns a key for every volume, of its own seed: the same in whatever batch it stands."""
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), seeds)
+
+
+def _make_state(learner: Learner, variables: Variables) -> dict:
+    trained = trained_of(variables["params"], learner.config.optim)
+    state = {
+        "step": jnp.zeros((), jnp.int32),
+        "skipped": jnp.zeros((), jnp.int32),
+        **variables,
+        "opt": learner.optimizer.init(trained),
+    }
+    if learner.config.optim.ema:
+        state["ema"] = jax.tree.map(jnp.copy, trained)
+    return state
+
+
+def _encode(learner: Learner, trained: dict, state: dict, batch: dict[str, Array]):
+    params = trees.overlay(state["params"], trained)
+    # A text tower that is frozen has no dropout either.
+    keys = dropout_keys(learner.config.seed, batch["seed"]) if "text" in trained else None
+    return learner.model.encode(
+        {"params": params, "codebook": state["codebook"]},
+        batch,
+        keys=keys,
+        quantize=quantizer_weight(learner.config.quantize_ramp, state["step"]),
+    )
+
+
+def _contrast(learner: Learner, trained: dict, state: dict, latents: dict, columns: dict):
+    params = trees.overlay(state["params"], trained)
+    return learner.loss_fn(learner.model.outputs(params, latents), columns)
+
+
+def _update(
+    learner: Learner, state: dict, grads: dict, statistics: dict, loss: Array, metrics: dict
+):
+    config, model = learner.config, learner.model
+    trained = trained_of(state["params"], config.optim)
+    updates, opt = learner.optimizer.update(grads, state["opt"], trained)
+    trained = optax.apply_updates(trained, updates)
+    if config.loss.max_temperature and "temperature" in trained:
+        highest = jnp.log(config.loss.max_temperature)
+        trained["temperature"] = jnp.minimum(trained["temperature"], highest)
+    codebook = state["codebook"]
+    # The codebook moves without a gradient, but it belongs to the image tower.
+    if trees.match_rules(config.optim.rules, ["image/codebook"], default=1.0)["image/codebook"]:
+        codebook = model.move_codebook(codebook, statistics)
+    after = state | {
+        "params": trees.overlay(state["params"], trained),
+        "codebook": codebook,
+        "opt": opt,
+    }
+    if "ema" in state:
+        after["ema"] = average_weights(
+            state["ema"], trained, decay=config.optim.ema, step=state["step"]
+        )
+    norm = optax.tree.norm(grads)
+    if config.max_skipped:
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state)
+        after["skipped"] = state["skipped"] + ~finite
+    metrics = {
+        "loss": loss,
+        **metrics,
+        **vector_quantizer.usage(after["codebook"], statistics),
+        "gradient_norm": norm,
+        "learning_rate": learning_rate(config.optim, config.steps)(state["step"]),
+        "skipped_steps": after["skipped"],
+    }
+    return after | {"step": state["step"] + 1}, metrics, gradient_norms(grads)
+
+
+def _placed(abstract: dict, shardings: dict) -> dict:
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        abstract,
+        shardings,
+    )
