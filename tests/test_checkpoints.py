@@ -16,7 +16,9 @@ from tiny_run import tiny_config
 
 from ctclip_jax.checkpoints import Checkpointer
 from ctclip_jax.sharding import MeshConfig, make_mesh, state_shardings
+from ctclip_jax.train_step import abstract_state, make_train_step, new_state
 from data_pipelines.errors import InputError
+from tests import test_train_step as steps
 
 LAYOUT = {"processes": 1, "workers": 0}
 
@@ -185,6 +187,27 @@ def test_without_a_readable_checkpoint_nothing_is_touched(two, tmp_path):
     with pytest.raises(InputError, match="2: damaged .* and no older checkpoint can be read"):
         restored_step(folder)
     assert steps_in(folder) == ["1", "2"]
+
+
+def test_a_run_of_eight_devices_goes_on_on_four(tmp_path):
+    changes = {"optim.ema": 0.9}
+    eight, four = steps.learner(8, **changes), steps.learner(4, **changes, **{"mesh.fsdp": 2})
+    checkpointer, loader = checkpoints(tmp_path), batches()
+    found = new_state(eight, jax.device_get(steps.variables()))
+    train_step = make_train_step(eight)
+    losses = []
+    for number in range(4):
+        if number == 2:
+            checkpointer.save(2, found, loader)
+            checkpointer.close()
+        found, metrics, _ = train_step(found, [steps.volumes(seed=number)])
+        losses.append(float(metrics["loss"]))
+    found = checkpoints(tmp_path).restore(abstract_state(four), loader)
+    train_step = make_train_step(four)
+    for number in (2, 3):
+        found, metrics, _ = train_step(found, [steps.volumes(seed=number)])
+        assert float(metrics["loss"]) == pytest.approx(losses[number], abs=1e-5)
+    assert int(found["step"]) == 4
 
 
 FULL_DISK = """
