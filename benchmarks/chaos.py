@@ -1,5 +1,5 @@
-"""Runs that are killed at random moments, and started again until they end, against one that is left
-alone: whether their loss curves and weights are the same to the last bit.
+"""Runs that are killed at random moments and started again until they end, against one that is
+left alone: whether their loss curves and weights are the same to the last bit.
 
     python -m benchmarks.chaos [--kills=20] [--seed=0]
 

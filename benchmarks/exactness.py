@@ -41,11 +41,13 @@ def differences() -> dict[str, float]:
 
     softmax_loss = make_loss(LossConfig("softmax"))
     image_tower = seam.bind(
-        lambda rngs: CTViT(model.config.image, rngs, dtype="float32", remat=False),
+        lambda rngs: CTViT(
+            model.config.image, rngs, dtype="float32", remat="none", attention="xla"
+        ),
         variables["params"]["image"],
     )
     text_tower = seam.bind(
-        lambda rngs: Bert(model.config.text, rngs, dtype="float32", remat=False),
+        lambda rngs: Bert(model.config.text, rngs, dtype="float32", remat="none"),
         variables["params"]["text"],
     )
     outputs, _ = jax.jit(lambda v: model(v, batch, train=False))(variables)

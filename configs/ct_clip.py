@@ -4,7 +4,7 @@
     python main.py --config=configs/ct_clip.py --workdir=WORKDIR \
         --config.data.shards=SHARDS --config.data.tokenizer=BiomedVLP-CXR-BERT/vocab.txt
 
-Expect an accelerator of 80 GB for every 8 volumes in float32 (`--config.model.remat=True` and
+Expect an accelerator of 80 GB for every 8 volumes in float32 (`--config.model.remat=full` and
 `--config.model.dtype=bfloat16` need far less), 100,001 steps, and, from the published start
 (CXR-BERT in the text tower, `--config.init_from=...`), a mean zero-shot AUROC of 0.73-0.76 over
 the 18 labels. With `:smoke` after the file name everything shrinks to seconds on a CPU.
@@ -46,7 +46,8 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
             init_temperature=1.0,
             logit_bias=config_dict.placeholder(float),
             dtype="float32",
-            remat=False,
+            remat="none",
+            attention="xla",
         ),
         data=dict(
             shards="",
@@ -87,6 +88,8 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
         checkpoint=dict(every=1000, keep=2, best=1),
         max_skipped=0,
         log_every=50,
+        wandb="",
+        profile=(0, 0),
         init_from="",
         evaluation=dict(
             every=5000,

@@ -54,7 +54,8 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
             init_temperature=2.0,
             logit_bias=config_dict.placeholder(float),
             dtype="float32",
-            remat=False,
+            remat="none",
+            attention="xla",
         ),
         data=dict(
             shards="runs/demo/shards",
@@ -97,6 +98,8 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
         checkpoint=dict(every=500, keep=2, best=1),
         max_skipped=0,
         log_every=50,
+        wandb="",
+        profile=(0, 0),
         init_from="",
         evaluation=dict(
             every=1400,

@@ -253,6 +253,8 @@ def load(
         reading = {n: export[n] for n in ("report", "pool_sentences") if n in export}
     if dtype not in (None, "float32", "bfloat16"):
         raise InputError(f"dtype: {dtype!r} is none of float32, bfloat16")
+    # How it was trained, on whatever machine, is not how it is used here.
+    config = dataclasses.replace(config, remat="none", attention="xla")
     return Model(
         dataclasses.replace(config, dtype=dtype or config.dtype),
         variables,

@@ -2,11 +2,14 @@
 
 from collections.abc import Sequence
 
+import jax
 from jax.sharding import Mesh
 
 from ctclip_jax.config import TrainConfig, check_volumes
 from ctclip_jax.losses import LOSSES
+from ctclip_jax.models.layers import ATTENTION, REMAT
 from ctclip_jax.sharding import local_batch_size
+from ctclip_jax.wandb_run import import_wandb
 from data_pipelines.errors import InputError
 from data_pipelines.loader import common_geometry
 from data_pipelines.reports import FORMS, LABELS, SENTENCE_FORMS, prompt_text
@@ -14,16 +17,19 @@ from data_pipelines.shards import preparation
 from data_pipelines.tokenizers import Tokenizer
 
 
-def check_config(config: TrainConfig, *, tokenizer: Tokenizer, mesh: Mesh) -> None:
-    """Compares the parts of a configuration with each other, the tokenizer and the devices.
+def check_config(config: TrainConfig, *, tokenizer: Tokenizer | None, mesh: Mesh) -> None:
+    """Compares the parts of a configuration with each other, the devices, and a tokenizer if any.
 
     Raises:
       InputError: it names the first value that cannot be used.
     """
     _check_names(config)
+    _check_attention(config, mesh)
     _check_numbers(config)
     _check_prompts(config)
     _check_texts(config, tokenizer)
+    if config.wandb and jax.process_index() == 0:
+        import_wandb()
     local_batch_size(config.batch_size, mesh)
     _check_micro_batches(config, mesh)
     if config.evaluation.every:
@@ -61,12 +67,30 @@ def _check_volumes(config: TrainConfig, folders: Sequence[str], split: str) -> N
 
 def _check_names(config: TrainConfig) -> None:
     for name, value, known in (
+        ("model.dtype", config.model.dtype, ("float32", "bfloat16")),
+        ("model.remat", config.model.remat, REMAT),
+        ("model.attention", config.model.attention, ATTENTION),
         ("loss.name", config.loss.name, LOSSES),
         ("data.report", config.data.report, FORMS),
         ("evaluation.report", config.evaluation.report, FORMS),
     ):
         if value not in known:
             raise InputError(f"config.{name}: {value!r} is none of {', '.join(known)}")
+
+
+def _check_attention(config: TrainConfig, mesh: Mesh) -> None:
+    if config.model.attention != "cudnn":
+        return
+    image = config.model.image
+    _, height, width = image.grid
+    for fits, needs in (
+        (mesh.devices.flat[0].platform == "gpu", "an NVIDIA GPU"),
+        (config.model.dtype == "bfloat16", "config.model.dtype=bfloat16"),
+        (image.dim_head % 8 == 0 and image.dim_head <= 128, "a dim_head of 8, 16, ... 128"),
+        (height * width % 2 == 0, "an even number of patches in a slice"),
+    ):
+        if not fits:
+            raise InputError(f"config.model.attention: 'cudnn' needs {needs}")
 
 
 def _check_prompts(config: TrainConfig) -> None:
@@ -78,7 +102,8 @@ def _check_prompts(config: TrainConfig) -> None:
 
 
 def _check_numbers(config: TrainConfig) -> None:
-    (start, end), loss = config.quantize_ramp, config.loss
+    (start, end), (first, last) = config.quantize_ramp, config.profile
+    loss = config.loss
     for name, value, fits, wanted in (
         ("steps", config.steps, config.steps >= 1, "1 or more"),
         ("log_every", config.log_every, config.log_every >= 1, "1 or more"),
@@ -98,6 +123,12 @@ def _check_numbers(config: TrainConfig) -> None:
         ("loss.max_temperature", loss.max_temperature, loss.max_temperature >= 0, "0 or more"),
         ("optim.ema", config.optim.ema, 0 <= config.optim.ema < 1, "0 or more and below 1"),
         ("max_skipped", config.max_skipped, config.max_skipped >= 0, "0 or more"),
+        (
+            "profile",
+            (first, last),
+            first == last == 0 or 1 <= first <= last <= config.steps,
+            f"(0, 0) or 1 <= first <= last <= {config.steps}",
+        ),
     ):
         if not fits:
             raise InputError(f"config.{name}: {value}, wanted {wanted}")
@@ -123,7 +154,7 @@ def _check_micro_batches(config: TrainConfig, mesh: Mesh) -> None:
             )
 
 
-def _check_texts(config: TrainConfig, tokenizer: Tokenizer) -> None:
+def _check_texts(config: TrainConfig, tokenizer: Tokenizer | None) -> None:
     _ = config.data.text_choice  # an InputError if there is none
     text = config.model.text
     lengths = {"data": config.data.max_length, "evaluation": config.evaluation.max_length}
@@ -140,7 +171,7 @@ def _check_texts(config: TrainConfig, tokenizer: Tokenizer) -> None:
             f"config.data.texts: {config.data.texts} texts of a volume need"
             " config.loss.name='text_to_image'"
         )
-    if tokenizer.vocab_size > text.vocab_size:
+    if tokenizer and tokenizer.vocab_size > text.vocab_size:
         raise InputError(
             f"{config.data.tokenizer_path}: {tokenizer.vocab_size} tokens,"
             f" config.model.text.vocab_size is {text.vocab_size}"

@@ -141,6 +141,8 @@ class TrainConfig:
         (0, 0): always 1, as published.
       max_skipped: steps in a row that may be skipped because a loss or gradient is not finite.
       log_every: steps between two lines of metrics.
+      wandb: a project of Weights & Biases that gets the metrics too; '': none.
+      profile: (first, last) steps of a trace in WORKDIR/profile; (0, 0): none.
       init_from: weights to start from, any path `ctclip_jax.load` opens; '': random weights.
     """
 
@@ -158,6 +160,8 @@ class TrainConfig:
     checkpoint: CheckpointConfig
     max_skipped: int
     log_every: int
+    wandb: str
+    profile: tuple[int, int]
     init_from: str
     evaluation: EvaluationConfig
 

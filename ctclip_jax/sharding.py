@@ -1,9 +1,11 @@
 """The device mesh, and which array is cut along which of its axes: rules as data."""
 
+import collections
 import dataclasses
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -34,18 +36,30 @@ class MeshConfig:
 
 
 def make_mesh(config: MeshConfig, *, devices: list[jax.Device] | None = None) -> Mesh:
-    """Returns the ('data', 'fsdp') mesh over `devices` (default: all of them)."""
+    """Returns the ('data', 'fsdp') mesh over `devices` (default: all of them).
+
+    Where the devices are of several slices (of TPUs; jax takes a host of GPUs for one), `data` goes
+    over the slices and `fsdp`, whose traffic is the larger, stays inside one.
+    """
     devices = jax.devices() if devices is None else devices
     data = len(devices) // config.fsdp if config.data == -1 else config.data
+    asked = f"config.mesh: data={data} x fsdp={config.fsdp}"
     if data * config.fsdp != len(devices):
+        raise InputError(f"{asked} does not make {len(devices)} devices")
+    sizes = collections.Counter(getattr(device, "slice_index", 0) for device in devices)
+    if len(set(sizes.values())) > 1:
+        raise InputError(f"config.mesh: slices of different sizes: {sorted(sizes.values())}")
+    if sizes[min(sizes)] % config.fsdp:
         raise InputError(
-            f"config.mesh: data={config.data} x fsdp={config.fsdp} does not make"
-            f" {len(devices)} devices"
+            f"{asked}: fsdp does not divide the {sizes[min(sizes)]} devices of a slice"
         )
     # Shardings propagate from the arguments; newer jax would make the axes Explicit by default.
-    return jax.make_mesh(
-        (data, config.fsdp), ("data", "fsdp"), (AxisType.Auto,) * 2, devices=devices
-    )
+    auto = {"axis_names": ("data", "fsdp"), "axis_types": (AxisType.Auto,) * 2}
+    if len(sizes) == 1:
+        return jax.make_mesh((data, config.fsdp), **auto, devices=devices)
+    slices = (len(sizes), 1)
+    inside = (data // len(sizes), config.fsdp)
+    return Mesh(mesh_utils.create_hybrid_device_mesh(inside, slices, devices), **auto)
 
 
 def spec_of(name: str, shape: tuple[int, ...], mesh: Mesh) -> P:
@@ -73,10 +87,12 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Returns the global arrays of which `batch` is this process's part, cut over all devices."""
     sharding = batch_sharding(mesh)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, array)
-        for name, array in batch.items()
-    }
+    # With several processes jax takes even this transfer for an implicit one.
+    with jax.transfer_guard_host_to_device("allow"):
+        return {
+            name: jax.make_array_from_process_local_data(sharding, array)
+            for name, array in batch.items()
+        }
 
 
 def local_batch_size(batch_size: int, mesh: Mesh, *, name: str = "config.batch_size") -> int:

@@ -15,12 +15,12 @@ from jax.sharding import Mesh
 
 from ctclip_jax.config import TextWarmupConfig
 from ctclip_jax.losses import LossConfig, make_loss
-from ctclip_jax.metric_writer import Scalars, StepLog
 from ctclip_jax.models.ct_clip import CTCLIP
 from ctclip_jax.optim import OptimConfig, gradient_norms, make_optimizer
 from ctclip_jax.preemption import Preempted, Preemption
 from ctclip_jax.shapes import Array, Key, Variables
 from ctclip_jax.sharding import put_batch, state_shardings
+from ctclip_jax.step_log import Scalars, StepLog
 
 TRAINED = ("text", "text_projection")
 
@@ -54,9 +54,10 @@ def warm_up(
     opt_shardings = state_shardings(jax.eval_shape(optimizer.init, trained), mesh)
     opt = jax.jit(optimizer.init, out_shardings=opt_shardings)(trained)
     train_step = make_step(model, optimizer, key)
+    timed = log.timed(batches)
     for step in range(1, config.steps + 1):
         with jax.transfer_guard("disallow"):
-            trained, opt, metrics, norms = train_step(trained, opt, put_batch(next(batches), mesh))
+            trained, opt, metrics, norms = train_step(trained, opt, put_batch(next(timed), mesh))
         log.add(step, metrics, norms)
         if preemption.agreed():
             raise Preempted("in the text warm-up, before there was anything to save")

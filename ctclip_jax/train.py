@@ -12,17 +12,22 @@ from pathlib import Path
 import grain
 import jax
 from clu import parameter_overview
+from jax.profiler import StepTraceAnnotation
 
 from ctclip_jax import api, trees
+from ctclip_jax.accelerators import accelerator_of
 from ctclip_jax.checkpoints import Checkpointer, check_shapes
 from ctclip_jax.checks import check_config, check_shards
 from ctclip_jax.config import TrainConfig
 from ctclip_jax.evaluators.in_training import Evaluation
 from ctclip_jax.exports import save_export
-from ctclip_jax.metric_writer import MetricWriter, StepLog
+from ctclip_jax.flops import step_flops
+from ctclip_jax.metric_writer import MetricWriter
 from ctclip_jax.preemption import Preempted, Preemption
+from ctclip_jax.profiling import ProfileWindow
 from ctclip_jax.shapes import Variables
 from ctclip_jax.sharding import local_batch_size, make_mesh, state_shardings
+from ctclip_jax.step_log import StepLog
 from ctclip_jax.text_warmup import warm_up
 from ctclip_jax.train_step import (
     Learner,
@@ -83,16 +88,15 @@ def run_steps(run: Run, batches: grain.DatasetIterator, preemption: Preemption) 
         write_config(run)
         train_step = make_train_step(run.learner)
         step = int(state["step"])
-        writer = MetricWriter(run.workdir, step=step, writes=jax.process_index() == 0)
+        writer = MetricWriter(
+            run.workdir, step=step, writes=jax.process_index() == 0, wandb=config.wandb
+        )
         stack.callback(writer.close)
         writer.write_hparams(trees.flatten(dataclasses.asdict(config)))
-        log = StepLog(
-            writer,
-            name="step",
-            unit="volumes",
-            steps=config.steps,
-            batch_size=config.batch_size,
-            log_every=config.log_every,
+        log = make_log(run, writer)
+        timed = log.timed(batches)
+        profile = stack.enter_context(
+            ProfileWindow(config.profile, run.workdir / "profile", pause=log.pause)
         )
         while True:
             stops = preemption.agreed() and step < config.steps
@@ -108,11 +112,30 @@ def run_steps(run: Run, batches: grain.DatasetIterator, preemption: Preemption) 
                 checkpointer.record_evaluation(step, auroc)
             if step >= config.steps:
                 return state
-            with jax.transfer_guard("disallow"):
-                parts = [next(batches) for _ in range(config.micro_batches)]
-                state, metrics, gradient_norms = train_step(state, parts)
             step += 1
+            profile.start(step, state)
+            with jax.transfer_guard("disallow"), StepTraceAnnotation("train", step_num=step):
+                parts = [next(timed) for _ in range(config.micro_batches)]
+                state, metrics, gradient_norms = train_step(state, parts)
             log.add(step, metrics, gradient_norms)
+            profile.stop(step, state)
+
+
+def make_log(run: Run, writer: MetricWriter) -> StepLog:
+    """Returns the log of the steps, which knows what they compute and what the device could."""
+    config = run.config
+    accelerator = accelerator_of(jax.devices()[0].device_kind)
+    return StepLog(
+        writer,
+        name="step",
+        unit="volumes",
+        steps=config.steps,
+        batch_size=config.batch_size,
+        log_every=config.log_every,
+        step_flops=step_flops(config),
+        peak_flops=accelerator and accelerator.bf16_flops,
+        max_skipped=config.max_skipped,
+    )
 
 
 def is_saved(step: int, config: TrainConfig) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 # Most of the suite's time is compilation, which the backend's optimizations double.
 os.environ["XLA_FLAGS"] = (

@@ -16,6 +16,7 @@ from ctclip_jax.losses import LossConfig, make_loss
 from ctclip_jax.models.bert import BertConfig
 from ctclip_jax.models.ct_clip import CTCLIP, CTCLIPConfig
 from ctclip_jax.models.ct_vit import CTViTConfig
+from ctclip_jax.models.layers import REMAT
 from ctclip_jax.optim import OptimConfig, make_optimizer
 from ctclip_jax.torch_weights import export_weights
 from ctclip_jax.trees import flatten
@@ -196,15 +197,18 @@ def loss_and_grads(model, variables, batch):
     return jax.jit(jax.value_and_grad(loss))(variables["params"])
 
 
-def test_remat_changes_memory_only(uneven, uneven_batch):
+@pytest.fixture(scope="module")
+def kept(uneven, uneven_batch):
+    """Loss and gradients of a model that computes nothing again."""
+    return loss_and_grads(uneven, jax.jit(uneven.init)(jax.random.key(0)), uneven_batch)
+
+
+@pytest.mark.parametrize("remat", sorted(set(REMAT) - {"none"}))
+def test_remat_changes_memory_only(uneven, uneven_batch, kept, remat):
     variables = jax.jit(uneven.init)(jax.random.key(0))
-    plain = loss_and_grads(uneven, variables, uneven_batch)
-    remat = CTCLIP(dataclasses.replace(uneven.config, remat=True))
-    for a, b in zip(
-        jax.tree.leaves(plain),
-        jax.tree.leaves(loss_and_grads(remat, variables, uneven_batch)),
-        strict=True,
-    ):
+    model = CTCLIP(dataclasses.replace(uneven.config, remat=remat))
+    again = loss_and_grads(model, variables, uneven_batch)
+    for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(again), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 

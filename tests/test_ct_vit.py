@@ -23,7 +23,9 @@ def largest_difference(actual, expected):
 def tower(tiny):
     model, variables, batch = tiny
     tower = seam.bind(
-        lambda rngs: CTViT(model.config.image, rngs, dtype="float32", remat=False),
+        lambda rngs: CTViT(
+            model.config.image, rngs, dtype="float32", remat="none", attention="xla"
+        ),
         variables["params"]["image"],
     )
     return tower, batch["image"]

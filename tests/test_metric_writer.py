@@ -1,13 +1,13 @@
-"""metrics.jsonl, event files and the progress line."""
+"""metrics.jsonl and event files."""
 
 import json
+import math
 import struct
 
-import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from ctclip_jax.metric_writer import MetricWriter, Progress, StepLog, check_finite
+from ctclip_jax.metric_writer import MetricWriter
 
 
 def lines(folder) -> list[dict]:
@@ -63,30 +63,9 @@ def test_a_process_that_does_not_write_leaves_no_file(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_progress_line(monkeypatch):
-    clock = iter([100.0, 101.0, 101.0])
-    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
-    progress = Progress("step", steps=100, batch_size=4, unit="volumes")
-    progress.tick(1)
-    rate = progress.lap(11)
-    assert progress.line(11, loss=2.0, rate=rate) == (
-        "step 11/100  loss 2.0000  40.0 volumes/s  0:00:09 left"
-    )
-
-
-def test_metrics_are_read_one_step_late(tmp_path, capsys):
+def test_a_line_is_json_even_where_a_value_is_not_finite(tmp_path):
     writer = MetricWriter(tmp_path, step=0)
-    log = StepLog(writer, name="step", unit="volumes", steps=4, batch_size=8, log_every=2)
-    for step in (1, 2, 3, 4):
-        log.add(step, {"loss": np.float32(step), "gradient_norm": np.float32(1.0)}, {})
-        assert [line["step"] for line in lines(tmp_path)] == ([2] if step > 2 else [])
-    log.flush()
-    assert [line["loss"] for line in lines(tmp_path)] == [2.0, 4.0]
-    assert capsys.readouterr().out.startswith("step 2/4  loss 2.0000")
-
-
-def test_what_is_not_finite_is_named():
-    norms = {"a/kernel": np.float32(1.0), "b/kernel": np.float32(np.nan)}
-    check_finite(3, {"loss": 1.0, "gradient_norm": 1.0}, norms)
-    with pytest.raises(FloatingPointError, match=r"^step 3: not finite: loss, .* of b/kernel$"):
-        check_finite(3, {"loss": np.inf, "gradient_norm": 1.0}, norms)
+    writer.write_scalars(1, {"loss": math.nan, "gradient_norm": math.inf, "temperature": 2.0})
+    writer.close()
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert line == '{"step": 1, "loss": null, "gradient_norm": null, "temperature": 2.0}'

@@ -1,5 +1,7 @@
 """The mesh, the rules, and arrays that land where the rules say."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,6 +32,44 @@ def test_data_takes_the_devices_that_fsdp_leaves(mesh):
 def test_a_mesh_of_another_size_than_the_machine_is_refused():
     with pytest.raises(InputError, match="data=3 x fsdp=1 does not make 8 devices"):
         make_mesh(MeshConfig(data=3, fsdp=1))
+
+
+@dataclasses.dataclass(frozen=True)
+class FakeDevice:
+    """One of several slices, or hosts of GPUs, which a test cannot have."""
+
+    id: int
+    slice_index: int
+    platform: str = "gpu"
+    device_kind: str = "NVIDIA H100"
+
+
+def fake_devices(*sizes: int) -> list[FakeDevice]:
+    slices = [index for index, size in enumerate(sizes) for _ in range(size)]
+    return [FakeDevice(number, index) for number, index in enumerate(slices)]
+
+
+@pytest.mark.parametrize(("fsdp", "data"), [(1, 16), (4, 4), (8, 2)])
+def test_of_several_slices_fsdp_stays_inside_one(fsdp, data):
+    # jax sorts devices by slice; a list that mixes them must make the same mesh.
+    mixed = sorted(fake_devices(8, 8), key=lambda device: device.id % 8)
+    mesh = make_mesh(MeshConfig(data=-1, fsdp=fsdp), devices=mixed)
+    assert dict(mesh.shape) == {"data": data, "fsdp": fsdp}
+    slices = np.vectorize(lambda device: device.slice_index)(mesh.devices)
+    np.testing.assert_array_equal(slices, np.repeat([0, 1], data // 2)[:, None] + np.zeros(fsdp))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "fsdp", "message"),
+    [
+        ((4, 4), 8, "data=1 x fsdp=8: fsdp does not divide the 4 devices of a slice"),
+        ((6, 6), 4, "data=3 x fsdp=4: fsdp does not divide the 6 devices of a slice"),
+        ((8, 4), 4, r"slices of different sizes: \[4, 8\]"),
+    ],
+)
+def test_slices_that_fsdp_does_not_fit_are_refused(sizes, fsdp, message):
+    with pytest.raises(InputError, match=message):
+        make_mesh(MeshConfig(data=-1, fsdp=fsdp), devices=fake_devices(*sizes))
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ctclip_jax.config import TextWarmupConfig
-from ctclip_jax.metric_writer import MetricWriter, StepLog
+from ctclip_jax.metric_writer import MetricWriter
 from ctclip_jax.preemption import Preemption
 from ctclip_jax.sharding import MeshConfig, make_mesh
+from ctclip_jax.step_log import StepLog
 from ctclip_jax.text_warmup import warm_up
 
 WORDS, LENGTH = 16, 4

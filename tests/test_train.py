@@ -72,7 +72,7 @@ def start_main(shards, tmp_path_factory):
 def finished(start_main, tmp_path_factory) -> Path:
     """The workdir of an uninterrupted run."""
     workdir = tmp_path_factory.mktemp("finished")
-    with start_main(workdir) as process:
+    with start_main(workdir, "--config.profile=(3, 4)") as process:
         _, errors = process.communicate()
     assert process.returncode == 0, errors
     return workdir
@@ -91,6 +91,18 @@ def test_a_run_leaves_metrics_config_and_a_model_that_opens(finished, shards):
     assert described.pop("tokenizer") == str(shards / "tokenizer.model")
     assert described == {name: config[name] for name in described}
     assert (finished / "text_warmup" / "metrics.jsonl").exists()
+
+
+def test_a_run_tells_how_it_went_and_traces_the_steps_asked_for(finished):
+    lines = [line for line in lines_of(finished) if "loss" in line]
+    assert {f"gradient_norm/{tower}" for tower in ("image", "text", "temperature")} <= set(lines[0])
+    assert all(0.0 <= line["data_wait"] <= 1.0 for line in lines if "data_wait" in line)
+    timed = [line["step"] for line in lines if "volumes_per_second" in line]
+    assert set(range(1, STEPS + 1)) - set(timed) == {1, 5, 16, 31}, "the first after a pause"
+    (trace,) = (finished / "profile").rglob("*.xplane.pb")
+    for scope in (b"patch_embed", b"spatial", b"temporal", b"peg", b"quantize", b"text"):
+        operation = rb"jit\([\w/()]*\b" + scope + rb"\b"
+        assert re.search(operation, trace.read_bytes()), f"no operation of {scope}"
 
 
 def test_killed_and_resumed_equals_uninterrupted(finished, start_main, tmp_path):
@@ -165,6 +177,19 @@ def test_a_full_disk_is_one_line_and_the_run_continues_after_it(finished, start_
     assert f"from step {STEPS}" in told
 
 
+def test_the_newest_checkpoint_is_exported_without_training(finished, start_main, tmp_path):
+    workdir = shutil.copytree(finished, tmp_path / "copy")
+    shutil.rmtree(workdir / "export")
+    with start_main(workdir, "--export") as process:
+        told, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert told == f"{workdir}/checkpoints/{STEPS} -> {workdir}/export\n"
+    variables, _ = load_export(workdir / "export")
+    expected, _ = load_export(finished / "export")
+    assert not moved(variables, expected)
+    assert (workdir / "export" / "model.safetensors").exists()
+
+
 def test_a_checkpoint_of_another_shape_is_one_line(finished, start_main):
     with start_main(finished, "--config.model.dim_latent=32") as process:
         _, errors = process.communicate()
@@ -186,7 +211,7 @@ def test_training_starts_from_given_weights(finished, shards):
 def test_given_weights_of_another_shape_are_refused(finished, shards):
     config = tiny_config(shards, **{"init_from": str(finished / "export"), "model.dim_latent": 32})
     with pytest.raises(InputError, match="image_projection/kernel is .* in the checkpoint"):
-        train.initial_variables(train.build(config, finished))
+        train.initial_variables(train.build(config, finished), Preemption())
 
 
 @pytest.mark.parametrize(
@@ -196,6 +221,10 @@ def test_given_weights_of_another_shape_are_refused(finished, shards):
             {"loss.name": "soft"},
             "config.loss.name: 'soft' is none of softmax, text_to_image, decoupled, sigmoid",
         ),
+        ({"model.dtype": "half"}, "config.model.dtype: 'half' is none of float32, bfloat16"),
+        ({"model.remat": "some"}, "config.model.remat: 'some' is none of none, full, dots"),
+        ({"model.attention": "fast"}, "config.model.attention: 'fast' is none of xla, cudnn"),
+        ({"model.attention": "cudnn"}, "config.model.attention: 'cudnn' needs an NVIDIA GPU"),
         ({"data.max_length": 25}, "config.data.max_length: 25 tokens, the text tower has 24"),
         ({"evaluation.max_length": 200}, "config.evaluation.max_length: 200 tokens"),
         (
@@ -219,7 +248,6 @@ def test_given_weights_of_another_shape_are_refused(finished, shards):
         ({"loss.rows": -1}, "config.loss.rows: -1, wanted 0 or more"),
         ({"loss.max_temperature": -1.0}, "config.loss.max_temperature: -1.0, wanted 0 or more"),
         ({"optim.ema": 1.0}, "config.optim.ema: 1.0, wanted 0 or more and below 1"),
-        ({"max_skipped": -1}, "config.max_skipped: -1, wanted 0 or more"),
         ({"micro_batch_size": 4}, "config.micro_batch_size: 4 is not divisible by the 8 devices"),
         ({"batch_size": 24, "micro_batch_size": 16}, "config.micro_batch_size: 16 does not divide"),
         ({"data.report": "all"}, "config.data.report: 'all' is none of joined, impressions"),
@@ -245,6 +273,11 @@ def test_given_weights_of_another_shape_are_refused(finished, shards):
         ),
         ({"steps": 0}, "config.steps: 0, wanted 1 or more"),
         ({"checkpoint.every": 0}, "config.checkpoint.every: 0, wanted 1 or more"),
+        ({"checkpoint.keep": 0}, "config.checkpoint.keep: 0, wanted 1 or more"),
+        ({"checkpoint.best": -1}, "config.checkpoint.best: -1, wanted 0 or more"),
+        ({"max_skipped": -1}, "config.max_skipped: -1, wanted 0 or more"),
+        ({"profile": (0, 3)}, r"config.profile: \(0, 3\), wanted \(0, 0\) or 1 <= first <= last"),
+        ({"profile": (2, 5)}, r"config.profile: \(2, 5\), wanted .* <= last <= 4"),
         ({"quantize_ramp": (9, 3)}, r"config.quantize_ramp: \(9, 3\), wanted 0 <= start <= end"),
         (
             {"model.image.frames": 16},

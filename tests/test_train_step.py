@@ -1,7 +1,6 @@
 """The train step: what moves, sharded equal to unsharded, cached equal to plain, golden steps."""
 
 import dataclasses
-import functools
 from pathlib import Path
 
 import jax
@@ -11,78 +10,62 @@ import optax
 import pytest
 
 from ctclip_jax import train_step
-from ctclip_jax.models.bert import BertConfig
-from ctclip_jax.models.ct_clip import CTCLIPConfig
-from ctclip_jax.models.ct_vit import CTViTConfig
-from ctclip_jax.sharding import make_mesh
+from ctclip_jax.models.ct_clip import CTCLIP
+from ctclip_jax.optim import OptimConfig
+from ctclip_jax.sharding import batch_sharding, make_mesh
 from ctclip_jax.trees import flatten
+from tests.fake_clip import FakeCLIP, fake_batch
 from tests.tiny_run import tiny_config
 
-MODEL = CTCLIPConfig(
-    image=CTViTConfig(
-        dim=16,
-        image_size=(8, 8),
-        patch_size=(4, 4),
-        frames=4,
-        temporal_patch_size=2,
-        spatial_depth=1,
-        temporal_depth=1,
-        heads=2,
-        dim_head=8,
-        codebook_size=16,
-    ),
-    text=BertConfig(
-        vocab_size=30,
-        hidden_size=16,
-        num_layers=2,
-        num_heads=2,
-        intermediate_size=16,
-        max_positions=8,
-        dropout=0.3,
-    ),
-    dim_latent=8,
-)
 VOLUMES = 16
 
 
-def learner(devices: int = 8, model: CTCLIPConfig = MODEL, **changes) -> train_step.Learner:
-    defaults = {
-        "data.texts": 1,
-        "data.max_length": 8,
-        "batch_size": VOLUMES,
-        "loss.name": "softmax",
-    }
+def learner(model=None, devices: int = 8, **changes) -> train_step.Learner:
+    """Of the fake model unless another is given."""
+    defaults = {"loss.name": "softmax", "data.texts": 1, "batch_size": VOLUMES}
     defaults |= {"optim.learning_rate": 1e-2, "optim.warmup_steps": 0, "quantize_ramp": (0, 0)}
     config = tiny_config(Path("shards"), **(defaults | changes))
-    config = dataclasses.replace(config, model=model)
-    return train_step.make_learner(config, make_mesh(config.mesh, devices=jax.devices()[:devices]))
+    mesh = make_mesh(config.mesh, devices=jax.devices()[:devices])
+    made = train_step.make_learner(config, mesh)
+    return dataclasses.replace(made, model=model or FakeCLIP(config.model.logit_bias))
 
 
-def volumes(texts: int = 1, seed: int = 0) -> dict[str, np.ndarray]:
-    """A batch of noise with two twins and four normal volumes."""
-    rng = np.random.default_rng(seed)
-    tokens = (VOLUMES, texts, 8) if texts > 1 else (VOLUMES, 8)
-    scan = np.arange(VOLUMES, dtype=np.int32)
-    scan[9] = 2
+def run(learner: train_step.Learner, *batches: dict[str, np.ndarray], variables=None):
+    """(state, metrics, gradient norms) after a step on each of `batches`, on the host."""
+    count = learner.config.micro_batches
+    state = train_step.new_state(learner, jax.device_get(variables or learner.model.init()))
+    step = train_step.make_train_step(learner, abstract_part(learner, batches[0]))
+    for batch in batches:
+        split = {name: np.split(each, count) for name, each in batch.items()}
+        parts = [{name: each[i] for name, each in split.items()} for i in range(count)]
+        state, metrics, norms = step(state, parts)
+    return jax.device_get((state, metrics, norms))
+
+
+def abstract_part(learner: train_step.Learner, batch: dict[str, np.ndarray]) -> dict:
+    """Shapes and shardings of a micro-batch."""
+    count, sharding = learner.config.micro_batches, batch_sharding(learner.mesh)
     return {
-        "image": rng.integers(-16000, 16000, (VOLUMES, 4, 8, 8), dtype=np.int16),
-        "input_ids": rng.integers(0, 30, tokens, dtype=np.int32),
-        "attention_mask": np.ones(tokens, np.int32),
-        "scan": scan,
-        "report": scan,
-        "normal": np.arange(VOLUMES) % 4 == 1,
-        "seed": rng.integers(2**31, size=VOLUMES, dtype=np.int32),
+        name: jax.ShapeDtypeStruct(
+            (len(each) // count, *each.shape[1:]), each.dtype, sharding=sharding
+        )
+        for name, each in batch.items()
     }
 
 
-def parts(batch: dict[str, np.ndarray], count: int) -> list[dict[str, np.ndarray]]:
-    size = VOLUMES // count
-    return [{n: each[i * size : (i + 1) * size] for n, each in batch.items()} for i in range(count)]
+def moved(after: dict, before: dict) -> set[str]:
+    """The arrays that are not the same to the bit."""
+    before = flatten(jax.device_get(before))
+    return {n for n, leaf in flatten(after).items() if not np.array_equal(leaf, before[n])}
 
 
-@functools.cache
-def variables(model: CTCLIPConfig = MODEL) -> dict:
-    return jax.jit(train_step.CTCLIP(model).init)(jax.random.key(0))
+def assert_same(found, expected):
+    """Every array, to 1e-5 of the largest entry of its tensor."""
+    found, expected = flatten({"": found}), flatten({"": expected})
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        tolerance = 1e-5 * max(np.abs(value).max(initial=0), 1e-2)
+        np.testing.assert_allclose(found[name], value, rtol=0, atol=tolerance, err_msg=name)
 
 
 # Its state is the gradient, and the parameters stay: what the real optimizer would have been given.
@@ -92,77 +75,202 @@ GRADIENT = optax.GradientTransformation(
 )
 
 
-def run(learner: train_step.Learner, count: int = 1, batches=()):
-    """(state, metrics, gradient norms) after `count` steps, on the host."""
-    config = learner.config
-    state = train_step.new_state(learner, jax.device_get(variables(config.model)))
-    step = train_step.make_train_step(learner)
-    for number in range(count):
-        batch = batches[number] if batches else volumes(config.data.texts, seed=number)
-        state, metrics, norms = step(state, parts(batch, config.micro_batches))
-    return jax.device_get((state, metrics, norms))
-
-
-def assert_same(found, expected, *, rtol=1e-5, atol=1e-6):
-    """Every array, relative to the largest entry of its tensor."""
-    found, expected = flatten({"": found}), flatten({"": expected})
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        scale = np.abs(value).max(initial=0)
-        np.testing.assert_allclose(
-            found[name], value, rtol=0, atol=rtol * scale + atol, err_msg=name
-        )
-
-
-def moved(after: dict, before: dict) -> dict[str, bool]:
-    """Which arrays are not the same to the bit."""
-    before = flatten(jax.device_get(before))
-    return {name: not np.array_equal(leaf, before[name]) for name, leaf in flatten(after).items()}
+def gradients(learner: train_step.Learner, batch, variables=None) -> dict:
+    """The gradient of every parameter, the codebook after the step, and the metrics."""
+    keeping = dataclasses.replace(learner, optimizer=GRADIENT)
+    state, metrics, _ = run(keeping, batch, variables=variables)
+    return {"gradient": state["opt"], "codebook": state["codebook"], "metrics": metrics}
 
 
 def test_a_step_moves_parameters_codebook_and_count():
-    state, metrics, norms = run(learner(), 2)
+    state, metrics, norms = run(learner(), *(fake_batch(VOLUMES, seed=seed) for seed in (0, 1)))
+    before = FakeCLIP().init()
     assert state["step"] == 2
-    assert all(moved(state["codebook"], variables()["codebook"]).values())
-    assert all(moved(state["params"], variables()["params"]).values())
-    assert norms.keys() == flatten(variables()["params"]).keys()
-    assert {"loss", "gradient_norm", "learning_rate", "temperature", "skipped_steps"} <= set(
-        metrics
-    )
+    assert moved(state["codebook"], before["codebook"]) == {"embed", "cluster_size"}
+    assert moved(state["params"], before["params"]) == set(norms)
+    assert norms.keys() == flatten(before["params"]).keys()
+    assert {"loss", "gradient_norm", "learning_rate", "temperature"} <= set(metrics)
     assert 1 < metrics["codebook_perplexity"] <= 16
+
+
+def test_a_frozen_image_tower_is_frozen_with_its_codebook():
+    state, metrics, norms = run(learner(**{"optim.rules": (("^image", 0.0),)}), fake_batch(VOLUMES))
+    before = FakeCLIP().init()
+    assert moved(state["params"], before["params"]) == {"text/kernel", "temperature"}
+    assert not moved(state["codebook"], before["codebook"])
+    assert norms.keys() == {"text/kernel", "temperature"}
+    squares = sum(float(norm) ** 2 for norm in norms.values())
+    assert float(metrics["gradient_norm"]) == pytest.approx(squares**0.5, rel=1e-5)
+
+
+def test_a_locked_text_tower_has_no_dropout():
+    locked = learner(**{"optim.rules": (("^text/", 0.0),)})
+    batch = fake_batch(VOLUMES)
+    other = batch | {"seed": batch["seed"] + 1}
+    loss_of = lambda learner, batch: run(learner, batch)[1]["loss"]  # noqa: E731
+    assert loss_of(locked, batch) == loss_of(locked, other)
+    assert loss_of(learner(), batch) != loss_of(learner(), other)
+
+
+def test_what_is_born_sharded_stays_so():
+    sharded = learner(**{"mesh.fsdp": 2})
+    state = train_step.new_state(sharded, sharded.model.init())
+    wanted = jax.tree.map(lambda leaf: leaf.sharding, train_step.abstract_state(sharded))
+    assert not wanted["params"]["image_projection"]["kernel"].is_fully_replicated
+    assert jax.tree.map(lambda leaf: leaf.sharding, state) == wanted
+    batch = fake_batch(VOLUMES)
+    step = train_step.make_train_step(sharded, abstract_part(sharded, batch))
+    state, _, _ = step(state, [batch])
+    assert jax.tree.map(lambda leaf: leaf.sharding, state) == wanted
+
+
+def test_the_temperature_stops_at_its_largest():
+    free, _, _ = run(learner(), fake_batch(VOLUMES))
+    limit = float(np.exp(free["params"]["temperature"])) - 1e-3
+    held, _, _ = run(learner(**{"loss.max_temperature": limit}), fake_batch(VOLUMES))
+    assert np.exp(held["params"]["temperature"]) == pytest.approx(limit, rel=1e-6)
+
+
+def test_averaged_weights_are_what_is_evaluated():
+    batches = [fake_batch(VOLUMES, seed=seed) for seed in range(3)]
+    changes = {"optim.ema": 0.9, "optim.rules": (("^text", 0.0),)}
+    trail = [run(learner(**changes), *batches[: n + 1])[0] for n in range(3)]
+    expected = FakeCLIP().init()["params"]["temperature"]
+    for step, state in enumerate(trail):
+        keep = (1 + step) / (10 + step)
+        expected = keep * expected + (1 - keep) * state["params"]["temperature"]
+    averaged = train_step.variables_of(trail[-1])
+    np.testing.assert_allclose(averaged["params"]["temperature"], expected, rtol=1e-6)
+    assert "text" not in trail[-1]["ema"]
+    np.testing.assert_array_equal(
+        averaged["params"]["text"]["kernel"], trail[-1]["params"]["text"]["kernel"]
+    )
+
+
+@pytest.mark.parametrize("micro_batch_size", [0, 8])
+def test_a_step_that_is_not_finite_is_skipped_and_counted(micro_batch_size):
+    good, bad = fake_batch(VOLUMES), fake_batch(VOLUMES, seed=1)
+    bad["image"][3] = np.nan
+    options = {"max_skipped": 2, "optim.ema": 0.9, "micro_batch_size": micro_batch_size}
+    skipping = learner(**options)
+    state, metrics, _ = run(skipping, good, bad)
+    before, _, _ = run(skipping, good)
+    assert not np.isfinite(metrics["loss"]) and metrics["skipped_steps"] == 1
+    assert moved(state, before) == {"step", "skipped"}
 
 
 CASES = {
     "softmax": {},
-    "several texts": {"loss.name": "text_to_image", "data.texts": 3},
+    "several texts": {"loss.name": "text_to_image", "data.texts": 3, "mesh.fsdp": 2},
     "decoupled": {"loss.name": "decoupled", "mesh.fsdp": 8},
     "sigmoid": {"loss.name": "sigmoid", "model.logit_bias": -2.0, "mesh.fsdp": 4},
-    "twins, normals, ring": {
+    "twins": {"loss.mask_twins": True, "mesh.fsdp": 2},
+    "sigmoid, twins, normals": {
+        "loss.name": "sigmoid",
+        "model.logit_bias": -2.0,
+        "loss.mask_twins": True,
+        "loss.normal_share": 0.3,
+    },
+    "decoupled, twins, normals, ring": {
+        "loss.name": "decoupled",
         "loss.mask_twins": True,
         "loss.normal_share": 0.3,
         "loss.rows": 1,
-        "mesh.fsdp": 2,
+        "mesh.fsdp": 4,
     },
-    "remat": {"model.remat": True, "mesh.fsdp": 2},
+    "several texts, normals, ring": {
+        "loss.name": "text_to_image",
+        "data.texts": 3,
+        "loss.normal_share": 0.3,
+        "loss.rows": 2,
+    },
     "locked text": {"optim.rules": (("^text/", 0.0),), "mesh.fsdp": 2},
-    "unquantized": {"quantize_ramp": (5, 10)},
+    "frozen image, fixed temperature": {
+        "optim.rules": (("^image", 0.0), ("^temperature", 0.0)),
+        "mesh.fsdp": 8,
+    },
+    "half quantized": {"quantize_ramp": (0, 10), "mesh.fsdp": 2},
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_sharded_and_cached_is_plain(case):
-    """The gradients, the codebook and the metrics, dropout on."""
-    changes = dict(CASES[case])
-    fsdp = changes.pop("mesh.fsdp", 1)
-    model = {n.removeprefix("model."): changes.pop(n) for n in [*changes] if n.startswith("model.")}
-    changes["model"] = dataclasses.replace(MODEL, **model)
-    plain = learner(devices=1, **changes)
-    sharded = learner(**changes, **{"mesh.fsdp": fsdp})
-    cached = learner(**changes, **{"mesh.fsdp": fsdp, "micro_batch_size": 8})
-    found = [
-        run(dataclasses.replace(each, optimizer=GRADIENT)) for each in (plain, sharded, cached)
-    ]
-    for state, metrics, _ in found[1:]:
-        assert_same(state["opt"], found[0][0]["opt"])
-        assert_same(state["codebook"], found[0][0]["codebook"])
-        assert_same(metrics, found[0][1])
+    """Gradients, codebook and metrics, dropout on."""
+    changes = CASES[case]
+    batch = fake_batch(VOLUMES, changes.get("data.texts", 1))
+    plain = gradients(learner(devices=1, **changes | {"mesh.fsdp": 1}), batch)
+    assert_same(gradients(learner(**changes), batch), plain)
+    assert_same(gradients(learner(**changes, micro_batch_size=8), batch), plain)
+    one_device = {"devices": 1, "mesh.fsdp": 1, "micro_batch_size": 2}
+    assert_same(gradients(learner(**changes | one_device), batch), plain)
+
+
+def test_several_cached_steps_are_plain_steps():
+    """The optimizer, the averages and the codebook, over steps."""
+    batches = [fake_batch(VOLUMES, seed=seed) for seed in range(5)]
+    options = {"optim.ema": 0.9, "optim.weight_decay": 0.1}
+    plain, *_ = run(learner(devices=1, **options), *batches)
+    cached, *_ = run(learner(**options, **{"mesh.fsdp": 4, "micro_batch_size": 8}), *batches)
+    for name in ("params", "codebook", "ema"):
+        assert_same(cached[name], plain[name])
+
+
+@pytest.fixture(scope="module")
+def real(tiny):
+    """The tiny published model with dropout, and a batch of six volumes for it."""
+    model, variables, batch = tiny
+    text = dataclasses.replace(model.config.text, dropout=0.3)
+    many = {name: np.concatenate([each, each[::-1]]) for name, each in batch.items()}
+    many["image"] = (
+        many["image"]
+        + np.linspace(0, 0.3, len(many["image"]), dtype=np.float32)[:, None, None, None]
+    )
+    return CTCLIP(dataclasses.replace(model.config, text=text)), variables, many | seeds(many)
+
+
+def seeds(batch) -> dict[str, np.ndarray]:
+    return {"seed": np.arange(len(batch["image"]), dtype=np.int32)}
+
+
+def test_the_real_model_cached_remat_and_sharded_is_plain(real):
+    model, variables, batch = real
+    remat = CTCLIP(dataclasses.replace(model.config, remat="full"))
+    size = len(batch["image"])
+    plain = learner(model, devices=1, batch_size=size)
+    cached = learner(remat, devices=2, batch_size=size, micro_batch_size=2, **{"mesh.fsdp": 2})
+    expected = gradients(plain, batch, variables)
+    assert_same(gradients(cached, batch, variables), expected)
+
+
+def test_five_steps_on_three_devices_are_those_of_the_original(tiny, golden):
+    model, variables, batch = tiny
+    optim = OptimConfig(
+        learning_rate=2e-4,
+        schedule="constant",
+        warmup_steps=0,
+        b1=0.9,
+        b2=0.99,
+        eps=1e-8,
+        weight_decay=0.0,
+        clip_norm=0.5,
+        rules=(),
+    )
+    changes = {f"optim.{name}": value for name, value in dataclasses.asdict(optim).items()}
+    published = learner(model, devices=3, batch_size=len(batch["image"]), **changes)
+    state = train_step.new_state(published, variables)
+    batch = batch | seeds(batch)
+    step = train_step.make_train_step(published, abstract_part(published, batch))
+    for loss, norm in zip(
+        golden["steps/losses"], golden["steps/grad_norms_before_clip"], strict=True
+    ):
+        state, metrics, _ = step(state, [batch])
+        assert float(metrics["loss"]) == pytest.approx(float(loss), abs=2e-6)
+        assert float(metrics["gradient_norm"]) == pytest.approx(float(norm), rel=1e-4)
+    codes = golden["steps/after5/visual_transformer.vq._codebook.embed"][0]
+    np.testing.assert_allclose(state["codebook"]["embed"], codes, atol=2e-5)
+
+
+def test_the_quantizer_ramps_up():
+    weights = [float(train_step.quantizer_weight((10, 20), step)) for step in (0, 10, 15, 20, 99)]
+    assert weights == [0.0, 0.0, 0.5, 1.0, 1.0]
+    assert float(train_step.quantizer_weight((0, 0), 0)) == 1.0

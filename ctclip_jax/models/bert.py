@@ -8,7 +8,7 @@ from einops import rearrange
 from flax import nnx
 
 from ctclip_jax.models import seam
-from ctclip_jax.models.layers import dropout, layer_norm, split_keys
+from ctclip_jax.models.layers import REMAT, dropout, layer_norm, split_keys
 from ctclip_jax.shapes import Array, Float, Int, Key
 
 EPSILON = 1e-12
@@ -102,7 +102,7 @@ class Block(nnx.Module):
 class Bert(nnx.Module):
     """Token ids to the last hidden states."""
 
-    def __init__(self, config: BertConfig, rngs: nnx.Rngs, *, dtype: str, remat: bool):
+    def __init__(self, config: BertConfig, rngs: nnx.Rngs, *, dtype: str, remat: str):
         self.embed = Embeddings(config, rngs)
         self.blocks = seam.stack(
             lambda rngs: Block(config, rngs, dtype=dtype), rngs, config.num_layers
@@ -122,6 +122,5 @@ class Bert(nnx.Module):
             return block(x, mask, block_keys), None
 
         layers = (self.blocks, None if keys is None else keys[1:])
-        step = jax.checkpoint(layer) if self.remat else layer
-        x, _ = jax.lax.scan(step, embedded.astype(self.dtype), layers)
+        x, _ = jax.lax.scan(REMAT[self.remat](layer), embedded.astype(self.dtype), layers)
         return x.astype(jnp.float32)

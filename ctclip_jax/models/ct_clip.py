@@ -24,7 +24,9 @@ class CTCLIPConfig:
 
     `init_temperature` and `logit_bias` are initial values: of the logarithm of the factor on the
     similarities, and of the bias that the sigmoid loss adds to them (None: no such parameter).
-    `dtype` is that of the large matrix products; `remat` recomputes each layer for the gradient.
+    `dtype` is that of the large matrix products. `remat` (layers.REMAT) says what of a layer is
+    computed again for the gradient, `attention` (layers.ATTENTION) what computes that of the image
+    tower: neither changes the model.
     """
 
     image: CTViTConfig = CTViTConfig()
@@ -33,7 +35,8 @@ class CTCLIPConfig:
     init_temperature: float = 1.0
     logit_bias: float | None = None
     dtype: str = "float32"
-    remat: bool = False
+    remat: str = "none"
+    attention: str = "xla"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +81,7 @@ class CTCLIP:
         """Unit-length latents of CT volumes in [-1, 1], or int16 in steps of 1/16 HU."""
         with jax.default_matmul_precision("float32"):
             tokens = vector_quantizer.quantize(
-                self._tokens(variables, image), variables["codebook"]
+                self._tokens(variables, image), variables["codebook"], dtype=self.config.dtype
             )
             return self._project_image(variables, tokens)
 
@@ -137,7 +140,7 @@ class CTCLIP:
         with jax.default_matmul_precision("float32"):
             tokens = self._tokens(variables, batch["image"])
             with jax.named_scope("quantize"):
-                indices = vector_quantizer.nearest(tokens, codebook)
+                indices = vector_quantizer.nearest(tokens, codebook, dtype=self.config.dtype)
                 codes = vector_quantizer.lookup(indices, codebook)
                 mixed = vector_quantizer.straight_through(tokens, codes, quantize)
                 statistics = vector_quantizer.statistics(
@@ -165,7 +168,10 @@ class CTCLIP:
         return self.encode_text(variables, ids, mask, keys=keys)
 
     def _image_tower(self, rngs: nnx.Rngs) -> CTViT:
-        return CTViT(self.config.image, rngs, dtype=self.config.dtype, remat=self.config.remat)
+        config = self.config
+        return CTViT(
+            config.image, rngs, dtype=config.dtype, remat=config.remat, attention=config.attention
+        )
 
     def _text_tower(self, rngs: nnx.Rngs) -> Bert:
         return Bert(self.config.text, rngs, dtype=self.config.dtype, remat=self.config.remat)

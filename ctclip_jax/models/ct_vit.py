@@ -14,6 +14,7 @@ from flax import nnx
 
 from ctclip_jax.models import seam
 from ctclip_jax.models.layers import (
+    REMAT,
     CosineAttention,
     GatedFeedForward,
     PositionEncodingGenerator,
@@ -111,10 +112,15 @@ class PositionBias(nnx.Module):
 class Block(nnx.Module):
     """One layer: position encoding, attention within each group of tokens, feed-forward."""
 
-    def __init__(self, config: CTViTConfig, rngs: nnx.Rngs, *, dtype: str):
+    def __init__(self, config: CTViTConfig, rngs: nnx.Rngs, *, dtype: str, attention: str):
         self.peg = PositionEncodingGenerator(config.dim, rngs)
         self.attn = CosineAttention(
-            config.dim, rngs, heads=config.heads, dim_head=config.dim_head, dtype=dtype
+            config.dim,
+            rngs,
+            heads=config.heads,
+            dim_head=config.dim_head,
+            dtype=dtype,
+            attention=attention,
         )
         self.ff = GatedFeedForward(config.dim, rngs, dtype=dtype)
         self.grid = config.grid
@@ -147,8 +153,19 @@ class Block(nnx.Module):
 class Transformer(nnx.Module):
     """A scanned stack of blocks and a final norm."""
 
-    def __init__(self, config: CTViTConfig, rngs: nnx.Rngs, *, depth: int, dtype: str, remat: bool):
-        self.blocks = seam.stack(lambda rngs: Block(config, rngs, dtype=dtype), rngs, depth)
+    def __init__(
+        self,
+        config: CTViTConfig,
+        rngs: nnx.Rngs,
+        *,
+        depth: int,
+        dtype: str,
+        remat: str,
+        attention: str,
+    ):
+        self.blocks = seam.stack(
+            lambda rngs: Block(config, rngs, dtype=dtype, attention=attention), rngs, depth
+        )
         self.norm = layer_norm(config.dim, rngs, bias=False)
         self.remat = remat
 
@@ -158,21 +175,21 @@ class Transformer(nnx.Module):
         def layer(x, block):
             return block(x, bias), None
 
-        x, _ = jax.lax.scan(jax.checkpoint(layer) if self.remat else layer, x, self.blocks)
+        x, _ = jax.lax.scan(REMAT[self.remat](layer), x, self.blocks)
         return self.norm(x)
 
 
 class CTViT(nnx.Module):
     """Chest CT volumes to a grid of tokens, before quantization."""
 
-    def __init__(self, config: CTViTConfig, rngs: nnx.Rngs, *, dtype: str, remat: bool):
+    def __init__(
+        self, config: CTViTConfig, rngs: nnx.Rngs, *, dtype: str, remat: str, attention: str
+    ):
         self.patch_embed = PatchEmbedding(config, rngs, dtype=dtype)
         self.position_bias = PositionBias(config.dim, config.heads, rngs)
-        self.spatial = Transformer(
-            config, rngs, depth=config.spatial_depth, dtype=dtype, remat=remat
-        )
-        self.temporal = Transformer(
-            config, rngs, depth=config.temporal_depth, dtype=dtype, remat=remat
+        self.spatial, self.temporal = (
+            Transformer(config, rngs, depth=depth, dtype=dtype, remat=remat, attention=attention)
+            for depth in (config.spatial_depth, config.temporal_depth)
         )
         self.grid = config.grid
         self.window = config.window

@@ -2,7 +2,7 @@
 
 As published in CT-CLIP (arXiv 2403.17834): the index is the nearest code by cosine, the output is
 the raw code (not renormalized, without the input's norm), and no gradient trains the codebook.
-All of it is float32.
+All of it is float32, but for the products of a search in another dtype.
 """
 
 import jax
@@ -10,6 +10,8 @@ import jax.numpy as jnp
 
 from ctclip_jax.models.layers import l2_normalize
 from ctclip_jax.shapes import Array, Float, Int, Key
+
+BLOCK = 1024  # the most codes that are searched at a time
 
 Codebook = dict[str, Array]  # {'embed': (codes, d), 'cluster_size': (codes,)}
 Statistics = dict[str, Array]  # {'counts': (codes,), 'sums': (codes, d)}
@@ -21,10 +23,32 @@ def init(key: Key, *, codes: int, dim: int) -> Codebook:
     return {"embed": embed, "cluster_size": jnp.zeros(codes)}
 
 
-def nearest(tokens: Float[Array, "... d"], codebook: Codebook) -> Int[Array, "..."]:
-    """Index of the code with the largest cosine to each token."""
-    tokens, codes = l2_normalize(tokens.astype(jnp.float32)), l2_normalize(codebook["embed"])
-    return jnp.argmax(jnp.einsum("...d,kd->...k", tokens, codes), axis=-1)
+def nearest(
+    tokens: Float[Array, "... d"], codebook: Codebook, *, dtype: str = "float32"
+) -> Int[Array, "..."]:
+    """Index of the code with the largest cosine to each token, the first one of equals.
+
+    Searches block after block of codes, so that the cosines of all tokens with all codes never lie
+    in memory together. The cosines are float32; `dtype` is that of what is multiplied for them.
+    """
+    tokens, codes = jax.lax.stop_gradient((tokens.astype(jnp.float32), codebook["embed"]))
+    tokens, codes = (l2_normalize(x).astype(dtype) for x in (tokens, codes))
+    blocks = -(-len(codes) // BLOCK)
+    size = -(-len(codes) // blocks)
+    # Filled up with the last code: a copy that wins is the last code.
+    rows = jnp.minimum(jnp.arange(blocks * size, dtype=jnp.int32), len(codes) - 1)
+
+    def search(best, rows):
+        cosines = jnp.einsum(
+            "...d,kd->...k", tokens, codes[rows], preferred_element_type=jnp.float32
+        )
+        cosine, index = jnp.max(cosines, axis=-1), rows[jnp.argmax(cosines, axis=-1)]
+        better = cosine > best[0]
+        return (jnp.where(better, cosine, best[0]), jnp.where(better, index, best[1])), None
+
+    nothing = jnp.full(tokens.shape[:-1], -jnp.inf), jnp.zeros(tokens.shape[:-1], jnp.int32)
+    (_, indices), _ = jax.lax.scan(search, nothing, rows.reshape(blocks, size))
+    return indices
 
 
 def lookup(indices: Int[Array, "..."], codebook: Codebook) -> Float[Array, "... d"]:
@@ -32,9 +56,11 @@ def lookup(indices: Int[Array, "..."], codebook: Codebook) -> Float[Array, "... 
     return jax.lax.stop_gradient(jnp.asarray(codebook["embed"]))[indices]
 
 
-def quantize(tokens: Float[Array, "... d"], codebook: Codebook) -> Float[Array, "... d"]:
-    """Every token replaced by its nearest code."""
-    return lookup(nearest(tokens, codebook), codebook)
+def quantize(
+    tokens: Float[Array, "... d"], codebook: Codebook, *, dtype: str = "float32"
+) -> Float[Array, "... d"]:
+    """Every token replaced by its nearest code, found in `dtype`."""
+    return lookup(nearest(tokens, codebook, dtype=dtype), codebook)
 
 
 def straight_through(

@@ -1,0 +1,178 @@
+"""The table of docs/scaling.md: how much of the full-size step fits on whole systems, and how fast
+it can be there. Compiled for TPUs that are not here (`pip install 'ctclip-jax[tpu]'`).
+
+    python -m benchmarks.tpu_table
+
+The step is that of configs/ct_clip.py in bfloat16, every layer recomputed, the whole batch at once.
+The largest number of volumes on a chip is foretold from two compilations and then compiled, and so
+is one more, which must not fit. For GPUs there is no compiler here: their row takes what as many
+TPU v5p need and do with one and two volumes, goes on linearly to 0.9 of the memory of the GPU, and
+divides by the peaks of the GPU.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from benchmarks import measure
+from configs import ct_clip
+from ctclip_jax.accelerators import GIB, accelerator_of
+from ctclip_jax.config import TrainConfig, from_dict
+from ctclip_jax.flops import step_flops
+from ctclip_jax.step_report import DoesNotFit, Roofline, step_report
+from data_pipelines.errors import run_main
+
+DOCS = Path(__file__).parents[1] / "docs" / "scaling.md"
+MARKS = ("<!-- made by benchmarks/tpu_table.py -->\n", "<!-- end of it -->\n")
+
+
+@dataclasses.dataclass(frozen=True)
+class System:
+    """`chips` chips of a kind; `topology` is what the compiler is told."""
+
+    name: str
+    device_kind: str
+    topology: str
+    chips: int
+    fsdp: int
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether the compiled TPUs only stand in for it."""
+        return self.device_kind.startswith("NVIDIA")
+
+
+SYSTEMS = (
+    System("v5e-16", "TPU v5 lite", "v5e:4x4", 16, fsdp=16),
+    System("v5e-256", "TPU v5 lite", "v5e:16x16", 256, fsdp=16),
+    System("v5p-128", "TPU v5", "v5p:4x4x4", 64, fsdp=4),
+    System("v6e-64", "TPU v6 lite", "v6e:8x8", 64, fsdp=8),
+    System("8 x H200", "NVIDIA H200", "v5p:2x2x2", 8, fsdp=8),
+)
+PARTS = ("arithmetic", "memory", "interconnect")
+GPU_SHARE = 0.9  # of its memory is left to a program
+
+
+def config_of(system: System, volumes: int) -> TrainConfig:
+    """The full-size step with so many volumes on each chip."""
+    config = ct_clip.get_config()
+    config.model.dtype, config.model.remat = "bfloat16", "full"
+    config.batch_size = volumes * system.chips
+    config.mesh.fsdp = system.fsdp
+    config.evaluation.every = 0
+    return from_dict(TrainConfig, config.to_dict())
+
+
+def compiled(system: System, volumes: int) -> dict[str, float]:
+    """What a chip needs and does in a step, or only what it needs, if the compiler refuses."""
+    config = config_of(system, volumes)
+    try:
+        report = step_report(config, topology=system.topology)
+    except DoesNotFit as shortage:
+        needs, memory = map(float, re.findall(r"([\d.]+) GiB", str(shortage)))
+        return {"volumes": volumes, "needs": needs * GIB, "memory": memory * GIB, "fits": False}
+    return {
+        "volumes": volumes,
+        "needs": report.needs,
+        "memory": report.memory,
+        "fits": report.fits,
+        "model_flops": step_flops(config) / system.chips,
+        **{name: report.total(name) for name in ("flops", "traffic", "sent")},
+    }
+
+
+def largest(compile_step: Callable[[int], dict]) -> dict:
+    """The step with the most volumes that fits, in few compilations."""
+    steps: dict[int, dict] = {}
+
+    def fits(volumes: int) -> bool:
+        if volumes not in steps:
+            steps[volumes] = compile_step(volumes)
+            print(steps[volumes], flush=True)
+        return steps[volumes]["fits"]
+
+    volumes = 1
+    if fits(1) and fits(2):
+        volumes = foretold(steps[1], steps[2], steps[1]["memory"])
+    while volumes > 1 and not fits(volumes):
+        volumes -= 1
+    while fits(volumes + 1):
+        volumes += 1
+    return steps[volumes]
+
+
+def foretold(one: dict, two: dict, memory: float) -> int:
+    """How many volumes fit, if each needs what the second one needs."""
+    return 1 + int((memory - one["needs"]) // (two["needs"] - one["needs"]))
+
+
+def extrapolated(one: dict, two: dict, memory: float) -> dict:
+    """The step with the most volumes that `memory` holds: every quantity goes on linearly."""
+    more = foretold(one, two, memory) - 1
+    step = {name: one[name] + more * (two[name] - one[name]) for name in one}
+    return step | {"memory": memory, "fits": True}
+
+
+def row_of(system: System) -> dict:
+    """The largest step of a system with its roofline."""
+
+    def compile_step(volumes: int) -> dict:
+        return measure.in_new_process(compiled, system, volumes).value
+
+    chip = accelerator_of(system.device_kind)
+    if system.is_gpu:
+        step = extrapolated(compile_step(1), compile_step(2), GPU_SHARE * chip.memory_bytes)
+    else:
+        step = largest(compile_step)
+    roofline = Roofline(
+        arithmetic=step["flops"] / chip.bf16_flops,
+        memory=step["traffic"] / chip.memory_bandwidth,
+        interconnect=step["sent"] / chip.link_bandwidth,
+    )
+    return {
+        "system": dataclasses.asdict(system),
+        **step,
+        "seconds": {**dataclasses.asdict(roofline), "step": roofline.seconds},
+        "collective_share": roofline.collective_share,
+        "model_flop_utilization": step["model_flops"] / chip.bf16_flops / roofline.seconds,
+    }
+
+
+def markdown(rows: Sequence[dict]) -> str:
+    """The table."""
+    head = (
+        "system | mesh (data x fsdp) | volumes a chip | in a step | memory a chip, GiB"
+        " | TFLOP a chip: model, computed | sent by a chip, GB"
+        " | seconds: arithmetic, memory, collectives | in collectives | volumes/s at best"
+    )
+    lines = [f"| {head} |", "|" + " --- |" * len(head.split(" | "))]
+    for row in rows:
+        system, volumes = row["system"], row["volumes"] * row["system"]["chips"]
+        cells = (
+            system["name"],
+            f"{system['chips'] // system['fsdp']} x {system['fsdp']}",
+            row["volumes"],
+            volumes,
+            f"{row['needs'] / GIB:.1f} of {row['memory'] / GIB:.1f}",
+            f"{row['model_flops'] / 1e12:.1f}, {row['flops'] / 1e12:.1f}",
+            f"{row['sent'] / 1e9:.2f}",
+            ", ".join(f"{row['seconds'][part]:.3f}" for part in PARTS),
+            f"{row['collective_share']:.0%}",
+            f"{volumes / row['seconds']['step']:.0f}",
+        )
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    rows = [row_of(system) for system in SYSTEMS]
+    measure.save("tpu_table", {"rows": rows})
+    before, _, rest = DOCS.read_text().partition(MARKS[0])
+    _, _, after = rest.partition(MARKS[1])
+    DOCS.write_text(before + MARKS[0] + markdown(rows) + MARKS[1] + after)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,95 @@
+"""Floating-point operations, a multiplication and an addition being two.
+
+Model FLOPs are what the mathematics asks for, of which model FLOP utilization is a share: the
+matrix products and the attention of both towers, the projections, and the search of the quantizer.
+Norms, activations, position bias and encoding are left out (1 %), and nothing counts twice. A
+program computes more, above all where it recomputes activations.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+
+from ctclip_jax import trees
+from ctclip_jax.config import TrainConfig
+from ctclip_jax.models.bert import BertConfig
+from ctclip_jax.models.ct_clip import CTCLIP, CTCLIPConfig
+
+
+def volume_flops(config: CTCLIPConfig) -> float:
+    """Returns the model FLOPs of the latent of one volume, without the quantizer's search."""
+    image = config.image
+    t, h, w = image.grid
+    shapes = trees.flatten(CTCLIP(config).abstract_variables()["params"]["image"])
+    multiplied = trees.match_rules(
+        ((r"(patch_embed|attn|ff)/.*kernel$", True),), shapes, default=False
+    )
+    kernels = sum(shapes[name].size for name in shapes if multiplied[name])
+    looked_at = image.spatial_depth * h * w + image.temporal_depth * t
+    attention = 2 * looked_at * image.heads * image.dim_head
+    projection = h * w * image.dim * config.dim_latent
+    return 2.0 * (t * h * w * (kernels + attention) + projection)
+
+
+def search_flops(config: CTCLIPConfig) -> float:
+    """Returns the model FLOPs of finding the codes of one volume; no gradient passes there."""
+    image = config.image
+    return 2.0 * math.prod(image.grid) * image.codebook_size * image.dim
+
+
+def text_flops(config: BertConfig, length: int) -> float:
+    """Returns the model FLOPs of the text tower on `length` tokens."""
+    size = config.hidden_size
+    kernels = 4 * size * size + 2 * size * config.intermediate_size
+    return 2.0 * config.num_layers * length * (kernels + 2 * length * size)
+
+
+def step_flops(config: TrainConfig) -> float:
+    """Returns the model FLOPs of one training step, over all devices.
+
+    A gradient costs twice the forward; a tower that is frozen as a whole has none.
+    """
+    names = trees.flatten(CTCLIP(config.model).abstract_variables()["params"])
+    rates = trees.match_rules(config.optim.rules, names, default=1.0)
+
+    def passes(tower: str) -> int:
+        return 3 if any(rates[name] for name in names if name.startswith(tower)) else 1
+
+    volume = passes("image") * volume_flops(config.model) + search_flops(config.model)
+    text = text_flops(config.model.text, config.data.max_length)
+    text += 2.0 * config.model.text.hidden_size * config.model.dim_latent
+    return config.batch_size * (volume + passes("text") * config.data.texts * text)
+
+
+def program_flops(program: ClosedJaxpr | Jaxpr) -> float:
+    """Returns the FLOPs of the matrix products of a traced program, over all devices.
+
+    Unlike XLA's cost analysis, which takes every loop for one round, a loop counts as often as it
+    runs (once, where that is not known). Recomputation counts; of branches the dearest.
+    """
+    return sum(map(_equation_flops, program.eqns))
+
+
+def _equation_flops(equation: JaxprEqn) -> float:
+    name, params = equation.primitive.name, equation.params
+    if name == "dot_general":
+        (contracted, _), _ = params["dimension_numbers"]
+        shape = equation.invars[0].aval.shape
+        sums = math.prod(shape[axis] for axis in contracted)
+        return 2.0 * equation.outvars[0].aval.size * sums
+    inner = [program_flops(program) for program in _programs(params)]
+    if name == "cond":
+        return max(inner)
+    rounds = params["length"] if name == "scan" else 1
+    devices = params["mesh"].size if name == "shard_map" else 1
+    return float(rounds * devices * sum(inner))
+
+
+def _programs(params: dict[str, Any]) -> Iterator[ClosedJaxpr | Jaxpr]:
+    """The programs inside an equation: bodies, branches, functions called."""
+    for value in params.values():
+        for each in value if isinstance(value, tuple) else (value,):
+            if isinstance(each, (ClosedJaxpr, Jaxpr)):
+                yield each

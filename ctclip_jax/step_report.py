@@ -1,0 +1,225 @@
+"""The exact step of a config compiled, not run: what it needs of a device and what it moves."""
+
+import dataclasses
+import math
+import os
+import re
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+
+from ctclip_jax import hlo
+from ctclip_jax.accelerators import GIB, Accelerator, accelerator_of
+from ctclip_jax.checks import check_config
+from ctclip_jax.config import TrainConfig
+from ctclip_jax.flops import program_flops
+from ctclip_jax.gradient_cache import Program
+from ctclip_jax.sharding import make_mesh
+from ctclip_jax.train_step import make_learner, make_train_step
+from data_pipelines.errors import InputError
+
+KEPT_BY_TPU = GIB // 4  # of the memory of a chip
+
+
+class DoesNotFit(Exception):
+    """The compiler refused a program; the message says how much memory it needs of how much."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ProgramReport:
+    """A compiled program as one device sees it: bytes and FLOPs of one run.
+
+    Attributes:
+      runs: how often a step runs it.
+      arguments, outputs, temporaries, aliased: bytes of memory; what is aliased is argument and
+        output in one.
+      beside: bytes in memory meanwhile: optimizer state that it does not take, the next batch.
+      flops: of the matrix products as traced, recomputation included.
+      traffic: bytes to and from memory, at least.
+    """
+
+    runs: int
+    arguments: float
+    outputs: float
+    temporaries: float
+    aliased: float
+    beside: float
+    flops: float
+    traffic: float
+    collectives: tuple[hlo.Collective, ...]
+
+    @property
+    def needs(self) -> float:
+        """Bytes of memory while it runs."""
+        return self.arguments + self.outputs + self.temporaries - self.aliased + self.beside
+
+    @property
+    def sent(self) -> float:
+        """Bytes that a device sends to others."""
+        return sum(each.bytes for each in self.collectives)
+
+
+@dataclasses.dataclass(frozen=True)
+class Roofline:
+    """Seconds of a step at the peaks of the accelerator: the least that it can take.
+
+    Arithmetic and memory overlap; collectives are taken to overlap with neither.
+    """
+
+    arithmetic: float
+    memory: float
+    interconnect: float
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole step."""
+        return max(self.arithmetic, self.memory) + self.interconnect
+
+    @property
+    def collective_share(self) -> float:
+        """Share of the step that is spent in collectives."""
+        return self.interconnect / self.seconds
+
+
+@dataclasses.dataclass(frozen=True)
+class StepReport:
+    """The programs of a step by name, and the devices that they are for.
+
+    `memory` is what a program may use of a device, in bytes; None where that is not known.
+    """
+
+    mesh: jax.sharding.Mesh
+    accelerator: Accelerator | None
+    memory: float | None
+    programs: dict[str, ProgramReport]
+
+    @property
+    def needs(self) -> float:
+        """Bytes of a device's memory that a step needs."""
+        return max(each.needs for each in self.programs.values())
+
+    @property
+    def fits(self) -> bool:
+        """False if it is known that the memory does not suffice."""
+        return self.memory is None or self.needs <= self.memory
+
+    def total(self, name: str) -> float:
+        """Sum of `flops`, `traffic` or `sent` over the runs of a step."""
+        return sum(each.runs * getattr(each, name) for each in self.programs.values())
+
+    @property
+    def roofline(self) -> Roofline | None:
+        """FLOPs, traffic and bytes sent over the peaks; None for an unknown accelerator."""
+        if self.accelerator is None:
+            return None
+        return Roofline(
+            arithmetic=self.total("flops") / self.accelerator.bf16_flops,
+            memory=self.total("traffic") / self.accelerator.memory_bandwidth,
+            interconnect=self.total("sent") / self.accelerator.link_bandwidth,
+        )
+
+
+def step_report(config: TrainConfig, *, topology: str = "") -> StepReport:
+    """Compiles the step for the devices here, or for those of a TPU topology such as 'v5e:4x4'.
+
+    Raises:
+      InputError: a config that cannot be trained, an unknown topology, or no libtpu.
+      DoesNotFit: a program that needs more memory than a device has.
+    """
+    devices = topology_devices(topology) if topology else jax.devices()
+    mesh = make_mesh(config.mesh, devices=devices)
+    check_config(config, tokenizer=None, mesh=mesh)
+    programs = make_train_step(make_learner(config, mesh)).programs
+    return StepReport(
+        mesh=mesh,
+        accelerator=accelerator_of(devices[0].device_kind),
+        memory=_memory_of(devices[0], is_here=not topology),
+        programs={
+            name: _program_report(
+                program,
+                mesh.size,
+                runs=config.micro_batches if name in ("encode", "backward") else 1,
+                beside=_beside(programs, name),
+            )
+            for name, program in programs.items()
+        },
+    )
+
+
+def topology_devices(topology: str) -> list[jax.Device]:
+    """Returns the devices of a TPU slice that is not there, such as 'v5p:2x2x1'.
+
+    Raises:
+      InputError: an unknown topology, or no libtpu.
+    """
+    try:
+        import libtpu  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            "--topology: the TPU compiler is missing: pip install 'ctclip-jax[tpu]'"
+        ) from error
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # of a machine that is no TPU
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # compilers share no device
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    except (jax.errors.JaxRuntimeError, NotImplementedError, ValueError) as error:
+        cause = str(error).strip().splitlines()[0]
+        raise InputError(f"--topology={topology}: {cause}; wanted e.g. v5e:4x4") from error
+
+
+def _program_report(program: Program, devices: int, *, runs: int, beside: float) -> ProgramReport:
+    traced = program.function.trace(*program.arguments)
+    try:
+        compiled = traced.lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise DoesNotFit(_shortage(str(error))) from error
+    memory, text = compiled.memory_analysis(), hlo.Program(compiled.as_text())
+    return ProgramReport(
+        runs=runs,
+        arguments=memory.argument_size_in_bytes,
+        outputs=memory.output_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        aliased=memory.alias_size_in_bytes,
+        beside=beside,
+        flops=program_flops(traced.jaxpr) / devices,
+        traffic=text.traffic(),
+        collectives=tuple(text.collectives(devices)),
+    )
+
+
+def _beside(programs: dict[str, Program], name: str) -> float:
+    """Bytes of a device while a program runs: the optimizer's state, if the program does not take
+    it, and the next batch, if there is one in it."""
+    *_, update = programs.values()
+    optimizer = update.arguments[0]["opt"]
+    batches = [each for each in programs[name].arguments if "image" in each and "seed" in each]
+    takes_state = any("opt" in each for each in programs[name].arguments)
+    return _bytes_of(batches) + (0 if takes_state else _bytes_of(optimizer))
+
+
+def _bytes_of(tree: Any) -> float:
+    """Bytes of abstract arrays on one device."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def _memory_of(device: jax.Device, *, is_here: bool) -> float | None:
+    if is_here and (stats := device.memory_stats()):
+        return stats["bytes_limit"]
+    accelerator = accelerator_of(device.device_kind)
+    return accelerator and accelerator.memory_bytes - KEPT_BY_TPU
+
+
+def _shortage(message: str) -> str:
+    """'needs X of Y GiB', where the compiler's message tells both."""
+    found = re.search(r"Used ([\d.]+)([MGT]) of ([\d.]+)([MGT])", message)
+    if not found:
+        return " ".join(message.split())[:200]
+    size = {"M": 2**-10, "G": 1.0, "T": 2**10}
+    needed, given = float(found[1]) * size[found[2]], float(found[3]) * size[found[4]]
+    return f"needs {needed:.2f} GiB of {given:.2f} GiB"

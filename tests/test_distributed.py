@@ -1,0 +1,106 @@
+"""Several processes: the switch, and that they train what one process trains."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ctclip_jax import distributed
+from ctclip_jax.exports import load_export
+from ctclip_jax.train import train
+from data_pipelines.errors import InputError
+from tests.tiny_run import tiny_config, write_tiny_shards
+
+ROOT = Path(__file__).parents[1]
+STEPS = 20
+# Four tokens a volume: what counts is who has which volume.
+CHANGES = {
+    "model.image.frames": 8,
+    "model.image.image_size": (16, 16),
+    "mesh.fsdp": 2,
+    "steps": STEPS,
+    "checkpoint.every": STEPS // 2,
+}
+
+
+def test_a_process_alone_joins_nobody(monkeypatch):
+    monkeypatch.setattr("jax.distributed.initialize", lambda *_: pytest.fail("it joined"))
+    distributed.start("")
+
+
+@pytest.mark.parametrize(
+    ("switch", "arguments"),
+    [("auto", ()), ("10.0.0.1:1234,16,15", ("10.0.0.1:1234", 16, 15))],
+)
+def test_what_jax_is_told(switch, arguments, monkeypatch):
+    told = []
+    monkeypatch.setattr("jax.distributed.initialize", lambda *given: told.append(given))
+    distributed.start(switch)
+    assert told == [arguments]
+
+
+@pytest.mark.parametrize(
+    "switch", ["automatic", "host,2,0", "host:1234", "host:1234,2", "host:1234,2,2", "host:1,0,0"]
+)
+def test_another_switch_is_one_line(switch):
+    with pytest.raises(InputError, match=f"--distributed={switch}: wanted 'auto' or HOST:PORT,"):
+        distributed.start(switch)
+
+
+def test_auto_where_there_is_no_cluster_is_one_line(monkeypatch):
+    def initialize():
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr("jax.distributed.initialize", initialize)
+    with pytest.raises(InputError, match="--distributed=auto: no TPU pod, SLURM or Open MPI"):
+        distributed.start("auto")
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> Path:
+    return write_tiny_shards(tmp_path_factory.mktemp("shards"), shape=(8, 16, 16))
+
+
+def test_two_processes_train_what_one_process_trains(shards, tmp_path):
+    train(tiny_config(shards, **CHANGES), tmp_path / "alone")
+    expected = losses(tmp_path / "alone")
+    assert len(expected) == STEPS
+
+    address = f"127.0.0.1:{free_port()}"
+    command = [sys.executable, "main.py", "--config=configs/phantoms.py:smoke"]
+    command += [f"--workdir={tmp_path / 'together'}", f"--config.data.shards={shards}"]
+    command += ["--config.text_warmup.steps=0"]
+    command += [f"--config.{name}={value}" for name, value in CHANGES.items()]
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=4")
+    processes = [
+        subprocess.Popen(
+            [*command, f"--distributed={address},2,{index}"],
+            cwd=ROOT,
+            env={**os.environ, "XLA_FLAGS": flags},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    for process in processes:
+        with process:
+            _, errors = process.communicate()
+        assert process.returncode == 0, errors
+    assert losses(tmp_path / "together") == pytest.approx(expected, abs=1e-5)
+    variables, _ = load_export(tmp_path / "together" / "export")
+    assert variables["params"]["temperature"].shape == ()
+
+
+def losses(workdir: Path) -> list[float]:
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

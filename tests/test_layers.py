@@ -1,0 +1,60 @@
+"""The attention's implementations: equal values and gradients, the bias's included."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ctclip_jax.models import layers
+
+GROUPS, TOKENS, HEADS, SIZE = 2, 6, 3, 8
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    """Query, key and value of unit length, and a bias."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    vectors = (jax.random.normal(key, (GROUPS, TOKENS, HEADS, SIZE)) for key in keys[:3])
+    return *map(layers.l2_normalize, vectors), jax.random.normal(keys[3], (HEADS, TOKENS, TOKENS))
+
+
+def value_and_gradients(attend, inputs):
+    def total(inputs):
+        mixed = attend(*inputs)
+        return jnp.sum(jnp.sin(3 * mixed.astype(jnp.float32))), mixed
+
+    return jax.jit(jax.grad(total, has_aux=True))(inputs)
+
+
+def jax_attention(query, key, value, bias):
+    """What jax itself calls attention: the interface whose cuDNN implementation we use."""
+    return jax.nn.dot_product_attention(
+        query, key, value, bias[None], scale=layers.ATTENTION_SCALE, implementation="xla"
+    )
+
+
+def our_attention(implementation):
+    return lambda *inputs: layers.attention(*inputs, implementation=implementation)
+
+
+def test_attention_is_that_of_jax(inputs):
+    ours, theirs = (value_and_gradients(f, inputs) for f in (our_attention("xla"), jax_attention))
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_attention_without_a_bias_has_a_bias_of_zero(inputs):
+    *vectors, bias = inputs
+    with_zero = layers.attention(*vectors, 0 * bias, implementation="xla")
+    without = layers.attention(*vectors, None, implementation="xla")
+    np.testing.assert_array_equal(with_zero, without)
+
+
+@pytest.mark.skipif(
+    jax.default_backend() != "gpu", reason="cuDNN needs a GPU: JAX_PLATFORMS=cuda pytest ..."
+)
+def test_fused_attention_is_near_ours(inputs):
+    inputs = jax.tree.map(lambda x: x.astype(jnp.bfloat16), inputs)
+    ours, fused = (value_and_gradients(our_attention(name), inputs) for name in layers.ATTENTION)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(fused), strict=True):
+        np.testing.assert_allclose(*(x.astype(jnp.float32) for x in (a, b)), atol=0.05)
