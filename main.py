@@ -7,17 +7,24 @@ that are not there.
 
 The same command again continues from the newest checkpoint in WORKDIR. On several machines the same
 command runs on each, with --distributed (docs/scaling.md).
+
+    python main.py --export --workdir=WORKDIR
+
+writes WORKDIR/export of the newest checkpoint, as a run does at its end, and with it the weights as
+model.safetensors with the published key names.
 """
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 from absl import flags, logging
 
 from ctclip_jax import config_flag, distributed
 from ctclip_jax.config import TrainConfig, from_dict
 from ctclip_jax.dry_run import dry_run
+from ctclip_jax.exports import export_newest
 from ctclip_jax.train import train
 from data_pipelines.errors import InputError, run_main
 
@@ -35,6 +42,7 @@ _DRY_RUN = flags.DEFINE_bool(
 _TOPOLOGY = flags.DEFINE_string(
     "topology", "", "With --dry_run: a TPU slice to compile for, such as v5e:4x4 or v5p:2x2x1."
 )
+_EXPORT = flags.DEFINE_bool("export", False, "Export the newest checkpoint of --workdir, no more.")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -42,15 +50,27 @@ def main(argv: Sequence[str]) -> None:
         raise InputError(f"unexpected argument {argv[1]!r}")
     # orbax and tensorflow-datasets tell everything they do; the progress would drown in it.
     logging.set_verbosity(logging.WARNING)
+    # What fails in orbax's threads they log with a traceback, and the next call raises it anyway.
+    logging.get_absl_logger().addFilter(lambda record: "/orbax/" not in record.pathname)
+    if _EXPORT.value:
+        export_newest(_workdir())
+        return
     config = from_dict(TrainConfig, config_flag.read())
     if _DRY_RUN.value:
         sys.exit(0 if dry_run(config, topology=_TOPOLOGY.value) else 1)
     if _TOPOLOGY.value:
         raise InputError("--topology: only with --dry_run")
+    workdir = _workdir()
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
+    distributed.start(_DISTRIBUTED.value)
+    train(config, workdir)
+
+
+def _workdir() -> Path:
     if not _WORKDIR.value:
         raise InputError("--workdir: missing; checkpoints, metrics and export go there")
-    distributed.start(_DISTRIBUTED.value)
-    train(config, Path(_WORKDIR.value))
+    return Path(_WORKDIR.value)
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
             steps=0, batch_size=256, learning_rate=1e-4, temperature=5.0, max_length=32
         ),
         mesh=dict(data=-1, fsdp=1),
-        checkpoint=dict(every=1000, keep=1),
+        checkpoint=dict(every=1000, keep=2, best=1),
         max_skipped=0,
         log_every=50,
         wandb="",

@@ -95,7 +95,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
             steps=400, batch_size=128, learning_rate=1e-3, temperature=5.0, max_length=24
         ),
         mesh=dict(data=-1, fsdp=1),
-        checkpoint=dict(every=500, keep=1),
+        checkpoint=dict(every=500, keep=2, best=1),
         max_skipped=0,
         log_every=50,
         wandb="",

@@ -10,8 +10,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, Float32, Int, Num
 
-from ctclip_jax.checkpoints import load_export
 from ctclip_jax.config import from_dict
+from ctclip_jax.exports import load_export
 from ctclip_jax.models.ct_clip import CTCLIP, CTCLIPConfig
 from ctclip_jax.shapes import Variables
 from ctclip_jax.sharding import MeshConfig, make_mesh

@@ -1,7 +1,11 @@
-"""Checkpoints of a run, to continue it anywhere, and exports of the weights, to use them."""
+"""Checkpoints of a run, to continue it anywhere."""
 
+import contextlib
+import dataclasses
 import json
-import shutil
+import re
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,158 +13,220 @@ import grain
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from ctclip_jax import trees
-from ctclip_jax.config import CheckpointConfig, TrainConfig, from_dict
-from ctclip_jax.shapes import Variables
+from ctclip_jax.config import CheckpointConfig, TrainConfig
+from ctclip_jax.version import code_version
 from data_pipelines.errors import InputError
-from data_pipelines.files import read_json
+from data_pipelines.files import read_json, write_text
+from data_pipelines.loader import moved
+
+Layout = dict[str, Any]
+
+
+class MismatchError(InputError):
+    """A checkpoint that can be read, but is not of this run."""
 
 
 class Checkpointer:
-    """Train state and loader position under `directory/STEP`, saved behind the training's back.
+    """State, loader position and what made them under `directory/STEP`, saved behind the training's
+    back.
 
-    A save that was cut short leaves nothing that `latest_step` would see.
+    The newest `keep` checkpoints stay, and of those that were evaluated the `best`. A save that was
+    cut short leaves nothing that is taken for a checkpoint. An error while writing is raised by the
+    next call, as an InputError that names the checkpoint.
     """
 
-    def __init__(self, directory: Path, config: CheckpointConfig):
+    def __init__(self, directory: Path, config: TrainConfig, *, layout: Layout):
+        """`layout` is what the loader's position depends on (processes, workers, ...)."""
         self._directory = directory.absolute()
+        self._layout = layout
+        self._made_by = {
+            "config": dataclasses.asdict(config),
+            "code": code_version(),
+            "layout": layout,
+        }
+        self._saving: int | None = None
         self._manager = ocp.CheckpointManager(
             self._directory,
             item_handlers={
                 "state": ocp.StandardCheckpointHandler(),
                 "loader": grain.checkpoint.CheckpointHandler(),
-                "layout": ocp.JsonCheckpointHandler(),
+                "run": ocp.JsonCheckpointHandler(),
             },
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=config.keep, cleanup_tmp_directories=True
+                preservation_policy=_NewestAndBest(self._directory, config.checkpoint),
+                cleanup_tmp_directories=True,
             ),
         )
 
     @property
     def latest_step(self) -> int | None:
-        """The newest complete checkpoint's step; None without one."""
+        """The newest checkpoint's step; None without one."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: dict, loader: Any, *, layout: dict[str, int]) -> None:
-        """Saves; `layout` is what the loader's position depends on (processes, workers, ...)."""
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                loader=grain.checkpoint.CheckpointSave(loader),
-                layout=ocp.args.JsonSave(layout),
-            ),
-        )
+    def save(self, step: int, state: dict, loader: grain.DatasetIterator) -> None:
+        """Begins to write the checkpoint of `step`, when the one before is written."""
+        self._finish()
+        self._saving = step
+        with _writing(self._path(step)):
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),
+                    loader=grain.checkpoint.CheckpointSave(loader),
+                    run=ocp.args.JsonSave(self._made_by),
+                ),
+            )
 
-    def restore(self, state: dict, loader: Any, *, layout: dict[str, int]) -> dict:
-        """Returns the newest state, and moves `loader` to the batch after it.
+    def evaluated(self, step: int) -> bool:
+        """Whether the weights of the checkpoint `step` have been evaluated."""
+        return _evaluation(self._path(step)).exists()
+
+    def record_evaluation(self, step: int, auroc: float | None) -> None:
+        """Notes with the checkpoint `step` the figure by which it is among the best, if any."""
+        self._finish()
+        if jax.process_index() == 0:
+            write_text(_evaluation(self._path(step)), json.dumps({"auroc": auroc}) + "\n")
+
+    def restore(self, state: dict, loader: grain.DatasetIterator) -> dict | None:
+        """Returns the newest state that can be read, and moves `loader` to the batch after it.
+
+        Newer checkpoints that are damaged are set aside, under names that say so. All processes
+        come to the same step.
 
         Args:
           state: abstract state with the shardings wanted, on whatever mesh.
-          loader: an iterator like the one saved.
-          layout: must equal that of the save, or the batches would not be the same.
+          loader: an iterator like the one saved; of another number of processes without workers.
+
+        Returns:
+          The state; None if there is no checkpoint.
 
         Raises:
-          InputError: another layout, or arrays of other names or shapes.
+          MismatchError: another layout, or arrays of other names or shapes.
+          InputError: there are checkpoints, and none of them can be read; they stay as they are.
         """
-        step = self.latest_step
-        saved = self._manager.restore(step, args=ocp.args.Composite(layout=ocp.args.JsonRestore()))
-        for name, value in layout.items():
-            if saved.layout.get(name) != value:
-                raise InputError(
-                    f"{self._directory / str(step)}: saved with {name}={saved.layout.get(name)},"
-                    f" now {value}; continue with the same or take another workdir"
-                )
-        metadata = self._manager.item_metadata(step).state
-        check_shapes(self._directory / str(step), metadata, state)
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(state),
-                loader=grain.checkpoint.CheckpointRestore(loader),
-            ),
-        )
-        return restored.state
+        damaged: dict[int, str] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            restored, cause = None, ""
+            try:
+                restored = self._read(self._path(step), state, loader)
+            except MismatchError:
+                raise
+            except Exception as error:  # orbax and tensorstore raise all kinds for a damaged folder
+                cause = told(error)
+            if not np.any(multihost_utils.process_allgather(np.array(bool(cause)))):
+                self._set_aside(damaged, instead=step)
+                return restored
+            damaged[step] = cause or "in another process"
+        if damaged:
+            newest, cause = next(iter(damaged.items()))
+            raise InputError(
+                f"{self._path(newest)}: damaged ({cause}), and no older checkpoint can be read;"
+                " take another workdir to begin anew"
+            )
+        return None
 
     def close(self) -> None:
         """Waits for the last save."""
+        self._finish()
         self._manager.close()
 
+    def _path(self, step: int) -> Path:
+        return self._directory / str(step)
 
-def save_export(
-    directory: Path, variables: Variables, *, config: dict[str, Any], tokenizer: Path | None = None
-) -> None:
-    """Writes the weights alone with what it takes to use them; replaces an older export.
+    def _finish(self) -> None:
+        if self._saving is not None:
+            with _writing(self._path(self._saving)):
+                self._manager.wait_until_finished()
 
-    Args:
-      directory: gets variables/ (orbax), config.json and the tokenizer's file.
-      variables: {'params', 'codebook'}.
-      config: `{"model": CTCLIPConfig as a dict, "max_length": tokens of a text, "report":
-        the form of its reports, "pool_sentences": whether they are read by sentences}`.
-      tokenizer: vocab.txt or *.model to copy.
+    def _read(self, path: Path, state: dict, loader: grain.DatasetIterator) -> dict:
+        saved = read_json(path / "run" / "metadata")["layout"]
+        # Each process by itself: one that cannot read must not leave the others waiting for it.
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=jax.process_index(), active_processes={jax.process_index()}
+        )
+        handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
+        with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
+            arrays = checkpointer.metadata(path / "state").item_metadata.tree
+            check_layout(path, saved, self._layout)
+            check_shapes(path, arrays, state)
+            restored = checkpointer.restore(path / "state", args=ocp.args.StandardRestore(state))
+        before, now = saved["processes"], self._layout["processes"]
+        process = f"process_{jax.process_index() % before}-of-{before}.json"
+        position = read_json(path / "loader" / process)
+        loader.set_state(position if before == now else moved(position, before, now))
+        return restored
+
+    def _set_aside(self, damaged: dict[int, str], *, instead: int) -> None:
+        """Renames the `damaged` checkpoints and says so; a checkpoint of their step may follow."""
+        for step, cause in damaged.items():
+            path = self._path(step)
+            if jax.process_index() == 0:
+                aside = _free_name(path.with_name(f"{step}.damaged"))
+                path.rename(aside)
+                print(
+                    f"warning: {path}: damaged ({cause}); set aside as {aside.name},"
+                    f" continuing from step {instead}",
+                    file=sys.stderr,
+                )
+        if damaged:
+            multihost_utils.sync_global_devices("damaged checkpoints are set aside")
+            self._manager.reload()
+
+
+@dataclasses.dataclass(frozen=True)
+class _NewestAndBest:
+    """An orbax preservation policy.
+
+    Not orbax's own policies: their BestN keeps checkpoints that were never evaluated while there
+    are few, and a figure must be known before the save.
     """
-    directory = Path(directory).absolute()
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(directory / "variables", variables, force=True)
-    if jax.process_index() == 0:
-        if tokenizer is not None:
-            shutil.copyfile(tokenizer, directory / tokenizer.name)
-        described = {**config, "tokenizer": tokenizer.name if tokenizer else None}
-        (directory / "config.json").write_text(json.dumps(described, indent=2) + "\n")
+
+    directory: Path
+    config: CheckpointConfig
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        figures = {step: _figure(self.directory / str(step)) for step in steps}
+        ranked = sorted((step for step in steps if figures[step] is not None), key=figures.get)
+        kept = {*steps[-self.config.keep :], *ranked[len(ranked) - self.config.best :]}
+        return [step in kept for step in steps]
 
 
-def load_export(directory: Path) -> tuple[Variables, dict[str, Any]]:
-    """Returns the variables of an export as numpy arrays, and its config.json.
+def _evaluation(path: Path) -> Path:
+    return path / "evaluation.json"
 
-    A checkpoint of a run, WORKDIR/checkpoints/STEP, is read as the export that would be made of it.
+
+def _figure(path: Path) -> float | None:
+    """The figure noted with a checkpoint."""
+    file = _evaluation(path)
+    return read_json(file)["auroc"] if file.exists() else None
+
+
+def check_layout(path: Path, saved: Layout, wanted: Layout) -> None:
+    """Compares what the positions of two loaders depend on, what `path` holds and what is now.
 
     Raises:
-      InputError: the directory is neither.
+      MismatchError: the batches would not be the same.
     """
-    directory = Path(directory).absolute()
-    if (directory / "state").is_dir():
-        return _restore(directory / "state"), _described(directory)
-    for name in ("config.json", "variables"):
-        if not (directory / name).exists():
-            raise InputError(f"{directory}: not an export: no {name} in it")
-    variables = _restore(directory / "variables")
-    return variables, read_json(directory / "config.json")
-
-
-def _restore(path: Path) -> Variables:
-    """What is in it of params and codebook, and nothing else."""
-    try:
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            tree = checkpointer.metadata(path).item_metadata.tree
-            wanted = {name: tree[name] for name in ("params", "codebook") if name in tree}
-            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-            options = {"restore_args": as_numpy, "partial_restore": True}
-            return checkpointer.restore(path, args=ocp.args.PyTreeRestore(item=wanted, **options))
-    except Exception as error:  # orbax and tensorstore raise all kinds for a damaged folder
-        told = str(error).strip().splitlines() or [""]
-        raise InputError(f"{path}: damaged ({type(error).__name__}: {told[0]})") from error
-
-
-def _described(checkpoint: Path) -> dict[str, Any]:
-    """What an export would say of a checkpoint, from the config.json of its run."""
-    path = checkpoint.parents[1] / "config.json"
-    if not path.exists():
-        raise InputError(f"{checkpoint}: a checkpoint without its run: no {path}")
-    saved = read_json(path)
-    config = from_dict(TrainConfig, saved, name=str(path))
-    return {
-        "model": saved["model"],
-        **config.evaluation.reading,
-        "tokenizer": str(config.data.tokenizer_path.absolute()),
-    }
+    for name, value in wanted.items():
+        # Without workers, the position is that of one stream, which any processes can share.
+        if name == "processes" and wanted["workers"] == 0:
+            continue
+        if saved.get(name) != value:
+            raise MismatchError(
+                f"{path}: saved with {name}={saved.get(name)},"
+                f" now {value}; continue with the same or take another workdir"
+            )
 
 
 def check_shapes(path: Path, saved: dict, wanted: dict) -> None:
     """Compares the shapes of two trees, what `path` holds and what the config makes.
 
     Raises:
-      InputError: it names the first array that differs.
+      MismatchError: it names the first array that differs.
     """
     saved_shapes = {name: leaf.shape for name, leaf in trees.flatten(saved).items()}
     wanted_shapes = {name: leaf.shape for name, leaf in trees.flatten(wanted).items()}
@@ -171,8 +237,33 @@ def check_shapes(path: Path, saved: dict, wanted: dict) -> None:
     ]
     if differing:
         name = differing[0]
-        raise InputError(
+        raise MismatchError(
             f"{path}: {name} is {saved_shapes.get(name, 'absent')} in the checkpoint and"
             f" {wanted_shapes.get(name, 'absent')} in the config"
             f" ({len(differing)} arrays differ)"
         )
+
+
+def told(error: Exception) -> str:
+    """Returns an error in one line; of the many that tensorstore makes of it, the system's own."""
+    if system := re.search(r"([^:]+) \[os_error_code", str(error)):
+        return system[1].strip()
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Any error becomes an InputError that names the checkpoint."""
+    try:
+        yield
+    except Exception as error:  # orbax and tensorstore raise all kinds for a full disk
+        raise InputError(
+            f"{path}: not written ({told(error)}); the checkpoints before it are as they were"
+        ) from error
+
+
+def _free_name(path: Path) -> Path:
+    """`path`, or with the first number behind it that makes a name of nothing."""
+    names = [path, *(path.with_name(f"{path.name}-{i}") for i in range(2, 100))]
+    return next(name for name in names if not name.exists())

@@ -108,6 +108,8 @@ def _check_numbers(config: TrainConfig) -> None:
         ("steps", config.steps, config.steps >= 1, "1 or more"),
         ("log_every", config.log_every, config.log_every >= 1, "1 or more"),
         ("checkpoint.every", config.checkpoint.every, config.checkpoint.every >= 1, "1 or more"),
+        ("checkpoint.keep", config.checkpoint.keep, config.checkpoint.keep >= 1, "1 or more"),
+        ("checkpoint.best", config.checkpoint.best, config.checkpoint.best >= 0, "0 or more"),
         ("evaluation.every", config.evaluation.every, config.evaluation.every >= 0, "0 or more"),
         (
             "evaluation.volumes",

@@ -84,10 +84,14 @@ class TextWarmupConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """A checkpoint every `every` steps, of which the newest `keep` stay."""
+    """A checkpoint every `every` steps and at every evaluation.
+
+    The newest `keep` stay, and the `best` ones by the mean AUROC of the evaluation inside the run.
+    """
 
     every: int
     keep: int
+    best: int
 
 
 @dataclasses.dataclass(frozen=True)

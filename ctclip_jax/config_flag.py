@@ -20,16 +20,16 @@ def define(default: Path | None = None) -> None:
         help_string="A file in configs/.",
         lock_config=True,
     )
-    if default is None:
-        flags.mark_flag_as_required("config")
 
 
 def read() -> dict[str, Any]:
     """What the command line and the file that it names say.
 
     Raises:
-      InputError: no such file.
+      InputError: no such file, or none is given.
     """
+    if flags.FLAGS.config is None:
+        raise InputError("--config: a file in configs/ is needed")
     try:
         return flags.FLAGS.config.to_dict()
     except OSError as error:  # ml_collections reports a missing file at the first use

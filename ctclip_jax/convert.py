@@ -16,8 +16,8 @@ from pathlib import Path
 
 from absl import flags
 
-from ctclip_jax.checkpoints import load_export, save_export
 from ctclip_jax.config import from_dict
+from ctclip_jax.exports import load_export, save_export
 from ctclip_jax.models.ct_clip import CTCLIPConfig
 from ctclip_jax.torch_weights import (
     ENDINGS,

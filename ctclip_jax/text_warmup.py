@@ -17,6 +17,7 @@ from ctclip_jax.config import TextWarmupConfig
 from ctclip_jax.losses import LossConfig, make_loss
 from ctclip_jax.models.ct_clip import CTCLIP
 from ctclip_jax.optim import OptimConfig, gradient_norms, make_optimizer
+from ctclip_jax.preemption import Preempted, Preemption
 from ctclip_jax.shapes import Array, Key, Variables
 from ctclip_jax.sharding import put_batch, state_shardings
 from ctclip_jax.step_log import Scalars, StepLog
@@ -33,6 +34,7 @@ def warm_up(
     key: Key,
     mesh: Mesh,
     log: StepLog,
+    preemption: Preemption,
 ) -> Variables:
     """Returns `variables` with the text tower and its projection trained on pairs of texts.
 
@@ -43,6 +45,7 @@ def warm_up(
 
     Raises:
       FloatingPointError: a loss or gradient that is not finite; it names them.
+      Preempted: `preemption` says so; what was learned is lost.
     """
     trained = {name: variables["params"][name] for name in TRAINED}
     trained["log_scale"] = jnp.log(jnp.float32(config.temperature))
@@ -56,6 +59,8 @@ def warm_up(
         with jax.transfer_guard("disallow"):
             trained, opt, metrics, norms = train_step(trained, opt, put_batch(next(timed), mesh))
         log.add(step, metrics, norms)
+        if preemption.agreed():
+            raise Preempted("in the text warm-up, before there was anything to save")
     log.flush()
     learned = {name: trained[name] for name in TRAINED}
     return {**variables, "params": {**variables["params"], **learned}}

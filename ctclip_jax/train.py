@@ -16,12 +16,14 @@ from jax.profiler import StepTraceAnnotation
 
 from ctclip_jax import api, trees
 from ctclip_jax.accelerators import accelerator_of
-from ctclip_jax.checkpoints import Checkpointer, check_shapes, save_export
+from ctclip_jax.checkpoints import Checkpointer, check_shapes
 from ctclip_jax.checks import check_config, check_shards
 from ctclip_jax.config import TrainConfig
 from ctclip_jax.evaluators.in_training import Evaluation
+from ctclip_jax.exports import save_export
 from ctclip_jax.flops import step_flops
 from ctclip_jax.metric_writer import MetricWriter
+from ctclip_jax.preemption import Preempted, Preemption
 from ctclip_jax.profiling import ProfileWindow
 from ctclip_jax.shapes import Variables
 from ctclip_jax.sharding import local_batch_size, make_mesh, state_shardings
@@ -54,28 +56,76 @@ class Run:
 def train(config: TrainConfig, workdir: Path) -> None:
     """Trains to `config.steps`; leaves checkpoints/, metrics.jsonl and export/ in `workdir`.
 
+    After a SIGTERM it saves and returns as soon as it can, with a line that says so.
+
     Raises:
-      InputError: something in the config or on disk that cannot be used.
+      InputError: something in the config or on disk that cannot be used, or a full disk.
       FloatingPointError: a loss or gradient that is not finite; it names them.
     """
     run = build(config, workdir)
     batches = make_loader(run)
-    evaluation = None
-    if config.evaluation.every:
-        evaluation = Evaluation(
-            config, model=run.learner.model, mesh=run.learner.mesh, tokenizer=run.tokenizer
+    try:
+        with Preemption() as preemption:
+            state = run_steps(run, batches, preemption)
+            export(state, run)
+    except Preempted as where:
+        if jax.process_index() == 0:
+            print(f"stopped by SIGTERM {where}; the same command continues", flush=True)
+
+
+def run_steps(run: Run, batches: grain.DatasetIterator, preemption: Preemption) -> dict:
+    """Returns the state after `config.steps`, from the newest checkpoint if there is one.
+
+    Raises Preempted if it was asked to stop, when all is saved.
+    """
+    config = run.config
+    folder = run.workdir / "checkpoints"
+    with contextlib.ExitStack() as stack:
+        checkpointer = Checkpointer(folder, config, layout=loader_layout(config))
+        stack.callback(checkpointer.close)
+        evaluation = make_evaluation(run)
+        state = start_or_continue(run, checkpointer, batches, preemption)
+        write_config(run)
+        train_step = make_train_step(run.learner)
+        step = int(state["step"])
+        writer = MetricWriter(
+            run.workdir, step=step, writes=jax.process_index() == 0, wandb=config.wandb
         )
-    checkpointer = Checkpointer(workdir / "checkpoints", config.checkpoint)
-    state = start_or_continue(run, checkpointer, batches)
-    write_config(run)
-    train_step = make_train_step(run.learner)
-    first = int(state["step"]) + 1
-    writer = MetricWriter(
-        workdir, step=first - 1, writes=jax.process_index() == 0, wandb=config.wandb
-    )
-    writer.write_hparams(trees.flatten(dataclasses.asdict(config)))
+        stack.callback(writer.close)
+        writer.write_hparams(trees.flatten(dataclasses.asdict(config)))
+        log = make_log(run, writer)
+        timed = log.timed(batches)
+        profile = stack.enter_context(
+            ProfileWindow(config.profile, run.workdir / "profile", pause=log.pause)
+        )
+        while True:
+            stops = preemption.agreed() and step < config.steps
+            if (stops or is_saved(step, config)) and checkpointer.latest_step != step:
+                log.flush()
+                checkpointer.save(step, state, batches)
+            if stops:
+                raise Preempted(f"after step {step} of {config.steps}")
+            # After the save: what an evaluation takes is not lost either.
+            if is_evaluated(step, config) and not checkpointer.evaluated(step):
+                log.pause()
+                auroc = evaluation(variables_of(state), step=step, writer=writer)
+                checkpointer.record_evaluation(step, auroc)
+            if step >= config.steps:
+                return state
+            step += 1
+            profile.start(step, state)
+            with jax.transfer_guard("disallow"), StepTraceAnnotation("train", step_num=step):
+                parts = [next(timed) for _ in range(config.micro_batches)]
+                state, metrics, gradient_norms = train_step(state, parts)
+            log.add(step, metrics, gradient_norms)
+            profile.stop(step, state)
+
+
+def make_log(run: Run, writer: MetricWriter) -> StepLog:
+    """Returns the log of the steps, which knows what they compute and what the device could."""
+    config = run.config
     accelerator = accelerator_of(jax.devices()[0].device_kind)
-    log = StepLog(
+    return StepLog(
         writer,
         name="step",
         unit="volumes",
@@ -86,24 +136,18 @@ def train(config: TrainConfig, workdir: Path) -> None:
         peak_flops=accelerator and accelerator.bf16_flops,
         max_skipped=config.max_skipped,
     )
-    timed = log.timed(batches)
-    with ProfileWindow(config.profile, workdir / "profile", pause=log.pause) as profile:
-        for step in range(first, config.steps + 1):
-            profile.start(step, state)
-            with jax.transfer_guard("disallow"), StepTraceAnnotation("train", step_num=step):
-                parts = [next(timed) for _ in range(config.micro_batches)]
-                state, metrics, gradient_norms = train_step(state, parts)
-            log.add(step, metrics, gradient_norms)
-            profile.stop(step, state)
-            if evaluation and (step % config.evaluation.every == 0 or step == config.steps):
-                log.pause()
-                evaluation(variables_of(state), step=step, writer=writer)
-            if step % config.checkpoint.every == 0 or step == config.steps:
-                log.flush()
-                checkpointer.save(step, state, batches, layout=loader_layout(config))
-    checkpointer.close()
-    writer.close()
-    export(state, run)
+
+
+def is_saved(step: int, config: TrainConfig) -> bool:
+    """Whether a checkpoint is due after `step`."""
+    due = step % config.checkpoint.every == 0 or step == config.steps
+    return due or is_evaluated(step, config)
+
+
+def is_evaluated(step: int, config: TrainConfig) -> bool:
+    """Whether an evaluation is due after `step`."""
+    every = config.evaluation.every
+    return every > 0 and step > 0 and (step % every == 0 or step == config.steps)
 
 
 def build(config: TrainConfig, workdir: Path) -> Run:
@@ -143,8 +187,22 @@ def make_loader(run: Run) -> grain.DatasetIterator:
     )
 
 
+def make_evaluation(run: Run) -> Evaluation | None:
+    """Returns the evaluation inside the run; None if the config wants none."""
+    if not run.config.evaluation.every:
+        return None
+    model, mesh = run.learner.model, run.learner.mesh
+    return Evaluation(run.config, model=model, mesh=mesh, tokenizer=run.tokenizer)
+
+
 def loader_layout(config: TrainConfig) -> dict[str, int | str | list]:
-    """Returns what must stay the same for a saved loader position to mean the same volumes."""
+    """Returns what must stay the same for a saved loader position to mean the same volumes.
+
+    The position is that of one stream of examples over all processes, cut into batches of
+    `batch_size`: the devices, the mesh and the size of micro-batches may change, and without
+    workers the number of processes too. With workers it may not: each of them cuts batches from a
+    share of its process's share of the stream.
+    """
     return {
         "split": config.data.split,
         "cases": [
@@ -159,21 +217,20 @@ def loader_layout(config: TrainConfig) -> dict[str, int | str | list]:
     }
 
 
-def start_or_continue(run: Run, checkpointer: Checkpointer, batches: grain.DatasetIterator) -> dict:
+def start_or_continue(
+    run: Run, checkpointer: Checkpointer, batches: grain.DatasetIterator, preemption: Preemption
+) -> dict:
     """Returns the newest state with `batches` moved to it; without a checkpoint, a new state."""
-    layout = loader_layout(run.config)
-    if checkpointer.latest_step is None:
-        state = new_state(run.learner, initial_variables(run))
-        checkpointer.save(0, state, batches, layout=layout)
-    else:
-        state = checkpointer.restore(abstract_state(run.learner), batches, layout=layout)
+    state = checkpointer.restore(abstract_state(run.learner), batches)
+    if state is None:
+        state = new_state(run.learner, initial_variables(run, preemption))
     if jax.process_index() == 0:
         print(parameter_overview.get_parameter_overview(state["params"], include_stats=False))
         print(f"mesh {dict(run.learner.mesh.shape)}, from step {int(state['step'])}", flush=True)
     return state
 
 
-def initial_variables(run: Run) -> Variables:
+def initial_variables(run: Run, preemption: Preemption) -> Variables:
     """Returns random or given weights, the text tower warmed up if the config says so."""
     config, model, mesh = run.config, run.learner.model, run.learner.mesh
     abstract = model.abstract_variables()
@@ -184,10 +241,10 @@ def initial_variables(run: Run) -> Variables:
         variables = jax.device_put(given, shardings)
     else:
         variables = jax.jit(model.init, out_shardings=shardings)(jax.random.key(config.seed))
-    return warm_up_text(variables, run) if config.text_warmup.steps else variables
+    return warm_up_text(variables, run, preemption) if config.text_warmup.steps else variables
 
 
-def warm_up_text(variables: Variables, run: Run) -> Variables:
+def warm_up_text(variables: Variables, run: Run, preemption: Preemption) -> Variables:
     """Returns `variables` after the stage of config.text_warmup; metrics in WORKDIR/text_warmup."""
     config, warmup = run.config, run.config.text_warmup
     model, mesh = run.learner.model, run.learner.mesh
@@ -212,7 +269,16 @@ def warm_up_text(variables: Variables, run: Run) -> Variables:
     )
     key = jax.random.key(config.seed)
     with contextlib.closing(pairs), contextlib.closing(writer):
-        return warm_up(variables, pairs, model=model, config=warmup, key=key, mesh=mesh, log=log)
+        return warm_up(
+            variables,
+            pairs,
+            model=model,
+            config=warmup,
+            key=key,
+            mesh=mesh,
+            log=log,
+            preemption=preemption,
+        )
 
 
 def export(state: dict, run: Run) -> None:

@@ -89,6 +89,12 @@ def train_loader(
     return _batches(mine, batch_size, geometry=geometry, workers=workers)
 
 
+def moved(state: dict, before: int, now: int) -> dict:
+    """The state of a training loader of `before` processes without workers, as one of `now`
+    processes has it: all of them read one stream, and it goes on at the same example."""
+    return {"next_index": state["next_index"] * before // now}
+
+
 def eval_loader(
     folder: epath.PathLike,
     *,

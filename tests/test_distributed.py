@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ctclip_jax import distributed
-from ctclip_jax.checkpoints import load_export
+from ctclip_jax.exports import load_export
 from ctclip_jax.train import train
 from data_pipelines.errors import InputError
 from tests.tiny_run import tiny_config, write_tiny_shards

@@ -20,10 +20,11 @@ FLOORS = [  # top first; the rooms of one floor do not import each other
     "ctclip_jax.text_warmup ctclip_jax.evaluators ctclip_jax.checks ctclip_jax.config_flag",
     "ctclip_jax",
     "ctclip_jax.api ctclip_jax.train_step",
+    "ctclip_jax.exports",
     "ctclip_jax.torch_weights ctclip_jax.checkpoints ctclip_jax.gradient_cache ctclip_jax.flops",
     "ctclip_jax.config",
     "ctclip_jax.models.ct_clip ctclip_jax.losses ctclip_jax.metrics ctclip_jax.sharding "
-    "ctclip_jax.optim ctclip_jax.step_log ctclip_jax.profiling",
+    "ctclip_jax.optim ctclip_jax.step_log ctclip_jax.profiling ctclip_jax.preemption",
     "ctclip_jax.metric_writer ctclip_jax.step_clock",
     "ctclip_jax.wandb_run",
     "ctclip_jax.models.ct_vit ctclip_jax.models.bert ctclip_jax.similarities",
@@ -31,7 +32,7 @@ FLOORS = [  # top first; the rooms of one floor do not import each other
     "ctclip_jax.models.layers",
     "ctclip_jax.models.seam",
     "ctclip_jax.trees ctclip_jax.shapes ctclip_jax.accelerators ctclip_jax.distributed "
-    "ctclip_jax.hlo",
+    "ctclip_jax.hlo ctclip_jax.version",
     "data_pipelines.prepare",
     "data_pipelines.pool data_pipelines.beam data_pipelines.text_pairs",
     "data_pipelines.preparation data_pipelines.loader",

@@ -5,7 +5,7 @@ from absl import flags
 
 from data_pipelines import shards
 from data_pipelines.errors import InputError
-from data_pipelines.loader import eval_loader, shifted, train_loader
+from data_pipelines.loader import eval_loader, moved, shifted, train_loader
 from data_pipelines.reports import split_sentences
 from data_pipelines.texts import TextChoice
 from data_pipelines.tokenizers import load_tokenizer, train_sentencepiece
@@ -340,3 +340,25 @@ def test_evaluation_is_one_pass_in_order(folder, rows, processes):
     assert len(set(batches)) == 1, "every process has the same number of steps"
     assert sorted(seen) == sorted(wanted)
     assert processes > 1 or seen == wanted
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_a_position_goes_on_in_another_number_of_processes(processes, start):
+    """The batches that the processes read next are together the one that one would have read."""
+    alone = start()
+    for _ in range(3):
+        next(alone)
+    state = alone.get_state()
+    expected = [next(alone) for _ in range(4)]
+    several = []
+    for index in range(processes):
+        process = {"process_index": index, "process_count": processes}
+        mine = start(batch_size=4 // processes, **process)
+        mine.set_state(moved(state, 1, processes))
+        several.append(mine)
+    for batch in expected:
+        found = [next(mine) for mine in several]
+        for name, rows in batch.items():
+            joined = np.stack([each[name] for each in found], axis=1).reshape(rows.shape)
+            np.testing.assert_array_equal(joined, rows)
+    assert moved(several[0].get_state(), processes, 1) == alone.get_state()

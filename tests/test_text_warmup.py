@@ -10,6 +10,7 @@ import numpy as np
 
 from ctclip_jax.config import TextWarmupConfig
 from ctclip_jax.metric_writer import MetricWriter
+from ctclip_jax.preemption import Preemption
 from ctclip_jax.sharding import MeshConfig, make_mesh
 from ctclip_jax.step_log import StepLog
 from ctclip_jax.text_warmup import warm_up
@@ -68,6 +69,7 @@ def test_pairs_become_closer_and_the_rest_stays(tmp_path):
         key=jax.random.key(0),
         mesh=mesh,
         log=log,
+        preemption=Preemption(),
     )
     writer.close()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

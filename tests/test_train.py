@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +16,8 @@ import numpy as np
 import pytest
 
 from ctclip_jax import train
-from ctclip_jax.checkpoints import load_export
+from ctclip_jax.exports import load_export
+from ctclip_jax.preemption import Preemption
 from data_pipelines.errors import InputError
 from tests.tiny_run import tiny_config, write_tiny_shards
 
@@ -46,21 +49,21 @@ def shards(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def start_main(shards, tmp_path_factory):
     """Starts main.py on one device; what a process has compiled the next ones need not."""
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": "",
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-    }
+    compiled = str(tmp_path_factory.mktemp("compiled"))
 
-    def start(workdir: Path, *arguments: str) -> subprocess.Popen:
+    def start(workdir: Path, *arguments: str, cache: str = compiled, **options) -> subprocess.Popen:
+        environment = {
+            **os.environ,
+            "XLA_FLAGS": "",
+            "JAX_COMPILATION_CACHE_DIR": cache,
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+        }
         command = [sys.executable, "main.py", f"--workdir={workdir}", f"--config={CONFIG}:smoke"]
-        options = [f"--config.data.shards={shards}", f"--config.steps={STEPS}"]
-        options += [f"--config.checkpoint.every={EVERY}", "--config.evaluation.every=15"]
-        options += ["--config.evaluation.split=train", *arguments]
-        return subprocess.Popen(
-            command + options, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
-        )
+        command += [f"--config.data.shards={shards}", f"--config.steps={STEPS}"]
+        command += [f"--config.checkpoint.every={EVERY}", "--config.evaluation.every=15"]
+        command += ["--config.evaluation.split=train", *arguments]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes, **options)
 
     return start
 
@@ -118,6 +121,75 @@ def test_killed_and_resumed_equals_uninterrupted(finished, start_main, tmp_path)
     assert evaluations(tmp_path) == evaluations(finished)
 
 
+def test_sigterm_saves_and_the_same_command_continues(finished, start_main, tmp_path):
+    metrics = tmp_path / "metrics.jsonl"
+    with start_main(tmp_path) as process:
+        while process.poll() is None:
+            if metrics.exists() and len(metrics.read_text().splitlines()) > EVERY + 2:
+                process.send_signal(signal.SIGTERM)
+                break
+            time.sleep(0.002)
+        told, errors = process.communicate()
+    assert process.returncode == 0, errors
+    last, step = told.splitlines()[-1], losses(tmp_path)[-1][0]
+    assert last == f"stopped by SIGTERM after step {step} of {STEPS}; the same command continues"
+    assert EVERY < step < STEPS and (tmp_path / "checkpoints" / str(step)).exists()
+    with start_main(tmp_path) as process:
+        told, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert f"from step {step}" in told
+    assert losses(tmp_path) == losses(finished)
+    assert evaluations(tmp_path) == evaluations(finished)
+
+
+def test_sigterm_in_the_text_warmup_leaves_what_was_compiled(start_main, tmp_path):
+    with start_main(tmp_path, "--config.text_warmup.steps=10_000", cache="") as process:
+        while process.poll() is None and not (tmp_path / "text_warmup").exists():
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        told, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert told.splitlines()[-1].startswith("stopped by SIGTERM in the text warm-up")
+    assert not any((tmp_path / "checkpoints").iterdir())
+    assert list((tmp_path / "compiled").glob("jit_step-*")), "a restart need not compile it again"
+
+
+def test_a_full_disk_is_one_line_and_the_run_continues_after_it(finished, start_main, tmp_path):
+    """A limit on the size of a file stands for the full disk."""
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+
+    workdir = shutil.copytree(finished, tmp_path / "copy")
+    longer = f"--config.steps={STEPS + 2}"
+    with start_main(workdir, longer, preexec_fn=limit) as process:
+        _, errors = process.communicate()
+    assert process.returncode == 2
+    assert errors.splitlines()[-1] == (
+        f"error: {workdir}/checkpoints/{STEPS + 2}: not written (File too large);"
+        " the checkpoints before it are as they were"
+    )
+    assert "Traceback" not in errors
+    assert load_export(workdir / "checkpoints" / str(STEPS))
+    with start_main(workdir, longer) as process:
+        told, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert f"from step {STEPS}" in told
+
+
+def test_the_newest_checkpoint_is_exported_without_training(finished, start_main, tmp_path):
+    workdir = shutil.copytree(finished, tmp_path / "copy")
+    shutil.rmtree(workdir / "export")
+    with start_main(workdir, "--export") as process:
+        told, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert told == f"{workdir}/checkpoints/{STEPS} -> {workdir}/export\n"
+    variables, _ = load_export(workdir / "export")
+    expected, _ = load_export(finished / "export")
+    assert not moved(variables, expected)
+    assert (workdir / "export" / "model.safetensors").exists()
+
+
 def test_a_checkpoint_of_another_shape_is_one_line(finished, start_main):
     with start_main(finished, "--config.model.dim_latent=32") as process:
         _, errors = process.communicate()
@@ -130,7 +202,7 @@ def test_a_checkpoint_of_another_shape_is_one_line(finished, start_main):
 def test_training_starts_from_given_weights(finished, shards):
     config = tiny_config(shards, **{"init_from": str(finished / "export"), "text_warmup.steps": 0})
     run = train.build(config, finished)
-    variables = train.initial_variables(run)
+    variables = train.initial_variables(run, Preemption())
     exported, _ = load_export(finished / "export")
     assert not moved(variables, exported)
     assert variables["params"]["temperature"].sharding.mesh == run.mesh
@@ -139,7 +211,7 @@ def test_training_starts_from_given_weights(finished, shards):
 def test_given_weights_of_another_shape_are_refused(finished, shards):
     config = tiny_config(shards, **{"init_from": str(finished / "export"), "model.dim_latent": 32})
     with pytest.raises(InputError, match="image_projection/kernel is .* in the checkpoint"):
-        train.initial_variables(train.build(config, finished))
+        train.initial_variables(train.build(config, finished), Preemption())
 
 
 @pytest.mark.parametrize(
@@ -201,6 +273,8 @@ def test_given_weights_of_another_shape_are_refused(finished, shards):
         ),
         ({"steps": 0}, "config.steps: 0, wanted 1 or more"),
         ({"checkpoint.every": 0}, "config.checkpoint.every: 0, wanted 1 or more"),
+        ({"checkpoint.keep": 0}, "config.checkpoint.keep: 0, wanted 1 or more"),
+        ({"checkpoint.best": -1}, "config.checkpoint.best: -1, wanted 0 or more"),
         ({"max_skipped": -1}, "config.max_skipped: -1, wanted 0 or more"),
         ({"profile": (0, 3)}, r"config.profile: \(0, 3\), wanted \(0, 0\) or 1 <= first <= last"),
         ({"profile": (2, 5)}, r"config.profile: \(2, 5\), wanted .* <= last <= 4"),

@@ -55,8 +55,11 @@ class Evaluation:
         self._image = jax.jit(functools.partial(_image, model), out_shardings=everywhere)
         self._text = jax.jit(functools.partial(_text, model), out_shardings=everywhere)
 
-    def __call__(self, variables: Variables, *, step: int, writer: MetricWriter) -> None:
-        """Writes the figures of detection and retrieval, and a line on the terminal."""
+    def __call__(self, variables: Variables, *, step: int, writer: MetricWriter) -> float | None:
+        """Writes the figures of detection and retrieval, and a line on the terminal.
+
+        Returns the mean AUROC; None if no label has volumes with and without it.
+        """
         metrics, _ = suite.evaluate(self._study(variables), protocol=self._protocol)
         figures = {
             f"evaluation/{name}": figure["value"]
@@ -67,6 +70,7 @@ class Evaluation:
         writer.write_scalars(step, figures)
         if jax.process_index() == 0:
             print(f"step {step}: {suite.headline(metrics)}", flush=True)
+        return metrics["detection"]["macro"]["auroc"]["value"]
 
     def _study(self, variables: Variables) -> Study:
         config = self._config

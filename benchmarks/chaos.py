@@ -1,0 +1,165 @@
+"""Runs that are killed at random moments and started again until they end, against one that is
+left alone: whether their loss curves and weights are the same to the last bit.
+
+    python -m benchmarks.chaos [--kills=20] [--seed=0]
+
+The run is configs/phantoms.py:smoke on shards of noise, with dropout, averaged weights, evaluations
+and checkpoints. Half of the kills are SIGKILL and half SIGTERM, at moments spread over everything
+that a process does: compilation, steps, saves, evaluation, export.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from benchmarks import measure
+from ctclip_jax.exports import load_export
+from ctclip_jax.trees import flatten
+from data_pipelines.errors import run_main
+from tests.tiny_run import write_tiny_shards
+
+STEPS = 60
+OVERRIDES = {
+    "steps": STEPS,
+    "checkpoint.every": 7,
+    "checkpoint.best": 1,
+    "evaluation.every": 20,
+    "evaluation.split": "train",
+    "model.text.dropout": 0.1,
+    "optim.ema": 0.99,
+    "text_warmup.steps": 5,
+}
+SIGNALS = (signal.SIGKILL, signal.SIGTERM)
+
+
+def command(workdir: Path, shards: Path) -> list[str]:
+    """The command line of the run."""
+    options = [f"--config.{name}={value}" for name, value in OVERRIDES.items()]
+    options += [f"--workdir={workdir}", f"--config.data.shards={shards}"]
+    return [sys.executable, "main.py", "--config=configs/phantoms.py:smoke", *options]
+
+
+def start(workdir: Path, shards: Path) -> subprocess.Popen:
+    """Starts the run on one device; what it compiles stays in `workdir`."""
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    }
+    root = Path(__file__).parents[1]
+    with terminal(workdir).open("a") as output:
+        return subprocess.Popen(
+            command(workdir, shards), cwd=root, env=environment, stdout=output, stderr=output
+        )
+
+
+def terminal(workdir: Path) -> Path:
+    """What the run has printed."""
+    return workdir.with_suffix(".txt")
+
+
+def disturb(workdir: Path, shards: Path, number: int, *, after: float | None) -> dict | None:
+    """Starts the run and sends the signal after so many seconds (None: never); what happened.
+
+    None if the run came to its end before that.
+    """
+    process = start(workdir, shards)
+    try:
+        assert process.wait(after) == 0, terminal(workdir).read_text()
+        return None
+    except subprocess.TimeoutExpired:
+        process.send_signal(number)
+    during = terminal(workdir).read_text().splitlines()[-1:]
+    begin = time.perf_counter()
+    status = process.wait()
+    assert status in (0, -number), terminal(workdir).read_text()
+    return {
+        "signal": signal.Signals(number).name,
+        "after_seconds": round(after, 2),
+        "last_line": "".join(during),
+        "seconds_to_end": round(time.perf_counter() - begin, 2),
+        "status": status,
+        "newest_checkpoint": newest(workdir),
+    }
+
+
+def newest(workdir: Path) -> int | None:
+    """The newest checkpoint's step."""
+    steps = [int(path.name) for path in workdir.glob("checkpoints/*") if path.name.isdecimal()]
+    return max(steps, default=None)
+
+
+def curve(workdir: Path) -> list[dict]:
+    """The lines of metrics.jsonl, but for how fast it went."""
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    kept = ("evaluation/", "step", "loss", "gradient_norm", "temperature", "learning_rate")
+    return [{name: line[name] for name in line if name.startswith(kept)} for line in lines]
+
+
+def weights(workdir: Path) -> dict[str, np.ndarray]:
+    """The exported arrays."""
+    return flatten(load_export(workdir / "export")[0])
+
+
+def differing(found: Path, expected: Path) -> list[str]:
+    """What is not the same of two runs: steps of their curves, names of their arrays."""
+    curves, arrays = (curve(found), curve(expected)), (weights(found), weights(expected))
+    lines = [f"line {i}" for i in range(max(map(len, curves))) if _at(curves, i)]
+    names = arrays[0].keys() | arrays[1].keys()
+    return lines + [n for n in names if not np.array_equal(arrays[0].get(n), arrays[1].get(n))]
+
+
+def _at(curves: tuple[list, list], i: int) -> bool:
+    return curves[0][i : i + 1] != curves[1][i : i + 1]
+
+
+def main(argv: Sequence[str]) -> None:
+    rng = random.Random(FLAGS.seed)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        shards = write_tiny_shards(folder / "shards", shape=(24, 48, 48))
+        begin = time.perf_counter()
+        assert start(folder / "whole", shards).wait() == 0, (folder / "whole.txt").read_text()
+        whole = time.perf_counter() - begin
+        kills: list[dict] = []
+        runs: list[Path] = []
+        ended = True
+        while len(kills) < FLAGS.kills or not ended:
+            if ended:
+                runs.append(folder / f"disturbed{len(runs)}")
+            moment = rng.uniform(0, whole) if len(kills) < FLAGS.kills else None
+            number = SIGNALS[len(kills) % 2]
+            told = disturb(runs[-1], shards, number, after=moment)
+            ended = told is None
+            if told:
+                kills.append({"run": len(runs)} | told)
+                print(kills[-1], flush=True)
+        differs = [name for run in runs for name in differing(run, folder / "whole")]
+    measure.save(
+        "chaos",
+        {
+            "steps": STEPS,
+            "runs": len(runs),
+            "undisturbed_seconds": round(whole, 1),
+            "kills": kills,
+            "differing": differs,
+        },
+    )
+    assert not differs, differs
+
+
+FLAGS = flags.FLAGS
+
+if __name__ == "__main__":
+    flags.DEFINE_integer("kills", 20, "How often it is killed.", lower_bound=1)
+    flags.DEFINE_integer("seed", 0, "Of the moments.")
+    run_main(main)

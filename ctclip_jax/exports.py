@@ -1,0 +1,119 @@
+"""Exports: the weights alone, with what it takes to use them."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from ctclip_jax import trees
+from ctclip_jax.checkpoints import told
+from ctclip_jax.config import TrainConfig, from_dict
+from ctclip_jax.models.ct_clip import CTCLIPConfig
+from ctclip_jax.shapes import Variables
+from ctclip_jax.torch_weights import export_weights, write_tensors
+from data_pipelines.errors import InputError
+from data_pipelines.files import read_json
+
+WEIGHTS = "model.safetensors"
+
+
+def save_export(
+    directory: Path, variables: Variables, *, config: dict[str, Any], tokenizer: Path | None = None
+) -> None:
+    """Writes the weights alone with what it takes to use them; replaces an older export.
+
+    Args:
+      directory: gets variables/ (orbax), config.json and the tokenizer's file.
+      variables: {'params', 'codebook'}.
+      config: `{"model": CTCLIPConfig as a dict, "max_length": tokens of a text, "report":
+        the form of its reports, "pool_sentences": whether they are read by sentences}`.
+      tokenizer: vocab.txt or *.model to copy.
+
+    Raises:
+      InputError: it cannot be written.
+    """
+    directory = Path(directory).absolute()
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(directory / "variables", variables, force=True)
+        if jax.process_index() == 0:
+            (directory / WEIGHTS).unlink(missing_ok=True)
+            if tokenizer is not None:
+                shutil.copyfile(tokenizer, directory / tokenizer.name)
+            described = {**config, "tokenizer": tokenizer.name if tokenizer else None}
+            (directory / "config.json").write_text(json.dumps(described, indent=2) + "\n")
+    except Exception as error:  # orbax and tensorstore raise all kinds for a full disk
+        raise InputError(f"{directory}: not written ({told(error)})") from error
+
+
+def load_export(directory: Path) -> tuple[Variables, dict[str, Any]]:
+    """Returns the variables of an export as numpy arrays, and its config.json.
+
+    A checkpoint of a run, WORKDIR/checkpoints/STEP, is read as the export that would be made of it.
+
+    Raises:
+      InputError: the directory is neither.
+    """
+    directory = Path(directory).absolute()
+    if (directory / "state").is_dir():
+        saved = _restore(directory / "state")
+        params = trees.overlay(saved["params"], saved.get("ema", {}))
+        return {"params": params, "codebook": saved["codebook"]}, _described(directory)
+    for name in ("config.json", "variables"):
+        if not (directory / name).exists():
+            raise InputError(f"{directory}: not an export: no {name} in it")
+    variables = _restore(directory / "variables")
+    return variables, read_json(directory / "config.json")
+
+
+def export_newest(workdir: Path) -> None:
+    """Writes WORKDIR/export of the newest checkpoint of a run, without the run.
+
+    It gets model.safetensors too, the weights with the published key names, if they fit them.
+
+    Raises:
+      InputError: there is no checkpoint, or it cannot be read.
+    """
+    folders = (workdir / "checkpoints").glob("*/state")
+    steps = [int(path.parent.name) for path in folders if path.parent.name.isdecimal()]
+    if not steps:
+        raise InputError(f"{workdir / 'checkpoints'}: no checkpoint to export")
+    checkpoint, out = workdir / "checkpoints" / str(max(steps)), workdir / "export"
+    variables, described = load_export(checkpoint)
+    tokenizer = Path(described.pop("tokenizer"))
+    save_export(out, variables, config=described, tokenizer=tokenizer)
+    try:
+        config = from_dict(CTCLIPConfig, described["model"], name=f"{checkpoint}: model")
+        write_tensors(out / WEIGHTS, export_weights(variables, config=config))
+    except InputError as error:
+        print(f"no {WEIGHTS}: {error}")
+    print(f"{checkpoint} -> {out}")
+
+
+def _restore(path: Path) -> dict:
+    """What is in it of params, codebook and ema, and nothing else."""
+    try:
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            tree = checkpointer.metadata(path).item_metadata.tree
+            wanted = {name: tree[name] for name in ("params", "codebook", "ema") if name in tree}
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+            options = {"restore_args": as_numpy, "partial_restore": True}
+            return checkpointer.restore(path, args=ocp.args.PyTreeRestore(item=wanted, **options))
+    except Exception as error:  # orbax and tensorstore raise all kinds for a damaged folder
+        raise InputError(f"{path}: damaged ({told(error)})") from error
+
+
+def _described(checkpoint: Path) -> dict[str, Any]:
+    """What an export would say of a checkpoint, from the config that it holds."""
+    path = checkpoint / "run" / "metadata"
+    saved = read_json(path)["config"]
+    config = from_dict(TrainConfig, saved, name=str(path))
+    return {
+        "model": saved["model"],
+        **config.evaluation.reading,
+        "tokenizer": str(config.data.tokenizer_path.absolute()),
+    }
