@@ -29,7 +29,7 @@ def start(switch: str) -> None:
         jax.distributed.initialize()
     except ValueError as error:  # "coordinator_address should be defined."
         raise InputError(
-            f"--distributed=auto: no TPU pod, SLURM or Open MPI found ({error}) {USAGE}"
+            f"--distributed=auto: no TPU pod, SLURM or Open MPI found; {USAGE}"
         ) from error
 
 

@@ -77,6 +77,8 @@ def test_slices_that_fsdp_does_not_fit_are_refused(sizes, fsdp, message):
     [
         ("params/image_projection/kernel", (64, 6), P("fsdp", None)),
         ("opt/mu/image_projection/kernel", (64, 6), P("fsdp", None)),
+        ("ema/image_projection/kernel", (64, 6), P("fsdp", None)),
+        ("ema/text/blocks/down/kernel", (2, 12, 8), P(None, None, "fsdp")),
         ("params/image_projection/kernel", (63, 6), P(None, None)),
         ("params/text/blocks/up/kernel", (2, 8, 12), P(None, "fsdp", None)),
         ("params/image/spatial/blocks/peg/kernel", (2, 3, 3, 3, 8), P()),
