@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from benchmarks import (
+    encode,
     evaluation,
     exactness,
     full_size_detection,
@@ -10,6 +11,7 @@ from benchmarks import (
     loader,
     preparation,
     retrieval,
+    train_step,
     two_epochs,
 )
 from data_pipelines.errors import run_main
@@ -18,7 +20,8 @@ from data_pipelines.errors import run_main
 def main(argv: Sequence[str]) -> None:
     full_size = (full_size_weights, full_size_detection)
     data = (preparation, loader, two_epochs)
-    for benchmark in (exactness, *full_size, *data, evaluation, retrieval):
+    speed = (encode, train_step)
+    for benchmark in (exactness, *full_size, *data, evaluation, retrieval, *speed):
         benchmark.main(argv)
 
 

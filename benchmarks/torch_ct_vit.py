@@ -164,12 +164,16 @@ class Quantizer(nn.Module):
         self.embed.lerp_(target, 1 - self.decay)
         self.cluster_size.lerp_(counts, 1 - self.decay)
 
+    @torch.no_grad()
+    def search(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Normalized tokens (n d), the index of the nearest code of each, and these codes."""
+        flat = F.normalize(tokens, dim=-1).flatten(0, -2)
+        indices = (flat @ F.normalize(self.embed, dim=-1).T).argmax(dim=-1)
+        return flat, indices, self.embed[indices].reshape(tokens.shape)
+
     def forward(self, tokens: Tensor) -> Tensor:
         tokens = tokens.float()
-        with torch.no_grad():
-            flat = F.normalize(tokens, dim=-1).flatten(0, -2)
-            indices = (flat @ F.normalize(self.embed, dim=-1).T).argmax(dim=-1)
-            codes = self.embed[indices].reshape(tokens.shape)
+        flat, indices, codes = self.search(tokens)
         if not self.training:
             return codes
         self.move(flat, indices)

@@ -1,0 +1,105 @@
+"""Each block of the model alone, ours and PyTorch's: {name: function of nothing}."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import torch
+from einops import rearrange
+from flax import nnx
+
+from benchmarks.torch_rivals import Rival
+from ctclip_jax.models import seam, vector_quantizer
+from ctclip_jax.models.bert import Bert
+from ctclip_jax.models.ct_clip import CTCLIPConfig
+from ctclip_jax.models.ct_vit import CTViT
+from ctclip_jax.shapes import Variables
+
+Functions = dict[str, Callable[[], Any]]
+
+
+def ours(config: CTCLIPConfig, variables: Variables, batch: dict, *, gradient: bool) -> Functions:
+    """Our blocks on one batch; with `gradient`, forward and backward by inputs and parameters."""
+    params, image = variables["params"], config.image
+    how = dict(dtype=config.dtype, remat="none")
+    vit = seam.bind(
+        lambda rngs: CTViT(image, rngs, attention=config.attention, **how), params["image"]
+    )
+    bert = seam.bind(lambda rngs: Bert(config.text, rngs, **how), params["text"])
+    spatial, temporal = (_first(tower.blocks) for tower in (vit.spatial, vit.temporal))
+    t, h, w = image.grid
+    dtype, size = config.dtype, len(batch["image"])
+    voxels = jax.random.normal(jax.random.key(0), batch["image"].shape)
+    tokens = jax.random.normal(jax.random.key(1), (size, t, h, w, image.dim))
+    slices = rearrange(tokens, "b t h w d -> b t (h w) d").astype(dtype)
+    columns = rearrange(tokens, "b t h w d -> b (h w) t d").astype(dtype)
+    bias = jax.jit(lambda: vit.position_bias(h, w))()
+    ids, mask = (jnp.asarray(batch[name]) for name in ("input_ids", "attention_mask"))
+    kernel = params["image_projection"]["kernel"]
+    blocks = {
+        "patch_embed": (lambda m, x: m(x), vit.patch_embed, voxels),
+        "position_bias": (lambda m, x: m(h, w), vit.position_bias, None),
+        "spatial peg": (lambda m, x: m.encode_position(x), spatial, slices),
+        "spatial attention": (lambda m, x: m.attend(x, bias), spatial, slices),
+        "spatial feed_forward": (lambda m, x: m.ff(x), spatial, slices),
+        "temporal block": (lambda m, x: m(x, None), temporal, columns),
+        "image_projection": (
+            lambda m, x: x.mean(axis=1).reshape(size, -1).astype(dtype) @ m.astype(dtype),
+            kernel,
+            tokens,
+        ),
+        "text": (lambda m, x: m(ids, mask), bert, None),
+    }
+    functions = {
+        name: _timed(run, module, x, gradient=gradient) for name, (run, module, x) in blocks.items()
+    }
+    search = jax.jit(lambda x: vector_quantizer.quantize(x, variables["codebook"], dtype=dtype))
+    return functions | {"quantize": lambda: search(tokens)}
+
+
+def _first(blocks: nnx.Module) -> nnx.Module:
+    return jax.tree.map(lambda leaf: leaf[0], blocks)
+
+
+def _timed(run: Callable, module: Any, x: Any, *, gradient: bool) -> Callable[[], Any]:
+    """A jitted call; the precision of products is the model's."""
+    graph, state = nnx.split(module) if isinstance(module, nnx.Module) else (None, module)
+
+    def forward(state, x):
+        with jax.default_matmul_precision("float32"):
+            return run(state if graph is None else nnx.merge(graph, state), x)
+
+    def loss(state, x):
+        return jnp.sum(forward(state, x).astype(jnp.float32) ** 2)
+
+    step = jax.jit(jax.grad(loss, argnums=(0,) if x is None else (0, 1)) if gradient else forward)
+    return lambda: step(state, x)
+
+
+def theirs(rival: Rival, batch: dict, *, gradient: bool) -> Functions:
+    """PyTorch's blocks, of the same names."""
+    model, (t, h, w) = rival.model, rival.config.image.grid
+    size, dim = len(batch["image"]), rival.config.image.dim
+    voxels = torch.randn(batch["image"].shape, device=rival.device)
+    tokens = torch.randn(size, t, h, w, dim, device=rival.device)
+    slices, columns = (
+        rearrange(tokens, f"b t h w d -> {order} d") for order in ("b t (h w)", "b (h w) t")
+    )
+    bias = model.image.position_bias().detach()
+    ids, mask = (
+        torch.from_numpy(batch[n]).to(rival.device) for n in ("input_ids", "attention_mask")
+    )
+    spatial, temporal = model.image.spatial.blocks[0], model.image.temporal.blocks[0]
+    blocks = {
+        "patch_embed": (model.image.patch_embed, voxels),
+        "position_bias": (lambda _: model.image.position_bias(), None),
+        "spatial peg": (spatial.peg, slices),
+        "spatial attention": (lambda x: spatial.attn(x.flatten(0, 1), bias), slices),
+        "spatial feed_forward": (spatial.ff, slices),
+        "temporal block": (lambda x: temporal(x, None), columns),
+        "image_projection": (lambda x: model.image_projection(x.mean(dim=1).flatten(1)), tokens),
+        "text": (lambda _: model.text(ids, mask), None),
+    }
+    functions = {name: rival.timed(run, x, gradient=gradient) for name, (run, x) in blocks.items()}
+    return functions | {"quantize": rival.timed(model.codebook.search, tokens, gradient=False)}

@@ -1,0 +1,63 @@
+"""Training steps: volumes/s, TFLOP/s, share of the matmul peak, memory, and time by block (forward
+and backward), beside a plain PyTorch model of the same start, in turns.
+
+    python -m benchmarks.train_step
+    python -m benchmarks.train_step --size=full --dtype=bfloat16 --batch=8 --remat=dots  # on a GPU
+"""
+
+from collections.abc import Sequence
+
+import jax
+
+from benchmarks import blocks, measure, speed
+from benchmarks.torch_rivals import rivals
+from ctclip_jax.config import TrainConfig
+from ctclip_jax.flops import step_flops
+from ctclip_jax.shapes import Variables
+from ctclip_jax.sharding import make_mesh
+from ctclip_jax.train_step import make_learner, make_train_step, new_state
+from data_pipelines.errors import run_main
+
+
+class OurSteps:
+    """One step of our training after the other, on the same batch."""
+
+    def __init__(self, config: TrainConfig):
+        learner = make_learner(config, make_mesh(config.mesh))
+        self.variables: Variables = jax.jit(learner.model.init)(jax.random.key(config.seed))
+        self._state = new_state(learner, jax.tree.map(jax.numpy.copy, self.variables))
+        self._step = make_train_step(learner)
+        function, arguments = self._step.programs["train_step"]
+        self.compiled = function.lower(*arguments).compile()
+
+    def __call__(self, batch: dict) -> float:
+        self._state, metrics, _ = self._step(self._state, [batch])
+        return float(metrics["loss"])
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    config = speed.train_config()
+    batch, step = speed.random_batch(config), OurSteps(config)
+    others = rivals(config, step.variables, compiled=speed.COMPILE.value)
+    functions = {"ours": lambda: step(batch)}
+    functions |= {name: lambda o=o: o.step(batch) for name, o in others.items()}
+    runs = speed.compared(speed.in_turns(functions), config.batch_size)
+    by_block = {"ours": blocks.ours(config.model, step.variables, batch, gradient=True)}
+    by_block |= {name: blocks.theirs(o, batch, gradient=True) for name, o in others.items()}
+    measure.save(
+        "train_step",
+        speed.settings(others)
+        | {
+            "runs": runs,
+            **speed.utilization(step_flops(config), runs["ours"]["seconds"], speed.matmul_peak()),
+            "memory": speed.memory(step.compiled),
+            "block_milliseconds": {
+                name: speed.milliseconds(speed.in_turns(each)) for name, each in by_block.items()
+            },
+        },
+    )
+
+
+if __name__ == "__main__":
+    run_main(main)
