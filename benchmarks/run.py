@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from benchmarks import (
+    chaos,
     evaluation,
     exactness,
     full_size_detection,
@@ -18,7 +19,7 @@ from data_pipelines.errors import run_main
 def main(argv: Sequence[str]) -> None:
     full_size = (full_size_weights, full_size_detection)
     data = (preparation, loader, two_epochs)
-    for benchmark in (exactness, *full_size, *data, evaluation, retrieval):
+    for benchmark in (exactness, *full_size, *data, evaluation, retrieval, chaos):
         benchmark.main(argv)
 
 
