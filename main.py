@@ -16,6 +16,7 @@ model.safetensors with the published key names.
 
 import sys
 from collections.abc import Sequence
+from logging import CRITICAL, getLogger
 from pathlib import Path
 
 import jax
@@ -50,8 +51,10 @@ def main(argv: Sequence[str]) -> None:
         raise InputError(f"unexpected argument {argv[1]!r}")
     # orbax and tensorflow-datasets tell everything they do; the progress would drown in it.
     logging.set_verbosity(logging.WARNING)
-    # What fails in orbax's threads they log with a traceback, and the next call raises it anyway.
+    # A save that fails is raised by the next one; orbax's threads would log it many times before.
     logging.get_absl_logger().addFilter(lambda record: "/orbax/" not in record.pathname)
+    for name in ("asyncio", "concurrent.futures"):
+        getLogger(name).setLevel(CRITICAL)
     if _EXPORT.value:
         export_newest(_workdir())
         return

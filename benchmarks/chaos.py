@@ -1,7 +1,7 @@
 """Runs that are killed at random moments and started again until they end, against one that is
 left alone: whether their loss curves and weights are the same to the last bit.
 
-    python -m benchmarks.chaos [--kills=20] [--seed=0]
+    python -m benchmarks.chaos
 
 The run is configs/phantoms.py:smoke on shards of noise, with dropout, averaged weights, evaluations
 and checkpoints. Half of the kills are SIGKILL and half SIGTERM, at moments spread over everything
@@ -20,7 +20,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from absl import flags
 
 from benchmarks import measure
 from ctclip_jax.exports import load_export
@@ -28,7 +27,7 @@ from ctclip_jax.trees import flatten
 from data_pipelines.errors import run_main
 from tests.tiny_run import write_tiny_shards
 
-STEPS = 60
+KILLS, SEED, STEPS = 20, 0, 60
 OVERRIDES = {
     "steps": STEPS,
     "checkpoint.every": 7,
@@ -123,7 +122,7 @@ def _at(curves: tuple[list, list], i: int) -> bool:
 
 
 def main(argv: Sequence[str]) -> None:
-    rng = random.Random(FLAGS.seed)
+    rng = random.Random(SEED)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         shards = write_tiny_shards(folder / "shards", shape=(24, 48, 48))
@@ -133,10 +132,10 @@ def main(argv: Sequence[str]) -> None:
         kills: list[dict] = []
         runs: list[Path] = []
         ended = True
-        while len(kills) < FLAGS.kills or not ended:
+        while len(kills) < KILLS or not ended:
             if ended:
                 runs.append(folder / f"disturbed{len(runs)}")
-            moment = rng.uniform(0, whole) if len(kills) < FLAGS.kills else None
+            moment = rng.uniform(0, whole) if len(kills) < KILLS else None
             number = SIGNALS[len(kills) % 2]
             told = disturb(runs[-1], shards, number, after=moment)
             ended = told is None
@@ -157,9 +156,5 @@ def main(argv: Sequence[str]) -> None:
     assert not differs, differs
 
 
-FLAGS = flags.FLAGS
-
 if __name__ == "__main__":
-    flags.DEFINE_integer("kills", 20, "How often it is killed.", lower_bound=1)
-    flags.DEFINE_integer("seed", 0, "Of the moments.")
     run_main(main)

@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 
 from benchmarks import (
+    chaos,
     encode,
     evaluation,
     exactness,
     full_size_detection,
     full_size_weights,
+    gradient_cache,
     loader,
     preparation,
     retrieval,
@@ -20,8 +22,8 @@ from data_pipelines.errors import run_main
 def main(argv: Sequence[str]) -> None:
     full_size = (full_size_weights, full_size_detection)
     data = (preparation, loader, two_epochs)
-    speed = (encode, train_step)
-    for benchmark in (exactness, *full_size, *data, evaluation, retrieval, *speed):
+    training = (encode, train_step, gradient_cache, chaos)
+    for benchmark in (exactness, *full_size, *data, evaluation, retrieval, *training):
         benchmark.main(argv)
 
 

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import numpy as np
-from records import make_record, settings
 
 from configs import phantoms
 from ctclip_jax.config import TrainConfig, from_dict
 from data_pipelines import shards
 from data_pipelines.reports import LABELS
 from data_pipelines.tokenizers import train_sentencepiece
+from tests.records import make_record, settings
 
 VOCABULARY = 100
 
