@@ -91,6 +91,7 @@ class CachedStep:
         rows = jax.tree.map(lambda _: batch["image"].sharding, latents)
         whole = NamedSharding(batch["image"].sharding.mesh, PartitionSpec())
         latents = _placed_like(latents, rows)
+        statistics = _placed_like(statistics, jax.tree.map(lambda _: whole, statistics))
         columns = {name: batch[name] for name in objective.columns}
         self._put, self._columns = put, objective.columns
         self._encode = jax.jit(

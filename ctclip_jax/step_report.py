@@ -19,6 +19,7 @@ from ctclip_jax.sharding import make_mesh
 from ctclip_jax.train_step import make_learner, make_train_step
 from data_pipelines.errors import InputError
 
+IN_GIB = {"M": 2**-10, "G": 1.0, "T": 2**10}
 KEPT_BY_TPU = GIB // 4  # of the memory of a chip
 
 
@@ -195,9 +196,11 @@ def _beside(programs: dict[str, Program], name: str) -> float:
     it, and the next batch, if there is one in it."""
     *_, update = programs.values()
     optimizer = update.arguments[0]["opt"]
-    batches = [each for each in programs[name].arguments if "image" in each and "seed" in each]
-    takes_state = any("opt" in each for each in programs[name].arguments)
-    return _bytes_of(batches) + (0 if takes_state else _bytes_of(optimizer))
+    taken = [each for each in programs[name].arguments if isinstance(each, dict)]
+    batches = [each for each in taken if "input_ids" in each]
+    return _bytes_of(batches) + (
+        0 if any("opt" in each for each in taken) else _bytes_of(optimizer)
+    )
 
 
 def _bytes_of(tree: Any) -> float:
@@ -217,9 +220,9 @@ def _memory_of(device: jax.Device, *, is_here: bool) -> float | None:
 
 def _shortage(message: str) -> str:
     """'needs X of Y GiB', where the compiler's message tells both."""
-    found = re.search(r"Used ([\d.]+)([MGT]) of ([\d.]+)([MGT])", message)
-    if not found:
-        return " ".join(message.split())[:200]
-    size = {"M": 2**-10, "G": 1.0, "T": 2**10}
-    needed, given = float(found[1]) * size[found[2]], float(found[3]) * size[found[4]]
-    return f"needs {needed:.2f} GiB of {given:.2f} GiB"
+    for pattern in (r"Used {0} of {0}", r"\({0}\) exceeds available HBM \({0}\)"):
+        if found := re.search(pattern.format(r"([\d.]+)([MGT])"), message):
+            needed, unit, given, given_unit = found.groups()
+            sizes = float(needed) * IN_GIB[unit], float(given) * IN_GIB[given_unit]
+            return "needs {:.2f} GiB of {:.2f} GiB".format(*sizes)
+    return " ".join(message.split())[:200]
