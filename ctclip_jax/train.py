@@ -63,9 +63,8 @@ def train(config: TrainConfig, workdir: Path) -> None:
       FloatingPointError: a loss or gradient that is not finite; it names them.
     """
     run = build(config, workdir)
-    batches = make_loader(run)
     try:
-        with Preemption() as preemption:
+        with Preemption() as preemption, contextlib.closing(make_loader(run)) as batches:
             state = run_steps(run, batches, preemption)
             export(state, run)
     except Preempted as where:

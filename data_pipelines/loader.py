@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import math
 import os
+import signal
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -266,8 +267,15 @@ def _batches(
     )
     if workers:
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
-        return iter(batches.mp_prefetch(options))
+        return iter(batches.mp_prefetch(options, _outlive_sigterm))
     return iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=1))
+
+
+def _outlive_sigterm(worker: int, workers: int) -> None:
+    """Schedulers tell every process of a job to stop; the training, which may need more batches to
+    come to its end, stops its workers itself."""
+    del worker, workers
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def read_options() -> grain.ReadOptions:

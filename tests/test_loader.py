@@ -1,3 +1,5 @@
+import multiprocessing
+
 import numpy as np
 import pytest
 import records
@@ -167,6 +169,19 @@ def test_worker_processes_resume_too(start):
     resumed = start(choice=TextChoice(sentences=(1, 3)), workers=1, batch_size=5)
     resumed.set_state(state)
     assert_equal(take(resumed, 3), take(iterator, 3))
+
+
+def test_worker_processes_outlive_the_sigterm_of_a_job(start):
+    flags.FLAGS.mark_as_parsed()
+    before = set(multiprocessing.active_children())
+    iterator = start(workers=1, batch_size=5)
+    take(iterator, 1)
+    workers = set(multiprocessing.active_children()) - before
+    assert workers
+    for worker in workers:
+        worker.terminate()
+    take(iterator, 6)
+    assert all(worker.is_alive() for worker in workers)
 
 
 def test_processes_share_an_epoch(start):
