@@ -107,7 +107,7 @@ class CachedStep:
             out_shardings=(shardings_of(trained), None),
         )
         self._update = jax.jit(
-            objective.update, donate_argnums=(0, 1), out_shardings=(shardings_of(state), None, None)
+            objective.update, donate_argnums=0, out_shardings=(shardings_of(state), None, None)
         )
         self._zeros = jax.jit(lambda: jax.tree.map(jnp.zeros_like, statistics), out_shardings=whole)
         contrast = (forward, [latents] * count, [columns] * count)
