@@ -2,9 +2,12 @@
 
 import json
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -22,6 +25,7 @@ CHANGES = {
     "model.image.frames": 8,
     "model.image.image_size": (16, 16),
     "mesh.fsdp": 2,
+    "optim.schedule": "constant",  # so that runs of other lengths are one program
     "steps": STEPS,
     "checkpoint.every": STEPS // 2,
 }
@@ -65,34 +69,65 @@ def shards(tmp_path_factory) -> Path:
     return write_tiny_shards(tmp_path_factory.mktemp("shards"), shape=(8, 16, 16))
 
 
-def test_two_processes_train_what_one_process_trains(shards, tmp_path):
-    train(tiny_config(shards, **CHANGES), tmp_path / "alone")
-    expected = losses(tmp_path / "alone")
-    assert len(expected) == STEPS
-
+def start_two(workdir: Path, shards: Path, **changes) -> list[subprocess.Popen]:
+    """Two processes of four devices each, on loopback; what is compiled stays beside the shards."""
     address = f"127.0.0.1:{free_port()}"
     command = [sys.executable, "main.py", "--config=configs/phantoms.py:smoke"]
-    command += [f"--workdir={tmp_path / 'together'}", f"--config.data.shards={shards}"]
+    command += [f"--workdir={workdir}", f"--config.data.shards={shards}"]
     command += ["--config.text_warmup.steps=0"]
-    command += [f"--config.{name}={value}" for name, value in CHANGES.items()]
+    command += [f"--config.{name}={value}" for name, value in (CHANGES | changes).items()]
     flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=4")
-    processes = [
+    return [
         subprocess.Popen(
             [*command, f"--distributed={address},2,{index}"],
             cwd=ROOT,
-            env={**os.environ, "XLA_FLAGS": flags},
+            env={
+                **os.environ,
+                "XLA_FLAGS": flags,
+                "JAX_COMPILATION_CACHE_DIR": str(shards / "compiled"),
+            },
+            stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
         for index in range(2)
     ]
+
+
+def finish(processes: list[subprocess.Popen]) -> str:
+    """What the first process printed, once all have ended well."""
+    printed = []
     for process in processes:
         with process:
-            _, errors = process.communicate()
+            output, errors = process.communicate()
         assert process.returncode == 0, errors
+        printed.append(output)
+    return printed[0]
+
+
+def test_two_processes_train_what_one_process_trains(shards, tmp_path):
+    train(tiny_config(shards, **CHANGES), tmp_path / "alone")
+    expected = losses(tmp_path / "alone")
+    assert len(expected) == STEPS
+
+    finish(start_two(tmp_path / "together", shards))
     assert losses(tmp_path / "together") == pytest.approx(expected, abs=1e-5)
     variables, _ = load_export(tmp_path / "together" / "export")
     assert variables["params"]["temperature"].shape == ()
+
+
+def test_two_processes_stop_at_one_step_and_one_process_goes_on(shards, tmp_path):
+    forever = {"steps": 100_000, "checkpoint.every": 100_000}
+    processes = start_two(tmp_path, shards, **forever)
+    metrics = tmp_path / "metrics.jsonl"
+    while not (metrics.exists() and metrics.read_text().count("\n") > 3):
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.05)
+    processes[1].send_signal(signal.SIGTERM)
+    (stopped,) = re.findall(r"stopped by SIGTERM after step (\d+)", finish(processes))
+    assert len(losses(tmp_path)) == int(stopped)
+    train(tiny_config(shards, **CHANGES | {"steps": int(stopped) + 2}), tmp_path)
+    assert len(losses(tmp_path)) == int(stopped) + 2
 
 
 def losses(workdir: Path) -> list[float]:
