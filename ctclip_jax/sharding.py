@@ -79,6 +79,16 @@ def state_shardings(state: dict, mesh: Mesh) -> dict:
     return jax.tree_util.tree_map_with_path(sharding, state)
 
 
+def gathered(params: dict, mesh: Mesh) -> dict:
+    """Returns parameters whole on every device, as the towers multiply by them; under jit.
+
+    Left cut, XLA would rather cut the activations along channels and put the whole batch on every
+    device.
+    """
+    whole = NamedSharding(mesh, P())
+    return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, whole), params)
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Returns the sharding of a batch: its rows are cut over all devices."""
     return NamedSharding(mesh, P(mesh.axis_names))

@@ -23,7 +23,7 @@ from ctclip_jax.optim import (
     trained_of,
 )
 from ctclip_jax.shapes import Array, Float, Int, Key, Variables
-from ctclip_jax.sharding import batch_sharding, put_batch, state_shardings
+from ctclip_jax.sharding import batch_sharding, gathered, put_batch, state_shardings
 
 TrainStep = PlainStep | CachedStep
 
@@ -147,7 +147,7 @@ def _make_state(learner: Learner, variables: Variables) -> dict:
 
 
 def _encode(learner: Learner, trained: dict, state: dict, batch: dict[str, Array]):
-    params = trees.overlay(state["params"], trained)
+    params = gathered(trees.overlay(state["params"], trained), learner.mesh)
     # A text tower that is frozen has no dropout either.
     keys = dropout_keys(learner.config.seed, batch["seed"]) if "text" in trained else None
     return learner.model.encode(

@@ -64,6 +64,12 @@ def test_gradients_are_summed_over_the_devices(plain):
     assert gradients < program.sent < 5 * gradients
 
 
+def test_weights_travel_and_activations_do_not(plain):
+    eight_fold = step_report(tiny_config(Path("absent"), batch_size=64, **SMALL))
+    assert eight_fold.total("flops") > 6 * plain.total("flops")
+    assert eight_fold.total("sent") < 1.2 * plain.total("sent")
+
+
 def test_the_programs_of_the_gradient_cache_run_once_or_for_each_micro_batch(cached, plain):
     assert {name: each.runs for name, each in cached.programs.items()} == {
         "encode": 4,
