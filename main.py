@@ -73,6 +73,8 @@ def main(argv: Sequence[str]) -> None:
 def _workdir() -> Path:
     if not _WORKDIR.value:
         raise InputError("--workdir: missing; checkpoints, metrics and export go there")
+    if "://" in _WORKDIR.value:
+        raise InputError(f"--workdir={_WORKDIR.value}: mount it, a folder is wanted")
     return Path(_WORKDIR.value)
 
 

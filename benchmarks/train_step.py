@@ -31,7 +31,7 @@ class OurSteps:
         self.compiled = function.lower(*arguments).compile()
 
     def __call__(self, batch: dict) -> float:
-        self._state, metrics, _ = self._step(self._state, [batch])
+        self._state, metrics, _ = self._step(self._state, iter([batch]))
         return float(metrics["loss"])
 
 

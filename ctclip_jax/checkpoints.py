@@ -23,6 +23,7 @@ from data_pipelines.files import read_json, write_text
 from data_pipelines.loader import moved
 
 Layout = dict[str, Any]
+MOST = 1000  # checkpoints that are looked at
 
 
 class MismatchError(InputError):
@@ -48,6 +49,7 @@ class Checkpointer:
             "layout": layout,
         }
         self._saving: int | None = None
+        self.newest: int | None = None  # step that this run has saved or restored last
         self._manager = ocp.CheckpointManager(
             self._directory,
             item_handlers={
@@ -61,15 +63,10 @@ class Checkpointer:
             ),
         )
 
-    @property
-    def latest_step(self) -> int | None:
-        """The newest checkpoint's step; None without one."""
-        return self._manager.latest_step()
-
     def save(self, step: int, state: dict, loader: grain.DatasetIterator) -> None:
         """Begins to write the checkpoint of `step`, when the one before is written."""
         self._finish()
-        self._saving = step
+        self._saving = self.newest = step
         with _writing(self._path(step)):
             self._manager.save(
                 step,
@@ -81,8 +78,8 @@ class Checkpointer:
             )
 
     def evaluated(self, step: int) -> bool:
-        """Whether the weights of the checkpoint `step` have been evaluated."""
-        return _evaluation(self._path(step)).exists()
+        """Whether the weights of the checkpoint `step` have been evaluated; all processes agree."""
+        return bool(_of_first_process(_evaluation(self._path(step)).exists()))
 
     def record_evaluation(self, step: int, auroc: float | None) -> None:
         """Notes with the checkpoint `step` the figure by which it is among the best, if any."""
@@ -108,16 +105,19 @@ class Checkpointer:
           InputError: there are checkpoints, and none of them can be read; they stay as they are.
         """
         damaged: dict[int, str] = {}
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        for step in self._all_steps():
             restored, cause = None, ""
             try:
                 restored = self._read(self._path(step), state, loader)
-            except MismatchError:
+            except (MismatchError, MemoryError):
                 raise
             except Exception as error:  # orbax and tensorstore raise all kinds for a damaged folder
+                if "RESOURCE_EXHAUSTED" in str(error):
+                    raise
                 cause = told(error)
             if not np.any(multihost_utils.process_allgather(np.array(bool(cause)))):
                 self._set_aside(damaged, instead=step)
+                self.newest = step
                 return restored
             damaged[step] = cause or "in another process"
         if damaged:
@@ -132,6 +132,14 @@ class Checkpointer:
         """Waits for the last save."""
         self._finish()
         self._manager.close()
+
+    def _all_steps(self) -> list[int]:
+        """The steps of all checkpoints, newest first, as the first process sees them: on shared
+        disks others may be late to see the newest."""
+        steps = sorted(self._manager.all_steps(), reverse=True)[:MOST]
+        filled = np.full(MOST, -1, np.int64)
+        filled[: len(steps)] = steps
+        return [int(step) for step in _of_first_process(filled) if step >= 0]
 
     def _path(self, step: int) -> Path:
         return self._directory / str(step)
@@ -193,6 +201,11 @@ class _NewestAndBest:
         ranked = sorted((step for step in steps if figures[step] is not None), key=figures.get)
         kept = {*steps[-self.config.keep :], *ranked[len(ranked) - self.config.best :]}
         return [step in kept for step in steps]
+
+
+def _of_first_process(value: Any) -> np.ndarray:
+    """The value that the first process has, in all of them."""
+    return np.asarray(multihost_utils.broadcast_one_to_all(np.asarray(value)))
 
 
 def _evaluation(path: Path) -> Path:

@@ -1,12 +1,15 @@
 """What a configuration must keep to beyond the types of its values, checked before a run starts."""
 
+import re
 from collections.abc import Sequence
 
 import jax
 from jax.sharding import Mesh
 
+from ctclip_jax import trees
 from ctclip_jax.config import TrainConfig, check_volumes
 from ctclip_jax.losses import LOSSES
+from ctclip_jax.models.ct_clip import CTCLIP
 from ctclip_jax.models.layers import ATTENTION, REMAT
 from ctclip_jax.sharding import local_batch_size
 from ctclip_jax.wandb_run import import_wandb
@@ -32,6 +35,8 @@ def check_config(config: TrainConfig, *, tokenizer: Tokenizer | None, mesh: Mesh
         import_wandb()
     local_batch_size(config.batch_size, mesh)
     _check_micro_batches(config, mesh)
+    _check_rows(config, mesh)
+    _check_rules(config)
     if config.evaluation.every:
         local_batch_size(config.evaluation.batch_size, mesh, name="config.evaluation.batch_size")
     if config.text_warmup.steps:
@@ -144,10 +149,27 @@ def _check_numbers(config: TrainConfig) -> None:
         raise InputError(f"config.text_warmup.temperature: {warmup.temperature}, wanted above 0")
 
 
+def _check_rules(config: TrainConfig) -> None:
+    model = CTCLIP(config.model).abstract_variables()
+    names = [*trees.flatten(model["params"]), "image/codebook"]
+    for which in ("rules", "decay_rules"):
+        for pattern, _ in getattr(config.optim, which):
+            if not any(re.search(pattern, name) for name in names):
+                raise InputError(f"config.optim.{which}: {pattern!r} is found in no parameter")
+
+
+def _check_rows(config: TrainConfig, mesh: Mesh) -> None:
+    texts = config.batch_size * config.data.texts // mesh.size
+    if config.loss.rows and texts % min(config.loss.rows, texts):
+        raise InputError(
+            f"config.loss.rows: {config.loss.rows} does not divide the {texts} texts of a device"
+        )
+
+
 def _check_micro_batches(config: TrainConfig, mesh: Mesh) -> None:
     if config.micro_batch_size:
         local_batch_size(config.micro_batch_size, mesh, name="config.micro_batch_size")
-        if config.micro_batch_size < 0 or config.batch_size % config.micro_batch_size:
+        if config.batch_size % config.micro_batch_size:
             raise InputError(
                 f"config.micro_batch_size: {config.micro_batch_size} does not divide"
                 f" config.batch_size, {config.batch_size}"

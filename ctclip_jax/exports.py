@@ -85,6 +85,8 @@ def export_newest(workdir: Path) -> None:
     checkpoint, out = workdir / "checkpoints" / str(max(steps)), workdir / "export"
     variables, described = load_export(checkpoint)
     tokenizer = Path(described.pop("tokenizer"))
+    if not tokenizer.exists():
+        raise InputError(f"{tokenizer}: not there, the tokenizer of {checkpoint}")
     save_export(out, variables, config=described, tokenizer=tokenizer)
     try:
         config = from_dict(CTCLIPConfig, described["model"], name=f"{checkpoint}: model")

@@ -29,8 +29,12 @@ def volume_flops(config: CTCLIPConfig) -> float:
     kernels = sum(shapes[name].size for name in shapes if multiplied[name])
     looked_at = image.spatial_depth * h * w + image.temporal_depth * t
     attention = 2 * looked_at * image.heads * image.dim_head
-    projection = h * w * image.dim * config.dim_latent
-    return 2.0 * (t * h * w * (kernels + attention) + projection)
+    return 2.0 * t * h * w * (kernels + attention) + _projection_flops(config)
+
+
+def _projection_flops(config: CTCLIPConfig) -> float:
+    _, h, w = config.image.grid
+    return 2.0 * h * w * config.image.dim * config.dim_latent
 
 
 def search_flops(config: CTCLIPConfig) -> float:
@@ -49,18 +53,23 @@ def text_flops(config: BertConfig, length: int) -> float:
 def step_flops(config: TrainConfig) -> float:
     """Returns the model FLOPs of one training step, over all devices.
 
-    A gradient costs twice the forward; a tower that is frozen as a whole has none.
+    A gradient costs twice the forward; an encoder that is frozen as a whole has none.
     """
-    names = trees.flatten(CTCLIP(config.model).abstract_variables()["params"])
+    model = config.model
+    names = trees.flatten(CTCLIP(model).abstract_variables()["params"])
     rates = trees.match_rules(config.optim.rules, names, default=1.0)
 
-    def passes(tower: str) -> int:
-        return 3 if any(rates[name] for name in names if name.startswith(tower)) else 1
+    def passes(tower: str, encoder: float, projection: float) -> float:
+        """Of an encoder and its projection, whose own gradient is half of what follows it."""
+        if any(rates[name] for name in names if name.startswith(f"{tower}/")):
+            return 3 * (encoder + projection)
+        return encoder + (2 if rates[f"{tower}_projection/kernel"] else 1) * projection
 
-    volume = passes("image") * volume_flops(config.model) + search_flops(config.model)
-    text = text_flops(config.model.text, config.data.max_length)
-    text += 2.0 * config.model.text.hidden_size * config.model.dim_latent
-    return config.batch_size * (volume + passes("text") * config.data.texts * text)
+    projection = _projection_flops(model)
+    volume = passes("image", volume_flops(model) - projection, projection) + search_flops(model)
+    text = text_flops(model.text, config.data.max_length)
+    text = passes("text", text, 2.0 * model.text.hidden_size * model.dim_latent)
+    return config.batch_size * (volume + config.data.texts * text)
 
 
 def program_flops(program: ClosedJaxpr | Jaxpr) -> float:

@@ -7,8 +7,9 @@ towers. The sum is the gradient of the plain step, dropout included, which is dr
 The micro-batches wait on the host, two at most are on the devices.
 """
 
+import collections
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -53,7 +54,7 @@ class Program(NamedTuple):
 
 
 class PlainStep:
-    """(state, [batch on the host]) -> (state, metrics, gradient norms): the whole batch at once."""
+    """(state, batches on the host) -> (state, metrics, gradient norms): takes one batch."""
 
     def __init__(self, objective: Objective, *, state: dict, batch: Batch, put: Callable):
         """`state` and `batch` are abstract, with shardings; `put` places a batch on the devices."""
@@ -73,13 +74,12 @@ class PlainStep:
         self._step = jax.jit(train_step, donate_argnums=0, out_shardings=shardings)
         self.programs = {"train_step": Program(self._step, (state, batch))}
 
-    def __call__(self, state: dict, batches: Sequence[HostBatch]) -> tuple[dict, Metrics, Metrics]:
-        (batch,) = batches
-        return self._step(state, self._put(batch))
+    def __call__(self, state: dict, batches: Iterator[HostBatch]) -> tuple[dict, Metrics, Metrics]:
+        return self._step(state, self._put(next(batches)))
 
 
 class CachedStep:
-    """(state, micro-batches on the host) -> (state, metrics, gradient norms)."""
+    """(state, micro-batches on the host) -> (state, metrics, gradient norms): takes `count`."""
 
     def __init__(
         self, objective: Objective, *, state: dict, batch: Batch, count: int, put: Callable
@@ -93,7 +93,8 @@ class CachedStep:
         latents = _placed_like(latents, rows)
         statistics = _placed_like(statistics, jax.tree.map(lambda _: whole, statistics))
         columns = {name: batch[name] for name in objective.columns}
-        self._put, self._columns = put, objective.columns
+        self._put, self._columns, self._count = put, objective.columns, count
+        self._in_flight: collections.deque = collections.deque()
         self._encode = jax.jit(
             _encode_program(objective), donate_argnums=0, out_shardings=(rows, whole)
         )
@@ -119,26 +120,28 @@ class CachedStep:
             "update": Program(self._update, (state, trained, statistics, loss, metrics)),
         }
 
-    def __call__(self, state: dict, batches: Sequence[HostBatch]) -> tuple[dict, Metrics, Metrics]:
+    def __call__(self, state: dict, batches: Iterator[HostBatch]) -> tuple[dict, Metrics, Metrics]:
         forward = _without_optimizer(state)
-        statistics, latents, columns = self._zeros(), [], []
-        for batch in self._placed(batches, latents):
+        statistics, waiting, latents, columns = self._zeros(), collections.deque(), [], []
+        for _ in range(self._count):
+            waiting.append(next(batches))
+            batch = self._placed(waiting[-1])
             encoded, statistics = self._encode(statistics, forward, batch)
+            self._in_flight.append(encoded)
             latents.append(encoded)
             columns.append({name: batch[name] for name in self._columns})
         loss, metrics, cotangents, grads = self._contrast(forward, latents, columns)
-        done: list[Array] = []
-        for batch, cotangent in zip(self._placed(batches, done), cotangents, strict=True):
-            grads, step = self._backward(grads, forward, batch, cotangent)
-            done.append(step)
+        for cotangent in cotangents:
+            batch = self._placed(waiting.popleft())
+            grads, done = self._backward(grads, forward, batch, cotangent)
+            self._in_flight.append(done)
         return self._update(state, grads, statistics, loss, metrics)
 
-    def _placed(self, batches: Sequence[HostBatch], done: list) -> Iterator[Batch]:
-        """The batches on the devices, each sent when the one before the last is `done`."""
-        for index, batch in enumerate(batches):
-            if index > 1:
-                jax.block_until_ready(done[index - 2])
-            yield self._put(batch)
+    def _placed(self, batch: HostBatch) -> Batch:
+        """The batch on the devices, sent there when the one before the last is done with."""
+        if len(self._in_flight) > 1:
+            jax.block_until_ready(self._in_flight.popleft())
+        return self._put(batch)
 
 
 def shardings_of(tree: dict) -> dict:

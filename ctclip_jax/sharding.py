@@ -59,7 +59,10 @@ def make_mesh(config: MeshConfig, *, devices: list[jax.Device] | None = None) ->
         return jax.make_mesh((data, config.fsdp), **auto, devices=devices)
     slices = (len(sizes), 1)
     inside = (data // len(sizes), config.fsdp)
-    return Mesh(mesh_utils.create_hybrid_device_mesh(inside, slices, devices), **auto)
+    grid = mesh_utils.create_hybrid_device_mesh(
+        inside, slices, devices, allow_split_physical_axes=True
+    )
+    return Mesh(grid, **auto)
 
 
 def spec_of(name: str, shape: tuple[int, ...], mesh: Mesh) -> P:
@@ -107,6 +110,8 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
 
 def local_batch_size(batch_size: int, mesh: Mesh, *, name: str = "config.batch_size") -> int:
     """Returns this process's share of the global batch; every device gets the same number."""
+    if batch_size < 1:
+        raise InputError(f"{name}: {batch_size}, wanted 1 or more")
     if batch_size % mesh.size:
         raise InputError(f"{name}: {batch_size} is not divisible by the {mesh.size} devices")
     return batch_size // jax.process_count()

@@ -53,9 +53,10 @@ def pair_sums(text: Side, image: Side, scalars: Sums) -> tuple[Sums, Sums]:
 def ring_sums(
     text: Side, image: Side, scalars: Sums, *, rows: int, mesh: Mesh
 ) -> tuple[Sums, Sums]:
-    """`pair_sums` with at most `rows` texts of a device against a device's volumes at a time.
+    """`pair_sums` with `rows` texts of a device against a device's volumes at a time.
 
-    Texts and volumes are cut over all axes of `mesh`, and the results are cut as they are.
+    `rows` divides the texts of a device, or is larger. Texts and volumes are cut over all axes of
+    `mesh`, and the results are cut as they are.
     """
     cut = P(mesh.axis_names)
     ring = functools.partial(_ring, rows=rows, axes=mesh.axis_names)
@@ -97,8 +98,7 @@ def _ring(text: Side, image: Side, scalars: Sums, *, rows: int, axes: tuple[str,
 
 def _row_blocks(text: Side, image: Side, scalars: Sums, *, rows: int) -> tuple[Sums, Sums]:
     """`pair_sums`, one block of texts after the other."""
-    count = len(text["owner"])
-    rows = next(size for size in range(min(rows, count), 0, -1) if count % size == 0)
+    rows = min(rows, len(text["owner"]))
     blocks = jax.tree.map(lambda each: each.reshape(-1, rows, *each.shape[1:]), text)
 
     def block(of_images, text):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import grain
 import jax
+import numpy as np
 from clu import parameter_overview
 from jax.profiler import StepTraceAnnotation
 
@@ -38,6 +39,8 @@ from ctclip_jax.train_step import (
     variables_of,
 )
 from data_pipelines import loader
+from data_pipelines.errors import InputError
+from data_pipelines.files import write_text
 from data_pipelines.shards import preparation
 from data_pipelines.text_pairs import text_pair_loader
 from data_pipelines.tokenizers import Tokenizer, load_tokenizer
@@ -88,7 +91,11 @@ def run_steps(run: Run, batches: grain.DatasetIterator, preemption: Preemption) 
         train_step = make_train_step(run.learner)
         step = int(state["step"])
         writer = MetricWriter(
-            run.workdir, step=step, writes=jax.process_index() == 0, wandb=config.wandb
+            run.workdir,
+            step=step,
+            evaluated=checkpointer.evaluated(step),
+            writes=jax.process_index() == 0,
+            wandb=config.wandb,
         )
         stack.callback(writer.close)
         writer.write_hparams(trees.flatten(dataclasses.asdict(config)))
@@ -99,7 +106,7 @@ def run_steps(run: Run, batches: grain.DatasetIterator, preemption: Preemption) 
         )
         while True:
             stops = preemption.agreed() and step < config.steps
-            if (stops or is_saved(step, config)) and checkpointer.latest_step != step:
+            if (stops or is_saved(step, config)) and checkpointer.newest != step:
                 log.flush()
                 checkpointer.save(step, state, batches)
             if stops:
@@ -114,8 +121,7 @@ def run_steps(run: Run, batches: grain.DatasetIterator, preemption: Preemption) 
             step += 1
             profile.start(step, state)
             with jax.transfer_guard("disallow"), StepTraceAnnotation("train", step_num=step):
-                parts = [next(timed) for _ in range(config.micro_batches)]
-                state, metrics, gradient_norms = train_step(state, parts)
+                state, metrics, gradient_norms = train_step(state, timed)
             log.add(step, metrics, gradient_norms)
             profile.stop(step, state)
 
@@ -162,7 +168,10 @@ def write_config(run: Run) -> None:
     """Writes WORKDIR/config.json: what the newest run there was started with."""
     if jax.process_index() == 0:
         text = json.dumps(dataclasses.asdict(run.config), indent=2)
-        (run.workdir / "config.json").write_text(text + "\n")
+        try:
+            write_text(run.workdir / "config.json", text + "\n")
+        except OSError as error:
+            raise InputError(f"{run.workdir}/config.json: not written ({error})") from error
 
 
 def make_loader(run: Run) -> grain.DatasetIterator:
@@ -183,6 +192,7 @@ def make_loader(run: Run) -> grain.DatasetIterator:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         workers=data.workers,
+        ahead=config.micro_batches,
     )
 
 
@@ -202,7 +212,9 @@ def loader_layout(config: TrainConfig) -> dict[str, int | str | list]:
     workers the number of processes too. With workers it may not: each of them cuts batches from a
     share of its process's share of the stream.
     """
+    by_workers = {"micro_batch_size": config.micro_batch_size} if config.data.workers else {}
     return {
+        **by_workers,
         "split": config.data.split,
         "cases": [
             preparation(folder, config.data.split)["cases_sha256"] for folder in config.data.folders
@@ -236,6 +248,8 @@ def initial_variables(run: Run, preemption: Preemption) -> Variables:
     shardings = state_shardings(abstract, mesh)
     if config.init_from:
         given = jax.device_get(api.load(config.init_from).variables)
+        if config.model.logit_bias is not None:  # which the published weights lack
+            given["params"].setdefault("logit_bias", np.float32(config.model.logit_bias))
         check_shapes(Path(config.init_from), given, abstract)
         variables = jax.device_put(given, shardings)
     else:

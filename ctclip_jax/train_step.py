@@ -76,8 +76,8 @@ def variables_of(state: dict) -> Variables:
 def make_train_step(learner: Learner, batch: dict | None = None) -> TrainStep:
     """Returns (state, batches on the host) -> (state, metrics, norm of every gradient).
 
-    The batches are the `config.micro_batches` parts of a step; the state is donated. `batch` is an
-    abstract part with shardings; by default it is what the config describes.
+    A step takes `config.micro_batches` of the batches; the state is donated. `batch` is an abstract
+    one with shardings; by default it is what the config describes.
     """
     config = learner.config
     state, batch = abstract_state(learner), batch or abstract_batch(learner)
@@ -196,7 +196,9 @@ def _update(
         **metrics,
         **vector_quantizer.usage(after["codebook"], statistics),
         "gradient_norm": norm,
-        "learning_rate": learning_rate(config.optim, config.steps)(state["step"]),
+        "learning_rate": learning_rate(config.optim, config.steps)(
+            state["step"] - state["skipped"]
+        ),
         "skipped_steps": after["skipped"],
     }
     return after | {"step": state["step"] + 1}, metrics, gradient_norms(grads)

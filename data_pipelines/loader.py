@@ -16,6 +16,8 @@ import functools
 import math
 import os
 import signal
+import threading
+import time
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -52,6 +54,7 @@ def train_loader(
     process_index: int = 0,
     process_count: int = 1,
     workers: int = 0,
+    ahead: int = 1,
 ) -> grain.DatasetIterator:
     """Infinite batches of `batch_size` for this process, of the shards in `folders`.
 
@@ -60,6 +63,7 @@ def train_loader(
     folders are mixed by `weights`. The text is drawn by `texts`. `shift` moves each volume by up to
     so many voxels along every axis. The same arguments give the same batches; `get_state` and
     `set_state` resume at any batch. `workers` are processes beside this one, 0 for threads alone.
+    So many batches are made `ahead` (by each of the workers).
     Raises InputError if this process would see no record, if there is no report, for volumes of
     different grids, or for a mixture or a shift that cannot be made.
     """
@@ -87,7 +91,7 @@ def train_loader(
     # Divided last: a volume's text and shift are the same for any number of processes.
     examples = mixed.seed(seed).random_map(example)
     mine = examples[process_index::process_count]
-    return _batches(mine, batch_size, geometry=geometry, workers=workers)
+    return _batches(mine, batch_size, geometry=geometry, workers=workers, ahead=ahead)
 
 
 def moved(state: dict, before: int, now: int) -> dict:
@@ -118,7 +122,7 @@ def eval_loader(
         rows, batch_size=batch_size, process_index=process_index, process_count=process_count
     )
     mine = grain.MapDataset.source(mine).map(_EvalExample(source))
-    return _batches(mine, batch_size, geometry=common_geometry([folder], split), workers=0)
+    return _batches(mine, batch_size, geometry=common_geometry([folder], split))
 
 
 def share(
@@ -258,7 +262,7 @@ def _threads() -> ThreadPoolExecutor:
 
 
 def _batches(
-    examples: grain.MapDataset, batch_size: int, *, geometry: dict, workers: int
+    examples: grain.MapDataset, batch_size: int, *, geometry: dict, workers: int = 0, ahead: int = 1
 ) -> grain.DatasetIterator:
     shape = tuple(geometry["shape"])
     memory.expect_blocks(2 * batch_size * math.prod(shape))
@@ -266,16 +270,23 @@ def _batches(
         batch_size, drop_remainder=True, batch_fn=_Assemble(shape)
     )
     if workers:
-        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
+        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=ahead)
         return iter(batches.mp_prefetch(options, _outlive_sigterm))
-    return iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=1))
+    return iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=ahead))
 
 
 def _outlive_sigterm(worker: int, workers: int) -> None:
     """Schedulers tell every process of a job to stop; the training, which may need more batches to
-    come to its end, stops its workers itself."""
+    come to its end, stops its workers itself. One that was killed cannot: they end without it."""
     del worker, workers
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def read_options() -> grain.ReadOptions:

@@ -19,6 +19,7 @@ from ctclip_jax.sharding import MeshConfig, make_mesh, state_shardings
 from ctclip_jax.train_step import abstract_state, make_train_step, new_state
 from data_pipelines.errors import InputError
 from tests import test_train_step as steps
+from tests.fake_clip import fake_batch
 
 LAYOUT = {"processes": 1, "workers": 0}
 
@@ -118,7 +119,7 @@ def test_the_best_evaluated_is_kept_beside_the_newest(tmp_path):
 def test_an_unfinished_save_is_not_seen(saved):
     folder, _ = saved
     (folder / "3.orbax-checkpoint-tmp-7").mkdir()
-    assert checkpoints(folder).latest_step == 2
+    assert restored_step(folder) == 2
 
 
 def test_another_shape_is_refused_in_one_line(saved):
@@ -190,22 +191,25 @@ def test_without_a_readable_checkpoint_nothing_is_touched(two, tmp_path):
 
 
 def test_a_run_of_eight_devices_goes_on_on_four(tmp_path):
-    changes = {"optim.ema": 0.9}
-    eight, four = steps.learner(8, **changes), steps.learner(4, **changes, **{"mesh.fsdp": 2})
+    eight, four = (
+        steps.learner(devices=devices, **{"optim.ema": 0.9, "mesh.fsdp": fsdp})
+        for devices, fsdp in ((8, 1), (4, 2))
+    )
+    volumes = [fake_batch(steps.VOLUMES, seed=number) for number in range(4)]
     checkpointer, loader = checkpoints(tmp_path), batches()
-    found = new_state(eight, jax.device_get(steps.variables()))
-    train_step = make_train_step(eight)
+    found = new_state(eight, eight.model.init())
+    train_step = make_train_step(eight, steps.abstract_part(eight, volumes[0]))
     losses = []
     for number in range(4):
         if number == 2:
             checkpointer.save(2, found, loader)
             checkpointer.close()
-        found, metrics, _ = train_step(found, [steps.volumes(seed=number)])
+        found, metrics, _ = train_step(found, iter([volumes[number]]))
         losses.append(float(metrics["loss"]))
     found = checkpoints(tmp_path).restore(abstract_state(four), loader)
-    train_step = make_train_step(four)
+    train_step = make_train_step(four, steps.abstract_part(four, volumes[0]))
     for number in (2, 3):
-        found, metrics, _ = train_step(found, [steps.volumes(seed=number)])
+        found, metrics, _ = train_step(found, iter([volumes[number]]))
         assert float(metrics["loss"]) == pytest.approx(losses[number], abs=1e-5)
     assert int(found["step"]) == 4
 

@@ -10,11 +10,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ctclip_jax import distributed
 from ctclip_jax.exports import load_export
 from ctclip_jax.train import train
+from ctclip_jax.trees import flatten
 from data_pipelines.errors import InputError
 from tests.tiny_run import tiny_config, write_tiny_shards
 
@@ -112,8 +114,10 @@ def test_two_processes_train_what_one_process_trains(shards, tmp_path):
 
     finish(start_two(tmp_path / "together", shards))
     assert losses(tmp_path / "together") == pytest.approx(expected, abs=1e-5)
-    variables, _ = load_export(tmp_path / "together" / "export")
-    assert variables["params"]["temperature"].shape == ()
+    weights = [flatten(load_export(tmp_path / run / "export")[0]) for run in ("together", "alone")]
+    assert weights[0].keys() == weights[1].keys()
+    for name, weight in weights[1].items():
+        np.testing.assert_allclose(weights[0][name], weight, atol=1e-4, err_msg=name)
 
 
 def test_two_processes_stop_at_one_step_and_one_process_goes_on(shards, tmp_path):
@@ -126,8 +130,10 @@ def test_two_processes_stop_at_one_step_and_one_process_goes_on(shards, tmp_path
     processes[1].send_signal(signal.SIGTERM)
     (stopped,) = re.findall(r"stopped by SIGTERM after step (\d+)", finish(processes))
     assert len(losses(tmp_path)) == int(stopped)
-    train(tiny_config(shards, **CHANGES | {"steps": int(stopped) + 2}), tmp_path)
-    assert len(losses(tmp_path)) == int(stopped) + 2
+    config = tiny_config(shards, **CHANGES | {"steps": int(stopped) + 2})
+    train(config, tmp_path)
+    train(config, tmp_path / "alone")
+    assert losses(tmp_path) == pytest.approx(losses(tmp_path / "alone"), abs=1e-4)
 
 
 def losses(workdir: Path) -> list[float]:

@@ -8,6 +8,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from ctclip_jax.metric_writer import MetricWriter
+from data_pipelines.errors import InputError
 
 
 def lines(folder) -> list[dict]:
@@ -69,3 +70,23 @@ def test_a_line_is_json_even_where_a_value_is_not_finite(tmp_path):
     writer.close()
     (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert line == '{"step": 1, "loss": null, "gradient_norm": null, "temperature": 2.0}'
+
+
+def test_an_evaluation_that_is_made_again_is_not_written_twice(tmp_path):
+    writer = MetricWriter(tmp_path, step=0)
+    for step in (1, 2):
+        writer.write_scalars(step, {"loss": 1.0})
+        writer.write_scalars(step, {"evaluation/auroc": 0.5})
+    writer.close()
+    MetricWriter(tmp_path, step=2).close()
+    assert len(lines(tmp_path)) == 4
+    MetricWriter(tmp_path, step=2, evaluated=False).close()
+    assert lines(tmp_path)[-1] == {"step": 2, "loss": 1.0} and len(lines(tmp_path)) == 3
+
+
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("ctclip_jax.metric_writer.write_text", lambda path, text: None)
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    writer = MetricWriter(tmp_path, step=0)
+    with pytest.raises(InputError, match="metrics not written .*No space left on device"):
+        writer.write_scalars(1, {"loss": 1.0})
