@@ -64,18 +64,25 @@ class Program:
         A device sends 2 (n - 1) / n of an all-reduce among n devices, (n - 1) / n of a gathered or
         exchanged array, all of a permuted one.
         """
-        counts, sent = collections.Counter(), collections.Counter()
+        pieces: dict[str, tuple[str, float, int]] = {}
         for computation, instruction, times in self._run(self._entry, 1, into_fusions=True):
             found = re.fullmatch(rf"({KINDS})(-start|-done)?", instruction.opcode)
             if not found or found[2] == "-start":
                 continue
-            kind, start = found[1], instruction
+            start = instruction
             if found[2]:  # its type is the result; the start knows the devices
                 start = self.computations[computation][instruction.operands[0]]
-            size = _bytes_of(instruction.type)
+            sent = _sent(found[1], _bytes_of(instruction.type), _group_size(start.rest, devices))
+            # One that runs along other work is written once for each piece of it, in one channel.
+            channel = re.search(r"channel_id=\d+", start.rest)
+            key = channel[0] if channel else start.name
+            *_, already = pieces.get(key, (times,))
+            pieces[key] = found[1], sent, min(times, already)
+        counts, total = collections.Counter(), collections.Counter()
+        for kind, sent, times in pieces.values():
             counts[kind] += times
-            sent[kind] += times * _sent(kind, size, _group_size(start.rest, devices))
-        return [Collective(kind, counts[kind], sent[kind]) for kind in sorted(counts)]
+            total[kind] += times * sent
+        return [Collective(kind, counts[kind], total[kind]) for kind in sorted(counts)]
 
     def traffic(self) -> float:
         """Returns the bytes that one device moves to and from its memory, at least.
@@ -132,11 +139,23 @@ class Program:
             instructions = self.computations[instruction.called("calls")[0]]
             updates = list(instructions.values())
         in_memory = _bytes_of(instruction.type, in_memory=True)
+        if instruction.opcode == "fusion":
+            in_memory -= self._handed_on(updates)
         for update in updates:
             size = _bytes_of(update.type)
             if update.opcode == "dynamic-update-slice" and size <= in_memory:
                 in_memory -= size - _bytes_of(instructions[update.operands[1]].type)
         return in_memory
+
+    def _handed_on(self, fused: list[Instruction]) -> float:
+        """Bytes of the results of a fusion that it takes, or receives from another device."""
+        (root,) = (each for each in fused if each.is_root)
+        if root.opcode != "tuple":
+            return 0.0
+        by_name = {each.name: each for each in fused}
+        results = [by_name[name] for name in root.operands]
+        handed_on = [each for each in results if re.match(f"parameter|{KINDS}", each.opcode)]
+        return sum(_bytes_of(each.type, in_memory=True) for each in handed_on)
 
 
 def _bytes_of(type_text: str, *, in_memory: bool = False) -> float:

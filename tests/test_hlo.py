@@ -29,6 +29,30 @@ def test_traffic_is_of_arguments_updates_and_results_outside_of_on_chip_memory(t
     assert tpu.traffic() == argument + 2 * (updates + result)
 
 
+PIECES = """
+%piece (param_0: f32[4], param_1: f32[8]) -> (f32[8], f32[4], f32[2]) {
+  %param_0 = f32[4]{0} parameter(0)
+  %all-gather.1 = f32[8]{0} all-gather(%param_0), channel_id=7, replica_groups={{0,1}}
+  %work = f32[2]{0} slice(%param_0), slice={[0:2]}
+  ROOT %tuple = (f32[8]{0}, f32[4]{0}, f32[2]{0}) tuple(%all-gather.1, %param_0, %work)
+}
+
+ENTRY %main (x: f32[4]) -> f32[2] {
+  %x = f32[4]{0} parameter(0)
+  %one = (f32[8]{0}, f32[4]{0}, f32[2]{0}) fusion(%x), kind=kCustom, calls=%piece
+  %two = (f32[8]{0}, f32[4]{0}, f32[2]{0}) fusion(%x), kind=kCustom, calls=%piece
+  ROOT %result = f32[2]{0} get-tuple-element(%two), index=2
+}
+"""
+
+
+def test_a_collective_that_runs_along_other_work_counts_once():
+    program = hlo.Program(PIECES)
+    assert program.collectives(2) == [hlo.Collective("all-gather", 1, 32 / 2)]
+    argument, work = 16, 8
+    assert program.traffic() == argument + 2 * 2 * work
+
+
 @pytest.mark.parametrize(
     ("attributes", "size"),
     [
