@@ -4,13 +4,14 @@ it can be there. Compiled for TPUs that are not here (`pip install 'ctclip-jax[t
     python -m benchmarks.tpu_table
 
 The step is that of configs/ct_clip.py in bfloat16, every layer recomputed, the whole batch at once.
-The largest number of volumes on a chip is foretold from two compilations and then compiled, and so
-is one more, which must not fit. For GPUs there is no compiler here: their row takes what as many
-TPU v5p need and do with one and two volumes, goes on linearly to 0.9 of the memory of the GPU, and
-divides by the peaks of the GPU.
+The largest number of volumes on a chip is foretold from two compilations, memory being linear in it,
+and then compiled itself. For GPUs there is no compiler here: their row takes what as many TPU v5p
+need and do with one and four volumes, goes on linearly to 0.9 of the memory of the GPU, and divides
+by the peaks of the GPU. Each compilation takes minutes; what is done is kept in RESUME.
 """
 
 import dataclasses
+import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -50,6 +51,8 @@ SYSTEMS = (
     System("v6e-64", "TPU v6 lite", "v6e:8x8", 64, fsdp=8),
     System("8 x H200", "NVIDIA H200", "v5p:2x2x2", 8, fsdp=8),
 )
+SOME = 4  # volumes on a chip of which it is known that they fit
+RESUME = Path("runs/tpu_table")
 PARTS = ("arithmetic", "memory", "interconnect")
 GPU_SHARE = 0.9  # of its memory is left to a program
 
@@ -83,46 +86,42 @@ def compiled(system: System, volumes: int) -> dict[str, float]:
 
 
 def largest(compile_step: Callable[[int], dict]) -> dict:
-    """The step with the most volumes that fits, in few compilations."""
-    steps: dict[int, dict] = {}
-
-    def fits(volumes: int) -> bool:
-        if volumes not in steps:
-            steps[volumes] = compile_step(volumes)
-            print(steps[volumes], flush=True)
-        return steps[volumes]["fits"]
-
-    volumes = 1
-    if fits(1) and fits(2):
-        volumes = foretold(steps[1], steps[2], steps[1]["memory"])
-    while volumes > 1 and not fits(volumes):
-        volumes -= 1
-    while fits(volumes + 1):
-        volumes += 1
-    return steps[volumes]
+    """The step with the most volumes that fits, in three compilations or so."""
+    one, some = compile_step(1), compile_step(SOME)
+    step = compile_step(foretold(one, some, one["memory"]))
+    while not step["fits"]:
+        step = compile_step(step["volumes"] - 1)
+    return step
 
 
-def foretold(one: dict, two: dict, memory: float) -> int:
-    """How many volumes fit, if each needs what the second one needs."""
-    return 1 + int((memory - one["needs"]) // (two["needs"] - one["needs"]))
+def foretold(one: dict, some: dict, memory: float) -> int:
+    """How many volumes fit, if all need the same."""
+    each = (some["needs"] - one["needs"]) / (some["volumes"] - one["volumes"])
+    return one["volumes"] + int((memory - one["needs"]) // each)
 
 
-def extrapolated(one: dict, two: dict, memory: float) -> dict:
+def extrapolated(one: dict, some: dict, memory: float) -> dict:
     """The step with the most volumes that `memory` holds: every quantity goes on linearly."""
-    more = foretold(one, two, memory) - 1
-    step = {name: one[name] + more * (two[name] - one[name]) for name in one}
-    return step | {"memory": memory, "fits": True}
+    more = (foretold(one, some, memory) - one["volumes"]) / (some["volumes"] - one["volumes"])
+    step = {name: one[name] + more * (some[name] - one[name]) for name in one}
+    return step | {"volumes": round(step["volumes"]), "memory": memory, "fits": True}
 
 
 def row_of(system: System) -> dict:
     """The largest step of a system with its roofline."""
 
     def compile_step(volumes: int) -> dict:
-        return measure.in_new_process(compiled, system, volumes).value
+        path = RESUME / f"{system.topology.replace(':', '-')}-{volumes}.json"
+        if not path.exists():
+            step = measure.in_new_process(compiled, system, volumes).value
+            RESUME.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(step))
+        print(path.read_text(), flush=True)
+        return json.loads(path.read_text())
 
     chip = accelerator_of(system.device_kind)
     if system.is_gpu:
-        step = extrapolated(compile_step(1), compile_step(2), GPU_SHARE * chip.memory_bytes)
+        step = extrapolated(compile_step(1), compile_step(SOME), GPU_SHARE * chip.memory_bytes)
     else:
         step = largest(compile_step)
     roofline = Roofline(
