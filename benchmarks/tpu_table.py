@@ -4,10 +4,10 @@ it can be there. Compiled for TPUs that are not here (`pip install 'ctclip-jax[t
     python -m benchmarks.tpu_table
 
 The step is that of configs/ct_clip.py in bfloat16, every layer recomputed, the whole batch at once.
-The largest number of volumes on a chip is foretold from two compilations, memory being linear in it,
-and then compiled itself. For GPUs there is no compiler here: their row takes what as many TPU v5p
-need and do with one and four volumes, goes on linearly to 0.9 of the memory of the GPU, and divides
-by the peaks of the GPU. Each compilation takes minutes; what is done is kept in RESUME.
+The largest number of volumes on a chip is foretold from two compilations, memory being linear in
+it, and then compiled itself. For GPUs there is no compiler here: their row takes what as many TPU
+v5p need and do with one and four volumes, goes on linearly to 0.9 of the memory of the GPU, and
+divides by the peaks of the GPU. Each compilation takes minutes; what is done is kept in RESUME.
 """
 
 import dataclasses

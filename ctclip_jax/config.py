@@ -131,7 +131,7 @@ class EvaluationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """One experiment. No field has a default: what a file in configs/ says is what runs.
+    """One experiment. What a file in configs/ says is what runs.
 
     Attributes:
       batch_size: volumes of one step, over all devices.

@@ -14,7 +14,7 @@ from ctclip_jax.shapes import Array
 
 
 class Preempted(Exception):
-    """The run was asked to stop before there was anything to save."""
+    """The run was asked to stop, and what there was to save is saved."""
 
 
 class Preemption:
