@@ -4,8 +4,8 @@ it can be there. Compiled for TPUs that are not here (`pip install 'ctclip-jax[t
     python -m benchmarks.tpu_table
 
 The step is that of configs/ct_clip.py in bfloat16, every layer recomputed, the whole batch at once.
-The largest number of volumes on a chip is foretold from two compilations, memory being linear in
-it, and then compiled itself. For GPUs there is no compiler here: their row takes what as many TPU
+The largest number of volumes on a chip is foretold from two compilations for the first system,
+memory being linear in it, and then compiled itself for each. For GPUs there is no compiler here: their row takes what as many TPU
 v5p need and do with one and four volumes, goes on linearly to 0.9 of the memory of the GPU, and
 divides by the peaks of the GPU. Each compilation takes minutes; what is done is kept in RESUME.
 """
@@ -21,7 +21,7 @@ from configs import ct_clip
 from ctclip_jax.accelerators import GIB, accelerator_of
 from ctclip_jax.config import TrainConfig, from_dict
 from ctclip_jax.flops import step_flops
-from ctclip_jax.step_report import DoesNotFit, Roofline, step_report
+from ctclip_jax.step_report import KEPT_BY_TPU, DoesNotFit, Roofline, step_report
 from data_pipelines.errors import run_main
 
 DOCS = Path(__file__).parents[1] / "docs" / "scaling.md"
@@ -85,19 +85,24 @@ def compiled(system: System, volumes: int) -> dict[str, float]:
     }
 
 
-def largest(compile_step: Callable[[int], dict]) -> dict:
-    """The step with the most volumes that fits, in three compilations or so."""
-    one, some = compile_step(1), compile_step(SOME)
-    step = compile_step(foretold(one, some, one["memory"]))
+def largest(compile_step: Callable[[int], dict], *, volumes: int, each: float) -> dict:
+    """The step with the most volumes that fits: `volumes` or about so many, `each` needing bytes."""
+    step = compile_step(volumes)
     while not step["fits"]:
         step = compile_step(step["volumes"] - 1)
+    if (more := int((step["memory"] - step["needs"]) // each)) and step["volumes"] >= volumes:
+        return largest(compile_step, volumes=step["volumes"] + more, each=each)
     return step
+
+
+def bytes_of_a_volume(one: dict, some: dict) -> float:
+    """What a chip needs for each further volume."""
+    return (some["needs"] - one["needs"]) / (some["volumes"] - one["volumes"])
 
 
 def foretold(one: dict, some: dict, memory: float) -> int:
     """How many volumes fit, if all need the same."""
-    each = (some["needs"] - one["needs"]) / (some["volumes"] - one["volumes"])
-    return one["volumes"] + int((memory - one["needs"]) // each)
+    return one["volumes"] + int((memory - one["needs"]) // bytes_of_a_volume(one, some))
 
 
 def extrapolated(one: dict, some: dict, memory: float) -> dict:
@@ -107,8 +112,8 @@ def extrapolated(one: dict, some: dict, memory: float) -> dict:
     return step | {"volumes": round(step["volumes"]), "memory": memory, "fits": True}
 
 
-def row_of(system: System) -> dict:
-    """The largest step of a system with its roofline."""
+def compiler(system: System) -> Callable[[int], dict]:
+    """`compiled` for a system, in processes of their own; what is done is done."""
 
     def compile_step(volumes: int) -> dict:
         path = RESUME / f"{system.topology.replace(':', '-')}-{volumes}.json"
@@ -119,11 +124,19 @@ def row_of(system: System) -> dict:
         print(path.read_text(), flush=True)
         return json.loads(path.read_text())
 
-    chip = accelerator_of(system.device_kind)
+    return compile_step
+
+
+def row_of(system: System) -> dict:
+    """The largest step of a system with its roofline."""
+    compile_step, chip = compiler(system), accelerator_of(system.device_kind)
+    known = compile_step if system.is_gpu else compiler(SYSTEMS[0])
+    one, some = known(1), known(SOME)
     if system.is_gpu:
-        step = extrapolated(compile_step(1), compile_step(SOME), GPU_SHARE * chip.memory_bytes)
+        step = extrapolated(one, some, GPU_SHARE * chip.memory_bytes)
     else:
-        step = largest(compile_step)
+        volumes = foretold(one, some, chip.memory_bytes - KEPT_BY_TPU)
+        step = largest(compile_step, volumes=volumes, each=bytes_of_a_volume(one, some))
     roofline = Roofline(
         arithmetic=step["flops"] / chip.bf16_flops,
         memory=step["traffic"] / chip.memory_bandwidth,
