@@ -5,9 +5,10 @@ it can be there. Compiled for TPUs that are not here (`pip install 'ctclip-jax[t
 
 The step is that of configs/ct_clip.py in bfloat16, every layer recomputed, the whole batch at once.
 The largest number of volumes on a chip is foretold from two compilations for the first system,
-memory being linear in it, and then compiled itself for each. For GPUs there is no compiler here: their row takes what as many TPU
-v5p need and do with one and four volumes, goes on linearly to 0.9 of the memory of the GPU, and
-divides by the peaks of the GPU. Each compilation takes minutes; what is done is kept in RESUME.
+memory being linear in it, and then compiled itself for each. For GPUs there is no compiler here:
+their row takes what as many TPU v5p need and do with one and four volumes, goes on linearly to 0.9
+of the memory of the GPU, and divides by the peaks of the GPU. Each compilation takes minutes; what
+is done is kept in RESUME.
 """
 
 import dataclasses
@@ -86,7 +87,7 @@ def compiled(system: System, volumes: int) -> dict[str, float]:
 
 
 def largest(compile_step: Callable[[int], dict], *, volumes: int, each: float) -> dict:
-    """The step with the most volumes that fits: `volumes` or about so many, `each` needing bytes."""
+    """The step with the most volumes that fits: about `volumes`, of which each needs `each` bytes."""
     step = compile_step(volumes)
     while not step["fits"]:
         step = compile_step(step["volumes"] - 1)
