@@ -87,7 +87,7 @@ def compiled(system: System, volumes: int) -> dict[str, float]:
 
 
 def largest(compile_step: Callable[[int], dict], *, volumes: int, each: float) -> dict:
-    """The step with the most volumes that fits: about `volumes`, of which each needs `each` bytes."""
+    """The step with the most volumes that fits: about `volumes`, each needing `each` bytes."""
     step = compile_step(volumes)
     while not step["fits"]:
         step = compile_step(step["volumes"] - 1)
