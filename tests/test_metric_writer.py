@@ -1,7 +1,9 @@
 """metrics.jsonl and event files."""
 
+import errno
 import json
 import math
+import os
 import struct
 
 import pytest
@@ -85,8 +87,11 @@ def test_an_evaluation_that_is_made_again_is_not_written_twice(tmp_path):
 
 
 def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr("ctclip_jax.metric_writer.write_text", lambda path, text: None)
-    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    class Full:
+        def write(self, line: str) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     writer = MetricWriter(tmp_path, step=0)
+    monkeypatch.setattr(writer, "_lines", Full())
     with pytest.raises(InputError, match="metrics not written .*No space left on device"):
         writer.write_scalars(1, {"loss": 1.0})
