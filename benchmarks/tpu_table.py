@@ -6,13 +6,15 @@ it can be there. Compiled for TPUs that are not here (`pip install 'ctclip-jax[t
 The step is that of configs/ct_clip.py in bfloat16, every layer recomputed, the whole batch at once.
 The largest number of volumes on a chip is foretold from two compilations for the first system,
 memory being linear in it, and then compiled itself for each. For GPUs there is no compiler here:
-their row takes what as many TPU v5p need and do with one and four volumes, goes on linearly to 0.9
-of the memory of the GPU, and divides by the peaks of the GPU. Each compilation takes minutes; what
-is done is kept in RESUME.
+their row takes what as many TPU v5e need and do with one and more volumes, goes on linearly to 0.9
+of the memory of the GPU, and divides by the peaks of the GPU. Where jax cannot read a program (TPU
+v5p), its bytes sent and its traffic are those that the same numbers of volumes have on the first
+system. Each compilation takes minutes; what is done is kept in RESUME.
 """
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -50,7 +52,7 @@ SYSTEMS = (
     System("v5e-256", "TPU v5 lite", "v5e:16x16", 256, fsdp=16),
     System("v5p-128", "TPU v5", "v5p:4x4x4", 64, fsdp=4),
     System("v6e-64", "TPU v6 lite", "v6e:8x8", 64, fsdp=8),
-    System("8 x H200", "NVIDIA H200", "v5p:2x2x2", 8, fsdp=8),
+    System("8 x H200", "NVIDIA H200", "v5e:2x4", 8, fsdp=8),
 )
 SOME = 4  # volumes on a chip of which it is known that they fit
 RESUME = Path("runs/tpu_table")
@@ -106,11 +108,11 @@ def foretold(one: dict, some: dict, memory: float) -> int:
     return one["volumes"] + int((memory - one["needs"]) // bytes_of_a_volume(one, some))
 
 
-def extrapolated(one: dict, some: dict, memory: float) -> dict:
-    """The step with the most volumes that `memory` holds: every quantity goes on linearly."""
-    more = (foretold(one, some, memory) - one["volumes"]) / (some["volumes"] - one["volumes"])
+def linear(one: dict, some: dict, volumes: int) -> dict:
+    """The step with so many volumes, if every quantity goes on linearly."""
+    more = (volumes - one["volumes"]) / (some["volumes"] - one["volumes"])
     step = {name: one[name] + more * (some[name] - one[name]) for name in one}
-    return step | {"volumes": round(step["volumes"]), "memory": memory, "fits": True}
+    return step | {"volumes": volumes}
 
 
 def compiler(system: System) -> Callable[[int], dict]:
@@ -134,10 +136,14 @@ def row_of(system: System) -> dict:
     known = compile_step if system.is_gpu else compiler(SYSTEMS[0])
     one, some = known(1), known(SOME)
     if system.is_gpu:
-        step = extrapolated(one, some, GPU_SHARE * chip.memory_bytes)
+        memory = GPU_SHARE * chip.memory_bytes
+        step = linear(one, some, foretold(one, some, memory)) | {"memory": memory}
     else:
         volumes = foretold(one, some, chip.memory_bytes - KEPT_BY_TPU)
         step = largest(compile_step, volumes=volumes, each=bytes_of_a_volume(one, some))
+        if math.isnan(step["traffic"]):
+            like = linear(one, some, step["volumes"])
+            step |= {name: like[name] for name in ("traffic", "sent")} | {"unread": True}
     roofline = Roofline(
         arithmetic=step["flops"] / chip.bf16_flops,
         memory=step["traffic"] / chip.memory_bandwidth,
@@ -169,7 +175,7 @@ def markdown(rows: Sequence[dict]) -> str:
             volumes,
             f"{row['needs'] / GIB:.1f} of {row['memory'] / GIB:.1f}",
             f"{row['model_flops'] / 1e12:.1f}, {row['flops'] / 1e12:.1f}",
-            f"{row['sent'] / 1e9:.2f}",
+            f"{'~' if 'unread' in row else ''}{row['sent'] / 1e9:.2f}",
             ", ".join(f"{row['seconds'][part]:.3f}" for part in PARTS),
             f"{row['collective_share']:.0%}",
             f"{volumes / row['seconds']['step']:.0f}",

@@ -68,8 +68,10 @@ def prediction(report: StepReport, config: TrainConfig) -> str:
         f" of which the model asks for {model / 1e12:.2f}"
     ]
     roofline, peaks = report.roofline, report.accelerator
-    if roofline is None:
+    if peaks is None:
         return lines[0] + "\nno peaks known of this device: no prediction"
+    if roofline is None:
+        return lines[0] + "\nthe compiled program cannot be read: no collectives, no prediction"
     lines += [
         f"{peaks.name} at its peaks: arithmetic {roofline.arithmetic:.3f} s"
         f" ({computed / 1e12:.2f} TFLOP / {peaks.bf16_flops / 1e12:.0f} TFLOP/s),"

@@ -37,7 +37,8 @@ class ProgramReport:
         output in one.
       beside: bytes in memory meanwhile: optimizer state that it does not take, the next batch.
       flops: of the matrix products as traced, recomputation included.
-      traffic: bytes to and from memory, at least.
+      traffic: bytes to and from memory, at least; nan if the compiled program cannot be read, and
+        then its collectives are not known either.
     """
 
     runs: int
@@ -58,7 +59,9 @@ class ProgramReport:
     @property
     def sent(self) -> float:
         """Bytes that a device sends to others."""
-        return sum(each.bytes for each in self.collectives)
+        return (
+            math.nan if math.isnan(self.traffic) else sum(each.bytes for each in self.collectives)
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,8 +114,8 @@ class StepReport:
 
     @property
     def roofline(self) -> Roofline | None:
-        """FLOPs, traffic and bytes sent over the peaks; None for an unknown accelerator."""
-        if self.accelerator is None:
+        """FLOPs, traffic and bytes sent over the peaks; None where one of them is not known."""
+        if self.accelerator is None or math.isnan(self.total("traffic")):
             return None
         return Roofline(
             arithmetic=self.total("flops") / self.accelerator.bf16_flops,
@@ -177,7 +180,7 @@ def _program_report(program: Program, devices: int, *, runs: int, beside: float)
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise DoesNotFit(_shortage(str(error))) from error
-    memory, text = compiled.memory_analysis(), hlo.Program(compiled.as_text())
+    memory, text = compiled.memory_analysis(), _readable(compiled)
     return ProgramReport(
         runs=runs,
         arguments=memory.argument_size_in_bytes,
@@ -186,9 +189,17 @@ def _program_report(program: Program, devices: int, *, runs: int, beside: float)
         aliased=memory.alias_size_in_bytes,
         beside=beside,
         flops=program_flops(traced.jaxpr) / devices,
-        traffic=text.traffic(),
-        collectives=tuple(text.collectives(devices)),
+        traffic=text.traffic() if text else math.nan,
+        collectives=tuple(text.collectives(devices)) if text else (),
     )
+
+
+def _readable(compiled: jax.stages.Compiled) -> hlo.Program | None:
+    """The program as text; None where jax cannot read what the compiler made (TPU v5p, v6e)."""
+    try:
+        return hlo.Program(compiled.as_text())
+    except jax.errors.JaxRuntimeError:
+        return None
 
 
 def _beside(programs: dict[str, Program], name: str) -> float:

@@ -1,6 +1,7 @@
 """What `main.py --dry_run` prints, and its exit status."""
 
 import dataclasses
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +37,11 @@ def test_the_prediction_states_its_arithmetic():
     assert "10.000 s a step, 0.8 volumes/s at best, 40% of it in collectives" in words
     unknown = dry_run.prediction(fake_report(accelerator=None), CONFIG)
     assert unknown.endswith("no peaks known of this device: no prediction")
+    program = dataclasses.replace(fake_report().programs["step"], traffic=math.nan, collectives=())
+    unread = dataclasses.replace(fake_report(), programs={"step": program})
+    told = dry_run.prediction(unread, CONFIG)
+    assert told.endswith("the compiled program cannot be read: no collectives, no prediction")
+    assert "nan GB" in dry_run.table(unread)
 
 
 @pytest.mark.parametrize(
