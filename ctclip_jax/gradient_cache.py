@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ctclip_jax.shapes import Array
+from ctclip_jax.sharding import with_shardings
 
 HostBatch = dict[str, np.ndarray]
 Batch = dict[str, Array]
@@ -90,8 +91,8 @@ class CachedStep:
         latents, statistics = jax.eval_shape(objective.encode, trained, forward, batch)
         rows = jax.tree.map(lambda _: batch["image"].sharding, latents)
         whole = NamedSharding(batch["image"].sharding.mesh, PartitionSpec())
-        latents = _placed_like(latents, rows)
-        statistics = _placed_like(statistics, jax.tree.map(lambda _: whole, statistics))
+        latents = with_shardings(latents, rows)
+        statistics = with_shardings(statistics, jax.tree.map(lambda _: whole, statistics))
         columns = {name: batch[name] for name in objective.columns}
         self._put, self._columns, self._count = put, objective.columns, count
         self._in_flight: collections.deque = collections.deque()
@@ -191,11 +192,3 @@ def _joined(parts: list[Batch]) -> Batch:
 
 def _without_optimizer(state: dict) -> dict:
     return {name: leaf for name, leaf in state.items() if name != "opt"}
-
-
-def _placed_like(tree: dict, shardings: dict) -> dict:
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        tree,
-        shardings,
-    )

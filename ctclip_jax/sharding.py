@@ -82,6 +82,15 @@ def state_shardings(state: dict, mesh: Mesh) -> dict:
     return jax.tree_util.tree_map_with_path(sharding, state)
 
 
+def with_shardings(abstract: dict, shardings: dict) -> dict:
+    """Returns the abstract arrays of a tree with shardings."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        abstract,
+        shardings,
+    )
+
+
 def gathered(params: dict, mesh: Mesh) -> dict:
     """Returns parameters whole on every device, as the towers multiply by them; under jit.
 

@@ -23,7 +23,13 @@ from ctclip_jax.optim import (
     trained_of,
 )
 from ctclip_jax.shapes import Array, Float, Int, Key, Variables
-from ctclip_jax.sharding import batch_sharding, gathered, put_batch, state_shardings
+from ctclip_jax.sharding import (
+    batch_sharding,
+    gathered,
+    put_batch,
+    state_shardings,
+    with_shardings,
+)
 
 TrainStep = PlainStep | CachedStep
 
@@ -64,7 +70,7 @@ def abstract_state(learner: Learner) -> dict:
     """Returns shapes, dtypes and shardings of the state, without memory."""
     make = functools.partial(_make_state, learner)
     abstract = jax.eval_shape(make, learner.model.abstract_variables())
-    return _placed(abstract, state_shardings(abstract, learner.mesh))
+    return with_shardings(abstract, state_shardings(abstract, learner.mesh))
 
 
 def variables_of(state: dict) -> Variables:
@@ -202,11 +208,3 @@ def _update(
         "skipped_steps": after["skipped"],
     }
     return after | {"step": state["step"] + 1}, metrics, gradient_norms(grads)
-
-
-def _placed(abstract: dict, shardings: dict) -> dict:
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        abstract,
-        shardings,
-    )

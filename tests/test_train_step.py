@@ -11,10 +11,10 @@ import pytest
 
 from ctclip_jax import train_step
 from ctclip_jax.models.ct_clip import CTCLIP
-from ctclip_jax.optim import OptimConfig
 from ctclip_jax.sharding import batch_sharding, make_mesh
 from ctclip_jax.trees import flatten
 from tests.fake_clip import FakeCLIP, fake_batch
+from tests.test_ct_clip import ADAM
 from tests.tiny_run import tiny_config
 
 VOLUMES = 16
@@ -243,18 +243,7 @@ def test_the_real_model_cached_remat_and_sharded_is_plain(real):
 
 def test_five_steps_on_three_devices_are_those_of_the_original(tiny, golden):
     model, variables, batch = tiny
-    optim = OptimConfig(
-        learning_rate=2e-4,
-        schedule="constant",
-        warmup_steps=0,
-        b1=0.9,
-        b2=0.99,
-        eps=1e-8,
-        weight_decay=0.0,
-        clip_norm=0.5,
-        rules=(),
-    )
-    changes = {f"optim.{name}": value for name, value in dataclasses.asdict(optim).items()}
+    changes = {f"optim.{name}": value for name, value in dataclasses.asdict(ADAM).items()}
     published = learner(model, devices=3, batch_size=len(batch["image"]), **changes)
     state = train_step.new_state(published, variables)
     batch = batch | seeds(batch)
