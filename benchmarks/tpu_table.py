@@ -6,10 +6,9 @@ it can be there. Compiled for TPUs that are not here (`pip install 'ctclip-jax[t
 The step is that of configs/ct_clip.py in bfloat16, every layer recomputed, the whole batch at once.
 The largest number of volumes on a chip is foretold from two compilations for the first system,
 memory being linear in it, and then compiled itself for each. For GPUs there is no compiler here:
-their row takes what as many TPU v5e need and do with one and more volumes, goes on linearly to 0.9
-of the memory of the GPU, and divides by the peaks of the GPU. Where jax cannot read a program (TPU
-v5p), its bytes sent and its traffic are those that the same numbers of volumes have on the first
-system. Each compilation takes minutes; what is done is kept in RESUME.
+their row takes what a chip of the first system needs and does, goes on linearly to 0.9 of the memory
+of the GPU, and divides by the peaks of the GPU. Where jax cannot read a program (TPU v5p), its bytes
+sent and its traffic are those of the first system for as many volumes. Each compilation takes minutes; what is done is kept in RESUME.
 """
 
 import dataclasses
@@ -33,7 +32,7 @@ MARKS = ("<!-- made by benchmarks/tpu_table.py -->\n", "<!-- end of it -->\n")
 
 @dataclasses.dataclass(frozen=True)
 class System:
-    """`chips` chips of a kind; `topology` is what the compiler is told."""
+    """`chips` chips of a kind; `topology` is what the compiler is told, '' if there is none."""
 
     name: str
     device_kind: str
@@ -43,8 +42,8 @@ class System:
 
     @property
     def is_gpu(self) -> bool:
-        """Whether the compiled TPUs only stand in for it."""
-        return self.device_kind.startswith("NVIDIA")
+        """Whether the first system only stands in for it."""
+        return not self.topology
 
 
 SYSTEMS = (
@@ -52,7 +51,7 @@ SYSTEMS = (
     System("v5e-256", "TPU v5 lite", "v5e:16x16", 256, fsdp=16),
     System("v5p-128", "TPU v5", "v5p:4x4x4", 64, fsdp=4),
     System("v6e-64", "TPU v6 lite", "v6e:8x8", 64, fsdp=8),
-    System("8 x H200", "NVIDIA H200", "v5e:2x4", 8, fsdp=8),
+    System("8 x H200", "NVIDIA H200", "", 8, fsdp=8),
 )
 SOME = 4  # volumes on a chip of which it is known that they fit
 RESUME = Path("runs/tpu_table")
@@ -133,8 +132,7 @@ def compiler(system: System) -> Callable[[int], dict]:
 def row_of(system: System) -> dict:
     """The largest step of a system with its roofline."""
     compile_step, chip = compiler(system), accelerator_of(system.device_kind)
-    known = compile_step if system.is_gpu else compiler(SYSTEMS[0])
-    one, some = known(1), known(SOME)
+    one, some = map(compiler(SYSTEMS[0]), (1, SOME))
     if system.is_gpu:
         memory = GPU_SHARE * chip.memory_bytes
         step = linear(one, some, foretold(one, some, memory)) | {"memory": memory}
