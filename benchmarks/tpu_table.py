@@ -6,9 +6,10 @@ it can be there. Compiled for TPUs that are not here (`pip install 'ctclip-jax[t
 The step is that of configs/ct_clip.py in bfloat16, every layer recomputed, the whole batch at once.
 The largest number of volumes on a chip is foretold from two compilations for the first system,
 memory being linear in it, and then compiled itself for each. For GPUs there is no compiler here:
-their row takes what a chip of the first system needs and does, goes on linearly to 0.9 of the memory
-of the GPU, and divides by the peaks of the GPU. Where jax cannot read a program (TPU v5p), its bytes
-sent and its traffic are those of the first system for as many volumes. Each compilation takes minutes; what is done is kept in RESUME.
+their row takes what a chip of the first system needs and does, goes on linearly to 0.9 of the
+memory of the GPU, and divides by the peaks of the GPU. Where jax cannot read a program (TPU v5p),
+its bytes sent and its traffic are those of the first system for as many volumes. Each compilation
+takes minutes; what is done is kept in RESUME.
 """
 
 import dataclasses
