@@ -4,8 +4,9 @@ left alone: whether their loss curves and weights are the same to the last bit.
     python -m benchmarks.chaos
 
 The run is configs/phantoms.py:smoke on shards of noise, with dropout, averaged weights, evaluations
-and checkpoints. Half of the kills are SIGKILL and half SIGTERM, at moments spread over everything
-that a process does: compilation, steps, saves, evaluation, export.
+and checkpoints. Half of the kills are SIGKILL and half SIGTERM. A quarter of them fall anywhere in
+the time of a run, the others after it has its state: in compilation, steps, saves, evaluation and
+export. A SIGTERM to a run that has its state and is not through must end with status 0.
 """
 
 import json
@@ -39,6 +40,7 @@ OVERRIDES = {
     "text_warmup.steps": 5,
 }
 SIGNALS = (signal.SIGKILL, signal.SIGTERM)
+READY = "mesh {"  # the beginning of the line that tells that a run has its state
 
 
 def command(workdir: Path, shards: Path) -> list[str]:
@@ -66,25 +68,41 @@ def terminal(workdir: Path) -> Path:
     return workdir.with_suffix(".txt")
 
 
-def disturb(workdir: Path, shards: Path, number: int, *, after: float | None) -> dict | None:
-    """Starts the run and sends the signal after so many seconds (None: never); what happened.
+def until_ready(process: subprocess.Popen, workdir: Path, before: int) -> None:
+    """Waits until the run has its state, or has ended; it printed so `before` times already."""
+    while process.poll() is None and terminal(workdir).read_text().count(READY) == before:
+        time.sleep(0.01)
+
+
+def disturb(
+    workdir: Path, shards: Path, number: int, *, after: float | None, ready: bool
+) -> dict | None:
+    """Starts the run and sends the signal after so many seconds (None: never) from the start, or
+    from when it has its state (`ready`); what happened.
 
     None if the run came to its end before that.
     """
+    before = terminal(workdir).read_text().count(READY) if terminal(workdir).exists() else 0
     process = start(workdir, shards)
+    if ready:
+        until_ready(process, workdir, before)
     try:
         assert process.wait(after) == 0, terminal(workdir).read_text()
         return None
     except subprocess.TimeoutExpired:
         process.send_signal(number)
-    during = terminal(workdir).read_text().splitlines()[-1:]
+    printed = terminal(workdir).read_text()
     begin = time.perf_counter()
     status = process.wait()
-    assert status in (0, -number), terminal(workdir).read_text()
+    has_state = printed.count(READY) > before
+    training = has_state and newest(workdir) != STEPS
+    fine = (0,) if number == signal.SIGTERM and training else (0, -number)
+    assert status in fine, terminal(workdir).read_text()
     return {
         "signal": signal.Signals(number).name,
         "after_seconds": round(after, 2),
-        "last_line": "".join(during),
+        "has_state": has_state,
+        "last_line": "".join(printed.splitlines()[-1:]),
         "seconds_to_end": round(time.perf_counter() - begin, 2),
         "status": status,
         "newest_checkpoint": newest(workdir),
@@ -127,7 +145,10 @@ def main(argv: Sequence[str]) -> None:
         folder = Path(scratch)
         shards = write_tiny_shards(folder / "shards", shape=(24, 48, 48))
         begin = time.perf_counter()
-        assert start(folder / "whole", shards).wait() == 0, (folder / "whole.txt").read_text()
+        undisturbed = start(folder / "whole", shards)
+        until_ready(undisturbed, folder / "whole", before=0)
+        state_after = time.perf_counter() - begin
+        assert undisturbed.wait() == 0, (folder / "whole.txt").read_text()
         whole = time.perf_counter() - begin
         kills: list[dict] = []
         runs: list[Path] = []
@@ -135,9 +156,15 @@ def main(argv: Sequence[str]) -> None:
         while len(kills) < KILLS or not ended:
             if ended:
                 runs.append(folder / f"disturbed{len(runs)}")
-            moment = rng.uniform(0, whole) if len(kills) < KILLS else None
-            number = SIGNALS[len(kills) % 2]
-            told = disturb(runs[-1], shards, number, after=moment)
+            ready = len(kills) % 8 > 1
+            moment = rng.uniform(0, whole - state_after if ready else whole)
+            told = disturb(
+                runs[-1],
+                shards,
+                SIGNALS[len(kills) % 2],
+                after=moment if len(kills) < KILLS else None,
+                ready=ready,
+            )
             ended = told is None
             if told:
                 kills.append({"run": len(runs)} | told)

@@ -91,6 +91,11 @@ def with_shardings(abstract: dict, shardings: dict) -> dict:
     )
 
 
+def shardings_of(tree: dict) -> dict:
+    """The shardings of abstract arrays."""
+    return jax.tree.map(lambda leaf: leaf.sharding, tree)
+
+
 def gathered(params: dict, mesh: Mesh) -> dict:
     """Returns parameters whole on every device, as the towers multiply by them; under jit.
 

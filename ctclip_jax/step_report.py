@@ -14,7 +14,7 @@ from ctclip_jax.accelerators import GIB, Accelerator, accelerator_of
 from ctclip_jax.checks import check_config
 from ctclip_jax.config import TrainConfig
 from ctclip_jax.flops import program_flops
-from ctclip_jax.gradient_cache import Program
+from ctclip_jax.objective import Program
 from ctclip_jax.sharding import make_mesh
 from ctclip_jax.train_step import make_learner, make_train_step
 from data_pipelines.errors import InputError

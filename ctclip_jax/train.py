@@ -209,8 +209,8 @@ def loader_layout(config: TrainConfig) -> dict[str, int | str | list]:
 
     The position is that of one stream of examples over all processes, cut into batches of
     `batch_size`: the devices, the mesh and the size of micro-batches may change, and without
-    workers the number of processes too. With workers it may not: each of them cuts batches from a
-    share of its process's share of the stream.
+    workers the number of processes too. With workers neither processes nor micro-batches may: each
+    worker cuts batches from a share of its process's share of the stream.
     """
     by_workers = {"micro_batch_size": config.micro_batch_size} if config.data.workers else {}
     return {

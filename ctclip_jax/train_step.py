@@ -11,10 +11,11 @@ from jax.sharding import Mesh
 
 from ctclip_jax import trees
 from ctclip_jax.config import TrainConfig
-from ctclip_jax.gradient_cache import CachedStep, Objective, PlainStep
+from ctclip_jax.gradient_cache import CachedStep
 from ctclip_jax.losses import LossFn, make_loss
 from ctclip_jax.models import vector_quantizer
 from ctclip_jax.models.ct_clip import CTCLIP
+from ctclip_jax.objective import Objective, PlainStep
 from ctclip_jax.optim import (
     average_weights,
     gradient_norms,
