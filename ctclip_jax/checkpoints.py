@@ -114,7 +114,7 @@ class Checkpointer:
             except Exception as error:  # orbax and tensorstore raise all kinds for a damaged folder
                 if "RESOURCE_EXHAUSTED" in str(error):
                     raise
-                cause = told(error)
+                cause = one_line(error)
             if not np.any(multihost_utils.process_allgather(np.array(bool(cause)))):
                 self._set_aside(damaged, instead=step)
                 self.newest = step
@@ -257,7 +257,7 @@ def check_shapes(path: Path, saved: dict, wanted: dict) -> None:
         )
 
 
-def told(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """Returns an error in one line; of the many that tensorstore makes of it, the system's own."""
     if system := re.search(r"([^:]+) \[os_error_code", str(error)):
         return system[1].strip()
@@ -272,7 +272,7 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except Exception as error:  # orbax and tensorstore raise all kinds for a full disk
         raise InputError(
-            f"{path}: not written ({told(error)}); the checkpoints before it are as they were"
+            f"{path}: not written ({one_line(error)}); the checkpoints before it are as they were"
         ) from error
 
 

@@ -13,7 +13,7 @@ REMEDY = (
     "take a smaller config.batch_size or config.micro_batch_size, config.model.remat='full',"
     " or a larger config.mesh.fsdp"
 )
-MEMORY = ("arguments", "outputs", "aliased", "temporaries", "beside", "needs")
+MEMORY = ("arguments", "outputs", "aliased", "temporaries", "resident", "needs")
 
 
 def dry_run(config: TrainConfig, *, topology: str = "") -> bool:

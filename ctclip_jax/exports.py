@@ -10,7 +10,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from ctclip_jax import trees
-from ctclip_jax.checkpoints import told
+from ctclip_jax.checkpoints import one_line
 from ctclip_jax.config import TrainConfig, from_dict
 from ctclip_jax.models.ct_clip import CTCLIPConfig
 from ctclip_jax.shapes import Variables
@@ -47,7 +47,7 @@ def save_export(
             described = {**config, "tokenizer": tokenizer.name if tokenizer else None}
             (directory / "config.json").write_text(json.dumps(described, indent=2) + "\n")
     except Exception as error:  # orbax and tensorstore raise all kinds for a full disk
-        raise InputError(f"{directory}: not written ({told(error)})") from error
+        raise InputError(f"{directory}: not written ({one_line(error)})") from error
 
 
 def load_export(directory: Path) -> tuple[Variables, dict[str, Any]]:
@@ -106,7 +106,7 @@ def _restore(path: Path) -> dict:
             options = {"restore_args": as_numpy, "partial_restore": True}
             return checkpointer.restore(path, args=ocp.args.PyTreeRestore(item=wanted, **options))
     except Exception as error:  # orbax and tensorstore raise all kinds for a damaged folder
-        raise InputError(f"{path}: damaged ({told(error)})") from error
+        raise InputError(f"{path}: damaged ({one_line(error)})") from error
 
 
 def _described(checkpoint: Path) -> dict[str, Any]:

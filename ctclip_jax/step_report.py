@@ -35,7 +35,7 @@ class ProgramReport:
       runs: how often a step runs it.
       arguments, outputs, temporaries, aliased: bytes of memory; what is aliased is argument and
         output in one.
-      beside: bytes in memory meanwhile: optimizer state that it does not take, the next batch.
+      resident: bytes in memory meanwhile: optimizer state that it does not take, the next batch.
       flops: of the matrix products as traced, recomputation included.
       traffic: bytes to and from memory, at least; nan if the compiled program cannot be read, and
         then its collectives are not known either.
@@ -46,7 +46,7 @@ class ProgramReport:
     outputs: float
     temporaries: float
     aliased: float
-    beside: float
+    resident: float
     flops: float
     traffic: float
     collectives: tuple[hlo.Collective, ...]
@@ -54,7 +54,7 @@ class ProgramReport:
     @property
     def needs(self) -> float:
         """Bytes of memory while it runs."""
-        return self.arguments + self.outputs + self.temporaries - self.aliased + self.beside
+        return self.arguments + self.outputs + self.temporaries - self.aliased + self.resident
 
     @property
     def sent(self) -> float:
@@ -144,7 +144,7 @@ def step_report(config: TrainConfig, *, topology: str = "") -> StepReport:
                 program,
                 mesh.size,
                 runs=config.micro_batches if name in ("encode", "backward") else 1,
-                beside=_beside(programs, name),
+                resident=_resident(programs, name),
             )
             for name, program in programs.items()
         },
@@ -172,7 +172,7 @@ def topology_devices(topology: str) -> list[jax.Device]:
         raise InputError(f"--topology={topology}: {cause}; wanted e.g. v5e:4x4") from error
 
 
-def _program_report(program: Program, devices: int, *, runs: int, beside: float) -> ProgramReport:
+def _program_report(program: Program, devices: int, *, runs: int, resident: float) -> ProgramReport:
     traced = program.function.trace(*program.arguments)
     try:
         compiled = traced.lower().compile()
@@ -187,7 +187,7 @@ def _program_report(program: Program, devices: int, *, runs: int, beside: float)
         outputs=memory.output_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         aliased=memory.alias_size_in_bytes,
-        beside=beside,
+        resident=resident,
         flops=program_flops(traced.jaxpr) / devices,
         traffic=text.traffic() if text else math.nan,
         collectives=tuple(text.collectives(devices)) if text else (),
@@ -202,7 +202,7 @@ def _readable(compiled: jax.stages.Compiled) -> hlo.Program | None:
         return None
 
 
-def _beside(programs: dict[str, Program], name: str) -> float:
+def _resident(programs: dict[str, Program], name: str) -> float:
     """Bytes of a device while a program runs: the optimizer's state, if the program does not take
     it, and the next batch, if there is one in it."""
     *_, update = programs.values()

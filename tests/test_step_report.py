@@ -44,7 +44,7 @@ def test_memory_is_that_of_one_device(plain):
     state, batch = bytes_of(abstract_state(learner)), bytes_of(abstract_batch(learner))
     assert state <= program.arguments <= state + batch
     assert program.aliased > 0.99 * state, "the state must be donated"
-    assert program.beside == batch
+    assert program.resident == batch
     assert plain.needs == program.needs > program.arguments
     assert plain.memory is None and plain.fits and plain.roofline is None
 
@@ -79,8 +79,8 @@ def test_the_programs_of_the_gradient_cache_run_once_or_for_each_micro_batch(cac
     }
     encode, backward = cached.programs["encode"], cached.programs["backward"]
     assert encode.flops < backward.flops
-    assert backward.beside > 0.9 * plain.programs["train_step"].arguments * 2 / 3
-    assert cached.programs["update"].beside == 0
+    assert backward.resident > 0.9 * plain.programs["train_step"].arguments * 2 / 3
+    assert cached.programs["update"].resident == 0
     assert cached.total("flops") > 4 * plain.total("flops")
 
 
@@ -89,7 +89,7 @@ def fake_report(**changes) -> StepReport:
     memory = {"arguments": 2.0 * GIB, "outputs": GIB, "aliased": GIB, "temporaries": 0.5 * GIB}
     collective = reports.hlo.Collective("all-reduce", 3, 4.0)
     program = ProgramReport(
-        runs=2, **memory, beside=0.25 * GIB, flops=300.0, traffic=20.0, collectives=(collective,)
+        runs=2, **memory, resident=0.25 * GIB, flops=300.0, traffic=20.0, collectives=(collective,)
     )
     mesh = jax.make_mesh((8, 1), ("data", "fsdp"))
     given = {"mesh": mesh, "accelerator": peaks, "memory": 3.0 * GIB}
