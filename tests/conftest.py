@@ -5,6 +5,7 @@ inherit them.
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,16 @@ os.environ["XLA_FLAGS"] = (
 def golden_dir() -> Path:
     """The folder of golden numbers."""
     return Path(__file__).parent / "golden"
+
+
+@pytest.fixture
+def full_disk(monkeypatch) -> Callable[[int], list[str]]:
+    """What to put before a command so that no file grows beyond some KiB, as on a full disk.
+
+    Nor does it write bytecode: Python would leave it torn, for every later program.
+    """
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    return lambda size: ["bash", "-c", f'ulimit -f {size} && exec "$@"', "full_disk"]
 
 
 @pytest.fixture(scope="session")

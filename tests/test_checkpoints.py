@@ -215,7 +215,7 @@ def test_a_run_of_eight_devices_goes_on_on_four(tmp_path):
 
 
 FULL_DISK = """
-import resource, signal, sys
+import sys
 from pathlib import Path
 sys.path.insert(0, "tests")
 from test_checkpoints import batches, checkpoints, state
@@ -224,7 +224,6 @@ from data_pipelines.errors import InputError, run_main
 def main(argv):
     folder, then = Path(argv[1]), argv[2]
     checkpointer, loader = checkpoints(folder), batches()
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
     checkpointer.save(2, state(1, rows=8000), loader)
     if then == "save":
         checkpointer.save(3, state(1, rows=8), loader)
@@ -235,10 +234,9 @@ run_main(main)
 
 
 @pytest.mark.parametrize("then", ["save", "close"])
-def test_a_full_disk_is_one_line_and_costs_no_checkpoint(then, tmp_path):
-    """A limit on the size of a file stands for the full disk."""
+def test_a_full_disk_is_one_line_and_costs_no_checkpoint(then, full_disk, tmp_path):
     save(tmp_path, 1)
-    command = [sys.executable, "-c", FULL_DISK, str(tmp_path), then]
+    command = [*full_disk(20), sys.executable, "-c", FULL_DISK, str(tmp_path), then]
     full = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
     assert full.returncode == 2
     last = full.stderr.splitlines()[-1]

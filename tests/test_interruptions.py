@@ -1,6 +1,5 @@
 """Preparation that is killed, or runs out of disk, and is started again."""
 
-import resource
 import signal
 import subprocess
 import sys
@@ -101,15 +100,10 @@ def test_the_binary_killed_leaves_no_workers_and_is_taken_up_again(tree, tmp_pat
     assert content(out) == content(tree / "whole")
 
 
-def test_a_full_disk_is_one_line_and_the_run_is_taken_up_again(tree, tmp_path):
-    """A limit on the size of a file stands for the full disk."""
-
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
-
+def test_a_full_disk_is_one_line_and_the_run_is_taken_up_again(tree, full_disk, tmp_path):
     out = tmp_path / "full"
     command = binary(tree, out)
-    full = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, preexec_fn=limit)
+    full = subprocess.run([*full_disk(50), *command], cwd=ROOT, capture_output=True, text=True)
     assert full.returncode == 2
     last = full.stderr.splitlines()[-1]
     assert last.startswith(f"error: {out}: cannot be written") and "too large" in last

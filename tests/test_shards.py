@@ -272,21 +272,18 @@ def test_a_run_alone_and_slices_do_not_meet(tmp_path):
             shards.locked(tmp_path, alone=False).__enter__()
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
+def test_a_full_disk_is_one_line_and_leaves_nothing(full_disk, tmp_path):
     program = f"""
-import resource, signal
 import numpy as np
 import records
 from data_pipelines import shards
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 volume = np.random.default_rng(0).integers(-16000, 16000, (64, 64, 64), dtype=np.int16)
 shard, _ = shards.begin({str(tmp_path)!r}, "train", settings=records.settings(volume.shape, 2))
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 shards.write_shard(shard, [records.make_record("a_1.nii.gz", volume)])
 """
     path = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
     result = subprocess.run(
-        [sys.executable, "-c", program],
+        [*full_disk(100), sys.executable, "-c", program],
         env=os.environ | {"PYTHONPATH": path},
         capture_output=True,
         text=True,

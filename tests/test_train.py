@@ -3,12 +3,12 @@
 import json
 import os
 import re
-import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -51,19 +51,22 @@ def start_main(shards, tmp_path_factory):
     """Starts main.py on one device; what a process has compiled the next ones need not."""
     compiled = str(tmp_path_factory.mktemp("compiled"))
 
-    def start(workdir: Path, *arguments: str, cache: str = compiled, **options) -> subprocess.Popen:
+    def start(
+        workdir: Path, *arguments: str, cache: str = compiled, before: Sequence[str] = ()
+    ) -> subprocess.Popen:
         environment = {
             **os.environ,
             "XLA_FLAGS": "",
             "JAX_COMPILATION_CACHE_DIR": cache,
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
         }
-        command = [sys.executable, "main.py", f"--workdir={workdir}", f"--config={CONFIG}:smoke"]
+        command = [*before, sys.executable, "main.py", f"--workdir={workdir}"]
+        command += [f"--config={CONFIG}:smoke"]
         command += [f"--config.data.shards={shards}", f"--config.steps={STEPS}"]
         command += [f"--config.checkpoint.every={EVERY}", "--config.evaluation.every=15"]
         command += ["--config.evaluation.split=train", *arguments]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes, **options)
+        return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
 
     return start
 
@@ -154,15 +157,12 @@ def test_sigterm_in_the_text_warmup_leaves_what_was_compiled(start_main, tmp_pat
     assert list((tmp_path / "compiled").glob("jit_step-*")), "a restart need not compile it again"
 
 
-def test_a_full_disk_is_one_line_and_the_run_continues_after_it(finished, start_main, tmp_path):
-    """A limit on the size of a file stands for the full disk."""
-
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
-
+def test_a_full_disk_is_one_line_and_the_run_continues_after_it(
+    finished, start_main, full_disk, tmp_path
+):
     workdir = shutil.copytree(finished, tmp_path / "copy")
     longer = f"--config.steps={STEPS + 2}"
-    with start_main(workdir, longer, preexec_fn=limit) as process:
+    with start_main(workdir, longer, before=full_disk(200)) as process:
         _, errors = process.communicate()
     assert process.returncode == 2
     line = (

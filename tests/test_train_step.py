@@ -255,16 +255,21 @@ def test_the_real_model_cached_remat_and_sharded_is_plain(real):
     assert_same(gradients(cached, batch, variables), expected)
 
 
-def test_the_real_model_in_bfloat16_cached_and_sharded_is_near_plain(real):
-    """To the rounding of bfloat16; unquantized, since a token between two codes may take either."""
+def test_the_real_model_in_bfloat16_cached_and_sharded_is_no_further_from_float32(real):
+    """Unquantized: a token between two codes takes either. Errors of one size, not one rounding."""
     model, variables, batch = real
     half = CTCLIP(dataclasses.replace(model.config, dtype="bfloat16"))
     options = {"batch_size": 8, "quantize_ramp": (5, 10)}
-    expected = gradients(learner(half, devices=1, **options), batch, variables)
+    exact = gradients(learner(model, devices=1, **options), batch, variables)["gradient"]
+
+    def error(learner) -> float:
+        found = gradients(learner, batch, variables)["gradient"]
+        return optax.tree.norm(jax.tree.map(np.subtract, found, exact)) / optax.tree.norm(exact)
+
+    plain = error(learner(half, devices=1, **options))
     options |= {"micro_batch_size": 4, "mesh.fsdp": 2}
-    found = gradients(learner(half, devices=4, **options), batch, variables)
-    difference = jax.tree.map(np.subtract, found["gradient"], expected["gradient"])
-    assert optax.tree.norm(difference) < 2**-8 * optax.tree.norm(expected["gradient"])
+    cached = error(learner(half, devices=4, **options))
+    assert 2**-12 < cached < 1.2 * plain
 
 
 def test_five_steps_on_three_devices_are_those_of_the_original(tiny, golden):
