@@ -45,6 +45,8 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
             dim_latent=512,
             init_temperature=1.0,
             logit_bias=config_dict.placeholder(float),
+            labels=0,
+            classifier_dropout=0.0,
             dtype="float32",
             remat="none",
             attention="xla",
@@ -62,11 +64,21 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
             tokenizer="",
             max_length=512,
             workers=0,
+            frozen_latents=False,
         ),
         batch_size=8,
         micro_batch_size=0,
         steps=100_001,
-        loss=dict(name="softmax", mask_twins=False, normal_share=0.0, rows=0, max_temperature=0.0),
+        loss=dict(
+            name="softmax",
+            mask_twins=False,
+            normal_share=0.0,
+            rows=0,
+            max_temperature=0.0,
+            label_weight=0.0,
+            positive_weights=(),
+            prompts=("{} is present. ", "{} is not present. "),
+        ),
         optim=dict(
             learning_rate=1.25e-6,
             schedule="constant",
@@ -91,6 +103,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
         wandb="",
         profile=(0, 0),
         init_from="",
+        from_labels=False,
         evaluation=dict(
             every=5000,
             volumes=512,
@@ -101,6 +114,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
             report="published_inference",
             pool_sentences=False,
             max_length=512,
+            scores="zero_shot",
         ),
     )
     if variant not in ("", "smoke"):

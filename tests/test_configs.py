@@ -1,21 +1,25 @@
 """Every experiment: complete, and with :smoke it trains on shards of noise; every protocol."""
 
 import dataclasses
+import json
 import runpy
 from pathlib import Path
 
+import jax
 import pytest
 
 from ctclip_jax.config import TrainConfig, from_dict
 from ctclip_jax.evaluators.protocol import ProtocolConfig
 from ctclip_jax.evaluators.zero_shot import prompt_texts
-from ctclip_jax.models.ct_clip import CTCLIPConfig
+from ctclip_jax.exports import save_export
+from ctclip_jax.models.ct_clip import CTCLIP, CTCLIPConfig
 from ctclip_jax.train import train
 from tests.tiny_run import write_tiny_shards
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 PROTOCOL = CONFIGS / "evaluation.py"
 FILES = sorted(set(CONFIGS.glob("*.py")) - {PROTOCOL})
+LABEL_INFORMED = ("class_fine", "label_informed", "supervised", "vocab_fine")
 
 
 def experiment(file: Path, variant: str, **changes) -> TrainConfig:
@@ -29,11 +33,26 @@ def shards(tmp_path_factory) -> Path:
     return write_tiny_shards(tmp_path_factory.mktemp("shards"), shape=(24, 48, 48))
 
 
+@pytest.fixture(scope="module")
+def start(shards, tmp_path_factory) -> Path:
+    """An export to start from, of ct_clip:smoke."""
+    config = experiment(CONFIGS / "ct_clip.py", "smoke").model
+    variables = jax.jit(CTCLIP(config).init)(jax.random.key(0))
+    export = tmp_path_factory.mktemp("start") / "export"
+    described = {"model": dataclasses.asdict(config), "max_length": 32}
+    save_export(export, variables, config=described, tokenizer=shards / "tokenizer.model")
+    return export
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_smoke_trains(file, shards, tmp_path):
+def test_smoke_trains(file, shards, start, tmp_path):
     changes = {"data.shards": str(shards), "data.tokenizer": "", "steps": 1}
-    train(experiment(file, "smoke", **changes), tmp_path)
-    assert (tmp_path / "export" / "config.json").exists()
+    if "--config.init_from" in file.read_text():
+        changes["init_from"] = str(start)
+    config = experiment(file, "smoke", **changes)
+    train(config, tmp_path)
+    described = json.loads((tmp_path / "export" / "config.json").read_text())
+    assert described["label_informed"] == (file.stem in LABEL_INFORMED)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
