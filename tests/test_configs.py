@@ -1,7 +1,9 @@
 """Every experiment: complete, and with :smoke it trains on shards of noise; every protocol."""
 
+import ast
 import dataclasses
 import json
+import re
 import runpy
 from pathlib import Path
 
@@ -59,6 +61,17 @@ def test_smoke_trains(file, shards, start, tmp_path):
 def test_full_experiment_is_complete_and_has_a_model(file):
     config = experiment(file, "")
     assert config.steps > 1000
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_the_header_has_the_command(file):
+    header = ast.get_docstring(ast.parse(file.read_text()))
+    (command,) = re.findall(r"python main\.py ((?:--\S+(?: \\\n)?\s*)+)", header)
+    flags = dict(re.findall(r"--(\S+?)=(\S+)", command))
+    assert flags.pop("config") == f"configs/{file.name}"
+    assert flags.pop("workdir")
+    config = runpy.run_path(str(file))["get_config"]()
+    config.update_from_flattened_dict({n.removeprefix("config."): v for n, v in flags.items()})
 
 
 def test_ct_clip_is_the_published_model():
