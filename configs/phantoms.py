@@ -112,6 +112,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
         profile=(0, 0),
         init_from="",
         from_labels=False,
+        lora=dict(rank=0, targets=("/blocks/(attn/|ff/|up/|down/).*kernel$",)),
         evaluation=dict(
             every=1400,
             volumes=0,

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from ctclip_jax import trees
 from ctclip_jax.config import TrainConfig, check_volumes
 from ctclip_jax.evaluators.protocol import SCORES
+from ctclip_jax.lora import abstract_params
 from ctclip_jax.losses import LOSSES
 from ctclip_jax.models.ct_clip import CTCLIP
 from ctclip_jax.models.layers import ATTENTION, REMAT
@@ -137,6 +138,7 @@ def _check_numbers(config: TrainConfig) -> None:
         ("loss.normal_share", loss.normal_share, 0 <= loss.normal_share <= 1, "0 to 1"),
         ("loss.rows", loss.rows, loss.rows >= 0, "0 or more"),
         ("loss.max_temperature", loss.max_temperature, loss.max_temperature >= 0, "0 or more"),
+        ("lora.rank", config.lora.rank, config.lora.rank >= 0, "0 or more"),
         ("loss.label_weight", loss.label_weight, loss.label_weight >= 0, "0 or more"),
         (
             "model.classifier_dropout",
@@ -168,12 +170,20 @@ def _check_numbers(config: TrainConfig) -> None:
 
 
 def _check_rules(config: TrainConfig) -> None:
-    model = CTCLIP(config.model).abstract_variables()
-    names = [*trees.flatten(model["params"]), "image/codebook"]
+    names = _parameter_names(config)
+    for pattern in config.lora.targets if config.lora.rank else ():
+        if not any(re.search(pattern, name) for name in names):
+            raise InputError(f"config.lora.targets: {pattern!r} is found in no parameter")
     for which in ("rules", "decay_rules"):
         for pattern, _ in getattr(config.optim, which):
             if not any(re.search(pattern, name) for name in names):
                 raise InputError(f"config.optim.{which}: {pattern!r} is found in no parameter")
+
+
+def _parameter_names(config: TrainConfig) -> list[str]:
+    """Of all parameters, adapters included, and of the codebook, as rules see them."""
+    params = abstract_params(CTCLIP(config.model).init, config.lora)
+    return [*trees.flatten(params), "image/codebook"]
 
 
 def _check_labels(config: TrainConfig) -> None:
@@ -196,10 +206,9 @@ def _check_labels(config: TrainConfig) -> None:
 def _check_frozen_latents(config: TrainConfig) -> None:
     if not config.data.frozen_latents:
         return
-    params = CTCLIP(config.model).abstract_variables()["params"]
-    names = [*trees.flatten(params), "image/codebook"]
+    names = [name for name in _parameter_names(config) if re.match("(lora/)?image", name)]
     multipliers = trees.match_rules(config.optim.rules, names, default=1.0)
-    trained = [name for name in names if name.startswith("image") and multipliers[name]]
+    trained = [name for name in names if multipliers[name]]
     for fits, needs in (
         (not trained, "a frozen image tower: config.optim.rules=(('^image', 0.0), ...)"),
         (not config.data.shift, "config.data.shift=0"),

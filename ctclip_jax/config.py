@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ctclip_jax.lora import LoraConfig
 from ctclip_jax.losses import LossConfig
 from ctclip_jax.models.ct_clip import CTCLIPConfig
 from ctclip_jax.models.ct_vit import CTViTConfig
@@ -174,6 +175,7 @@ class TrainConfig:
     init_from: str
     evaluation: EvaluationConfig
     from_labels: bool = False
+    lora: LoraConfig = LoraConfig()
 
     @property
     def micro_batches(self) -> int:

@@ -12,6 +12,7 @@ import orbax.checkpoint as ocp
 from ctclip_jax import trees
 from ctclip_jax.checkpoints import one_line
 from ctclip_jax.config import TrainConfig, from_dict
+from ctclip_jax.lora import merged
 from ctclip_jax.models.ct_clip import CTCLIPConfig
 from ctclip_jax.shapes import Variables
 from ctclip_jax.torch_weights import export_weights, write_tensors
@@ -63,7 +64,7 @@ def load_export(directory: Path) -> tuple[Variables, dict[str, Any]]:
     described = describe_export(directory)
     if (directory / "state").is_dir():
         saved = _restore(directory / "state")
-        params = trees.overlay(saved["params"], saved.get("ema", {}))
+        params = merged(trees.overlay(saved["params"], saved.get("ema", {})))
         return {"params": params, "codebook": saved["codebook"]}, described
     return _restore(directory / "variables"), described
 

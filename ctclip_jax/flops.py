@@ -7,6 +7,7 @@ program computes more, above all where it recomputes activations.
 """
 
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 from ctclip_jax import trees
 from ctclip_jax.config import PROMPT_TOKENS, TrainConfig
+from ctclip_jax.lora import abstract_params
 from ctclip_jax.models.bert import BertConfig
 from ctclip_jax.models.ct_clip import CTCLIP, CTCLIPConfig
 from data_pipelines.reports import LABELS
@@ -58,12 +60,13 @@ def step_flops(config: TrainConfig) -> float:
     encoded (texts that the loss does not read, volumes of frozen latents) costs nothing.
     """
     model = config.model
-    names = trees.flatten(CTCLIP(model).abstract_variables()["params"])
+    names = trees.flatten(abstract_params(CTCLIP(model).init, config.lora))
     rates = trees.match_rules(config.optim.rules, names, default=1.0)
 
     def passes(tower: str, encoder: float, projection: float) -> float:
         """Of an encoder and its projection, whose own gradient is half of what follows it."""
-        if any(rates[name] for name in names if name.startswith(f"{tower}/")):
+        own = re.compile(f"(lora/)?{tower}/")
+        if any(rates[name] for name in names if own.match(name)):
             return 3 * (encoder + projection)
         return encoder + (2 if rates[f"{tower}_projection/kernel"] else 1) * projection
 

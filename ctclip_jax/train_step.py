@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from ctclip_jax import trees
+from ctclip_jax import lora, trees
 from ctclip_jax.config import PROMPT_TOKENS, TrainConfig
 from ctclip_jax.gradient_cache import CachedStep
 from ctclip_jax.losses import LossFn, make_loss
@@ -86,8 +86,8 @@ def abstract_state(learner: Learner) -> dict:
 
 
 def variables_of(state: dict) -> Variables:
-    """Returns what is evaluated and exported: the averaged weights where there are any."""
-    params = trees.overlay(state["params"], state.get("ema", {}))
+    """Returns what is evaluated and exported: averaged weights if there are any, no adapters."""
+    params = lora.merged(trees.overlay(state["params"], state.get("ema", {})))
     return {"params": params, "codebook": state["codebook"]}
 
 
@@ -169,11 +169,14 @@ def _prompts(config: TrainConfig, tokenizer: Tokenizer | None) -> dict[str, np.n
 
 
 def _make_state(learner: Learner, variables: Variables) -> dict:
-    trained = trained_of(variables["params"], learner.config.optim)
+    key = jax.random.key(learner.config.seed)
+    params = lora.with_adapters(variables["params"], learner.config.lora, key)
+    trained = trained_of(params, learner.config.optim)
     state = {
         "step": jnp.zeros((), jnp.int32),
         "skipped": jnp.zeros((), jnp.int32),
-        **variables,
+        "params": params,
+        "codebook": variables["codebook"],
         "opt": learner.optimizer.init(trained),
     }
     if learner.config.optim.ema:
@@ -182,9 +185,10 @@ def _make_state(learner: Learner, variables: Variables) -> dict:
 
 
 def _encode(learner: Learner, trained: dict, state: dict, batch: dict[str, Array]):
-    params = gathered(trees.overlay(state["params"], trained), learner.mesh)
+    params = lora.merged(gathered(trees.overlay(state["params"], trained), learner.mesh))
     # A text tower that is frozen has no dropout either.
-    keys = dropout_keys(learner.config.seed, batch["seed"]) if "text" in trained else None
+    learns = lora.learns(trained, "text")
+    keys = dropout_keys(learner.config.seed, batch["seed"]) if learns else None
     return learner.model.encode(
         {"params": params, "codebook": state["codebook"]},
         batch,
@@ -206,10 +210,10 @@ def _encode_prompts(learner: Learner, params: dict, trained: dict, state: dict):
     """Once for the whole batch; with dropout of the step, if the text tower learns."""
     count = len(learner.prompts["input_ids"])
     keys = None
-    if "text" in trained:
+    if lora.learns(trained, "text"):
         step = jax.random.fold_in(jax.random.key(learner.config.seed), state["step"])
         keys = jax.random.split(step, count)
-    variables = {"params": gathered(params, learner.mesh)}
+    variables = {"params": lora.merged(gathered(params, learner.mesh))}
     return learner.model.encode_text(variables, **learner.prompts, keys=keys)
 
 

@@ -26,7 +26,7 @@ FLOORS = [  # top first; the rooms of one floor do not import each other
     "ctclip_jax.config ctclip_jax.objective",
     "ctclip_jax.models.ct_clip ctclip_jax.losses ctclip_jax.metrics ctclip_jax.sharding "
     "ctclip_jax.optim ctclip_jax.step_log ctclip_jax.profiling ctclip_jax.preemption",
-    "ctclip_jax.metric_writer ctclip_jax.step_clock",
+    "ctclip_jax.metric_writer ctclip_jax.step_clock ctclip_jax.lora",
     "ctclip_jax.wandb_run",
     "ctclip_jax.models.ct_vit ctclip_jax.models.bert ctclip_jax.similarities "
     "ctclip_jax.label_losses",
