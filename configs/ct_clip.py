@@ -7,14 +7,19 @@
 Expect an accelerator of 80 GB for every 8 volumes in float32 (`--config.model.remat=full` and
 `--config.model.dtype=bfloat16` need far less), 100,001 steps, and, from the published start
 (CXR-BERT in the text tower, `--config.init_from=...`), a mean zero-shot AUROC of 0.73-0.76 over
-the 18 labels. With `:smoke` after the file name everything shrinks to seconds on a CPU.
+the 18 labels. With `:smoke` after the file name everything shrinks to seconds on a CPU; with
+`:phantoms` the experiment, or a recipe that is built on this one, is that of configs/phantoms.py.
 """
 
 from ml_collections import config_dict
 
+from configs import phantoms
+
 
 def get_config(variant: str = "") -> config_dict.ConfigDict:
     """Returns the experiment; variant 'smoke' is a tiny one of the same form."""
+    if variant == "phantoms":
+        return phantoms.get_config()
     config = config_dict.create(
         seed=0,
         model=dict(
@@ -119,7 +124,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
         ),
     )
     if variant not in ("", "smoke"):
-        raise ValueError(f"configs/ct_clip.py:{variant}: the only variant is 'smoke'")
+        raise ValueError(f"configs/ct_clip.py:{variant}: the variants are 'smoke' and 'phantoms'")
     if variant == "smoke":
         config.model.image.update(
             dim=32, image_size=(48, 48), patch_size=(16, 16), frames=24, temporal_patch_size=8
