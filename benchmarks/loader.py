@@ -55,11 +55,12 @@ def write(folder: Path) -> None:
 
 def open_ours(folder: Path, cores: int) -> None:
     """Makes a process that loads by our loader on so many cores."""
+    from data_pipelines import batches as assembly
     from data_pipelines import loader
 
     global batches
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
-    loader.THREADS = cores
+    assembly.THREADS = cores
     batches = loader.train_loader(
         [folder / "shards"],
         split="train",

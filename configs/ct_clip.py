@@ -7,14 +7,19 @@
 Expect an accelerator of 80 GB for every 8 volumes in float32 (`--config.model.remat=full` and
 `--config.model.dtype=bfloat16` need far less), 100,001 steps, and, from the published start
 (CXR-BERT in the text tower, `--config.init_from=...`), a mean zero-shot AUROC of 0.73-0.76 over
-the 18 labels. With `:smoke` after the file name everything shrinks to seconds on a CPU.
+the 18 labels. With `:smoke` after the file name everything shrinks to seconds on a CPU; with
+`:phantoms` the experiment, or a recipe that is built on this one, is that of configs/phantoms.py.
 """
 
 from ml_collections import config_dict
 
+from configs import phantoms
+
 
 def get_config(variant: str = "") -> config_dict.ConfigDict:
     """Returns the experiment; variant 'smoke' is a tiny one of the same form."""
+    if variant == "phantoms":
+        return phantoms.get_config()
     config = config_dict.create(
         seed=0,
         model=dict(
@@ -45,6 +50,8 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
             dim_latent=512,
             init_temperature=1.0,
             logit_bias=config_dict.placeholder(float),
+            labels=0,
+            classifier_dropout=0.0,
             dtype="float32",
             remat="none",
             attention="xla",
@@ -62,11 +69,21 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
             tokenizer="",
             max_length=512,
             workers=0,
+            frozen_latents=False,
         ),
         batch_size=8,
         micro_batch_size=0,
         steps=100_001,
-        loss=dict(name="softmax", mask_twins=False, normal_share=0.0, rows=0, max_temperature=0.0),
+        loss=dict(
+            name="softmax",
+            mask_twins=False,
+            normal_share=0.0,
+            rows=0,
+            max_temperature=0.0,
+            label_weight=0.0,
+            positive_weights=(),
+            prompts=("{} is present. ", "{} is not present. "),
+        ),
         optim=dict(
             learning_rate=1.25e-6,
             schedule="constant",
@@ -91,6 +108,8 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
         wandb="",
         profile=(0, 0),
         init_from="",
+        from_labels=False,
+        lora=dict(rank=0, targets=("/blocks/(attn/|ff/|up/|down/).*kernel$",)),
         evaluation=dict(
             every=5000,
             volumes=512,
@@ -101,10 +120,11 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
             report="published_inference",
             pool_sentences=False,
             max_length=512,
+            scores="zero_shot",
         ),
     )
     if variant not in ("", "smoke"):
-        raise ValueError(f"configs/ct_clip.py:{variant}: the only variant is 'smoke'")
+        raise ValueError(f"configs/ct_clip.py:{variant}: the variants are 'smoke' and 'phantoms'")
     if variant == "smoke":
         config.model.image.update(
             dim=32, image_size=(48, 48), patch_size=(16, 16), frames=24, temporal_patch_size=8

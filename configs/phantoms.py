@@ -53,6 +53,8 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
             dim_latent=64,
             init_temperature=2.0,
             logit_bias=config_dict.placeholder(float),
+            labels=0,
+            classifier_dropout=0.0,
             dtype="float32",
             remat="none",
             attention="xla",
@@ -70,12 +72,20 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
             tokenizer="",
             max_length=24,
             workers=0,
+            frozen_latents=False,
         ),
         batch_size=32,
         micro_batch_size=0,
         steps=4200,
         loss=dict(
-            name="text_to_image", mask_twins=False, normal_share=0.0, rows=0, max_temperature=0.0
+            name="text_to_image",
+            mask_twins=False,
+            normal_share=0.0,
+            rows=0,
+            max_temperature=0.0,
+            label_weight=0.0,
+            positive_weights=(),
+            prompts=("{} is present. ", "{} is not present. "),
         ),
         optim=dict(
             learning_rate=1.5e-3,
@@ -101,6 +111,8 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
         wandb="",
         profile=(0, 0),
         init_from="",
+        from_labels=False,
+        lora=dict(rank=0, targets=("/blocks/(attn/|ff/|up/|down/).*kernel$",)),
         evaluation=dict(
             every=1400,
             volumes=0,
@@ -111,6 +123,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
             report="joined",
             pool_sentences=True,
             max_length=24,
+            scores="zero_shot",
         ),
     )
     if variant not in ("", "smoke"):

@@ -38,6 +38,7 @@ class Model:
       tokenizer: what `encode_text` and `detect` use on texts; None if unknown.
       max_length: the most tokens of a text.
       report, pool_sentences: how it reads reports (`ctclip_jax.config.EvaluationConfig`).
+      label_informed: whether it was trained with labels, so that its detection is not zero-shot.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Model:
         max_length: int | None = None,
         report: str = "published_inference",
         pool_sentences: bool = False,
+        label_informed: bool = False,
     ):
         """Puts `variables`, nested dicts of numpy or jax arrays, on the local devices.
 
@@ -64,6 +66,7 @@ class Model:
         self.tokenizer = tokenizer
         self.max_length = max_length or config.text.max_positions
         self.report, self.pool_sentences = report, pool_sentences
+        self.label_informed = label_informed or "classifier" in variables["params"]
         mesh = make_mesh(MeshConfig(data=-1, fsdp=1), devices=jax.local_devices())
         self.variables = jax.device_put(variables, NamedSharding(mesh, P()))
         self._batch = NamedSharding(mesh, P("data"))
@@ -250,7 +253,8 @@ def load(
         config = from_dict(CTCLIPConfig, export["model"], name=f"{path}: model")
         max_length = max_length or export["max_length"]
         tokenizer = tokenizer or (export["tokenizer"] and path / export["tokenizer"])
-        reading = {n: export[n] for n in ("report", "pool_sentences") if n in export}
+        told = ("report", "pool_sentences", "label_informed")
+        reading = {name: export[name] for name in told if name in export}
     if dtype not in (None, "float32", "bfloat16"):
         raise InputError(f"dtype: {dtype!r} is none of float32, bfloat16")
     # How it was trained, on whatever machine, is not how it is used here.

@@ -8,6 +8,8 @@ from jax.sharding import Mesh
 
 from ctclip_jax import trees
 from ctclip_jax.config import TrainConfig, check_volumes
+from ctclip_jax.evaluators.protocol import SCORES
+from ctclip_jax.lora import abstract_params
 from ctclip_jax.losses import LOSSES
 from ctclip_jax.models.ct_clip import CTCLIP
 from ctclip_jax.models.layers import ATTENTION, REMAT
@@ -37,6 +39,8 @@ def check_config(config: TrainConfig, *, tokenizer: Tokenizer | None, mesh: Mesh
     _check_micro_batches(config, mesh)
     _check_rows(config, mesh)
     _check_rules(config)
+    _check_labels(config)
+    _check_frozen_latents(config)
     if config.evaluation.every:
         local_batch_size(config.evaluation.batch_size, mesh, name="config.evaluation.batch_size")
     if config.text_warmup.steps:
@@ -54,6 +58,13 @@ def check_shards(config: TrainConfig) -> None:
         for folder in config.data.folders:
             if not preparation(folder, config.data.split)["labels"]:
                 raise InputError(f"{folder}: config.loss.normal_share needs labels, it has none")
+    if config.loss.reads_labels:
+        for folder in config.data.folders:
+            if tuple(preparation(folder, config.data.split)["labels"]) != LABELS:
+                raise InputError(
+                    f"{folder}: config.loss reads the {len(LABELS)} labels of CT-RATE,"
+                    " it has others"
+                )
     if config.evaluation.every > 0:
         try:
             _check_volumes(config, [config.evaluation_shards], config.evaluation.split)
@@ -75,9 +86,10 @@ def _check_names(config: TrainConfig) -> None:
         ("model.dtype", config.model.dtype, ("float32", "bfloat16")),
         ("model.remat", config.model.remat, REMAT),
         ("model.attention", config.model.attention, ATTENTION),
-        ("loss.name", config.loss.name, LOSSES),
+        ("loss.name", config.loss.name, (*LOSSES, "labels", "prompts")),
         ("data.report", config.data.report, FORMS),
         ("evaluation.report", config.evaluation.report, FORMS),
+        ("evaluation.scores", config.evaluation.scores, SCORES),
     ):
         if value not in known:
             raise InputError(f"config.{name}: {value!r} is none of {', '.join(known)}")
@@ -101,7 +113,7 @@ def _check_attention(config: TrainConfig, mesh: Mesh) -> None:
 def _check_prompts(config: TrainConfig) -> None:
     if not config.evaluation.prompts:
         raise InputError("config.evaluation.prompts: (), wanted one pair or more")
-    for pair in config.evaluation.prompts:
+    for pair in (*config.evaluation.prompts, config.loss.prompts):
         for prompt in pair:
             prompt_text(prompt, LABELS[0])
 
@@ -126,6 +138,14 @@ def _check_numbers(config: TrainConfig) -> None:
         ("loss.normal_share", loss.normal_share, 0 <= loss.normal_share <= 1, "0 to 1"),
         ("loss.rows", loss.rows, loss.rows >= 0, "0 or more"),
         ("loss.max_temperature", loss.max_temperature, loss.max_temperature >= 0, "0 or more"),
+        ("lora.rank", config.lora.rank, config.lora.rank >= 0, "0 or more"),
+        ("loss.label_weight", loss.label_weight, loss.label_weight >= 0, "0 or more"),
+        (
+            "model.classifier_dropout",
+            config.model.classifier_dropout,
+            0 <= config.model.classifier_dropout < 1,
+            "0 or more and below 1",
+        ),
         ("optim.ema", config.optim.ema, 0 <= config.optim.ema < 1, "0 or more and below 1"),
         ("max_skipped", config.max_skipped, config.max_skipped >= 0, "0 or more"),
         (
@@ -150,12 +170,52 @@ def _check_numbers(config: TrainConfig) -> None:
 
 
 def _check_rules(config: TrainConfig) -> None:
-    model = CTCLIP(config.model).abstract_variables()
-    names = [*trees.flatten(model["params"]), "image/codebook"]
+    names = _parameter_names(config)
+    for pattern in config.lora.targets if config.lora.rank else ():
+        if not any(re.search(pattern, name) for name in names):
+            raise InputError(f"config.lora.targets: {pattern!r} is found in no parameter")
     for which in ("rules", "decay_rules"):
         for pattern, _ in getattr(config.optim, which):
             if not any(re.search(pattern, name) for name in names):
                 raise InputError(f"config.optim.{which}: {pattern!r} is found in no parameter")
+
+
+def _parameter_names(config: TrainConfig) -> list[str]:
+    """Of all parameters, adapters included, and of the codebook, as rules see them."""
+    params = abstract_params(CTCLIP(config.model).init, config.lora)
+    return [*trees.flatten(params), "image/codebook"]
+
+
+def _check_labels(config: TrainConfig) -> None:
+    loss, labels = config.loss, config.model.labels
+    scores = config.evaluation.every and config.evaluation.scores == "classifier"
+    if (loss.classifies or scores) and labels != len(LABELS):
+        raise InputError(
+            f"config.model.labels: {labels}, the classifier of config.loss and"
+            f" config.evaluation.scores has {len(LABELS)}"
+        )
+    if len(loss.positive_weights) not in (0, labels):
+        raise InputError(
+            f"config.loss.positive_weights: {len(loss.positive_weights)} numbers"
+            f" for {labels} labels"
+        )
+    if loss.label_weight and not loss.reads_texts:
+        raise InputError(f"config.loss.label_weight: beside {loss.name!r} there is no other loss")
+
+
+def _check_frozen_latents(config: TrainConfig) -> None:
+    if not config.data.frozen_latents:
+        return
+    names = [name for name in _parameter_names(config) if re.match("(lora/)?image", name)]
+    multipliers = trees.match_rules(config.optim.rules, names, default=1.0)
+    trained = [name for name in names if multipliers[name]]
+    for fits, needs in (
+        (not trained, "a frozen image tower: config.optim.rules=(('^image', 0.0), ...)"),
+        (not config.data.shift, "config.data.shift=0"),
+        (config.init_from, "config.init_from"),
+    ):
+        if not fits:
+            raise InputError(f"config.data.frozen_latents: needs {needs}")
 
 
 def _check_rows(config: TrainConfig, mesh: Mesh) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ctclip_jax.lora import LoraConfig
 from ctclip_jax.losses import LossConfig
 from ctclip_jax.models.ct_clip import CTCLIPConfig
 from ctclip_jax.models.ct_vit import CTViTConfig
@@ -17,6 +18,8 @@ from data_pipelines.errors import InputError
 from data_pipelines.texts import TextChoice
 
 T = TypeVar("T")
+
+PROMPT_TOKENS = 16  # about the longest of a prompt, where no tokenizer can say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +36,8 @@ class DataConfig:
       sentences: (lo, hi): train on random subsets of lo..hi sentences; (0, 0): the whole report.
       texts: such subsets of each volume in a batch.
       shift: voxels by which training moves a volume at most, along every axis.
+      frozen_latents: the image tower is frozen: every volume is encoded once, before the first
+        step, and the latents stay in WORKDIR.
       tokenizer: vocab.txt or *.model; '' is the tokenizer.model beside the first shards.
       max_length: tokens of a text.
       workers: loader processes; 0 reads in this one.
@@ -50,6 +55,7 @@ class DataConfig:
     tokenizer: str
     max_length: int
     workers: int
+    frozen_latents: bool = False
 
     @property
     def folders(self) -> tuple[str, ...]:
@@ -104,12 +110,14 @@ class EvaluationConfig:
       shards: one directory; '' is the first one of the training.
       batch_size: volumes and texts at a time, over all devices.
       prompts: pairs of wordings, that a label ({}) is present and that it is not.
+      scores: of detection, 'zero_shot' by the prompts, or 'classifier' by the trained one (then
+        nothing is retrieved).
       report: the form of reports (data_pipelines.reports).
       pool_sentences: a report is read sentence by sentence and its latent is the mean of theirs, as
         suits a model that was trained on sentences; else it is read whole.
       max_length: tokens of a text.
 
-    The last three are also what an export says of itself.
+    `report`, `pool_sentences` and `max_length` are also what an export says of itself.
     """
 
     every: int
@@ -121,6 +129,7 @@ class EvaluationConfig:
     report: str
     pool_sentences: bool
     max_length: int
+    scores: str = "zero_shot"
 
     @property
     def reading(self) -> dict[str, str | bool | int]:
@@ -144,6 +153,7 @@ class TrainConfig:
       wandb: a project of Weights & Biases that gets the metrics too; '': none.
       profile: (first, last) steps of a trace in WORKDIR/profile; (0, 0): none.
       init_from: weights to start from, any path `ctclip_jax.load` opens; '': random weights.
+      from_labels: those weights were trained with labels; a run finds it out by itself.
     """
 
     seed: int
@@ -164,11 +174,19 @@ class TrainConfig:
     profile: tuple[int, int]
     init_from: str
     evaluation: EvaluationConfig
+    from_labels: bool = False
+    lora: LoraConfig = LoraConfig()
 
     @property
     def micro_batches(self) -> int:
         """The parts in which a step goes through its batch."""
         return self.batch_size // self.micro_batch_size if self.micro_batch_size else 1
+
+    @property
+    def label_informed(self) -> bool:
+        """Whether labels have a part in the weights: what they detect is not zero-shot then."""
+        loss = self.loss
+        return self.from_labels or loss.reads_labels or loss.normal_share > 0
 
     @property
     def evaluation_shards(self) -> str:

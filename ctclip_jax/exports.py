@@ -12,6 +12,7 @@ import orbax.checkpoint as ocp
 from ctclip_jax import trees
 from ctclip_jax.checkpoints import one_line
 from ctclip_jax.config import TrainConfig, from_dict
+from ctclip_jax.lora import merged
 from ctclip_jax.models.ct_clip import CTCLIPConfig
 from ctclip_jax.shapes import Variables
 from ctclip_jax.torch_weights import export_weights, write_tensors
@@ -30,7 +31,8 @@ def save_export(
       directory: gets variables/ (orbax), config.json and the tokenizer's file.
       variables: {'params', 'codebook'}.
       config: `{"model": CTCLIPConfig as a dict, "max_length": tokens of a text, "report":
-        the form of its reports, "pool_sentences": whether they are read by sentences}`.
+        the form of its reports, "pool_sentences": whether they are read by sentences,
+        "label_informed": whether it was trained with labels}`.
       tokenizer: vocab.txt or *.model to copy.
 
     Raises:
@@ -59,15 +61,26 @@ def load_export(directory: Path) -> tuple[Variables, dict[str, Any]]:
       InputError: the directory is neither.
     """
     directory = Path(directory).absolute()
+    described = describe_export(directory)
     if (directory / "state").is_dir():
         saved = _restore(directory / "state")
-        params = trees.overlay(saved["params"], saved.get("ema", {}))
-        return {"params": params, "codebook": saved["codebook"]}, _described(directory)
+        params = merged(trees.overlay(saved["params"], saved.get("ema", {})))
+        return {"params": params, "codebook": saved["codebook"]}, described
+    return _restore(directory / "variables"), described
+
+
+def describe_export(directory: Path) -> dict[str, Any]:
+    """Returns what `load_export` does beside the variables.
+
+    Raises:
+      InputError: the directory is neither an export nor a checkpoint.
+    """
+    if (directory / "state").is_dir():
+        return _described(directory)
     for name in ("config.json", "variables"):
         if not (directory / name).exists():
             raise InputError(f"{directory}: not an export: no {name} in it")
-    variables = _restore(directory / "variables")
-    return variables, read_json(directory / "config.json")
+    return read_json(directory / "config.json")
 
 
 def export_newest(workdir: Path) -> None:
@@ -117,5 +130,6 @@ def _described(checkpoint: Path) -> dict[str, Any]:
     return {
         "model": saved["model"],
         **config.evaluation.reading,
+        "label_informed": config.label_informed,
         "tokenizer": str(config.data.tokenizer_path.absolute()),
     }

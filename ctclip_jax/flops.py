@@ -7,15 +7,18 @@ program computes more, above all where it recomputes activations.
 """
 
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 from ctclip_jax import trees
-from ctclip_jax.config import TrainConfig
+from ctclip_jax.config import PROMPT_TOKENS, TrainConfig
+from ctclip_jax.lora import abstract_params
 from ctclip_jax.models.bert import BertConfig
 from ctclip_jax.models.ct_clip import CTCLIP, CTCLIPConfig
+from data_pipelines.reports import LABELS
 
 
 def volume_flops(config: CTCLIPConfig) -> float:
@@ -53,23 +56,34 @@ def text_flops(config: BertConfig, length: int) -> float:
 def step_flops(config: TrainConfig) -> float:
     """Returns the model FLOPs of one training step, over all devices.
 
-    A gradient costs twice the forward; an encoder that is frozen as a whole has none.
+    A gradient costs twice the forward; an encoder that is frozen as a whole has none. What is not
+    encoded (texts that the loss does not read, volumes of frozen latents) costs nothing.
     """
     model = config.model
-    names = trees.flatten(CTCLIP(model).abstract_variables()["params"])
+    names = trees.flatten(abstract_params(CTCLIP(model).init, config.lora))
     rates = trees.match_rules(config.optim.rules, names, default=1.0)
 
     def passes(tower: str, encoder: float, projection: float) -> float:
         """Of an encoder and its projection, whose own gradient is half of what follows it."""
-        if any(rates[name] for name in names if name.startswith(f"{tower}/")):
+        own = re.compile(f"(lora/)?{tower}/")
+        if any(rates[name] for name in names if own.match(name)):
             return 3 * (encoder + projection)
         return encoder + (2 if rates[f"{tower}_projection/kernel"] else 1) * projection
 
-    projection = _projection_flops(model)
-    volume = passes("image", volume_flops(model) - projection, projection) + search_flops(model)
-    text = text_flops(model.text, config.data.max_length)
-    text = passes("text", text, 2.0 * model.text.hidden_size * model.dim_latent)
-    return config.batch_size * (volume + config.data.texts * text)
+    def texts(count: int, length: int) -> float:
+        projection = 2.0 * model.text.hidden_size * model.dim_latent
+        return count * passes("text", text_flops(model.text, length), projection)
+
+    flops = 0.0
+    if not config.data.frozen_latents:
+        projection = _projection_flops(model)
+        volume = passes("image", volume_flops(model) - projection, projection)
+        flops += config.batch_size * (volume + search_flops(model))
+    if config.loss.reads_texts:
+        flops += texts(config.batch_size * config.data.texts, config.data.max_length)
+    if config.loss.name == "prompts":
+        flops += texts(2 * len(LABELS), PROMPT_TOKENS)
+    return flops
 
 
 def program_flops(program: ClosedJaxpr | Jaxpr) -> float:

@@ -28,8 +28,8 @@ class CachedStep:
         forward = _without_optimizer(state)
         trained = objective.split(forward)
         latents, statistics = jax.eval_shape(objective.encode, trained, forward, batch)
-        rows = jax.tree.map(lambda _: batch["image"].sharding, latents)
-        whole = NamedSharding(batch["image"].sharding.mesh, PartitionSpec())
+        rows = jax.tree.map(lambda _: batch["seed"].sharding, latents)
+        whole = NamedSharding(batch["seed"].sharding.mesh, PartitionSpec())
         latents = with_shardings(latents, rows)
         statistics = with_shardings(statistics, jax.tree.map(lambda _: whole, statistics))
         columns = {name: batch[name] for name in objective.columns}

@@ -1,9 +1,9 @@
-"""Contrastive losses over the global batch: `loss_fn(outputs, batch) -> (loss, metrics)`.
+"""Losses over the global batch: `loss_fn(outputs, batch) -> (loss, metrics)`.
 
 `outputs` holds unit-length latents `image` (b d) and `text` (k b, d), the k texts of a volume
-together, `temperature` (the factor on their similarities) and, for the sigmoid loss, `bias`. Under
-jit the arrays may be sharded along the batch: the loss is that of the whole batch. All of it is
-float32.
+together, `temperature` (the factor on their similarities) and, for the sigmoid loss, `bias`; for
+the losses of labels `logits` (b labels) or `prompts` (labels 2 d). Under jit the arrays may be
+sharded along the batch: the loss is that of the whole batch. All of it is float32.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from ctclip_jax.label_losses import classifier_loss, prompt_loss
 from ctclip_jax.shapes import Array, Float
 from ctclip_jax.similarities import MASKED, Side, Sums, pair_sums, ring_sums
 
@@ -25,7 +26,8 @@ class LossConfig:
     """The loss, and which pairs of the batch count as what.
 
     Attributes:
-      name: in LOSSES.
+      name: in LOSSES, of images and their texts; 'labels', of a classifier on the image latents; or
+        'prompts', of zero-shot detection by two prompts for each label.
       mask_twins: two volumes of one scan, or of identical reports, are no negatives of each other.
       normal_share: of the target of a volume without any finding, the part that it gives to the
         other such volumes of the batch in equal shares; for the sigmoid loss the probability that
@@ -33,6 +35,9 @@ class LossConfig:
       rows: texts of a device that are compared at a time, so that the similarities of a very large
         batch need not lie in memory at once; 0: all.
       max_temperature: the largest factor on the similarities that training may reach; 0: any.
+      label_weight: of the loss of the classifier beside one of images and texts; 0: none.
+      positive_weights: factors on the classifier's loss where a label is present; (): all 1.
+      prompts: that a label ({}) is present, and that it is not.
     """
 
     name: str
@@ -40,12 +45,31 @@ class LossConfig:
     normal_share: float = 0.0
     rows: int = 0
     max_temperature: float = 0.0
+    label_weight: float = 0.0
+    positive_weights: tuple[float, ...] = ()
+    prompts: tuple[str, str] = ("{} is present. ", "{} is not present. ")
 
     @property
     def columns(self) -> tuple[str, ...]:
         """What it reads of a batch beside the outputs."""
-        twins = ("scan", "report") if self.mask_twins else ()
-        return twins + (("normal",) if self.normal_share else ())
+        twins = ("scan", "report") if self.mask_twins and self.reads_texts else ()
+        normal = ("normal",) if self.normal_share and self.reads_texts else ()
+        return twins + normal + (("labels",) if self.reads_labels else ())
+
+    @property
+    def reads_texts(self) -> bool:
+        """Whether images are compared with the reports of the batch."""
+        return self.name in LOSSES
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the model needs a classifier."""
+        return self.name == "labels" or self.label_weight > 0
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether it reads each label of the training volumes."""
+        return self.classifies or self.name == "prompts"
 
 
 def softmax_loss(texts: Sums, images: Sums, share: float) -> Float[Array, ""]:
@@ -94,11 +118,12 @@ def make_loss(config: LossConfig, mesh: Mesh | None = None) -> LossFn:
     """Returns (outputs, batch) -> (loss, metrics); with `config.rows` it is cut over `mesh`.
 
     The batch holds `config.columns`: `scan` and `report` int32, equal where these are the same, and
-    `normal` bool, (b) each.
+    `normal` bool, (b) each; `labels` int8 (b labels).
     """
 
-    def loss_fn(outputs: Outputs, batch: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
-        text, image = _sides(outputs, {name: batch[name] for name in config.columns})
+    def contrast(outputs: Outputs, batch: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
+        pairs = {name: batch[name] for name in config.columns if name != "labels"}
+        text, image = _sides(outputs, pairs)
         scalars = {name: outputs[name] for name in ("temperature", "bias") if name in outputs}
         if config.rows:
             texts, images = ring_sums(text, image, scalars, rows=config.rows, mesh=mesh)
@@ -107,6 +132,24 @@ def make_loss(config: LossConfig, mesh: Mesh | None = None) -> LossFn:
         loss = LOSSES[config.name](texts, images, config.normal_share)
         hits = jnp.mean(texts["own"] >= texts["rival"])
         return loss, {"text_to_image_accuracy": hits, "temperature": outputs["temperature"]}
+
+    def classify(outputs: Outputs, batch: dict[str, Array]) -> Array:
+        weights = config.positive_weights
+        return classifier_loss(outputs["logits"], batch["labels"], positive_weights=weights)
+
+    def loss_fn(outputs: Outputs, batch: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
+        if config.name == "labels":
+            return classify(outputs, batch), {}
+        if config.name == "prompts":
+            temperature = outputs["temperature"]
+            prompts = outputs["prompts"].reshape(-1, 2, outputs["prompts"].shape[-1])
+            loss = prompt_loss(outputs["image"], prompts, batch["labels"], temperature=temperature)
+            return loss, {"temperature": temperature}
+        loss, metrics = contrast(outputs, batch)
+        if config.label_weight:
+            metrics["label_loss"] = classify(outputs, batch)
+            loss += config.label_weight * metrics["label_loss"]
+        return loss, metrics
 
     return loss_fn
 

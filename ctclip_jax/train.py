@@ -11,49 +11,26 @@ from pathlib import Path
 
 import grain
 import jax
-import numpy as np
 from clu import parameter_overview
 from jax.profiler import StepTraceAnnotation
 
-from ctclip_jax import api, trees
-from ctclip_jax.accelerators import accelerator_of
-from ctclip_jax.checkpoints import Checkpointer, check_shapes
-from ctclip_jax.checks import check_config, check_shards
+from ctclip_jax import trees
+from ctclip_jax.checkpoints import Checkpointer
 from ctclip_jax.config import TrainConfig
-from ctclip_jax.evaluators.in_training import Evaluation
 from ctclip_jax.exports import save_export
-from ctclip_jax.flops import step_flops
 from ctclip_jax.metric_writer import MetricWriter
 from ctclip_jax.preemption import Preempted, Preemption
 from ctclip_jax.profiling import ProfileWindow
-from ctclip_jax.shapes import Variables
-from ctclip_jax.sharding import local_batch_size, make_mesh, state_shardings
-from ctclip_jax.step_log import StepLog
-from ctclip_jax.text_warmup import warm_up
+from ctclip_jax.run import Run, build, loader_layout, make_evaluation, make_loader, make_log
+from ctclip_jax.start import initial_variables, volume_latents
 from ctclip_jax.train_step import (
-    Learner,
     abstract_state,
-    make_learner,
     make_train_step,
     new_state,
     variables_of,
 )
-from data_pipelines import loader
 from data_pipelines.errors import InputError
 from data_pipelines.files import write_text
-from data_pipelines.shards import preparation
-from data_pipelines.text_pairs import text_pair_loader
-from data_pipelines.tokenizers import Tokenizer, load_tokenizer
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """What does not change during a run."""
-
-    config: TrainConfig
-    workdir: Path
-    learner: Learner
-    tokenizer: Tokenizer
 
 
 def train(config: TrainConfig, workdir: Path) -> None:
@@ -67,8 +44,10 @@ def train(config: TrainConfig, workdir: Path) -> None:
     """
     run = build(config, workdir)
     try:
-        with Preemption() as preemption, contextlib.closing(make_loader(run)) as batches:
-            state = run_steps(run, batches, preemption)
+        with Preemption() as preemption:
+            latents = volume_latents(run, preemption)
+            with contextlib.closing(make_loader(run, latents=latents)) as batches:
+                state = run_steps(run, batches, preemption)
             export(state, run)
     except Preempted as where:
         if jax.process_index() == 0:
@@ -126,23 +105,6 @@ def run_steps(run: Run, batches: grain.DatasetIterator, preemption: Preemption) 
             profile.stop(step, state)
 
 
-def make_log(run: Run, writer: MetricWriter) -> StepLog:
-    """Returns the log of the steps, which knows what they compute and what the device could."""
-    config = run.config
-    accelerator = accelerator_of(jax.devices()[0].device_kind)
-    return StepLog(
-        writer,
-        name="step",
-        unit="volumes",
-        steps=config.steps,
-        batch_size=config.batch_size,
-        log_every=config.log_every,
-        step_flops=step_flops(config),
-        peak_flops=accelerator and accelerator.bf16_flops,
-        max_skipped=config.max_skipped,
-    )
-
-
 def is_saved(step: int, config: TrainConfig) -> bool:
     """Whether a checkpoint is due after `step`."""
     due = step % config.checkpoint.every == 0 or step == config.steps
@@ -155,15 +117,6 @@ def is_evaluated(step: int, config: TrainConfig) -> bool:
     return every > 0 and step > 0 and (step % every == 0 or step == config.steps)
 
 
-def build(config: TrainConfig, workdir: Path) -> Run:
-    """Returns the parts of a run, checked against each other."""
-    check_shards(config)
-    tokenizer = load_tokenizer(config.data.tokenizer_path)
-    mesh = make_mesh(config.mesh)
-    check_config(config, tokenizer=tokenizer, mesh=mesh)
-    return Run(config, workdir, make_learner(config, mesh), tokenizer)
-
-
 def write_config(run: Run) -> None:
     """Writes WORKDIR/config.json: what the newest run there was started with."""
     if jax.process_index() == 0:
@@ -172,60 +125,6 @@ def write_config(run: Run) -> None:
             write_text(run.workdir / "config.json", text + "\n")
         except OSError as error:
             raise InputError(f"{run.workdir}/config.json: not written ({error})") from error
-
-
-def make_loader(run: Run) -> grain.DatasetIterator:
-    """Returns this process's batches of volumes and reports, without end."""
-    config = run.config
-    data = config.data
-    return loader.train_loader(
-        data.folders,
-        split=data.split,
-        texts=data.text_choice,
-        tokenizer=run.tokenizer,
-        max_length=data.max_length,
-        batch_size=local_batch_size(config.batch_size // config.micro_batches, run.learner.mesh),
-        seed=config.seed,
-        weights=data.weights,
-        one_per_scan=data.one_per_scan,
-        shift=data.shift,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        workers=data.workers,
-        ahead=config.micro_batches,
-    )
-
-
-def make_evaluation(run: Run) -> Evaluation | None:
-    """Returns the evaluation inside the run; None if the config wants none."""
-    if not run.config.evaluation.every:
-        return None
-    model, mesh = run.learner.model, run.learner.mesh
-    return Evaluation(run.config, model=model, mesh=mesh, tokenizer=run.tokenizer)
-
-
-def loader_layout(config: TrainConfig) -> dict[str, int | str | list]:
-    """Returns what must stay the same for a saved loader position to mean the same volumes.
-
-    The position is that of one stream of examples over all processes, cut into batches of
-    `batch_size`: the devices, the mesh and the size of micro-batches may change, and without
-    workers the number of processes too. With workers neither processes nor micro-batches may: each
-    worker cuts batches from a share of its process's share of the stream.
-    """
-    by_workers = {"micro_batch_size": config.micro_batch_size} if config.data.workers else {}
-    return {
-        **by_workers,
-        "split": config.data.split,
-        "cases": [
-            preparation(folder, config.data.split)["cases_sha256"] for folder in config.data.folders
-        ],
-        "weights": list(config.data.weights),
-        "one_per_scan": config.data.one_per_scan,
-        "processes": jax.process_count(),
-        "workers": config.data.workers,
-        "batch_size": config.batch_size,
-        "seed": config.seed,
-    }
 
 
 def start_or_continue(
@@ -241,59 +140,6 @@ def start_or_continue(
     return state
 
 
-def initial_variables(run: Run, preemption: Preemption) -> Variables:
-    """Returns random or given weights, the text tower warmed up if the config says so."""
-    config, model, mesh = run.config, run.learner.model, run.learner.mesh
-    abstract = model.abstract_variables()
-    shardings = state_shardings(abstract, mesh)
-    if config.init_from:
-        given = jax.device_get(api.load(config.init_from).variables)
-        if config.model.logit_bias is not None:  # which the published weights lack
-            given["params"].setdefault("logit_bias", np.float32(config.model.logit_bias))
-        check_shapes(Path(config.init_from), given, abstract)
-        variables = jax.device_put(given, shardings)
-    else:
-        variables = jax.jit(model.init, out_shardings=shardings)(jax.random.key(config.seed))
-    return warm_up_text(variables, run, preemption) if config.text_warmup.steps else variables
-
-
-def warm_up_text(variables: Variables, run: Run, preemption: Preemption) -> Variables:
-    """Returns `variables` after the stage of config.text_warmup; metrics in WORKDIR/text_warmup."""
-    config, warmup = run.config, run.config.text_warmup
-    model, mesh = run.learner.model, run.learner.mesh
-    pairs = text_pair_loader(
-        config.data.folders,
-        split=config.data.split,
-        tokenizer=run.tokenizer,
-        max_length=warmup.max_length,
-        batch_size=local_batch_size(warmup.batch_size, mesh),
-        # Every process draws from all reports, in an order of its own.
-        seed=config.seed + jax.process_index(),
-    )
-    folder = run.workdir / "text_warmup"
-    writer = MetricWriter(folder, step=0, writes=jax.process_index() == 0)
-    log = StepLog(
-        writer,
-        name="text warm-up",
-        unit="reports",
-        steps=warmup.steps,
-        batch_size=warmup.batch_size,
-        log_every=config.log_every,
-    )
-    key = jax.random.key(config.seed)
-    with contextlib.closing(pairs), contextlib.closing(writer):
-        return warm_up(
-            variables,
-            pairs,
-            model=model,
-            config=warmup,
-            key=key,
-            mesh=mesh,
-            log=log,
-            preemption=preemption,
-        )
-
-
 def export(state: dict, run: Run) -> None:
     """Writes the weights alone, for `ctclip_jax.load`, to WORKDIR/export."""
     save_export(
@@ -302,6 +148,7 @@ def export(state: dict, run: Run) -> None:
         config={
             "model": dataclasses.asdict(run.config.model),
             **run.config.evaluation.reading,
+            "label_informed": run.config.label_informed,
         },
         tokenizer=run.config.data.tokenizer_path,
     )

@@ -9,8 +9,8 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from ctclip_jax import trees
-from ctclip_jax.config import TrainConfig
+from ctclip_jax import lora, trees
+from ctclip_jax.config import PROMPT_TOKENS, TrainConfig
 from ctclip_jax.gradient_cache import CachedStep
 from ctclip_jax.losses import LossFn, make_loss
 from ctclip_jax.models import vector_quantizer
@@ -31,29 +31,40 @@ from ctclip_jax.sharding import (
     state_shardings,
     with_shardings,
 )
+from data_pipelines.reports import LABELS, prompt_text
+from data_pipelines.tokenizers import Tokenizer
 
 TrainStep = PlainStep | CachedStep
+TOKENS = ("input_ids", "attention_mask")
 
 
 @dataclasses.dataclass(frozen=True)
 class Learner:
-    """What a step is made of; `make_learner` makes it of a config."""
+    """What a step is made of; `make_learner` makes it of a config.
+
+    `prompts` are the tokens of config.loss.prompts for every label, (labels 2, l) each.
+    """
 
     config: TrainConfig
     mesh: Mesh
     model: CTCLIP
     loss_fn: LossFn
     optimizer: optax.GradientTransformation
+    prompts: dict[str, np.ndarray]
 
 
-def make_learner(config: TrainConfig, mesh: Mesh) -> Learner:
-    """Returns the parts of the step that `config` describes, on `mesh`."""
+def make_learner(config: TrainConfig, mesh: Mesh, tokenizer: Tokenizer | None = None) -> Learner:
+    """Returns the parts of the step that `config` describes, on `mesh`.
+
+    Without a tokenizer the step has its shapes, but prompts of nothing.
+    """
     return Learner(
         config=config,
         mesh=mesh,
         model=CTCLIP(config.model),
         loss_fn=make_loss(config.loss, mesh),
         optimizer=make_optimizer(config.optim, config.steps),
+        prompts=_prompts(config, tokenizer),
     )
 
 
@@ -75,8 +86,8 @@ def abstract_state(learner: Learner) -> dict:
 
 
 def variables_of(state: dict) -> Variables:
-    """Returns what is evaluated and exported: the averaged weights where there are any."""
-    params = trees.overlay(state["params"], state.get("ema", {}))
+    """Returns what is evaluated and exported: averaged weights if there are any, no adapters."""
+    params = lora.merged(trees.overlay(state["params"], state.get("ema", {})))
     return {"params": params, "codebook": state["codebook"]}
 
 
@@ -97,19 +108,23 @@ def make_train_step(learner: Learner, batch: dict | None = None) -> TrainStep:
 def abstract_batch(learner: Learner) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns shapes, dtypes and shardings of a (micro-)batch over all devices."""
     config = learner.config
-    size, image = config.batch_size // config.micro_batches, config.model.image
-    texts = (config.data.texts,) if config.data.texts > 1 else ()
-    tokens = (*texts, config.data.max_length)
+    data, image, loss = config.data, config.model.image, config.loss
+    texts = (data.texts,) if data.texts > 1 else ()
+    tokens = {name: ((*texts, data.max_length), np.int32) for name in TOKENS}
     columns = {
-        "image": ((image.frames, *image.image_size), np.int16),
-        "input_ids": (tokens, np.int32),
-        "attention_mask": (tokens, np.int32),
+        **(
+            {"latent": ((config.model.dim_latent,), np.float32)}
+            if data.frozen_latents
+            else {"image": ((image.frames, *image.image_size), np.int16)}
+        ),
+        **(tokens if loss.reads_texts else {}),
         "scan": ((), np.int32),
         "report": ((), np.int32),
         "normal": ((), np.bool_),
+        **({"labels": ((len(LABELS),), np.int8)} if loss.reads_labels else {}),
         "seed": ((), np.int32),
     }
-    sharding = batch_sharding(learner.mesh)
+    size, sharding = config.batch_size // config.micro_batches, batch_sharding(learner.mesh)
     return {
         name: jax.ShapeDtypeStruct((size, *shape), dtype, sharding=sharding)
         for name, (shape, dtype) in columns.items()
@@ -118,12 +133,14 @@ def abstract_batch(learner: Learner) -> dict[str, jax.ShapeDtypeStruct]:
 
 def make_objective(learner: Learner) -> Objective:
     """Returns the step as pure functions."""
+    model, loss = learner.config.model, learner.config.loss
+    drops = loss.classifies and model.classifier_dropout > 0
     return Objective(
         split=lambda state: trained_of(state["params"], learner.config.optim),
         encode=functools.partial(_encode, learner),
         contrast=functools.partial(_contrast, learner),
         update=functools.partial(_update, learner),
-        columns=learner.config.loss.columns,
+        columns=loss.columns + (("seed",) if drops else ()),
     )
 
 
@@ -140,12 +157,26 @@ def dropout_keys(seed: int, seeds: Int[Array, " b"]) -> Key:
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), seeds)
 
 
+def _prompts(config: TrainConfig, tokenizer: Tokenizer | None) -> dict[str, np.ndarray]:
+    if config.loss.name != "prompts":
+        return {}
+    texts = [prompt_text(prompt, label) for label in LABELS for prompt in config.loss.prompts]
+    if tokenizer is None:
+        return {name: np.ones((len(texts), PROMPT_TOKENS), np.int32) for name in TOKENS}
+    ids, mask = tokenizer(texts, config.data.max_length)
+    longest = mask.sum(axis=1).max()
+    return dict(zip(TOKENS, (ids[:, :longest], mask[:, :longest]), strict=True))
+
+
 def _make_state(learner: Learner, variables: Variables) -> dict:
-    trained = trained_of(variables["params"], learner.config.optim)
+    key = jax.random.key(learner.config.seed)
+    params = lora.with_adapters(variables["params"], learner.config.lora, key)
+    trained = trained_of(params, learner.config.optim)
     state = {
         "step": jnp.zeros((), jnp.int32),
         "skipped": jnp.zeros((), jnp.int32),
-        **variables,
+        "params": params,
+        "codebook": variables["codebook"],
         "opt": learner.optimizer.init(trained),
     }
     if learner.config.optim.ema:
@@ -154,9 +185,10 @@ def _make_state(learner: Learner, variables: Variables) -> dict:
 
 
 def _encode(learner: Learner, trained: dict, state: dict, batch: dict[str, Array]):
-    params = gathered(trees.overlay(state["params"], trained), learner.mesh)
+    params = lora.merged(gathered(trees.overlay(state["params"], trained), learner.mesh))
     # A text tower that is frozen has no dropout either.
-    keys = dropout_keys(learner.config.seed, batch["seed"]) if "text" in trained else None
+    learns = lora.learns(trained, "text")
+    keys = dropout_keys(learner.config.seed, batch["seed"]) if learns else None
     return learner.model.encode(
         {"params": params, "codebook": state["codebook"]},
         batch,
@@ -166,8 +198,23 @@ def _encode(learner: Learner, trained: dict, state: dict, batch: dict[str, Array
 
 
 def _contrast(learner: Learner, trained: dict, state: dict, latents: dict, columns: dict):
-    params = trees.overlay(state["params"], trained)
-    return learner.loss_fn(learner.model.outputs(params, latents), columns)
+    params, seed = trees.overlay(state["params"], trained), learner.config.seed
+    keys = dropout_keys(seed, columns["seed"]) if "seed" in columns else None
+    outputs = learner.model.outputs(params, latents, keys=keys)
+    if learner.prompts:
+        outputs["prompts"] = _encode_prompts(learner, params, trained, state)
+    return learner.loss_fn(outputs, columns)
+
+
+def _encode_prompts(learner: Learner, params: dict, trained: dict, state: dict):
+    """Once for the whole batch; with dropout of the step, if the text tower learns."""
+    count = len(learner.prompts["input_ids"])
+    keys = None
+    if lora.learns(trained, "text"):
+        step = jax.random.fold_in(jax.random.key(learner.config.seed), state["step"])
+        keys = jax.random.split(step, count)
+    variables = {"params": lora.merged(gathered(params, learner.mesh))}
+    return learner.model.encode_text(variables, **learner.prompts, keys=keys)
 
 
 def _update(
@@ -182,7 +229,8 @@ def _update(
         trained["temperature"] = jnp.minimum(trained["temperature"], highest)
     codebook = state["codebook"]
     # The codebook moves without a gradient, but it belongs to the image tower.
-    if trees.match_rules(config.optim.rules, ["image/codebook"], default=1.0)["image/codebook"]:
+    name = "image/codebook"
+    if statistics and trees.match_rules(config.optim.rules, [name], default=1.0)[name]:
         codebook = model.move_codebook(codebook, statistics)
     after = state | {
         "params": trees.overlay(state["params"], trained),
@@ -201,7 +249,7 @@ def _update(
     metrics = {
         "loss": loss,
         **metrics,
-        **vector_quantizer.usage(after["codebook"], statistics),
+        **(vector_quantizer.usage(after["codebook"], statistics) if statistics else {}),
         "gradient_norm": norm,
         "learning_rate": learning_rate(config.optim, config.steps)(
             state["step"] - state["skipped"]

@@ -3,47 +3,32 @@
 A batch is a dict of numpy arrays: `image` int16 (B, F, H, W) in steps of 1/16 HU; in training
 `input_ids` and `attention_mask` int32 (B, L), or (B, K, L) with K texts of a volume, and (B,) of
 the volume: `scan` and `report` int32, equal for the same scan and for reports of the same words,
-`normal` (all labels are known and absent), `seed` int32, drawn anew each time; in evaluation `row`,
+`normal` (all labels are known and absent), `seed` int32, drawn anew each time; where asked for
+`labels` int8 (B, labels), and `latent` float32 (B, D) in place of `image`; in evaluation `row`,
 that of `shards.read_reports`.
-
-Records are read and tokenized ahead by threads, their volumes still compressed, and decompressed
-side by side straight into the batch, one batch ahead. A process holds three batches at most (in
-use, ahead, being filled), and AHEAD * THREADS compressed volumes beside them.
 """
 
 import dataclasses
-import functools
-import math
-import os
-import signal
-import threading
-import time
 import zlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import grain
 import numpy as np
 from etils import epath
 
-from data_pipelines import memory, shards
+from data_pipelines import shards
+from data_pipelines.batches import Compressed, batches
 from data_pipelines.errors import InputError
-from data_pipelines.shards import Record, ShardSource, decompress
+from data_pipelines.shards import Record, ShardSource
 from data_pipelines.texts import TextChoice
 from data_pipelines.tokenizers import Tokenizer
-from data_pipelines.volumes import STEPS_PER_HU
-
-Batch = dict[str, np.ndarray]
-
-THREADS = min(os.cpu_count(), 16)
-AHEAD = 2
 
 
 def train_loader(
     folders: Sequence[epath.PathLike],
     *,
     split: str,
-    texts: TextChoice,
+    texts: TextChoice | None,
     tokenizer: Tokenizer,
     max_length: int,
     batch_size: int,
@@ -51,6 +36,8 @@ def train_loader(
     weights: Sequence[float] = (),
     one_per_scan: bool = False,
     shift: int = 0,
+    labels: bool = False,
+    latents: Sequence[np.ndarray] = (),
     process_index: int = 0,
     process_count: int = 1,
     workers: int = 0,
@@ -60,10 +47,12 @@ def train_loader(
 
     Every epoch of a folder has all of its volumes in another order, or with `one_per_scan` one
     random reconstruction of each scan; the processes share it, none sees what another sees. Several
-    folders are mixed by `weights`. The text is drawn by `texts`. `shift` moves each volume by up to
-    so many voxels along every axis. The same arguments give the same batches; `get_state` and
-    `set_state` resume at any batch. `workers` are processes beside this one, 0 for threads alone.
-    So many batches are made `ahead` (by each of the workers).
+    folders are mixed by `weights`. The text is drawn by `texts`, None for none. `shift` moves each
+    volume by up to so many voxels along every axis. With `labels` they are in the batch. `latents`
+    of each folder (n, d), in the order of `shards.read_reports`, stand for its volumes. The same
+    arguments give the same batches; `get_state` and `set_state` resume at any batch. `workers` are
+    processes beside this one, 0 for threads alone. So many batches are made `ahead` (by each of the
+    workers).
     Raises InputError if this process would see no record, if there is no report, for volumes of
     different grids, or for a mixture or a shift that cannot be made.
     """
@@ -72,11 +61,14 @@ def train_loader(
     if weights and (len(weights) != len(folders) or min(weights) <= 0):
         raise InputError(f"weights: {tuple(weights)} of {len(folders)} folders, each above 0")
     geometry = common_geometry(folders, split)
-    sources = [shards.read(folder, split) for folder in folders]
+    rows_of = [shards.read_reports(folder, split) for folder in folders]
+    if latents:
+        sources = [_Encoded(*each) for each in zip(rows_of, latents, strict=True)]
+    else:
+        sources = [shards.read(folder, split) for folder in folders]
     groups = []
-    for folder in folders:
-        rows = shards.read_reports(folder, split)
-        if not any(row["findings"] or row["impressions"] for row in rows):
+    for folder, rows in zip(folders, rows_of, strict=True):
+        if texts and not any(row["findings"] or row["impressions"] for row in rows):
             raise InputError(f"{folder}: no volume of {split} has a report")
         groups.append(_groups(rows, one_per_scan=one_per_scan))
         if len(groups[-1]) < process_count:
@@ -87,11 +79,11 @@ def train_loader(
         for k, (group, s) in enumerate(zip(groups, seeds, strict=True))
     ]
     mixed = grain.MapDataset.mix(streams, weights or [len(group) for group in groups])
-    example = _TrainExample(sources, texts, tokenizer, max_length, shift)
+    example = _TrainExample(sources, texts, tokenizer, max_length, shift, labels)
     # Divided last: a volume's text and shift are the same for any number of processes.
     examples = mixed.seed(seed).random_map(example)
     mine = examples[process_index::process_count]
-    return _batches(mine, batch_size, geometry=geometry, workers=workers, ahead=ahead)
+    return batches(mine, batch_size, geometry=geometry, workers=workers, ahead=ahead)
 
 
 def moved(state: dict, before: int, now: int) -> dict:
@@ -122,7 +114,7 @@ def eval_loader(
         rows, batch_size=batch_size, process_index=process_index, process_count=process_count
     )
     mine = grain.MapDataset.source(mine).map(_EvalExample(source))
-    return _batches(mine, batch_size, geometry=common_geometry([folder], split))
+    return batches(mine, batch_size, geometry=common_geometry([folder], split))
 
 
 def share(
@@ -152,14 +144,6 @@ def common_geometry(folders: Sequence[epath.PathLike], split: str) -> dict:
     return found[0]
 
 
-def shifted(volume: np.ndarray, offsets: Sequence[int], *, air: int) -> np.ndarray:
-    """The volume moved by so many voxels along each axis; what comes in is `air`."""
-    widths = [(max(by, 0), max(-by, 0)) for by in offsets]
-    padded = np.pad(volume, widths, constant_values=air)
-    starts = [max(-by, 0) for by in offsets]
-    return padded[tuple(slice(i, i + n) for i, n in zip(starts, volume.shape, strict=True))]
-
-
 def _groups(rows: Sequence[dict], *, one_per_scan: bool) -> list[np.ndarray]:
     """The records among which an epoch chooses one: those of a scan, or each by itself."""
     scans = [(row["patient"], row["scan"]) for row in rows]
@@ -182,33 +166,53 @@ class _Pick(grain.transforms.RandomMap):
 
 
 @dataclasses.dataclass(frozen=True)
+class _Encoded:
+    """Latents of the volumes of a split in the place of its records."""
+
+    rows: Sequence[dict]
+    latents: np.ndarray
+
+    def compressed(self, index: int) -> Record:
+        return self.rows[index] | {"latent": self.latents[index]}
+
+
+@dataclasses.dataclass(frozen=True)
 class _TrainExample(grain.transforms.RandomMap):
     """(folder, record) -> the record tokenized, its volume compressed."""
 
-    sources: Sequence[ShardSource]
-    texts: TextChoice
+    sources: Sequence[ShardSource | _Encoded]
+    texts: TextChoice | None
     tokenizer: Tokenizer
     max_length: int
     shift: int
+    labels: bool
 
     def random_map(self, where: tuple[int, int], rng: np.random.Generator) -> Record:
         folder, index = where
         record = self.sources[folder].compressed(index)
-        labels = record["labels"]
+        labels = np.asarray(record["labels"], np.int8)
+        tokens = self._tokens(record, rng) if self.texts else {}
+        offsets = rng.integers(-self.shift, self.shift, 3, endpoint=True) if self.shift else ()
+        if "latent" in record:
+            volume = {"latent": record["latent"]}
+        else:
+            volume = {"image": Compressed(record, tuple(offsets))}
+        return {
+            **volume,
+            **tokens,
+            "scan": _fingerprint(record["patient"], record["scan"]),
+            "report": _fingerprint(record["findings"], record["impressions"]),
+            "normal": np.array(labels.size > 0 and not np.any(labels)),
+            **({"labels": labels} if self.labels else {}),
+            "seed": rng.integers(2**31, dtype=np.int32),
+        }
+
+    def _tokens(self, record: Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
         drawn = self.texts.draw(record["findings"], record["impressions"], rng=rng)
         ids, mask = self.tokenizer(drawn, self.max_length)
         if self.texts.texts == 1:
             ids, mask = ids[0], mask[0]
-        offsets = rng.integers(-self.shift, self.shift, 3, endpoint=True) if self.shift else ()
-        return {
-            "image": _Compressed(record, tuple(offsets)),
-            "input_ids": ids,
-            "attention_mask": mask,
-            "scan": _fingerprint(record["patient"], record["scan"]),
-            "report": _fingerprint(record["findings"], record["impressions"]),
-            "normal": np.array(labels.size > 0 and not np.any(labels)),
-            "seed": rng.integers(2**31, dtype=np.int32),
-        }
+        return {"input_ids": ids, "attention_mask": mask}
 
 
 def _fingerprint(*texts: str) -> np.int32:
@@ -221,75 +225,4 @@ class _EvalExample(grain.transforms.Map):
     source: ShardSource
 
     def map(self, row: int) -> Record:
-        return {"image": _Compressed(self.source.compressed(max(row, 0))), "row": np.array(row)}
-
-
-@dataclasses.dataclass(frozen=True)
-class _Compressed:
-    """A volume that is still to be decompressed, and moved."""
-
-    record: Record
-    offsets: tuple[int, ...] = ()
-
-    def write(self, out: np.ndarray) -> None:
-        """Writes the volume into `out`."""
-        steps = int(self.record["steps_per_hu"])
-        decompress(self.record["volume"], out.shape, steps_per_hu=steps, out=out)
-        if any(self.offsets):
-            air = round(float(self.record["window"][0]) * STEPS_PER_HU)
-            out[:] = shifted(out, self.offsets, air=air)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Assemble:
-    """Examples -> a batch, whose volumes are decompressed side by side into their places."""
-
-    shape: tuple[int, int, int]
-
-    def __call__(self, examples: Sequence[Record]) -> Batch:
-        shape = (len(examples), *self.shape)
-        memory.expect_blocks(2 * math.prod(shape))  # workers assemble in processes of their own
-        images = np.empty(shape, np.int16)
-        volumes = [example["image"] for example in examples]
-        list(_threads().map(_Compressed.write, volumes, images))
-        names = [name for name in examples[0] if name != "image"]
-        return {"image": images} | {n: np.stack([each[n] for each in examples]) for n in names}
-
-
-@functools.cache
-def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(THREADS, thread_name_prefix="decompress")
-
-
-def _batches(
-    examples: grain.MapDataset, batch_size: int, *, geometry: dict, workers: int = 0, ahead: int = 1
-) -> grain.DatasetIterator:
-    shape = tuple(geometry["shape"])
-    memory.expect_blocks(2 * batch_size * math.prod(shape))
-    batches = examples.to_iter_dataset(read_options()).batch(
-        batch_size, drop_remainder=True, batch_fn=_Assemble(shape)
-    )
-    if workers:
-        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=ahead)
-        return iter(batches.mp_prefetch(options, _outlive_sigterm))
-    return iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=ahead))
-
-
-def _outlive_sigterm(worker: int, workers: int) -> None:
-    """Schedulers tell every process of a job to stop; the training, which may need more batches to
-    come to its end, stops its workers itself. One that was killed cannot: they end without it."""
-    del worker, workers
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
-
-
-def read_options() -> grain.ReadOptions:
-    """As many threads as cores, and few elements ahead."""
-    # grain's own default of 500 ahead would be 500 volumes.
-    return grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=AHEAD * THREADS)
+        return {"image": Compressed(self.source.compressed(max(row, 0))), "row": np.array(row)}

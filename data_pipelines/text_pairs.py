@@ -14,8 +14,8 @@ import numpy as np
 from etils import epath
 from sklearn.feature_extraction.text import TfidfVectorizer
 
+from data_pipelines.batches import Batch, read_options
 from data_pipelines.errors import InputError
-from data_pipelines.loader import Batch, read_options
 from data_pipelines.reports import given_parts, split_sentences
 from data_pipelines.shards import read_reports
 from data_pipelines.tokenizers import Tokenizer

@@ -15,9 +15,11 @@ CODES, DECAY = 16, 0.8
 
 @dataclasses.dataclass(frozen=True)
 class FakeCLIP:
-    """`image` is (b t 6) tokens, `input_ids` (b 4) or (b k 4) features; dropout acts on text."""
+    """`image` is (b t 6) tokens, `input_ids` (b 4) or (b k 4) features; dropout acts on text and on
+    the latents that a classifier of `labels` reads."""
 
     logit_bias: float | None = None
+    labels: int = 0
 
     def init(self) -> Variables:
         rng = np.random.default_rng(0)
@@ -30,6 +32,8 @@ class FakeCLIP:
         }
         if self.logit_bias is not None:
             params["logit_bias"] = jnp.float32(self.logit_bias)
+        if self.labels:
+            params["classifier"] = {"kernel": draw(3, self.labels), "bias": draw(self.labels)}
         codebook = vector_quantizer.init(jax.random.key(0), codes=CODES, dim=8)
         return {"params": params, "codebook": codebook}
 
@@ -38,20 +42,30 @@ class FakeCLIP:
 
     def encode(self, variables, batch, *, keys, quantize) -> tuple[dict[str, Array], dict]:
         params, codebook = variables["params"], variables["codebook"]
+        latents = {}
+        if "input_ids" in batch:
+            latents["text"] = self.encode_text(variables, batch["input_ids"], None, keys=keys)
+        if "latent" in batch:
+            return latents | {"image": batch["latent"]}, {}
         tokens = jnp.tanh(batch["image"] @ params["image"]["blocks"]["up"]["kernel"].sum(axis=0))
         indices = vector_quantizer.nearest(tokens, codebook)
         codes = vector_quantizer.lookup(indices, codebook)
         mixed = vector_quantizer.straight_through(tokens, codes, quantize)
-        ids = batch["input_ids"]
-        text = dropout(ids, 0.3, keys).reshape(-1, ids.shape[-1]) @ params["text"]["kernel"]
-        latents = {
-            "image": l2_normalize(mixed.mean(axis=1) @ params["image_projection"]["kernel"]),
-            "text": l2_normalize(text),
-        }
+        projected = mixed.mean(axis=1) @ params["image_projection"]["kernel"]
+        latents["image"] = l2_normalize(projected)
         return latents, vector_quantizer.statistics(tokens, indices, codes=CODES)
 
-    def outputs(self, params, latents) -> dict[str, Array]:
+    def encode_text(self, variables, input_ids, attention_mask, *, keys=None) -> Array:
+        del attention_mask
+        kernel = variables["params"]["text"]["kernel"]
+        flat = dropout(input_ids, 0.3, keys).reshape(-1, input_ids.shape[-1])
+        return l2_normalize(flat @ kernel)
+
+    def outputs(self, params, latents, *, keys=None) -> dict[str, Array]:
         outputs = {**latents, "temperature": jnp.exp(params["temperature"])}
+        if "classifier" in params:
+            kernel, bias = params["classifier"]["kernel"], params["classifier"]["bias"]
+            outputs["logits"] = dropout(latents["image"], 0.3, keys) @ kernel + bias[None]
         return outputs | ({"bias": params["logit_bias"]} if "logit_bias" in params else {})
 
     def move_codebook(self, codebook, statistics):
@@ -70,5 +84,6 @@ def fake_batch(volumes: int, texts: int = 1, seed: int = 0) -> dict[str, np.ndar
         "scan": scan,
         "report": scan,
         "normal": scan % 4 == 1,
+        "labels": rng.integers(-1, 2, (volumes, 18)).astype(np.int8),
         "seed": rng.integers(2**31, size=volumes, dtype=np.int32),
     }

@@ -1,21 +1,27 @@
 """Every experiment: complete, and with :smoke it trains on shards of noise; every protocol."""
 
+import ast
 import dataclasses
+import json
+import re
 import runpy
 from pathlib import Path
 
+import jax
 import pytest
 
 from ctclip_jax.config import TrainConfig, from_dict
 from ctclip_jax.evaluators.protocol import ProtocolConfig
 from ctclip_jax.evaluators.zero_shot import prompt_texts
-from ctclip_jax.models.ct_clip import CTCLIPConfig
+from ctclip_jax.exports import save_export
+from ctclip_jax.models.ct_clip import CTCLIP, CTCLIPConfig
 from ctclip_jax.train import train
 from tests.tiny_run import write_tiny_shards
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 PROTOCOL = CONFIGS / "evaluation.py"
 FILES = sorted(set(CONFIGS.glob("*.py")) - {PROTOCOL})
+LABEL_INFORMED = ("class_fine", "label_informed", "supervised", "vocab_fine")
 
 
 def experiment(file: Path, variant: str, **changes) -> TrainConfig:
@@ -29,17 +35,43 @@ def shards(tmp_path_factory) -> Path:
     return write_tiny_shards(tmp_path_factory.mktemp("shards"), shape=(24, 48, 48))
 
 
+@pytest.fixture(scope="module")
+def start(shards, tmp_path_factory) -> Path:
+    """An export to start from, of ct_clip:smoke."""
+    config = experiment(CONFIGS / "ct_clip.py", "smoke").model
+    variables = jax.jit(CTCLIP(config).init)(jax.random.key(0))
+    export = tmp_path_factory.mktemp("start") / "export"
+    described = {"model": dataclasses.asdict(config), "max_length": 32}
+    save_export(export, variables, config=described, tokenizer=shards / "tokenizer.model")
+    return export
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_smoke_trains(file, shards, tmp_path):
+def test_smoke_trains(file, shards, start, tmp_path):
     changes = {"data.shards": str(shards), "data.tokenizer": "", "steps": 1}
-    train(experiment(file, "smoke", **changes), tmp_path)
-    assert (tmp_path / "export" / "config.json").exists()
+    if "--config.init_from" in file.read_text():
+        changes["init_from"] = str(start)
+    config = experiment(file, "smoke", **changes)
+    train(config, tmp_path)
+    described = json.loads((tmp_path / "export" / "config.json").read_text())
+    assert described["label_informed"] == (file.stem in LABEL_INFORMED)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_full_experiment_is_complete_and_has_a_model(file):
     config = experiment(file, "")
     assert config.steps > 1000
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_the_header_has_the_command(file):
+    header = ast.get_docstring(ast.parse(file.read_text()))
+    (command,) = re.findall(r"python main\.py ((?:--\S+(?: \\\n)?\s*)+)", header)
+    flags = dict(re.findall(r"--(\S+?)=(\S+)", command))
+    assert flags.pop("config") == f"configs/{file.name}"
+    assert flags.pop("workdir")
+    config = runpy.run_path(str(file))["get_config"]()
+    config.update_from_flattened_dict({n.removeprefix("config."): v for n, v in flags.items()})
 
 
 def test_ct_clip_is_the_published_model():
@@ -52,7 +84,7 @@ def test_ct_clip_is_the_published_model():
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_an_unknown_variant_is_named(file):
-    with pytest.raises(ValueError, match="the only variant is 'smoke'"):
+    with pytest.raises(ValueError, match="the (only variant is|variants are) 'smoke'"):
         experiment(file, "smok")
 
 

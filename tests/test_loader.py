@@ -6,8 +6,9 @@ import records
 from absl import flags
 
 from data_pipelines import shards
+from data_pipelines.batches import shifted
 from data_pipelines.errors import InputError
-from data_pipelines.loader import eval_loader, moved, shifted, train_loader
+from data_pipelines.loader import eval_loader, moved, train_loader
 from data_pipelines.reports import split_sentences
 from data_pipelines.texts import TextChoice
 from data_pipelines.tokenizers import load_tokenizer, train_sentencepiece

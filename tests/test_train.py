@@ -18,6 +18,8 @@ import pytest
 from ctclip_jax import train
 from ctclip_jax.exports import load_export
 from ctclip_jax.preemption import Preemption
+from ctclip_jax.run import build, loader_layout
+from ctclip_jax.start import initial_variables
 from data_pipelines.errors import InputError
 from tests.tiny_run import tiny_config, write_tiny_shards
 
@@ -201,8 +203,8 @@ def test_a_checkpoint_of_another_shape_is_one_line(finished, start_main):
 
 def test_training_starts_from_given_weights(finished, shards):
     config = tiny_config(shards, **{"init_from": str(finished / "export"), "text_warmup.steps": 0})
-    run = train.build(config, finished)
-    variables = train.initial_variables(run, Preemption())
+    run = build(config, finished)
+    variables = initial_variables(run, Preemption())
     exported, _ = load_export(finished / "export")
     assert not moved(variables, exported)
     assert variables["params"]["temperature"].sharding.mesh == run.learner.mesh
@@ -211,7 +213,7 @@ def test_training_starts_from_given_weights(finished, shards):
 def test_given_weights_of_another_shape_are_refused(finished, shards):
     config = tiny_config(shards, **{"init_from": str(finished / "export"), "model.dim_latent": 32})
     with pytest.raises(InputError, match="image_projection/kernel is .* in the checkpoint"):
-        train.initial_variables(train.build(config, finished), Preemption())
+        initial_variables(build(config, finished), Preemption())
 
 
 @pytest.mark.parametrize(
@@ -219,7 +221,8 @@ def test_given_weights_of_another_shape_are_refused(finished, shards):
     [
         (
             {"loss.name": "soft"},
-            "config.loss.name: 'soft' is none of softmax, text_to_image, decoupled, sigmoid",
+            "config.loss.name: 'soft' is none of softmax, text_to_image, decoupled, sigmoid,"
+            " labels, prompts",
         ),
         ({"model.dtype": "half"}, "config.model.dtype: 'half' is none of float32, bfloat16"),
         ({"model.remat": "some"}, "config.model.remat: 'some' is none of none, full, dots"),
@@ -303,7 +306,7 @@ def test_the_loaders_position_is_of_these_cases_in_this_order(shards, tmp_path):
     other = write_tiny_shards(tmp_path, shape=(24, 48, 48), volumes=2, cases_sha256="others")
     folders = [str(shards), str(other)]
     layouts = [
-        train.loader_layout(tiny_config(shards, **{"data.shards": ",".join(order)}))
+        loader_layout(tiny_config(shards, **{"data.shards": ",".join(order)}))
         for order in (folders, folders[::-1])
     ]
     assert layouts[0]["cases"] == layouts[1]["cases"][::-1] != layouts[1]["cases"]

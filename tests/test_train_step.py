@@ -20,6 +20,11 @@ from tests.test_ct_clip import ADAM
 from tests.tiny_run import tiny_config
 
 VOLUMES = 16
+FAKE_PROMPTS = {
+    "input_ids": np.random.default_rng(0).normal(size=(36, 4)).astype(np.float32),
+    "attention_mask": np.ones((36, 4), np.int32),
+}
+CLASSIFIER = {"model.labels": 18, "model.classifier_dropout": 0.3}
 
 
 def learner(model=None, devices: int = 8, **changes) -> train_step.Learner:
@@ -29,7 +34,10 @@ def learner(model=None, devices: int = 8, **changes) -> train_step.Learner:
     config = tiny_config(Path("shards"), **(defaults | changes))
     mesh = make_mesh(config.mesh, devices=jax.devices()[:devices])
     made = train_step.make_learner(config, mesh)
-    return dataclasses.replace(made, model=model or FakeCLIP(config.model.logit_bias))
+    fake = FakeCLIP(config.model.logit_bias, config.model.labels)
+    if made.prompts:
+        made = dataclasses.replace(made, prompts=FAKE_PROMPTS)
+    return dataclasses.replace(made, model=model or fake)
 
 
 def run(learner: train_step.Learner, *batches: dict[str, np.ndarray], variables=None):
@@ -186,6 +194,12 @@ CASES = {
         "mesh.fsdp": 8,
     },
     "half quantized": {"quantize_ramp": (0, 10), "mesh.fsdp": 2},
+    "labels": CLASSIFIER
+    | {"loss.name": "labels", "loss.positive_weights": tuple(range(1, 19)), "mesh.fsdp": 4},
+    "labels beside texts": CLASSIFIER | {"loss.label_weight": 0.5, "mesh.fsdp": 2},
+    "prompts": {"loss.name": "prompts", "mesh.fsdp": 4},
+    "adapters": {"lora.rank": 2, "optim.rules": (("^lora/", 1.0), ("", 0.0)), "mesh.fsdp": 2},
+    "prompts, locked text": {"loss.name": "prompts", "optim.rules": (("^text/", 0.0),)},
 }
 
 
@@ -220,6 +234,39 @@ def test_sharded_and_cached_is_plain(case):
     assert_same(gradients(learner(**changes, micro_batch_size=8), batch), plain)
     one_device = {"devices": 1, "mesh.fsdp": 1, "micro_batch_size": 2}
     assert_same(gradients(learner(**changes | one_device), batch), plain)
+
+
+def test_a_linear_probe_moves_the_classifier_alone():
+    rules = {"optim.rules": (("^classifier", 1.0), ("", 0.0)), "loss.name": "labels"}
+    probe, batch = learner(**CLASSIFIER, **rules), fake_batch(VOLUMES)
+    del batch["input_ids"]
+    state, _, norms = run(probe, batch, batch)
+    before = FakeCLIP(labels=18).init()
+    assert moved(state["params"], before["params"]) == set(norms)
+    assert set(norms) == {"classifier/kernel", "classifier/bias"}
+    assert not moved(state["codebook"], before["codebook"])
+
+
+def test_frozen_latents_stand_for_their_volumes():
+    rules = {"optim.rules": (("^classifier", 1.0), ("", 0.0)), "loss.name": "labels"}
+    probe, batch = learner(**CLASSIFIER, **rules), fake_batch(VOLUMES)
+    latents, _ = probe.model.encode(probe.model.init(), batch, keys=None, quantize=1.0)
+    frozen = {name: each for name, each in batch.items() if name not in ("image", "input_ids")}
+    frozen["latent"] = np.asarray(latents["image"])
+    assert_same(gradients(probe, frozen)["gradient"], gradients(probe, batch)["gradient"])
+
+
+def test_prompts_are_encoded_with_dropout_only_if_the_text_tower_learns():
+    prompts = {"loss.name": "prompts"}
+    loss_of = lambda learner, *batches: run(learner, *batches)[1]["loss"]  # noqa: E731
+    batch, still = fake_batch(VOLUMES), {"optim.rules": (("", 0.0),)}
+    # Nothing moves: two steps differ by what is drawn in them.
+    locked = learner(**prompts, **still)
+    assert loss_of(locked, batch) == loss_of(locked, batch, batch)
+    slow = learner(
+        **prompts, **{"optim.rules": (("^image", 0.0), ("^temperature", 0.0), ("", 1e-12))}
+    )
+    assert loss_of(slow, batch) != pytest.approx(loss_of(slow, batch, batch), rel=1e-6)
 
 
 def test_several_cached_steps_are_plain_steps():

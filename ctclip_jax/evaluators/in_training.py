@@ -3,32 +3,28 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
+from jaxtyping import Float
 
+from ctclip_jax import api
 from ctclip_jax.config import TrainConfig
 from ctclip_jax.evaluators import encoding, suite, zero_shot
 from ctclip_jax.evaluators.figures import named_figures
 from ctclip_jax.evaluators.protocol import ProtocolConfig
+from ctclip_jax.evaluators.sharded_encoding import ShardedEncoder
 from ctclip_jax.evaluators.study import Study, from_rows
 from ctclip_jax.metric_writer import MetricWriter
 from ctclip_jax.models.ct_clip import CTCLIP
 from ctclip_jax.shapes import Variables
-from ctclip_jax.sharding import local_batch_size, put_batch
-from data_pipelines import loader, shards
+from data_pipelines import shards
 from data_pipelines.tokenizers import Tokenizer
 
 
 class Evaluation:
-    """Zero-shot detection and retrieval of the weights as they are, on some volumes of a split.
-
-    Every process makes the same calls; each encodes its share and all get all latents.
-    """
+    """Detection and retrieval of the weights as they are, on some volumes of a split."""
 
     def __init__(
         self,
@@ -40,20 +36,16 @@ class Evaluation:
     ):
         """Raises InputError if there is no such split."""
         self._config, self._folder = config.evaluation, config.evaluation_shards
-        self._mesh, self._tokenizer = mesh, tokenizer
+        self._encoder = ShardedEncoder(model, mesh, batch_size=self._config.batch_size)
+        self._tokenizer = tokenizer
         rows = shards.read_reports(self._folder, self._config.split)
         self._chosen = spread(len(rows), self._config.volumes)
         self._rows = [rows[i] for i in self._chosen]
         self._labels = shards.preparation(self._folder, self._config.split)["labels"]
-        self._protocol = ProtocolConfig(prompts=self._config.prompts, resamples=0)
-        self._batch_size = local_batch_size(self._config.batch_size, mesh)
-        self._process = {
-            "process_index": jax.process_index(),
-            "process_count": jax.process_count(),
-        }
-        everywhere = NamedSharding(mesh, P())
-        self._image = jax.jit(functools.partial(_image, model), out_shardings=everywhere)
-        self._text = jax.jit(functools.partial(_text, model), out_shardings=everywhere)
+        self._protocol = ProtocolConfig(
+            prompts=self._config.prompts, scores=self._config.scores, resamples=0
+        )
+        self._source = {"trained_with": "labels"} if config.label_informed else {}
 
     def __call__(self, variables: Variables, *, step: int, writer: MetricWriter) -> float | None:
         """Writes the figures of detection and retrieval, and a line on the terminal.
@@ -73,50 +65,52 @@ class Evaluation:
         return metrics["detection"]["macro"]["auroc"]["value"]
 
     def _study(self, variables: Variables) -> Study:
+        order = np.argsort([row["volume_name"] for row in self._rows], kind="stable")
+        image = self._encoder.volumes(
+            variables, self._folder, split=self._config.split, rows=self._chosen
+        )[order]
+        study = dataclasses.replace(
+            from_rows(
+                self._rows, texts=[""] * len(order), labels=self._labels, source=self._source
+            ),
+            image=image,
+        )
+        if self._protocol.scores == "classifier":
+            # A model that is trained on labels alone knows no texts.
+            classifier = jax.device_get(variables["params"]["classifier"])
+            return dataclasses.replace(study, scores=api.classify(image, **classifier))
+        text = self._encode_reports(variables)[order]
+        return dataclasses.replace(
+            study,
+            scores=self._zero_shot(variables, image),
+            text=text if text.shape[1] else None,
+        )
+
+    def _encode_reports(self, variables: Variables) -> Float[np.ndarray, "n d"]:
         config = self._config
-        encode_texts = functools.partial(self._encode_texts, variables)
         reading = {"report": config.report, "pool_sentences": config.pool_sentences}
         texts = [encoding.texts_of(row, **reading) for row in self._rows]
-        order = np.argsort([row["volume_name"] for row in self._rows], kind="stable")
-        text = encoding.encode_reports(texts, encode_texts=encode_texts)[order]
-        image = self._encode_volumes(variables)[order]
+        return encoding.encode_reports(texts, encode_texts=self._text_encoder(variables))
+
+    def _zero_shot(
+        self, variables: Variables, image: Float[np.ndarray, "n d"]
+    ) -> Float[np.ndarray, "n labels"]:
         prompts = zero_shot.prompt_texts(self._labels, self._protocol)
-        scores = zero_shot.scores(
+        return zero_shot.scores(
             image,
             labels=self._labels,
-            prompts=dict(zip(prompts, encode_texts(prompts), strict=True)),
+            prompts=dict(zip(prompts, self._text_encoder(variables)(prompts), strict=True)),
             temperature=math.exp(variables["params"]["temperature"]),
             protocol=self._protocol,
         )
-        study = from_rows(self._rows, texts=[""] * len(texts), labels=self._labels, source={})
-        return dataclasses.replace(
-            study, scores=scores, image=image, text=text if text.shape[1] else None
+
+    def _text_encoder(self, variables: Variables) -> encoding.EncodeTexts:
+        return functools.partial(
+            self._encoder.texts,
+            variables,
+            tokenizer=self._tokenizer,
+            max_length=self._config.max_length,
         )
-
-    def _encode_volumes(self, variables: Variables) -> np.ndarray:
-        batches = loader.eval_loader(
-            self._folder,
-            split=self._config.split,
-            batch_size=self._batch_size,
-            rows=self._chosen,
-            **self._process,
-        )
-        return encoding.by_row(self._encode(self._image, variables, batches), rows=self._chosen)
-
-    def _encode_texts(self, variables: Variables, texts: Sequence[str]) -> np.ndarray:
-        ids, mask = self._tokenizer(list(texts), self._config.max_length)
-        rows = range(len(texts))
-        mine = loader.share(rows, batch_size=self._batch_size, **self._process)
-        parts = mine.reshape(-1, self._batch_size)
-        batches = ({"input_ids": ids[p], "attention_mask": mask[p], "row": p} for p in parts)
-        return encoding.by_row(self._encode(self._text, variables, batches), rows=rows)
-
-    def _encode(
-        self, encode: Callable, variables: Variables, batches: Iterable[Mapping[str, Any]]
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Rows and latents of the batches of all processes."""
-        for batch in batches:
-            yield jax.device_get(encode(variables, put_batch(batch, self._mesh)))
 
 
 def spread(size: int, count: int) -> list[int]:
@@ -124,11 +118,3 @@ def spread(size: int, count: int) -> list[int]:
     if not 0 < count < size:
         return list(range(size))
     return np.linspace(0, size - 1, count).round().astype(int).tolist()
-
-
-def _image(model: CTCLIP, variables: Variables, batch: dict) -> tuple[jax.Array, jax.Array]:
-    return batch["row"], model.encode_image(variables, batch["image"])
-
-
-def _text(model: CTCLIP, variables: Variables, batch: dict) -> tuple[jax.Array, jax.Array]:
-    return batch["row"], model.encode_text(variables, batch["input_ids"], batch["attention_mask"])

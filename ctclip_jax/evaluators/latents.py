@@ -51,6 +51,7 @@ def describe(model: Model, path: str, *, folder: str, split: str) -> dict[str, A
         "volumes_sha256": hashlib.sha256("".join(written).encode()).hexdigest(),
         "report": model.report,
         "pool_sentences": model.pool_sentences,
+        **({"trained_with": "labels"} if model.label_informed else {}),
         "tokens_sha256": _tokens_fingerprint(model, shards.read_reports(folder, split)),
     }
 

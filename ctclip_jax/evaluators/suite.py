@@ -89,7 +89,8 @@ def headline(metrics: dict[str, Any]) -> str:
     auroc = macro.get("auroc", {})
     over = f" over {macro['labels']} of {macro['of']} labels" if macro else ""
     recall = metrics["retrieval"].get("report_to_volume", {}).get("recall", {}).get("5", {})
-    return f"mean AUROC {_told(auroc)}{over}, report to volume recall@5 {_told(recall)}"
+    informed = "label-informed, " if metrics["source"].get("trained_with") == "labels" else ""
+    return f"{informed}mean AUROC {_told(auroc)}{over}, report to volume recall@5 {_told(recall)}"
 
 
 def _told(figure: dict[str, float | None]) -> str:

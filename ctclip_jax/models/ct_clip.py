@@ -13,7 +13,7 @@ from flax import nnx
 from ctclip_jax.models import seam, vector_quantizer
 from ctclip_jax.models.bert import Bert, BertConfig
 from ctclip_jax.models.ct_vit import CTViT, CTViTConfig
-from ctclip_jax.models.layers import l2_normalize, split_keys, torch_linear_init
+from ctclip_jax.models.layers import dropout, l2_normalize, split_keys, torch_linear_init
 from ctclip_jax.models.vector_quantizer import Codebook, Statistics
 from ctclip_jax.shapes import Array, Float, Int, Key, Num, Variables
 
@@ -24,6 +24,8 @@ class CTCLIPConfig:
 
     `init_temperature` and `logit_bias` are initial values: of the logarithm of the factor on the
     similarities, and of the bias that the sigmoid loss adds to them (None: no such parameter).
+    `labels` are those of a classifier on the image latents (ClassFine, LiPro; 0: none), which in
+    training leaves out `classifier_dropout` of their numbers.
     `dtype` is that of the large matrix products. `remat` (layers.REMAT) says what of a layer is
     computed again for the gradient, `attention` (layers.ATTENTION) what computes that of the image
     tower: neither changes the model.
@@ -34,6 +36,8 @@ class CTCLIPConfig:
     dim_latent: int = 512
     init_temperature: float = 1.0
     logit_bias: float | None = None
+    labels: int = 0
+    classifier_dropout: float = 0.0
     dtype: str = "float32"
     remat: str = "none"
     attention: str = "xla"
@@ -66,6 +70,12 @@ class CTCLIP:
         }
         if config.logit_bias is not None:
             params["logit_bias"] = jnp.array(config.logit_bias, jnp.float32)
+        if config.labels:
+            shape = (config.dim_latent, config.labels)
+            params["classifier"] = {
+                "kernel": dense(jax.random.fold_in(key, 0), shape),
+                "bias": jnp.zeros(config.labels),
+            }
         codebook = vector_quantizer.init(
             keys[4], codes=config.image.codebook_size, dim=config.image.dim
         )
@@ -130,15 +140,46 @@ class CTCLIP:
         keys: Key | None = None,
         quantize: Float[Array, ""] | float = 1.0,
     ) -> tuple[dict[str, Array], Statistics]:
-        """Latents `{'image', 'text'}` in training, and the statistics of the codebook.
+        """Latents `{'image'[, 'text']}` in training, and the statistics of the codebook.
 
-        The ids are (b l), or (b k l) for k texts of each volume, whose latents (b k, d) stand
-        together. `keys` (b), one for each volume, switch dropout on. `quantize` is the weight of
-        the quantized against the plain tokens.
+        A batch with `latent` in place of `image` has been through the image tower: its statistics
+        are {}. Texts may be absent; their ids are (b l), or (b k l) for k texts of each volume,
+        whose latents (b k, d) stand together. `keys` (b), one for each volume, switch dropout on.
+        `quantize` is the weight of the quantized against the plain tokens.
         """
+        if "latent" in batch:
+            latents, statistics = {"image": batch["latent"]}, {}
+        else:
+            image, statistics = self._encode_and_count(variables, batch["image"], quantize)
+            latents = {"image": image}
+        if "input_ids" in batch:
+            latents["text"] = self._encode_texts(variables, batch, keys)
+        return latents, statistics
+
+    def outputs(
+        self, params: dict, latents: dict[str, Array], *, keys: Key | None = None
+    ) -> dict[str, Array]:
+        """What a loss takes: the latents, the factor on their similarities and their bias, and the
+        `logits` of the classifier. `keys` (b), one for each volume, switch its dropout on."""
+        outputs = {**latents, "temperature": jnp.exp(params["temperature"])}
+        if "logit_bias" in params:
+            outputs["bias"] = params["logit_bias"]
+        if "classifier" in params:
+            positive = jax.nn.relu(latents["image"])
+            positive = dropout(positive, self.config.classifier_dropout, keys)
+            kernel, bias = params["classifier"]["kernel"], params["classifier"]["bias"]
+            with jax.default_matmul_precision("float32"):
+                outputs["logits"] = positive @ kernel + bias[None]
+        return outputs
+
+    def move_codebook(self, codebook: Codebook, statistics: Statistics) -> Codebook:
+        """The codebook after a training step on the batch of these statistics."""
+        return vector_quantizer.update(codebook, statistics, decay=self.config.image.codebook_decay)
+
+    def _encode_and_count(self, variables, image, quantize):
         codebook = variables["codebook"]
         with jax.default_matmul_precision("float32"):
-            tokens = self._tokens(variables, batch["image"])
+            tokens = self._tokens(variables, image)
             with jax.named_scope("quantize"):
                 indices = vector_quantizer.nearest(tokens, codebook, dtype=self.config.dtype)
                 codes = vector_quantizer.lookup(indices, codebook)
@@ -146,19 +187,7 @@ class CTCLIP:
                 statistics = vector_quantizer.statistics(
                     tokens, indices, codes=self.config.image.codebook_size
                 )
-            image = self._project_image(variables, mixed)
-        return {"image": image, "text": self._encode_texts(variables, batch, keys)}, statistics
-
-    def outputs(self, params: dict, latents: dict[str, Array]) -> dict[str, Array]:
-        """What a loss takes: the latents, the factor on their similarities and their bias."""
-        outputs = {**latents, "temperature": jnp.exp(params["temperature"])}
-        if "logit_bias" in params:
-            outputs["bias"] = params["logit_bias"]
-        return outputs
-
-    def move_codebook(self, codebook: Codebook, statistics: Statistics) -> Codebook:
-        """The codebook after a training step on the batch of these statistics."""
-        return vector_quantizer.update(codebook, statistics, decay=self.config.image.codebook_decay)
+            return self._project_image(variables, mixed), statistics
 
     def _encode_texts(self, variables, batch, keys):
         ids, mask = batch["input_ids"], batch["attention_mask"]
