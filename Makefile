@@ -10,7 +10,7 @@ DEMO := runs/demo
 # XLA takes the memory of a step anew each time: huge pages spare its page faults (glibc 2.35 on).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: env demo test test-beam lint bench
+.PHONY: env demo test test-beam lint bench ablation
 .DELETE_ON_ERROR:
 
 env: $(VENV)/runtime.done
@@ -53,6 +53,19 @@ lint: $(VENV)/dev.done
 
 bench: $(VENV)/torch.done
 	$(RUN) -m benchmarks.run
+
+# Phantoms that no training reads: enough of them for differences of 0.01.
+ABLATION := runs/ablation
+
+$(ABLATION)/shards.done: $(VENV)/torch.done
+	$(RUN) -m data_pipelines.sources.phantoms --out=$(ABLATION)/data \
+		--seed=1 --train_scans=1 --valid_scans=1200
+	$(RUN) -m data_pipelines.prepare --source=phantoms --data=$(ABLATION)/data \
+		--out=$(ABLATION)/shards --splits=valid --shape=24,48,48 --spacing=12,7.5,7.5
+	@touch $@
+
+ablation: $(DEMO)/shards.done $(ABLATION)/shards.done
+	$(RUN) -m benchmarks.ablation
 
 # Each stage of the demo leaves a mark when it is done; an interrupted one is taken up again.
 demo: $(DEMO)/evaluation/report.html

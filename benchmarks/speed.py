@@ -3,6 +3,7 @@
 By default they run reduced, as a CPU can: `--size=full --dtype=bfloat16` is for an accelerator.
 """
 
+import dataclasses
 import os
 import statistics
 import time
@@ -14,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from configs import ct_clip
+from configs import ct_clip, vit
 from ctclip_jax.config import TrainConfig, from_dict
 from ctclip_jax.models.layers import ATTENTION, REMAT
+from ctclip_jax.models.vit import ViTConfig
 
 SIZE = flags.DEFINE_enum("size", "reduced", ("reduced", "full"), "That of the model.")
 DTYPE = flags.DEFINE_enum("dtype", "float32", ("float32", "bfloat16"), "Of the matrix products.")
@@ -26,9 +28,11 @@ FUSED = flags.DEFINE_enum("attention", "xla", ATTENTION, "What computes the atte
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Timings of each, in turns.")
 COMPILE = flags.DEFINE_bool("torch_compile", True, "Compile PyTorch's best form.")
 
+VIT = "ours, ViT"  # its name in the results
 SETTLING = 3  # calls of a turn before the timed one: they pay for the memory that others gave back
 
 REDUCED_IMAGE = dict(image_size=(160, 160), frames=80, spatial_depth=2, temporal_depth=2)
+REDUCED_VIT = dict(patch_size=(32, 32), depth=6)
 REDUCED_TEXT = dict(vocab_size=4000, num_layers=2)
 
 
@@ -44,6 +48,16 @@ def train_config() -> TrainConfig:
     config.batch_size = BATCH.value
     config.model.update(dtype=DTYPE.value, remat=REMATERIALIZE.value, attention=FUSED.value)
     return from_dict(TrainConfig, config.to_dict())
+
+
+def with_vit(config: TrainConfig) -> TrainConfig:
+    """Returns `config` with the image tower of configs/vit.py on the same volumes."""
+    image = vit.get_config().model.image
+    if SIZE.value == "reduced":
+        image.update(REDUCED_VIT)
+    image.update(image_size=config.model.image.image_size, frames=config.model.image.frames)
+    tower = from_dict(ViTConfig, image.to_dict(), name="image")
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, image=tower))
 
 
 def random_batch(config: TrainConfig) -> dict[str, np.ndarray]:

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from benchmarks.torch_bert import Bert, attend, split_heads
 from ctclip_jax.models.ct_clip import CTCLIPConfig
-from ctclip_jax.models.ct_vit import STEPS_PER_HU, CTViTConfig
+from ctclip_jax.models.ct_vit import CTViTConfig
 from ctclip_jax.models.layers import ATTENTION_SCALE
+from ctclip_jax.models.patches import STEPS_PER_HU
 from ctclip_jax.shapes import Variables
 from ctclip_jax.trees import flatten
 

@@ -1,5 +1,6 @@
 """Training steps: volumes/s, TFLOP/s, share of the matmul peak, memory, and time by block (forward
-and backward), beside a plain PyTorch model of the same start, in turns.
+and backward), beside our ViT, which leaves out half of the patches, and a plain PyTorch model of
+the same start, in turns.
 
     python -m benchmarks.train_step
     python -m benchmarks.train_step --size=full --dtype=bfloat16 --batch=8 --remat=dots  # on a GPU
@@ -38,20 +39,26 @@ class OurSteps:
 def main(argv: Sequence[str]) -> None:
     del argv
     config = speed.train_config()
-    batch, step = speed.random_batch(config), OurSteps(config)
-    others = rivals(config, step.variables, compiled=speed.COMPILE.value)
-    functions = {"ours": lambda: step(batch)}
+    batch, towers = speed.random_batch(config), {"ours": config, speed.VIT: speed.with_vit(config)}
+    steps = {name: OurSteps(tower) for name, tower in towers.items()}
+    variables = steps["ours"].variables
+    others = rivals(config, variables, compiled=speed.COMPILE.value)
+    functions = {name: lambda s=s: s(batch) for name, s in steps.items()}
     functions |= {name: lambda o=o: o.step(batch) for name, o in others.items()}
     runs = speed.compared(speed.in_turns(functions), config.batch_size)
-    by_block = {"ours": blocks.ours(config.model, step.variables, batch, gradient=True)}
+    peak = speed.matmul_peak()
+    by_block = {"ours": blocks.ours(config.model, variables, batch, gradient=True)}
     by_block |= {name: blocks.theirs(o, batch, gradient=True) for name, o in others.items()}
     measure.save(
         "train_step",
         speed.settings(others)
         | {
             "runs": runs,
-            **speed.utilization(step_flops(config), runs["ours"]["seconds"], speed.matmul_peak()),
-            "memory": speed.memory(step.compiled),
+            "utilization": {
+                name: speed.utilization(step_flops(tower), runs[name]["seconds"], peak)
+                for name, tower in towers.items()
+            },
+            "memory": {name: speed.memory(step.compiled) for name, step in steps.items()},
             "block_milliseconds": {
                 name: speed.milliseconds(speed.in_turns(each)) for name, each in by_block.items()
             },

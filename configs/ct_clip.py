@@ -36,6 +36,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
                 codebook_size=8192,
                 codebook_decay=0.8,
                 window=(-1000.0, 1000.0),
+                head="flatten",
             ),
             text=dict(
                 vocab_size=30522,

@@ -1,5 +1,6 @@
 """What a configuration must keep to beyond the types of its values, checked before a run starts."""
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -12,6 +13,7 @@ from ctclip_jax.evaluators.protocol import SCORES
 from ctclip_jax.lora import abstract_params
 from ctclip_jax.losses import LOSSES
 from ctclip_jax.models.ct_clip import CTCLIP
+from ctclip_jax.models.ct_vit import HEADS
 from ctclip_jax.models.layers import ATTENTION, REMAT
 from ctclip_jax.sharding import local_batch_size
 from ctclip_jax.wandb_run import import_wandb
@@ -86,6 +88,7 @@ def _check_names(config: TrainConfig) -> None:
         ("model.dtype", config.model.dtype, ("float32", "bfloat16")),
         ("model.remat", config.model.remat, REMAT),
         ("model.attention", config.model.attention, ATTENTION),
+        ("model.image.head", getattr(config.model.image, "head", HEADS[0]), HEADS),
         ("loss.name", config.loss.name, (*LOSSES, "labels", "prompts")),
         ("data.report", config.data.report, FORMS),
         ("evaluation.report", config.evaluation.report, FORMS),
@@ -99,12 +102,14 @@ def _check_attention(config: TrainConfig, mesh: Mesh) -> None:
     if config.model.attention != "cudnn":
         return
     image = config.model.image
-    _, height, width = image.grid
+    size, tokens = image.dim // image.heads, math.prod(image.grid)
+    if image.tower == "ct_vit":
+        size, tokens = image.dim_head, math.prod(image.grid[1:])
     for fits, needs in (
         (mesh.devices.flat[0].platform == "gpu", "an NVIDIA GPU"),
         (config.model.dtype == "bfloat16", "config.model.dtype=bfloat16"),
-        (image.dim_head % 8 == 0 and image.dim_head <= 128, "a dim_head of 8, 16, ... 128"),
-        (height * width % 2 == 0, "an even number of patches in a slice"),
+        (size % 8 == 0 and size <= 128, "heads of 8, 16, ... 128 numbers"),
+        (tokens % 2 == 0, "an even number of patches that meet"),
     ):
         if not fits:
             raise InputError(f"config.model.attention: 'cudnn' needs {needs}")
@@ -181,9 +186,10 @@ def _check_rules(config: TrainConfig) -> None:
 
 
 def _parameter_names(config: TrainConfig) -> list[str]:
-    """Of all parameters, adapters included, and of the codebook, as rules see them."""
+    """Of all parameters, adapters included, and of a codebook, as rules see them."""
     params = abstract_params(CTCLIP(config.model).init, config.lora)
-    return [*trees.flatten(params), "image/codebook"]
+    codebook = ["image/codebook"] if CTCLIP(config.model).quantizes else []
+    return [*trees.flatten(params), *codebook]
 
 
 def _check_labels(config: TrainConfig) -> None:

@@ -4,14 +4,14 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ctclip_jax.lora import LoraConfig
 from ctclip_jax.losses import LossConfig
 from ctclip_jax.models.ct_clip import CTCLIPConfig
-from ctclip_jax.models.ct_vit import CTViTConfig
+from ctclip_jax.models.patches import PatchGrid
 from ctclip_jax.optim import OptimConfig
 from ctclip_jax.sharding import MeshConfig
 from data_pipelines.errors import InputError
@@ -195,7 +195,7 @@ class TrainConfig:
 
 
 def check_volumes(
-    prepared: Mapping[str, Any], image: CTViTConfig, *, shards: str, wanted_by: str
+    prepared: Mapping[str, Any], image: PatchGrid, *, shards: str, wanted_by: str
 ) -> None:
     """Compares the shape and window of prepared volumes with what an image tower takes.
 
@@ -234,11 +234,22 @@ def from_dict(cls: type[T], mapping: Mapping[str, Any], *, name: str = "config")
     return cls(**{k: _convert(v, hints[k], f"{name}.{k}") for k, v in mapping.items()})
 
 
+def _one_of(classes: Sequence[type], mapping: Mapping[str, Any], *, name: str) -> Any:
+    """Makes that of several dataclasses whose `tower` the mapping names; by default the first."""
+    towers = {cls.tower: cls for cls in classes}
+    tower = mapping.get("tower", classes[0].tower)
+    if tower not in towers:
+        raise InputError(f"{name}.tower: {tower!r} is none of {', '.join(towers)}")
+    return from_dict(towers[tower], mapping, name=name)
+
+
 def _convert(value: Any, hint: Any, name: str) -> Any:
     """Returns `value` as the type `hint`, or raises an InputError that names it."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
         return from_dict(hint, value, name=name)
+    if arguments and all(map(dataclasses.is_dataclass, arguments)) and isinstance(value, Mapping):
+        return _one_of(arguments, value, name=name)
     if origin is tuple and isinstance(value, (list, tuple)):
         if arguments[-1] is Ellipsis:
             arguments = arguments[:1] * len(value)

@@ -18,31 +18,46 @@ from ctclip_jax.config import PROMPT_TOKENS, TrainConfig
 from ctclip_jax.lora import abstract_params
 from ctclip_jax.models.bert import BertConfig
 from ctclip_jax.models.ct_clip import CTCLIP, CTCLIPConfig
+from ctclip_jax.models.vit import ViTConfig
 from data_pipelines.reports import LABELS
 
 
-def volume_flops(config: CTCLIPConfig) -> float:
-    """Returns the model FLOPs of the latent of one volume, without the quantizer's search."""
+def volume_flops(config: CTCLIPConfig, *, train: bool = False) -> float:
+    """Returns the model FLOPs of the latent of one volume, without the quantizer's search.
+
+    A tower that leaves out patches in training has fewer there.
+    """
     image = config.image
+    kernels = {
+        name: leaf.size
+        for name, leaf in trees.flatten(
+            CTCLIP(config).abstract_variables()["params"]["image"]
+        ).items()
+        if re.search(r"(patch_embed|attn|ff)/.*kernel$", name)
+    }
+    if isinstance(image, ViTConfig):
+        tokens = image.kept if train else image.tokens
+        attention = 2 * image.depth * tokens * image.dim
+        # The pool's one query is not counted, its keys and values are.
+        pool = sum(size for name, size in kernels.items() if name.startswith("pool/"))
+        pool -= kernels["pool/attn/key_value/kernel"]
+        each = sum(kernels.values()) - pool + attention
+        return 2.0 * (tokens * each + pool) + _projection_flops(config)
     t, h, w = image.grid
-    shapes = trees.flatten(CTCLIP(config).abstract_variables()["params"]["image"])
-    multiplied = trees.match_rules(
-        ((r"(patch_embed|attn|ff)/.*kernel$", True),), shapes, default=False
-    )
-    kernels = sum(shapes[name].size for name in shapes if multiplied[name])
     looked_at = image.spatial_depth * h * w + image.temporal_depth * t
     attention = 2 * looked_at * image.heads * image.dim_head
-    return 2.0 * t * h * w * (kernels + attention) + _projection_flops(config)
+    return 2.0 * t * h * w * (sum(kernels.values()) + attention) + _projection_flops(config)
 
 
 def _projection_flops(config: CTCLIPConfig) -> float:
-    _, h, w = config.image.grid
-    return 2.0 * h * w * config.image.dim * config.dim_latent
+    return 2.0 * config.image.features * config.dim_latent
 
 
 def search_flops(config: CTCLIPConfig) -> float:
     """Returns the model FLOPs of finding the codes of one volume; no gradient passes there."""
     image = config.image
+    if isinstance(image, ViTConfig):
+        return 0.0
     return 2.0 * math.prod(image.grid) * image.codebook_size * image.dim
 
 
@@ -77,7 +92,7 @@ def step_flops(config: TrainConfig) -> float:
     flops = 0.0
     if not config.data.frozen_latents:
         projection = _projection_flops(model)
-        volume = passes("image", volume_flops(model) - projection, projection)
+        volume = passes("image", volume_flops(model, train=True) - projection, projection)
         flops += config.batch_size * (volume + search_flops(model))
     if config.loss.reads_texts:
         flops += texts(config.batch_size * config.data.texts, config.data.max_length)

@@ -187,12 +187,13 @@ def _make_state(learner: Learner, variables: Variables) -> dict:
 def _encode(learner: Learner, trained: dict, state: dict, batch: dict[str, Array]):
     params = lora.merged(gathered(trees.overlay(state["params"], trained), learner.mesh))
     # A text tower that is frozen has no dropout either.
-    learns = lora.learns(trained, "text")
-    keys = dropout_keys(learner.config.seed, batch["seed"]) if learns else None
+    keys = dropout_keys(learner.config.seed, batch["seed"])
+    texts, images = (keys if lora.learns(trained, each) else None for each in ("text", "image"))
     return learner.model.encode(
         {"params": params, "codebook": state["codebook"]},
         batch,
-        keys=keys,
+        keys=texts,
+        image_keys=images,
         quantize=quantizer_weight(learner.config.quantize_ramp, state["step"]),
     )
 

@@ -40,8 +40,11 @@ class FakeCLIP:
     def abstract_variables(self) -> Variables:
         return jax.eval_shape(self.init)
 
-    def encode(self, variables, batch, *, keys, quantize) -> tuple[dict[str, Array], dict]:
+    def encode(
+        self, variables, batch, *, keys, quantize, image_keys=None
+    ) -> tuple[dict[str, Array], dict]:
         params, codebook = variables["params"], variables["codebook"]
+        del image_keys
         latents = {}
         if "input_ids" in batch:
             latents["text"] = self.encode_text(variables, batch["input_ids"], None, keys=keys)

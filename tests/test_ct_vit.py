@@ -10,7 +10,8 @@ from einops import rearrange
 from flax import nnx
 
 from ctclip_jax.models import layers, seam, vector_quantizer
-from ctclip_jax.models.ct_vit import Block, CTViT, PatchEmbedding, normalized
+from ctclip_jax.models.ct_vit import Block, CTViT
+from ctclip_jax.models.patches import PatchEmbedding, cut, normalized
 
 TOKEN = 1e-4
 
@@ -40,7 +41,10 @@ def stages(tower, golden):
         "spatial": ("b t h w d -> b t (h w) d", "b t (h w) d -> b t h w d"),
         "temporal": ("b t h w d -> b (h w) t d", "b (h w) t d -> b t h w d"),
     }
-    found = {"patch_emb": tower.patch_embed(volume), "spatial_bias": tower.position_bias(h, w)}
+    found = {
+        "patch_emb": tower.patch_embed(cut(volume, tower.patch)),
+        "spatial_bias": tower.position_bias(h, w),
+    }
     x = found["patch_emb"]
     for name, (to_groups, to_grid) in patterns.items():
         transformer = getattr(tower, name)
@@ -83,7 +87,7 @@ def test_scanned_tower_and_quantizer(tower, tiny, golden):
 
 
 def test_patches_of_air(tower, golden):
-    embedded = tower[0].patch_embed(golden["extra/air_volume"][:, 0])
+    embedded = tower[0].patch_embed(cut(golden["extra/air_volume"][:, 0], tower[0].patch))
     assert largest_difference(embedded, golden["extra/air_patch_emb"]) < 8e-5
 
 
@@ -93,8 +97,7 @@ def test_flax_layer_norm_defaults_would_be_caught(tower, golden, epsilon, fast_v
     wrong: PatchEmbedding = nnx.merge(graph, state)
     for norm in (wrong.norm_in, wrong.norm_out):
         norm.epsilon, norm.use_fast_variance = epsilon, fast_variance
-    pattern = "b (t pt) (h ph) (w pw) -> b t h w (pt ph pw)"
-    patches = rearrange(golden["extra/air_volume"][:, 0], pattern, pt=5, ph=10, pw=10)
+    patches = cut(golden["extra/air_volume"][:, 0], tower[0].patch)
     embedded = wrong.norm_out(wrong.proj(wrong.norm_in(patches)))
     assert largest_difference(embedded, golden["extra/air_patch_emb"]) > 5e-4
 

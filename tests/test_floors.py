@@ -28,9 +28,9 @@ FLOORS = [  # top first; the rooms of one floor do not import each other
     "ctclip_jax.optim ctclip_jax.step_log ctclip_jax.profiling ctclip_jax.preemption",
     "ctclip_jax.metric_writer ctclip_jax.step_clock ctclip_jax.lora",
     "ctclip_jax.wandb_run",
-    "ctclip_jax.models.ct_vit ctclip_jax.models.bert ctclip_jax.similarities "
+    "ctclip_jax.models.ct_vit ctclip_jax.models.vit ctclip_jax.models.bert ctclip_jax.similarities "
     "ctclip_jax.label_losses",
-    "ctclip_jax.models.vector_quantizer",
+    "ctclip_jax.models.vector_quantizer ctclip_jax.models.patches",
     "ctclip_jax.models.layers",
     "ctclip_jax.models.seam",
     "ctclip_jax.trees ctclip_jax.shapes ctclip_jax.accelerators ctclip_jax.distributed "

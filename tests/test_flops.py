@@ -14,6 +14,7 @@ from ctclip_jax.flops import program_flops, search_flops, step_flops, text_flops
 from ctclip_jax.models.bert import BertConfig
 from ctclip_jax.models.ct_clip import CTCLIP, CTCLIPConfig
 from ctclip_jax.models.ct_vit import CTViTConfig
+from ctclip_jax.models.vit import ViTConfig
 from tests.tiny_run import tiny_config
 
 # One layer each: XLA counts the body of a loop once. Wide, so that matrix products are most of it.
@@ -52,6 +53,29 @@ def test_the_forward_is_what_the_compiler_counts_but_for_small_operations():
         ("text", text, text_flops(WIDE.text, LENGTH)),
     ):
         assert 0.97 < ours / counted <= 1.0, name
+
+
+def test_a_vit_is_what_the_compiler_counts_and_half_of_it_where_half_is_left_out():
+    tower = ViTConfig(
+        dim=384,
+        depth=1,
+        heads=6,
+        image_size=(64, 64),
+        patch_size=(8, 8),
+        frames=64,
+        temporal_patch_size=8,
+        drop=0.5,
+    )
+    config = dataclasses.replace(WIDE, image=tower)
+    model = CTCLIP(config)
+    volume = jax.ShapeDtypeStruct((1, 64, 64, 64), jnp.float32)
+    lowered = jax.jit(model.encode_image).lower(model.abstract_variables(), volume)
+    assert 0.97 < volume_flops(config) / lowered.cost_analysis()["flops"] <= 1.0
+    # Attention among half of the tokens is a quarter.
+    products = 2 * 2 * 384 * tower.tokens**2
+    assert volume_flops(config) / 2 - volume_flops(config, train=True) == pytest.approx(
+        products / 4, rel=0.05
+    )
 
 
 def test_a_step_is_three_forwards_and_one_search():

@@ -7,14 +7,15 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange, reduce
+from einops import rearrange
 from flax import nnx
 
 from ctclip_jax.models import seam, vector_quantizer
 from ctclip_jax.models.bert import Bert, BertConfig
-from ctclip_jax.models.ct_vit import CTViT, CTViTConfig
+from ctclip_jax.models.ct_vit import CTViT, CTViTConfig, pooled
 from ctclip_jax.models.layers import dropout, l2_normalize, split_keys, torch_linear_init
 from ctclip_jax.models.vector_quantizer import Codebook, Statistics
+from ctclip_jax.models.vit import ViT, ViTConfig
 from ctclip_jax.shapes import Array, Float, Int, Key, Num, Variables
 
 
@@ -31,7 +32,7 @@ class CTCLIPConfig:
     tower: neither changes the model.
     """
 
-    image: CTViTConfig = CTViTConfig()
+    image: CTViTConfig | ViTConfig = CTViTConfig()
     text: BertConfig = BertConfig()
     dim_latent: int = 512
     init_temperature: float = 1.0
@@ -55,13 +56,12 @@ class CTCLIP:
     def init(self, key: Key) -> Variables:
         """New variables: float32 parameters and a random unit codebook."""
         config, keys = self.config, jax.random.split(key, 5)
-        _, h, w = config.image.grid
         dense = torch_linear_init()
         params = {
             "image": seam.init(self._image_tower, keys[0]),
             "text": seam.init(self._text_tower, keys[1]),
             "image_projection": {
-                "kernel": dense(keys[2], (h * w * config.image.dim, config.dim_latent))
+                "kernel": dense(keys[2], (config.image.features, config.dim_latent))
             },
             "text_projection": {
                 "kernel": dense(keys[3], (config.text.hidden_size, config.dim_latent))
@@ -76,10 +76,7 @@ class CTCLIP:
                 "kernel": dense(jax.random.fold_in(key, 0), shape),
                 "bias": jnp.zeros(config.labels),
             }
-        codebook = vector_quantizer.init(
-            keys[4], codes=config.image.codebook_size, dim=config.image.dim
-        )
-        return {"params": params, "codebook": codebook}
+        return {"params": params, "codebook": self._new_codebook(keys[4])}
 
     def abstract_variables(self) -> Variables:
         """Shapes and dtypes of the variables, without memory."""
@@ -90,10 +87,13 @@ class CTCLIP:
     ) -> Float[Array, "b d"]:
         """Unit-length latents of CT volumes in [-1, 1], or int16 in steps of 1/16 HU."""
         with jax.default_matmul_precision("float32"):
-            tokens = vector_quantizer.quantize(
-                self._tokens(variables, image), variables["codebook"], dtype=self.config.dtype
-            )
-            return self._project_image(variables, tokens)
+            features = self._image_tower_of(variables)(image)
+            if self.quantizes:
+                tokens = vector_quantizer.quantize(
+                    features, variables["codebook"], dtype=self.config.dtype
+                )
+                features = pooled(tokens, self.config.image.head)
+            return self._project_image(variables, features)
 
     def encode_text(
         self,
@@ -116,6 +116,7 @@ class CTCLIP:
         *,
         train: bool,
         keys: Key | None = None,
+        image_keys: Key | None = None,
         quantize: Float[Array, ""] | float = 1.0,
     ) -> tuple[dict[str, Array], Statistics | None]:
         """Both towers on a batch of `image`, `input_ids` and `attention_mask`.
@@ -125,7 +126,9 @@ class CTCLIP:
         otherwise the image tower gets no gradient and there are none, as published.
         """
         if train:
-            latents, statistics = self.encode(variables, batch, keys=keys, quantize=quantize)
+            latents, statistics = self.encode(
+                variables, batch, keys=keys, image_keys=image_keys, quantize=quantize
+            )
         else:
             image = self.encode_image(variables, batch["image"])
             latents = {"image": image, "text": self._encode_texts(variables, batch, None)}
@@ -138,19 +141,23 @@ class CTCLIP:
         batch: dict[str, Array],
         *,
         keys: Key | None = None,
+        image_keys: Key | None = None,
         quantize: Float[Array, ""] | float = 1.0,
     ) -> tuple[dict[str, Array], Statistics]:
         """Latents `{'image'[, 'text']}` in training, and the statistics of the codebook.
 
         A batch with `latent` in place of `image` has been through the image tower: its statistics
         are {}. Texts may be absent; their ids are (b l), or (b k l) for k texts of each volume,
-        whose latents (b k, d) stand together. `keys` (b), one for each volume, switch dropout on.
-        `quantize` is the weight of the quantized against the plain tokens.
+        whose latents (b k, d) stand together. `keys` (b), one for each volume, switch the dropout
+        of texts on, `image_keys` that of patches. `quantize` is the weight of the quantized against
+        the plain tokens; a tower that does not quantize has no statistics.
         """
         if "latent" in batch:
             latents, statistics = {"image": batch["latent"]}, {}
         else:
-            image, statistics = self._encode_and_count(variables, batch["image"], quantize)
+            image, statistics = self._encode_and_count(
+                variables, batch["image"], image_keys, quantize
+            )
             latents = {"image": image}
         if "input_ids" in batch:
             latents["text"] = self._encode_texts(variables, batch, keys)
@@ -176,10 +183,24 @@ class CTCLIP:
         """The codebook after a training step on the batch of these statistics."""
         return vector_quantizer.update(codebook, statistics, decay=self.config.image.codebook_decay)
 
-    def _encode_and_count(self, variables, image, quantize):
+    @property
+    def quantizes(self) -> bool:
+        """Whether the image tower has a codebook."""
+        return isinstance(self.config.image, CTViTConfig)
+
+    def _new_codebook(self, key: Key) -> Codebook | dict:
+        image = self.config.image
+        if not self.quantizes:
+            return {}
+        return vector_quantizer.init(key, codes=image.codebook_size, dim=image.dim)
+
+    def _encode_and_count(self, variables, image, keys, quantize):
         codebook = variables["codebook"]
         with jax.default_matmul_precision("float32"):
-            tokens = self._tokens(variables, image)
+            tower = self._image_tower_of(variables)
+            if not self.quantizes:
+                return self._project_image(variables, tower(image, keys=keys)), {}
+            tokens = tower(image)
             with jax.named_scope("quantize"):
                 indices = vector_quantizer.nearest(tokens, codebook, dtype=self.config.dtype)
                 codes = vector_quantizer.lookup(indices, codebook)
@@ -187,7 +208,8 @@ class CTCLIP:
                 statistics = vector_quantizer.statistics(
                     tokens, indices, codes=self.config.image.codebook_size
                 )
-            return self._project_image(variables, mixed), statistics
+            features = pooled(mixed, self.config.image.head)
+            return self._project_image(variables, features), statistics
 
     def _encode_texts(self, variables, batch, keys):
         ids, mask = batch["input_ids"], batch["attention_mask"]
@@ -196,28 +218,24 @@ class CTCLIP:
             ids, mask = (rearrange(each, "b k l -> (b k) l") for each in (ids, mask))
         return self.encode_text(variables, ids, mask, keys=keys)
 
-    def _image_tower(self, rngs: nnx.Rngs) -> CTViT:
+    def _image_tower(self, rngs: nnx.Rngs) -> CTViT | ViT:
         config = self.config
-        return CTViT(
+        tower = CTViT if self.quantizes else ViT
+        return tower(
             config.image, rngs, dtype=config.dtype, remat=config.remat, attention=config.attention
         )
+
+    def _image_tower_of(self, variables: Variables) -> CTViT | ViT:
+        return seam.bind(self._image_tower, variables["params"]["image"])
 
     def _text_tower(self, rngs: nnx.Rngs) -> Bert:
         return Bert(self.config.text, rngs, dtype=self.config.dtype, remat=self.config.remat)
 
-    def _tokens(
-        self, variables: Variables, image: Num[Array, "b f h w"]
-    ) -> Float[Array, "b t h w d"]:
-        return seam.bind(self._image_tower, variables["params"]["image"])(image)
-
     def _project_image(
-        self, variables: Variables, tokens: Float[Array, "b t h w d"]
+        self, variables: Variables, features: Float[Array, "b c"]
     ) -> Float[Array, "b d"]:
         with jax.named_scope("image_projection"):
-            pooled = rearrange(
-                reduce(tokens, "b t h w d -> b h w d", "mean"), "b h w d -> b (h w d)"
-            )
-            return self._project(pooled, variables["params"]["image_projection"]["kernel"])
+            return self._project(features, variables["params"]["image_projection"]["kernel"])
 
     def _project(
         self, features: Float[Array, "b c"], kernel: Float[Array, "c d"]

@@ -9,7 +9,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
+from einops import rearrange, reduce
 from flax import nnx
 
 from ctclip_jax.models import seam
@@ -21,18 +21,22 @@ from ctclip_jax.models.layers import (
     layer_norm,
     linear,
 )
+from ctclip_jax.models.patches import PatchEmbedding, PatchGrid, cut, normalized
 from ctclip_jax.shapes import Array, Float, Num
 
-STEPS_PER_HU = 16  # of integer volumes
+HEADS = ("flatten", "mean")
 
 
 @dataclasses.dataclass(frozen=True)
-class CTViTConfig:
+class CTViTConfig(PatchGrid):
     """Geometry and size of the image tower; the defaults are the published model.
 
-    `window` are the HU that its volumes are clipped to and that become -1 and 1.
+    `head` makes one vector of the tokens: 'flatten', as published, their mean over the slices, in a
+    row; 'mean' that of all of them, for a projection of a thousandth. `window` are the HU that its
+    volumes are clipped to and that become -1 and 1.
     """
 
+    tower: str = "ct_vit"
     dim: int = 512
     image_size: tuple[int, int] = (480, 480)
     patch_size: tuple[int, int] = (20, 20)
@@ -45,43 +49,13 @@ class CTViTConfig:
     codebook_size: int = 8192
     codebook_decay: float = 0.8
     window: tuple[float, float] = (-1000.0, 1000.0)
+    head: str = "flatten"
 
     @property
-    def grid(self) -> tuple[int, int, int]:
-        """Number of patches along (frames, height, width)."""
-        (height, width), (patch_h, patch_w) = self.image_size, self.patch_size
-        return self.frames // self.temporal_patch_size, height // patch_h, width // patch_w
-
-    @property
-    def patch_voxels(self) -> int:
-        """Voxels in one patch."""
-        return self.temporal_patch_size * self.patch_size[0] * self.patch_size[1]
-
-
-def normalized(volume: Num[Array, "..."], window: tuple[float, float]) -> Float[Array, "..."]:
-    """Float32 with the window at -1 and 1; integer volumes are steps of 1/16 HU, others are so."""
-    if not jnp.issubdtype(volume.dtype, jnp.integer):
-        return volume.astype(jnp.float32)
-    low, high = (STEPS_PER_HU * hu for hu in window)
-    return (volume.astype(jnp.float32) - (high + low) / 2) / ((high - low) / 2)
-
-
-class PatchEmbedding(nnx.Module):
-    """One vector for each patch of voxels: LayerNorm, Linear, LayerNorm."""
-
-    def __init__(self, config: CTViTConfig, rngs: nnx.Rngs, *, dtype: str):
-        self.norm_in = layer_norm(config.patch_voxels, rngs)
-        self.proj = linear(config.patch_voxels, config.dim, rngs, dtype=dtype, bias=True)
-        self.norm_out = layer_norm(config.dim, rngs)
-        self.patch = (config.temporal_patch_size, *config.patch_size)
-
-    def __call__(self, volume: Float[Array, "b f h w"]) -> Float[Array, "b t h w d"]:
-        pt, ph, pw = self.patch
-        pattern = "b (t pt) (h ph) (w pw) -> b t h w (pt ph pw)"
-        patches = rearrange(volume, pattern, pt=pt, ph=ph, pw=pw)
-        # A norm ignores constants: without this one, rounding dominates in patches of air.
-        centered = patches - patches[..., :1]
-        return self.norm_out(self.proj(self.norm_in(centered)))
+    def features(self) -> int:
+        """Numbers that the projection gets of a volume."""
+        _, height, width = self.grid
+        return self.dim * (height * width if self.head == "flatten" else 1)
 
 
 class PositionBias(nnx.Module):
@@ -185,13 +159,13 @@ class CTViT(nnx.Module):
     def __init__(
         self, config: CTViTConfig, rngs: nnx.Rngs, *, dtype: str, remat: str, attention: str
     ):
-        self.patch_embed = PatchEmbedding(config, rngs, dtype=dtype)
+        self.patch_embed = PatchEmbedding(config.patch_voxels, config.dim, rngs, dtype=dtype)
         self.position_bias = PositionBias(config.dim, config.heads, rngs)
         self.spatial, self.temporal = (
             Transformer(config, rngs, depth=depth, dtype=dtype, remat=remat, attention=attention)
             for depth in (config.spatial_depth, config.temporal_depth)
         )
-        self.grid = config.grid
+        self.grid, self.patch = config.grid, config.patch
         self.window = config.window
         self.dtype = dtype
 
@@ -199,10 +173,18 @@ class CTViT(nnx.Module):
         """Volumes in [-1, 1], or integer in steps of 1/16 HU, to float32 tokens."""
         t, h, w = self.grid
         with jax.named_scope("patch_embed"):
-            x = self.patch_embed(normalized(volume, self.window)).astype(self.dtype)
+            patches = cut(normalized(volume, self.window), self.patch)
+            x = self.patch_embed(patches).astype(self.dtype)
         with jax.named_scope("spatial"):
             bias = self.position_bias(h, w)
             x = self.spatial(rearrange(x, "b t h w d -> b t (h w) d"), bias).astype(self.dtype)
         with jax.named_scope("temporal"):
             x = self.temporal(rearrange(x, "b t n d -> b n t d"), None)
         return rearrange(x, "b (h w) t d -> b t h w d", h=h, w=w)
+
+
+def pooled(tokens: Float[Array, "b t h w d"], head: str) -> Float[Array, "b c"]:
+    """One vector of all tokens, as CTViTConfig.head says."""
+    if head == "mean":
+        return reduce(tokens, "b t h w d -> b d", "mean")
+    return rearrange(reduce(tokens, "b t h w d -> b h w d", "mean"), "b h w d -> b (h w d)")

@@ -141,13 +141,14 @@ class PositionEncodingGenerator(nnx.Module):
 
 
 def attention(
-    query: Float[Array, "g n heads c"],
+    query: Float[Array, "g m heads c"],
     key: Float[Array, "g n heads c"],
     value: Float[Array, "g n heads c"],
-    bias: Float[Array, "heads n n"] | None,
+    bias: Float[Array, "heads m n"] | None,
     *,
     implementation: str,
-) -> Float[Array, "g n heads c"]:
+    scale: float = ATTENTION_SCALE,
+) -> Float[Array, "g m heads c"]:
     """Softmax of scaled products plus bias, times value.
 
     "xla" runs everywhere; the fused "cudnn" on NVIDIA GPUs, in bfloat16, for c a multiple of 8 up
@@ -157,11 +158,9 @@ def attention(
         # Its gradient of a float32 bias is not finite (jax issue 32242).
         bias = None if bias is None else bias[None].astype(query.dtype)
         return jax.nn.dot_product_attention(
-            query, key, value, bias, scale=ATTENTION_SCALE, implementation="cudnn"
+            query, key, value, bias, scale=scale, implementation="cudnn"
         )
-    logits = jnp.einsum(
-        "gihc,gjhc->ghij", ATTENTION_SCALE * query, key, preferred_element_type=jnp.float32
-    )
+    logits = jnp.einsum("gihc,gjhc->ghij", scale * query, key, preferred_element_type=jnp.float32)
     if bias is not None:
         logits = logits + bias[None]
     weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)

@@ -21,8 +21,10 @@ def export_weights(
 
     `unused` are the tensors that an import kept aside; without them (a model trained here) the
     places that the model never uses are filled with zeros, or ones for scales. Raises InputError
-    when the variables do not fit the published layout, as with a logit bias.
+    when the variables do not fit the published layout, as with a logit bias or another tower.
     """
+    if getattr(config.image, "head", "") != "flatten":
+        raise InputError("PyTorch's layout knows no image tower but CT-ViT with its flat head")
     leaves = flatten(variables)
     text = "params/temperature" in leaves
     depths = Depths(config.image.spatial_depth, config.image.temporal_depth, config.text.num_layers)
