@@ -32,8 +32,9 @@ SHARDS = flags.DEFINE_string("shards", "runs/demo/shards", "Prepared phantoms to
 VALID = flags.DEFINE_string("valid", "runs/ablation/shards", "Prepared phantoms to evaluate on.")
 OUT = flags.DEFINE_string("out", "runs/ablation", "Folder of the runs.")
 SEEDS = flags.DEFINE_integer("seeds", 3, "Trainings of each recipe.")
-VOLUMES = flags.DEFINE_integer("volumes", 48_000, "The budget: those of the published recipe.")
+VOLUMES = flags.DEFINE_integer("volumes", 18_000, "The budget: those of the published recipe.")
 
+WHOLE_REPORT = 272  # tokens of the longest Findings
 # CXR-BERT has read radiology, and the image tower comes from an autoencoder with its codebook:
 # here the text tower reads the reports first, and the quantizer sets in after half of the steps.
 PUBLISHED = {
@@ -41,15 +42,15 @@ PUBLISHED = {
     "data.report": "published_training",
     "data.sentences": (0, 0),
     "data.texts": 1,
-    "data.max_length": 96,
-    "model.text.max_positions": 96,
+    "data.max_length": WHOLE_REPORT,
+    "model.text.max_positions": WHOLE_REPORT,
     "loss.name": "softmax",
     "optim.schedule": "constant",
     "optim.learning_rate": 5e-4,
     "optim.warmup_steps": 0,
     "evaluation.report": "published_inference",
     "evaluation.pool_sentences": False,
-    "evaluation.max_length": 96,
+    "evaluation.max_length": WHOLE_REPORT,
 }
 GLOBAL_BATCH = {
     "batch_size": 64,

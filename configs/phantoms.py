@@ -56,6 +56,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
             logit_bias=config_dict.placeholder(float),
             labels=0,
             classifier_dropout=0.0,
+            report_labels=0,
             dtype="float32",
             remat="none",
             attention="xla",

@@ -166,6 +166,15 @@ class Model:
         classifier = self.classifier
         return classify(self.encode_image(volumes, batch_size=batch_size), **classifier)
 
+    def label_reports(
+        self, texts: Sequence[str], *, batch_size: int = 32
+    ) -> Float32[np.ndarray, "n labels"]:
+        """Returns the probabilities of the 18 labels that a report labeler reads in `texts`."""
+        kernel, bias = (
+            np.asarray(self._parameter("report_classifier")[n]) for n in ("kernel", "bias")
+        )
+        return _sigmoid(self.encode_text(texts, batch_size=batch_size) @ kernel + bias)
+
     @property
     def classifier(self) -> dict[str, np.ndarray]:
         """`kernel` (d, labels) and `bias` (labels,) of the trained classifier."""
@@ -277,9 +286,8 @@ def _check(variables: Variables, config: CTCLIPConfig) -> None:
             for name, leaf in expected.items()
             if name.startswith(("params/image/", "codebook/"))
         }
-    extra = {name for name in given.keys() - expected.keys() if "params/classifier/" not in name}
     problems = [f"missing {name}" for name in sorted(expected.keys() - given.keys())]
-    problems += [f"unexpected {name}" for name in sorted(extra)]
+    problems += [f"unexpected {name}" for name in sorted(given.keys() - expected.keys())]
     problems += [
         f"{name} of shape {given[name].shape} instead of {leaf.shape}"
         for name, leaf in expected.items()

@@ -89,7 +89,7 @@ def _check_names(config: TrainConfig) -> None:
         ("model.remat", config.model.remat, REMAT),
         ("model.attention", config.model.attention, ATTENTION),
         ("model.image.head", getattr(config.model.image, "head", HEADS[0]), HEADS),
-        ("loss.name", config.loss.name, (*LOSSES, "labels", "prompts")),
+        ("loss.name", config.loss.name, (*LOSSES, "labels", "report_labels", "prompts")),
         ("data.report", config.data.report, FORMS),
         ("evaluation.report", config.evaluation.report, FORMS),
         ("evaluation.scores", config.evaluation.scores, SCORES),
@@ -200,12 +200,17 @@ def _check_labels(config: TrainConfig) -> None:
             f"config.model.labels: {labels}, the classifier of config.loss and"
             f" config.evaluation.scores has {len(LABELS)}"
         )
-    if len(loss.positive_weights) not in (0, labels):
+    if len(loss.positive_weights) not in (0, len(LABELS)):
         raise InputError(
             f"config.loss.positive_weights: {len(loss.positive_weights)} numbers"
-            f" for {labels} labels"
+            f" for {len(LABELS)} labels"
         )
-    if loss.label_weight and not loss.reads_texts:
+    if loss.name == "report_labels" and config.model.report_labels != len(LABELS):
+        raise InputError(
+            f"config.model.report_labels: {config.model.report_labels}, the classifier of reports"
+            f" has {len(LABELS)}"
+        )
+    if loss.label_weight and not loss.compares:
         raise InputError(f"config.loss.label_weight: beside {loss.name!r} there is no other loss")
 
 

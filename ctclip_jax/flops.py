@@ -90,7 +90,7 @@ def step_flops(config: TrainConfig) -> float:
         return count * passes("text", text_flops(model.text, length), projection)
 
     flops = 0.0
-    if not config.data.frozen_latents:
+    if config.loss.reads_volumes and not config.data.frozen_latents:
         projection = _projection_flops(model)
         volume = passes("image", volume_flops(model, train=True) - projection, projection)
         flops += config.batch_size * (volume + search_flops(model))

@@ -26,8 +26,9 @@ class LossConfig:
     """The loss, and which pairs of the batch count as what.
 
     Attributes:
-      name: in LOSSES, of images and their texts; 'labels', of a classifier on the image latents; or
-        'prompts', of zero-shot detection by two prompts for each label.
+      name: in LOSSES, of images and their texts; 'labels', of a classifier on the image latents;
+        'report_labels', of one on those of the reports, volumes unseen; or 'prompts', of zero-shot
+        detection by two prompts for each label.
       mask_twins: two volumes of one scan, or of identical reports, are no negatives of each other.
       normal_share: of the target of a volume without any finding, the part that it gives to the
         other such volumes of the batch in equal shares; for the sigmoid loss the probability that
@@ -52,24 +53,34 @@ class LossConfig:
     @property
     def columns(self) -> tuple[str, ...]:
         """What it reads of a batch beside the outputs."""
-        twins = ("scan", "report") if self.mask_twins and self.reads_texts else ()
-        normal = ("normal",) if self.normal_share and self.reads_texts else ()
+        twins = ("scan", "report") if self.mask_twins and self.compares else ()
+        normal = ("normal",) if self.normal_share and self.compares else ()
         return twins + normal + (("labels",) if self.reads_labels else ())
 
     @property
-    def reads_texts(self) -> bool:
+    def compares(self) -> bool:
         """Whether images are compared with the reports of the batch."""
         return self.name in LOSSES
 
     @property
+    def reads_texts(self) -> bool:
+        """Whether it reads the reports of the batch."""
+        return self.compares or self.name == "report_labels"
+
+    @property
+    def reads_volumes(self) -> bool:
+        """Whether it reads the volumes of the batch."""
+        return self.name != "report_labels"
+
+    @property
     def classifies(self) -> bool:
-        """Whether the model needs a classifier."""
+        """Whether the model needs a classifier of volumes."""
         return self.name == "labels" or self.label_weight > 0
 
     @property
     def reads_labels(self) -> bool:
         """Whether it reads each label of the training volumes."""
-        return self.classifies or self.name == "prompts"
+        return self.classifies or self.name in ("prompts", "report_labels")
 
 
 def softmax_loss(texts: Sums, images: Sums, share: float) -> Float[Array, ""]:
@@ -133,13 +144,14 @@ def make_loss(config: LossConfig, mesh: Mesh | None = None) -> LossFn:
         hits = jnp.mean(texts["own"] >= texts["rival"])
         return loss, {"text_to_image_accuracy": hits, "temperature": outputs["temperature"]}
 
-    def classify(outputs: Outputs, batch: dict[str, Array]) -> Array:
-        weights = config.positive_weights
-        return classifier_loss(outputs["logits"], batch["labels"], positive_weights=weights)
+    def classify(logits: Array, batch: dict[str, Array]) -> Array:
+        return classifier_loss(logits, batch["labels"], positive_weights=config.positive_weights)
 
     def loss_fn(outputs: Outputs, batch: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
         if config.name == "labels":
-            return classify(outputs, batch), {}
+            return classify(outputs["logits"], batch), {}
+        if config.name == "report_labels":
+            return classify(outputs["report_logits"], batch), {}
         if config.name == "prompts":
             temperature = outputs["temperature"]
             prompts = outputs["prompts"].reshape(-1, 2, outputs["prompts"].shape[-1])
@@ -147,7 +159,7 @@ def make_loss(config: LossConfig, mesh: Mesh | None = None) -> LossFn:
             return loss, {"temperature": temperature}
         loss, metrics = contrast(outputs, batch)
         if config.label_weight:
-            metrics["label_loss"] = classify(outputs, batch)
+            metrics["label_loss"] = classify(outputs["logits"], batch)
             loss += config.label_weight * metrics["label_loss"]
         return loss, metrics
 

@@ -62,6 +62,7 @@ def make_loader(run: Run, *, latents: Sequence[np.ndarray] = ()) -> grain.Datase
         one_per_scan=data.one_per_scan,
         shift=data.shift,
         labels=loss.reads_labels,
+        volumes=loss.reads_volumes,
         latents=latents,
         process_index=jax.process_index(),
         process_count=jax.process_count(),

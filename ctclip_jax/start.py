@@ -52,7 +52,8 @@ def initial_variables(run: Run, preemption: Preemption) -> Variables:
 
 def _new_parts(params: dict) -> dict:
     """What the weights that a run starts from may lack."""
-    return {name: params[name] for name in ("logit_bias", "classifier") if name in params}
+    new = ("logit_bias", "classifier", "report_classifier")
+    return {name: params[name] for name in new if name in params}
 
 
 def warm_up_text(variables: Variables, run: Run, preemption: Preemption) -> Variables:

@@ -109,14 +109,13 @@ def abstract_batch(learner: Learner) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns shapes, dtypes and shardings of a (micro-)batch over all devices."""
     config = learner.config
     data, image, loss = config.data, config.model.image, config.loss
+    volume = {"image": ((image.frames, *image.image_size), np.int16)}
+    if data.frozen_latents:
+        volume = {"latent": ((config.model.dim_latent,), np.float32)}
     texts = (data.texts,) if data.texts > 1 else ()
     tokens = {name: ((*texts, data.max_length), np.int32) for name in TOKENS}
     columns = {
-        **(
-            {"latent": ((config.model.dim_latent,), np.float32)}
-            if data.frozen_latents
-            else {"image": ((image.frames, *image.image_size), np.int16)}
-        ),
+        **(volume if loss.reads_volumes else {}),
         **(tokens if loss.reads_texts else {}),
         "scan": ((), np.int32),
         "report": ((), np.int32),

@@ -4,8 +4,8 @@ A batch is a dict of numpy arrays: `image` int16 (B, F, H, W) in steps of 1/16 H
 `input_ids` and `attention_mask` int32 (B, L), or (B, K, L) with K texts of a volume, and (B,) of
 the volume: `scan` and `report` int32, equal for the same scan and for reports of the same words,
 `normal` (all labels are known and absent), `seed` int32, drawn anew each time; where asked for
-`labels` int8 (B, labels), and `latent` float32 (B, D) in place of `image`; in evaluation `row`,
-that of `shards.read_reports`.
+`labels` int8 (B, labels), and `latent` float32 (B, D) or nothing in place of `image`; in evaluation
+`row`, that of `shards.read_reports`.
 """
 
 import dataclasses
@@ -37,6 +37,7 @@ def train_loader(
     one_per_scan: bool = False,
     shift: int = 0,
     labels: bool = False,
+    volumes: bool = True,
     latents: Sequence[np.ndarray] = (),
     process_index: int = 0,
     process_count: int = 1,
@@ -49,7 +50,8 @@ def train_loader(
     random reconstruction of each scan; the processes share it, none sees what another sees. Several
     folders are mixed by `weights`. The text is drawn by `texts`, None for none. `shift` moves each
     volume by up to so many voxels along every axis. With `labels` they are in the batch. `latents`
-    of each folder (n, d), in the order of `shards.read_reports`, stand for its volumes. The same
+    of each folder (n, d), in the order of `shards.read_reports`, stand for its volumes; without
+    `volumes` there are neither. The same
     arguments give the same batches; `get_state` and `set_state` resume at any batch. `workers` are
     processes beside this one, 0 for threads alone. So many batches are made `ahead` (by each of the
     workers).
@@ -63,9 +65,11 @@ def train_loader(
     geometry = common_geometry(folders, split)
     rows_of = [shards.read_reports(folder, split) for folder in folders]
     if latents:
-        sources = [_Encoded(*each) for each in zip(rows_of, latents, strict=True)]
-    else:
+        sources = [_Rows(*each) for each in zip(rows_of, latents, strict=True)]
+    elif volumes:
         sources = [shards.read(folder, split) for folder in folders]
+    else:
+        sources = [_Rows(rows) for rows in rows_of]
     groups = []
     for folder, rows in zip(folders, rows_of, strict=True):
         if texts and not any(row["findings"] or row["impressions"] for row in rows):
@@ -166,21 +170,22 @@ class _Pick(grain.transforms.RandomMap):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Encoded:
-    """Latents of the volumes of a split in the place of its records."""
+class _Rows:
+    """What is known of the volumes of a split, and their latents, in the place of its records."""
 
     rows: Sequence[dict]
-    latents: np.ndarray
+    latents: np.ndarray | None = None
 
     def compressed(self, index: int) -> Record:
-        return self.rows[index] | {"latent": self.latents[index]}
+        latent = {} if self.latents is None else {"latent": self.latents[index]}
+        return self.rows[index] | latent
 
 
 @dataclasses.dataclass(frozen=True)
 class _TrainExample(grain.transforms.RandomMap):
     """(folder, record) -> the record tokenized, its volume compressed."""
 
-    sources: Sequence[ShardSource | _Encoded]
+    sources: Sequence[ShardSource | _Rows]
     texts: TextChoice | None
     tokenizer: Tokenizer
     max_length: int
@@ -193,9 +198,8 @@ class _TrainExample(grain.transforms.RandomMap):
         labels = np.asarray(record["labels"], np.int8)
         tokens = self._tokens(record, rng) if self.texts else {}
         offsets = rng.integers(-self.shift, self.shift, 3, endpoint=True) if self.shift else ()
-        if "latent" in record:
-            volume = {"latent": record["latent"]}
-        else:
+        volume = {name: record[name] for name in ("latent",) if name in record}
+        if "volume" in record:
             volume = {"image": Compressed(record, tuple(offsets))}
         return {
             **volume,

@@ -20,10 +20,9 @@ from ml_collections import config_flags
 from data_pipelines import beam, pool, preparation, shards, volumes
 from data_pipelines.errors import InputError, parse_slice, run_main
 from data_pipelines.preparation import Task
-from data_pipelines.reports import report_text
 from data_pipelines.sources import ct_rate, manifest, rad_chestct
 from data_pipelines.sources.case import Collection
-from data_pipelines.tokenizers import train_sentencepiece
+from data_pipelines.train_tokenizer import train_on_reports
 
 _POOL = "pool"
 
@@ -107,10 +106,8 @@ def _conclude(split: str, tasks: Sequence[Task]) -> str:
 
 
 def _train_tokenizer() -> None:
-    rows = shards.read_reports(_OUT.value, "train")
-    texts = (report_text(row["findings"], row["impressions"]) for row in rows)
     path = epath.Path(_OUT.value) / "tokenizer.model"
-    train_sentencepiece(texts, path, _VOCAB.value)
+    train_on_reports([_OUT.value], path, split="train", vocab_size=_VOCAB.value)
     _say(f"tokenizer: {path}")
 
 

@@ -10,7 +10,7 @@ from ctclip_jax.checks import check_config
 from ctclip_jax.flops import step_flops
 from ctclip_jax.sharding import make_mesh
 
-VOLUMES = 48_000
+VOLUMES = 18_000
 PLAN = {"seed", "steps", "quantize_ramp", "log_every"}
 
 

@@ -7,7 +7,7 @@ import pytest
 
 import ctclip_jax
 from ctclip_jax.exports import save_export
-from ctclip_jax.models.ct_clip import CTCLIPConfig
+from ctclip_jax.models.ct_clip import CTCLIP, CTCLIPConfig
 from ctclip_jax.torch_weights import Geometry, import_weights, write_tensors
 from data_pipelines.errors import InputError
 from data_pipelines.reports import LABELS, PROMPTS
@@ -109,17 +109,21 @@ def test_detection_is_the_softmax_over_two_prompts(model, golden):
     np.testing.assert_allclose(chosen[:, 0], probabilities[:, 4], 0, 1e-6)
 
 
-def test_classifier_reads_the_positive_latent(imported, golden):
+def test_the_classifier_of_a_published_file_reads_the_positive_latent(state, golden, tmp_path):
     rng = np.random.default_rng(0)
-    weights = {
-        "kernel": rng.normal(size=(16, 18)).astype(np.float32),
-        "bias": rng.normal(size=18).astype(np.float32),
-    }
-    params = imported.variables["params"] | {"classifier": weights}
-    model = ctclip_jax.Model(imported.config, imported.variables | {"params": params})
-    logits = np.maximum(golden["out/image_latents"], 0) @ weights["kernel"] + weights["bias"]
-    actual = model.classify(golden["in/volume"])
-    np.testing.assert_allclose(actual, 1 / (1 + np.exp(-logits)), 0, 1e-5)
+    weight, bias = rng.normal(size=(18, 16)), rng.normal(size=18)
+    probe = {"classifier.weight": weight, "classifier.bias": bias}
+    lipro = {f"trained_model.{name}": value for name, value in state.items()} | probe
+    path = tmp_path / "lipro.safetensors"
+    write_tensors(path, {name: value.astype(np.float32) for name, value in lipro.items()})
+    model = ctclip_jax.load(path, **GEOMETRY)
+    latents = model.encode_image(golden["in/volume"])
+    outputs = CTCLIP(model.config).outputs(model.variables["params"], {"image": latents})
+    expected = np.maximum(latents, 0) @ weight.T + bias
+    np.testing.assert_allclose(outputs["logits"], expected, rtol=0, atol=1e-6)
+    probabilities = model.classify(golden["in/volume"])
+    np.testing.assert_allclose(probabilities, 1 / (1 + np.exp(-expected)), rtol=0, atol=1e-6)
+    assert model.label_informed
 
 
 def test_image_tower_alone_has_no_latents(state):

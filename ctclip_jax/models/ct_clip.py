@@ -26,7 +26,8 @@ class CTCLIPConfig:
     `init_temperature` and `logit_bias` are initial values: of the logarithm of the factor on the
     similarities, and of the bias that the sigmoid loss adds to them (None: no such parameter).
     `labels` are those of a classifier on the image latents (ClassFine, LiPro; 0: none), which in
-    training leaves out `classifier_dropout` of their numbers.
+    training leaves out `classifier_dropout` of their numbers; `report_labels` those of one on the
+    text latents, which labels reports.
     `dtype` is that of the large matrix products. `remat` (layers.REMAT) says what of a layer is
     computed again for the gradient, `attention` (layers.ATTENTION) what computes that of the image
     tower: neither changes the model.
@@ -39,6 +40,7 @@ class CTCLIPConfig:
     logit_bias: float | None = None
     labels: int = 0
     classifier_dropout: float = 0.0
+    report_labels: int = 0
     dtype: str = "float32"
     remat: str = "none"
     attention: str = "xla"
@@ -70,12 +72,11 @@ class CTCLIP:
         }
         if config.logit_bias is not None:
             params["logit_bias"] = jnp.array(config.logit_bias, jnp.float32)
-        if config.labels:
-            shape = (config.dim_latent, config.labels)
-            params["classifier"] = {
-                "kernel": dense(jax.random.fold_in(key, 0), shape),
-                "bias": jnp.zeros(config.labels),
-            }
+        classifiers = (("classifier", config.labels), ("report_classifier", config.report_labels))
+        for number, (name, labels) in enumerate(classifiers):
+            if labels:
+                kernel = dense(jax.random.fold_in(key, number), (config.dim_latent, labels))
+                params[name] = {"kernel": kernel, "bias": jnp.zeros(labels)}
         return {"params": params, "codebook": self._new_codebook(keys[4])}
 
     def abstract_variables(self) -> Variables:
@@ -146,19 +147,20 @@ class CTCLIP:
     ) -> tuple[dict[str, Array], Statistics]:
         """Latents `{'image'[, 'text']}` in training, and the statistics of the codebook.
 
-        A batch with `latent` in place of `image` has been through the image tower: its statistics
-        are {}. Texts may be absent; their ids are (b l), or (b k l) for k texts of each volume,
-        whose latents (b k, d) stand together. `keys` (b), one for each volume, switch the dropout
-        of texts on, `image_keys` that of patches. `quantize` is the weight of the quantized against
-        the plain tokens; a tower that does not quantize has no statistics.
+        A batch with `latent` in place of `image` has been through the image tower, one with neither
+        has no image latents: its statistics are {}. Texts may be absent; their ids are (b l), or
+        (b k l) for k texts of each volume, whose latents (b k, d) stand together. `keys` (b), one
+        for each volume, switch the dropout of texts on, `image_keys` that of patches. `quantize` is
+        the weight of the quantized against the plain tokens; a tower that does not quantize has no
+        statistics.
         """
+        latents, statistics = {}, {}
         if "latent" in batch:
-            latents, statistics = {"image": batch["latent"]}, {}
-        else:
-            image, statistics = self._encode_and_count(
+            latents["image"] = batch["latent"]
+        elif "image" in batch:
+            latents["image"], statistics = self._encode_and_count(
                 variables, batch["image"], image_keys, quantize
             )
-            latents = {"image": image}
         if "input_ids" in batch:
             latents["text"] = self._encode_texts(variables, batch, keys)
         return latents, statistics
@@ -167,16 +169,17 @@ class CTCLIP:
         self, params: dict, latents: dict[str, Array], *, keys: Key | None = None
     ) -> dict[str, Array]:
         """What a loss takes: the latents, the factor on their similarities and their bias, and the
-        `logits` of the classifier. `keys` (b), one for each volume, switch its dropout on."""
+        `logits` and `report_logits` of the classifiers. `keys` (b), one for each volume, switch the
+        dropout of the first on."""
         outputs = {**latents, "temperature": jnp.exp(params["temperature"])}
         if "logit_bias" in params:
             outputs["bias"] = params["logit_bias"]
-        if "classifier" in params:
+        if "classifier" in params and "image" in latents:
             positive = jax.nn.relu(latents["image"])
             positive = dropout(positive, self.config.classifier_dropout, keys)
-            kernel, bias = params["classifier"]["kernel"], params["classifier"]["bias"]
-            with jax.default_matmul_precision("float32"):
-                outputs["logits"] = positive @ kernel + bias[None]
+            outputs["logits"] = _linear(params["classifier"], positive)
+        if "report_classifier" in params and "text" in latents:
+            outputs["report_logits"] = _linear(params["report_classifier"], latents["text"])
         return outputs
 
     def move_codebook(self, codebook: Codebook, statistics: Statistics) -> Codebook:
@@ -245,3 +248,8 @@ class CTCLIP:
             features.astype(dtype), kernel.astype(dtype), preferred_element_type=jnp.float32
         )
         return l2_normalize(product)
+
+
+def _linear(params: dict[str, Array], x: Float[Array, "b d"]) -> Float[Array, "b labels"]:
+    with jax.default_matmul_precision("float32"):
+        return x @ params["kernel"] + params["bias"][None]

@@ -1,0 +1,41 @@
+"""A labeler of reports: the text tower learns the 18 labels, so that unlabeled studies get some.
+
+    python main.py --config=configs/report_labeler.py --workdir=WORKDIR \
+        --config.data.shards=SHARDS --config.data.tokenizer=BiomedVLP-CXR-BERT/vocab.txt \
+        --config.init_from=CT-CLIP_v2.pt
+
+No volume is read: a step takes 64 whole reports and as long as BERT does. Afterwards
+
+    python -m ctclip_jax.label_reports --model=WORKDIR/export --reports=reports.csv --out=OUT
+
+writes OUT/predicted.csv, which preparation takes as labels. The image tower stays as it was. With
+`:phantoms` it learns from the reports of `make demo`.
+"""
+
+from ml_collections import config_dict
+
+from configs import ct_clip
+
+
+def get_config(variant: str = "") -> config_dict.ConfigDict:
+    """Returns the experiment; variant 'smoke' is a tiny one of the same form."""
+    config = ct_clip.get_config(variant)
+    config.model.report_labels = 18
+    config.data.update(report="joined", shuffle_sentences=True, one_per_scan=True)
+    config.loss.name = "report_labels"
+    config.optim.update(
+        learning_rate=3e-5, schedule="cosine", warmup_steps=200, weight_decay=0.05, clip_norm=1.0
+    )
+    config.optim.rules = (("^(image|temperature)", 0.0), ("^report_classifier", 30.0))
+    config.evaluation.update(every=0, report="joined")
+    if variant != "smoke":
+        config.update(batch_size=64, steps=4000)
+    if variant == "phantoms":
+        config.steps = 2000
+        config.model.text.max_positions = 384
+        config.data.update(texts=1, shift=0, sentences=(0, 0), max_length=384)
+        config.evaluation.update(max_length=384, pool_sentences=False)
+        config.optim.learning_rate = 1e-3
+        config.optim.rules = (("^(image|temperature)", 0.0), ("^report_classifier", 10.0))
+        config.text_warmup.steps = 0
+    return config

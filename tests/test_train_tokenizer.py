@@ -1,0 +1,64 @@
+"""A tokenizer of prepared reports, by the command."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import records
+
+from data_pipelines import shards
+from data_pipelines.tokenizers import load_tokenizer
+
+REPORTS = (
+    ("Sağ akciğerde nodül izlendi.", "Akciğer nodülü."),
+    ("Plevral efüzyon saptanmadı.", "Not given."),
+    ("Kalp boyutu normaldir.", "Normal sınırlarda inceleme."),
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    out = tmp_path_factory.mktemp("shards")
+    (plan,) = shards.begin(out, "train", settings=records.settings((2, 3, 4)))
+    volume = np.zeros((2, 3, 4), np.int16)
+    made = [
+        records.make_record(
+            f"train_{n}_a_1.nii.gz", volume, findings=parts[0], impressions=parts[1]
+        )
+        for n, parts in enumerate(REPORTS)
+    ]
+    shards.write_shard(plan, made)
+    shards.finish(out)
+    return out
+
+
+def command(*flags) -> subprocess.CompletedProcess:
+    line = [sys.executable, "-m", "data_pipelines.train_tokenizer", *map(str, flags)]
+    return subprocess.run(line, capture_output=True, text=True)
+
+
+def test_the_reports_of_a_split_make_a_tokenizer(folder, tmp_path):
+    out = tmp_path / "tokenizer.model"
+    flags = (f"--shards={folder}", "--vocab_size=70")
+    done = command(*flags, f"--out={out}")
+    assert done.returncode == 0, done.stderr
+    tokenizer = load_tokenizer(out)
+    assert f"{out}: {tokenizer.vocab_size} pieces" in done.stdout
+    ids, mask = tokenizer(["akciğer nodülü", "nodül"], 32)
+    assert tokenizer.vocab_size <= 70
+    assert not (ids == 1).any(), "every letter of the reports is known"
+    again = tmp_path / "again.model"
+    command(*flags, f"--out={again}")
+    assert again.read_bytes() == out.read_bytes()
+
+
+def test_what_cannot_be_is_one_line(folder, tmp_path):
+    for flags, told in (
+        ((f"--shards={folder}", "--out=t.txt"), "t.txt: a SentencePiece file ends with .model"),
+        ((f"--shards={folder}", "--split=test", "--out=t.model"), "no split 'test'"),
+        ((f"--shards={folder}", f"--out={tmp_path}/none/t.model"), "t.model: not written"),
+    ):
+        done = command(*flags)
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1 and told in done.stderr
