@@ -101,7 +101,12 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
         ),
         quantize_ramp=(0, 0),
         text_warmup=dict(
-            steps=0, batch_size=256, learning_rate=1e-4, temperature=5.0, max_length=32
+            objective="matched_sentences",
+            steps=0,
+            batch_size=256,
+            learning_rate=1e-4,
+            temperature=5.0,
+            max_length=32,
         ),
         mesh=dict(data=-1, fsdp=1),
         checkpoint=dict(every=1000, keep=2, best=1),

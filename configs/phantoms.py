@@ -104,7 +104,12 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
         ),
         quantize_ramp=(1800, 2700),
         text_warmup=dict(
-            steps=400, batch_size=128, learning_rate=1e-3, temperature=5.0, max_length=24
+            objective="matched_sentences",
+            steps=400,
+            batch_size=128,
+            learning_rate=1e-3,
+            temperature=5.0,
+            max_length=24,
         ),
         mesh=dict(data=-1, fsdp=1),
         checkpoint=dict(every=500, keep=2, best=1),

@@ -21,6 +21,7 @@ from data_pipelines.errors import InputError
 from data_pipelines.loader import common_geometry
 from data_pipelines.reports import FORMS, LABELS, SENTENCE_FORMS, prompt_text
 from data_pipelines.shards import preparation
+from data_pipelines.text_pairs import OBJECTIVES
 from data_pipelines.tokenizers import Tokenizer
 
 
@@ -90,6 +91,7 @@ def _check_names(config: TrainConfig) -> None:
         ("model.attention", config.model.attention, ATTENTION),
         ("model.image.head", getattr(config.model.image, "head", HEADS[0]), HEADS),
         ("loss.name", config.loss.name, (*LOSSES, "labels", "report_labels", "prompts")),
+        ("text_warmup.objective", config.text_warmup.objective, OBJECTIVES),
         ("data.report", config.data.report, FORMS),
         ("evaluation.report", config.evaluation.report, FORMS),
         ("evaluation.scores", config.evaluation.scores, SCORES),

@@ -77,8 +77,8 @@ class DataConfig:
 class TextWarmupConfig:
     """The stage that trains the text tower alone on reports; steps=0 leaves it out.
 
-    `temperature` is the factor on the similarities at its start; `max_length` is that of a sentence
-    in tokens.
+    `objective` is one of data_pipelines.text_pairs; `temperature` is the factor on the similarities
+    at its start; `max_length` is that of a sentence in tokens.
     """
 
     steps: int
@@ -86,6 +86,7 @@ class TextWarmupConfig:
     learning_rate: float
     temperature: float
     max_length: int
+    objective: str = "matched_sentences"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 class Tokenizer:
     """`tokenizer(texts, max_length)` -> (input_ids, attention_mask), each [CLS] ... [SEP].
 
-    `encode` gives the ids of one text without special tokens.
+    `encode` gives the ids of one text without special tokens; `mask_id` stands for a hidden word.
     """
 
     encode: Callable[[str], list[int]]
@@ -26,6 +26,7 @@ class Tokenizer:
     pad_id: int
     cls_id: int
     sep_id: int
+    mask_id: int
 
     def __call__(
         self, texts: Sequence[str], max_length: int
@@ -78,6 +79,7 @@ def _load_word_piece(path: Path) -> Tokenizer:
         pad_id=vocab["[PAD]"],
         cls_id=vocab["[CLS]"],
         sep_id=vocab["[SEP]"],
+        mask_id=vocab.get("[MASK]", vocab["[UNK]"]),
     )
 
 
@@ -104,6 +106,7 @@ def _load_sentence_piece(path: Path) -> Tokenizer:
         pad_id=pad_id,
         cls_id=cls_id,
         sep_id=sep_id,
+        mask_id=unk_id,
     )
 
 

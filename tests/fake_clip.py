@@ -16,10 +16,11 @@ CODES, DECAY = 16, 0.8
 @dataclasses.dataclass(frozen=True)
 class FakeCLIP:
     """`image` is (b t 6) tokens, `input_ids` (b 4) or (b k 4) features; dropout acts on text and on
-    the latents that a classifier of `labels` reads."""
+    the latents that a classifier of `labels` reads; one of `report_labels` reads those of texts."""
 
     logit_bias: float | None = None
     labels: int = 0
+    report_labels: int = 0
 
     def init(self) -> Variables:
         rng = np.random.default_rng(0)
@@ -34,6 +35,8 @@ class FakeCLIP:
             params["logit_bias"] = jnp.float32(self.logit_bias)
         if self.labels:
             params["classifier"] = {"kernel": draw(3, self.labels), "bias": draw(self.labels)}
+        if self.report_labels:
+            params["report_classifier"] = {"kernel": draw(3, self.report_labels)}
         codebook = vector_quantizer.init(jax.random.key(0), codes=CODES, dim=8)
         return {"params": params, "codebook": codebook}
 
@@ -50,6 +53,8 @@ class FakeCLIP:
             latents["text"] = self.encode_text(variables, batch["input_ids"], None, keys=keys)
         if "latent" in batch:
             return latents | {"image": batch["latent"]}, {}
+        if "image" not in batch:
+            return latents, {}
         tokens = jnp.tanh(batch["image"] @ params["image"]["blocks"]["up"]["kernel"].sum(axis=0))
         indices = vector_quantizer.nearest(tokens, codebook)
         codes = vector_quantizer.lookup(indices, codebook)
@@ -69,6 +74,8 @@ class FakeCLIP:
         if "classifier" in params:
             kernel, bias = params["classifier"]["kernel"], params["classifier"]["bias"]
             outputs["logits"] = dropout(latents["image"], 0.3, keys) @ kernel + bias[None]
+        if "report_classifier" in params:
+            outputs["report_logits"] = latents["text"] @ params["report_classifier"]["kernel"]
         return outputs | ({"bias": params["logit_bias"]} if "logit_bias" in params else {})
 
     def move_codebook(self, codebook, statistics):

@@ -21,7 +21,7 @@ from tests.tiny_run import write_tiny_shards
 CONFIGS = Path(__file__).parents[1] / "configs"
 PROTOCOL = CONFIGS / "evaluation.py"
 FILES = sorted(set(CONFIGS.glob("*.py")) - {PROTOCOL})
-LABEL_INFORMED = ("class_fine", "label_informed", "supervised", "vocab_fine")
+LABEL_INFORMED = ("class_fine", "label_informed", "report_labeler", "supervised", "vocab_fine")
 
 
 def experiment(file: Path, variant: str, **changes) -> TrainConfig:

@@ -6,6 +6,8 @@ import records
 
 from data_pipelines import shards
 from data_pipelines.errors import InputError
+from data_pipelines.reports import split_sentences
+from data_pipelines.rewordings import ABSENT, PRESENT, statement
 from data_pipelines.text_pairs import matched_sentences, text_pair_loader
 from data_pipelines.tokenizers import load_tokenizer, train_sentencepiece
 
@@ -77,10 +79,11 @@ def make_record(number: int, report: tuple[str, str]) -> dict:
     )
 
 
-def start(folder, batch_size: int, split: str = "train"):
+def start(folder, batch_size: int, split: str = "train", objective="matched_sentences"):
     return text_pair_loader(
         [folder],
         split=split,
+        objective=objective,
         tokenizer=load_tokenizer(folder / "tokenizer.model"),
         max_length=32,
         batch_size=batch_size,
@@ -100,10 +103,10 @@ def test_a_batch_holds_a_pair_of_each_report(folder):
     seen = set()
     for _ in range(20):
         batch = next(iterator)
-        assert batch["findings_mask"].dtype == np.int32
+        assert batch["first_mask"].dtype == np.int32
         pairs = [
             tuple(np.concatenate(ids))
-            for ids in zip(batch["findings_ids"], batch["impressions_ids"], strict=True)
+            for ids in zip(batch["first_ids"], batch["second_ids"], strict=True)
         ]
         assert sorted(known[pair] for pair in pairs) == [0, 1]
         seen.update(pairs)
@@ -130,3 +133,41 @@ def test_reports_without_a_pair_are_one_line(tmp_path):
     train_sentencepiece(FINDINGS, tmp_path / "tokenizer.model", 60)
     with pytest.raises(InputError, match="no report of train repeats a finding"):
         start(tmp_path, 1)
+
+
+def test_a_rewording_says_the_same(folder):
+    tokenizer = load_tokenizer(folder / "tokenizer.model")
+    said = {
+        tuple(tokenizer([sentence], 32)[0][0]): statement(sentence)
+        for report in zip(FINDINGS, IMPRESSIONS, strict=True)
+        for part in report
+        for sentence in split_sentences(part)
+    }
+    iterator = start(folder, 3, objective="rewordings")
+    texts = set()
+    for _ in range(30):
+        batch = next(iterator)
+        for first, second in zip(batch["first_ids"], batch["second_ids"], strict=True):
+            finding, present = said[tuple(first)]
+            frames = PRESENT if present else ABSENT
+            options = [frame.format(finding[0].lower() + finding[1:]) + "." for frame in frames]
+            assert any((tokenizer([text], 32)[0][0] == second).all() for text in options)
+            texts.add(tuple(second))
+    iterator.close()
+    assert len(texts) > 15
+
+
+def test_hidden_words_are_some_and_no_special_ones(folder):
+    tokenizer = load_tokenizer(folder / "tokenizer.model")
+    iterator = start(folder, 3, objective="masked_words")
+    shares = []
+    for _ in range(100):
+        batch = next(iterator)
+        hidden = batch["first_ids"] != batch["second_ids"]
+        assert (batch["first_ids"][hidden] == tokenizer.mask_id).all()
+        assert hidden.any(axis=1).all()
+        special = (tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id)
+        assert not np.isin(batch["second_ids"][hidden], special).any()
+        shares.append(hidden.sum() / (batch["second_mask"].sum() - 2 * len(hidden)))
+    iterator.close()
+    assert 0.15 < np.mean(shares) < 0.25, "of short sentences one word is more than 15 %"

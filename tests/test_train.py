@@ -222,7 +222,7 @@ def test_given_weights_of_another_shape_are_refused(finished, shards):
         (
             {"loss.name": "soft"},
             "config.loss.name: 'soft' is none of softmax, text_to_image, decoupled, sigmoid,"
-            " labels, prompts",
+            " labels, report_labels, prompts",
         ),
         ({"model.dtype": "half"}, "config.model.dtype: 'half' is none of float32, bfloat16"),
         ({"model.remat": "some"}, "config.model.remat: 'some' is none of none, full, dots"),

@@ -34,7 +34,8 @@ def learner(model=None, devices: int = 8, **changes) -> train_step.Learner:
     config = tiny_config(Path("shards"), **(defaults | changes))
     mesh = make_mesh(config.mesh, devices=jax.devices()[:devices])
     made = train_step.make_learner(config, mesh)
-    fake = FakeCLIP(config.model.logit_bias, config.model.labels)
+    sizes = config.model
+    fake = FakeCLIP(sizes.logit_bias, sizes.labels, sizes.report_labels)
     if made.prompts:
         made = dataclasses.replace(made, prompts=FAKE_PROMPTS)
     return dataclasses.replace(made, model=model or fake)
@@ -198,6 +199,7 @@ CASES = {
     | {"loss.name": "labels", "loss.positive_weights": tuple(range(1, 19)), "mesh.fsdp": 4},
     "labels beside texts": CLASSIFIER | {"loss.label_weight": 0.5, "mesh.fsdp": 2},
     "prompts": {"loss.name": "prompts", "mesh.fsdp": 4},
+    "report labels": {"model.report_labels": 18, "loss.name": "report_labels", "mesh.fsdp": 2},
     "adapters": {"lora.rank": 2, "optim.rules": (("^lora/", 1.0), ("", 0.0)), "mesh.fsdp": 2},
     "prompts, locked text": {"loss.name": "prompts", "optim.rules": (("^text/", 0.0),)},
 }
@@ -229,6 +231,8 @@ def test_sharded_and_cached_is_plain(case):
     """Gradients, codebook and metrics, dropout on."""
     changes = CASES[case]
     batch = fake_batch(VOLUMES, changes.get("data.texts", 1))
+    if changes.get("loss.name") == "report_labels":
+        del batch["image"]
     plain = gradients(learner(devices=1, **changes | {"mesh.fsdp": 1}), batch)
     assert_same(gradients(learner(**changes), batch), plain)
     assert_same(gradients(learner(**changes, micro_batch_size=8), batch), plain)

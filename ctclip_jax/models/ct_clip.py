@@ -106,9 +106,21 @@ class CTCLIP:
     ) -> Float[Array, "b d"]:
         """Unit-length latents of tokenized reports; `keys`, one for each, switch dropout on."""
         with jax.default_matmul_precision("float32"), jax.named_scope("text"):
-            tower = seam.bind(self._text_tower, variables["params"]["text"])
-            first = tower(input_ids, attention_mask, keys=keys)[:, 0]
+            first = self.read_text(variables, input_ids, attention_mask, keys=keys)[:, 0]
             return self._project(first, variables["params"]["text_projection"]["kernel"])
+
+    def read_text(
+        self,
+        variables: Variables,
+        input_ids: Int[Array, "b l"],
+        attention_mask: Int[Array, "b l"],
+        *,
+        keys: Key | None = None,
+    ) -> Float[Array, "b l h"]:
+        """The last hidden states of tokenized reports."""
+        with jax.default_matmul_precision("float32"):
+            tower = seam.bind(self._text_tower, variables["params"]["text"])
+            return tower(input_ids, attention_mask, keys=keys)
 
     def __call__(
         self,
