@@ -13,7 +13,6 @@ takes minutes; what is done is kept in RESUME.
 """
 
 import dataclasses
-import json
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -28,7 +27,6 @@ from ctclip_jax.step_report import KEPT_BY_TPU, DoesNotFit, Roofline, step_repor
 from data_pipelines.errors import run_main
 
 DOCS = Path(__file__).parents[1] / "docs" / "scaling.md"
-MARKS = ("<!-- made by benchmarks/tpu_table.py -->\n", "<!-- end of it -->\n")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,12 +118,7 @@ def compiler(system: System) -> Callable[[int], dict]:
 
     def compile_step(volumes: int) -> dict:
         path = RESUME / f"{system.topology.replace(':', '-')}-{volumes}.json"
-        if not path.exists():
-            step = measure.in_new_process(compiled, system, volumes).value
-            RESUME.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(step))
-        print(path.read_text(), flush=True)
-        return json.loads(path.read_text())
+        return measure.kept(path, compiled, system, volumes)
 
     return compile_step
 
@@ -157,14 +150,14 @@ def row_of(system: System) -> dict:
     }
 
 
-def markdown(rows: Sequence[dict]) -> str:
-    """The table."""
+def write_docs(rows: Sequence[dict]) -> None:
+    """Writes the table."""
     head = (
         "system | mesh (data x fsdp) | volumes a chip | in a step | memory a chip, GiB"
         " | TFLOP a chip: model, computed | sent by a chip, GB"
         " | seconds: arithmetic, memory, collectives | in collectives | volumes/s at best"
     )
-    lines = [f"| {head} |", "|" + " --- |" * len(head.split(" | "))]
+    table = []
     for row in rows:
         system, volumes = row["system"], row["volumes"] * row["system"]["chips"]
         cells = (
@@ -179,17 +172,15 @@ def markdown(rows: Sequence[dict]) -> str:
             f"{row['collective_share']:.0%}",
             f"{volumes / row['seconds']['step']:.0f}",
         )
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines) + "\n"
+        table.append(cells)
+    measure.write_table(DOCS, head, table)
 
 
 def main(argv: Sequence[str]) -> None:
     del argv
     rows = [row_of(system) for system in SYSTEMS]
     measure.save("tpu_table", {"rows": rows})
-    before, _, rest = DOCS.read_text().partition(MARKS[0])
-    _, _, after = rest.partition(MARKS[1])
-    DOCS.write_text(before + MARKS[0] + markdown(rows) + MARKS[1] + after)
+    write_docs(rows)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,119 @@
+"""The table of docs/recipes.md: what fits into a budget, and how long a whole training takes.
+
+    python -m benchmarks.recipe_table         # pip install 'ctclip-jax[tpu]': a compiler, no TPU
+
+The step of each recipe, every layer recomputed, two micro-batches by the gradient cache, is
+compiled for four chips of TPU v5p that hold all weights each: with one and with four volumes at a
+time on a chip. Memory is linear in that, and a GPU needs about as much. Hours are those of the
+FLOPs that are computed, recomputation and all, at a share of the peak of the GPU that well-kept
+trainers reach. What is compiled is kept in RESUME.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks import measure
+from benchmarks.tpu_table import GPU_SHARE, linear
+from configs import ct_clip_large_batch, low_cost, vit
+from ctclip_jax.accelerators import GIB, accelerator_of
+from ctclip_jax.config import TrainConfig, from_dict
+from ctclip_jax.step_report import step_report
+from data_pipelines.errors import run_main
+
+DOCS = Path(__file__).parents[1] / "docs" / "recipes.md"
+RESUME = Path("runs/recipe_table")
+
+STAND_IN, CHIPS = "v5p:2x2x1", 4
+RECIPES = {"ct_clip_large_batch": ct_clip_large_batch, "vit": vit, "low_cost": low_cost}
+BUDGETS = (
+    ("one GPU of 24 GB (RTX 4090)", "NVIDIA GeForce RTX 4090", 1),
+    ("one GPU of 80 GB (H100)", "NVIDIA H100", 1),
+    ("8 GPUs of 80 GB (H100)", "NVIDIA H100", 8),
+)
+SHARE_OF_PEAK = 0.4
+ONE, SOME = 1, 4  # volumes at a time on a chip
+
+
+def experiment(recipe: str, **changes: int) -> TrainConfig:
+    """The experiment of its file, every layer recomputed."""
+    config = RECIPES[recipe].get_config()
+    config.update(changes)
+    config.model.remat = "full"
+    config.evaluation.every = 0
+    return from_dict(TrainConfig, config.to_dict())
+
+
+def compiled(recipe: str, volumes: int) -> dict[str, float]:
+    """What a chip needs and computes with so many volumes at a time, twice."""
+    micro = CHIPS * volumes
+    config = experiment(recipe, micro_batch_size=micro, batch_size=2 * micro)
+    report = step_report(config, topology=STAND_IN)
+    return {
+        "volumes": volumes,
+        "needs": report.needs,
+        "flops_of_a_volume": report.total("flops") / (2 * volumes),
+    }
+
+
+def row_of(budget: str, device_kind: str, devices: int, recipe: str) -> dict:
+    """The largest micro-batch of a recipe that divides its batch, and the hours of its steps."""
+    gpu, config = accelerator_of(device_kind), experiment(recipe)
+    one, some = (
+        measure.kept(RESUME / f"{recipe}-{volumes}.json", compiled, recipe, volumes)
+        for volumes in (ONE, SOME)
+    )
+    memory = GPU_SHARE * gpu.memory_bytes
+    sizes = (n for n in range(1, config.batch_size // devices + 1))
+    fitting = [
+        n
+        for n in sizes
+        if config.batch_size % (n * devices) == 0 and linear(one, some, n)["needs"] <= memory
+    ]
+    row = {"budget": budget, "recipe": recipe, "batch_size": config.batch_size}
+    if not fitting:
+        return row | {"needs_gib": round(one["needs"] / GIB, 1)}
+    largest = linear(one, some, max(fitting))
+    flops = config.steps * config.batch_size * largest["flops_of_a_volume"]
+    seconds = flops / (devices * SHARE_OF_PEAK * gpu.bf16_flops)
+    return row | {
+        "micro_batch_size": largest["volumes"] * devices,
+        "needs_gib": round(largest["needs"] / GIB, 1),
+        "memory_gib": round(memory / GIB, 1),
+        "steps": config.steps,
+        "tflop_of_a_volume": round(largest["flops_of_a_volume"] / 1e12, 2),
+        "hours": round(seconds / 3600, 1),
+    }
+
+
+def write_docs(rows: Sequence[dict]) -> None:
+    """Writes the table."""
+    head = (
+        "budget | recipe | batch | micro-batch | memory a GPU, GiB | TFLOP a volume"
+        " | volumes seen | hours"
+    )
+    table = []
+    for row in rows:
+        cells = [row["budget"], f"`{row['recipe']}`", row["batch_size"]]
+        if "hours" in row:
+            cells += [
+                row["micro_batch_size"],
+                f"{row['needs_gib']} of {row['memory_gib']}",
+                row["tflop_of_a_volume"],
+                f"{row['steps'] * row['batch_size']:,}",
+                row["hours"],
+            ]
+        else:
+            cells += ["-", f"{row['needs_gib']} with one volume: too little", "", "", ""]
+        table.append(cells)
+    measure.write_table(DOCS, head, table)
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    rows = [row_of(*budget, recipe) for budget in BUDGETS for recipe in RECIPES]
+    measure.save("recipe_table", {"share_of_peak": SHARE_OF_PEAK, "rows": rows})
+    write_docs(rows)
+
+
+if __name__ == "__main__":
+    run_main(main)
