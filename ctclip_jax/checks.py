@@ -13,8 +13,9 @@ from ctclip_jax.evaluators.protocol import SCORES
 from ctclip_jax.lora import abstract_params
 from ctclip_jax.losses import LOSSES
 from ctclip_jax.models.ct_clip import CTCLIP
-from ctclip_jax.models.ct_vit import HEADS
+from ctclip_jax.models.ct_vit import HEADS, CTViTConfig
 from ctclip_jax.models.layers import ATTENTION, REMAT
+from ctclip_jax.models.vit import ViTConfig
 from ctclip_jax.sharding import local_batch_size
 from ctclip_jax.wandb_run import import_wandb
 from data_pipelines.errors import InputError
@@ -32,6 +33,7 @@ def check_config(config: TrainConfig, *, tokenizer: Tokenizer | None, mesh: Mesh
       InputError: it names the first value that cannot be used.
     """
     _check_names(config)
+    _check_image(config.model.image)
     _check_attention(config, mesh)
     _check_numbers(config)
     _check_prompts(config)
@@ -98,6 +100,21 @@ def _check_names(config: TrainConfig) -> None:
     ):
         if value not in known:
             raise InputError(f"config.{name}: {value!r} is none of {', '.join(known)}")
+
+
+def _check_image(image: CTViTConfig | ViTConfig) -> None:
+    sizes = (image.frames, *image.image_size)
+    if any(size % patch for size, patch in zip(sizes, image.patch, strict=True)):
+        volume, patch = (" x ".join(map(str, each)) for each in (sizes, image.patch))
+        raise InputError(f"config.model.image: {volume} voxels in patches of {patch} leave a rest")
+    if isinstance(image, ViTConfig):
+        if image.dim % 6 or image.dim % image.heads:
+            raise InputError(
+                f"config.model.image.dim: {image.dim}, wanted a multiple of 6 and of"
+                f" {image.heads} heads"
+            )
+        if not 0 <= image.drop < 1:
+            raise InputError(f"config.model.image.drop: {image.drop}, wanted 0 or more and below 1")
 
 
 def _check_attention(config: TrainConfig, mesh: Mesh) -> None:

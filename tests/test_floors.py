@@ -13,7 +13,8 @@ SOURCES = {
     for path in ROOT.glob(pattern)
 }
 FLOORS = [  # top first; the rooms of one floor do not import each other
-    "main ctclip_jax.evaluate ctclip_jax.compare ctclip_jax.convert ctclip_jax.predict",
+    "main ctclip_jax.evaluate ctclip_jax.compare ctclip_jax.convert ctclip_jax.predict "
+    "ctclip_jax.label_reports",
     "ctclip_jax.train ctclip_jax.dry_run",
     "ctclip_jax.step_report ctclip_jax.start",
     "ctclip_jax.reporting ctclip_jax.run ctclip_jax.frozen_latents",
@@ -36,11 +37,13 @@ FLOORS = [  # top first; the rooms of one floor do not import each other
     "ctclip_jax.trees ctclip_jax.shapes ctclip_jax.accelerators ctclip_jax.distributed "
     "ctclip_jax.hlo ctclip_jax.version",
     "data_pipelines.prepare",
-    "data_pipelines.pool data_pipelines.beam data_pipelines.text_pairs",
+    "data_pipelines.pool data_pipelines.beam data_pipelines.text_pairs "
+    "data_pipelines.train_tokenizer",
     "data_pipelines.preparation data_pipelines.loader",
     "data_pipelines.batches",
     "data_pipelines.shards data_pipelines.sources data_pipelines.calibration",
-    "data_pipelines.formats data_pipelines.volumes data_pipelines.texts data_pipelines.tokenizers",
+    "data_pipelines.formats data_pipelines.volumes data_pipelines.texts data_pipelines.tokenizers "
+    "data_pipelines.rewordings",
     "data_pipelines.reports data_pipelines.memory",
     "data_pipelines.files",
     "data_pipelines.errors",
@@ -48,8 +51,9 @@ FLOORS = [  # top first; the rooms of one floor do not import each other
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 BINARIES = (
     "main ctclip_jax.evaluate ctclip_jax.compare ctclip_jax.convert ctclip_jax.predict "
-    "data_pipelines.prepare data_pipelines.sources.phantoms.__main__ "
-    "data_pipelines.sources.phantoms.montage ctclip_jax.config_flag"
+    "ctclip_jax.label_reports data_pipelines.train_tokenizer data_pipelines.prepare "
+    "data_pipelines.sources.phantoms.__main__ data_pipelines.sources.phantoms.montage "
+    "ctclip_jax.config_flag"
 )
 ONLY_IN = {
     "flax": "ctclip_jax.models",

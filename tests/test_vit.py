@@ -1,19 +1,23 @@
 """The plain ViT: places, patches left out, and the same training whatever the mesh and cache."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+from ctclip_jax.checks import check_config
 from ctclip_jax.config import from_dict
 from ctclip_jax.models import patches, seam
 from ctclip_jax.models.ct_clip import CTCLIP, CTCLIPConfig
 from ctclip_jax.models.ct_vit import CTViTConfig
 from ctclip_jax.models.vit import ViT, ViTConfig, positions
+from ctclip_jax.sharding import make_mesh
 from ctclip_jax.torch_weights import export_weights
 from data_pipelines.errors import InputError
 from tests.test_train_step import assert_same, gradients, learner, run, seeds
+from tests.tiny_run import tiny_config
 
 CONFIG = ViTConfig(
     dim=24,
@@ -145,6 +149,23 @@ def test_the_mean_head_reads_the_mean_of_the_tokens(tiny):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
     with pytest.raises(InputError, match="PyTorch's layout knows no image tower but CT-ViT"):
         export_weights(tiny[1] | {"params": small}, config=mean.config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"patch_size": (4, 5)}, "8 x 16 x 16 voxels in patches of 4 x 4 x 5 leave a rest"),
+        ({"dim": 20}, "dim: 20, wanted a multiple of 6 and of 2 heads"),
+        ({"heads": 5}, "dim: 24, wanted a multiple of 6 and of 5 heads"),
+        ({"drop": 1.0}, "drop: 1.0, wanted 0 or more and below 1"),
+    ],
+)
+def test_a_tower_that_cannot_be_is_one_line(changes, message):
+    config = tiny_config(Path("shards"))
+    image = dataclasses.replace(CONFIG, **changes)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, image=image))
+    with pytest.raises(InputError, match=message):
+        check_config(config, tokenizer=None, mesh=make_mesh(config.mesh))
 
 
 def test_the_tower_is_chosen_by_its_name():
