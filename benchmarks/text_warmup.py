@@ -30,6 +30,8 @@ from data_pipelines.errors import run_main
 from data_pipelines.reports import LABELS, PROMPTS, prompt_text
 from data_pipelines.text_pairs import OBJECTIVES
 
+DOCS = Path(__file__).parents[1] / "docs" / "recipes.md"
+
 SHARDS = flags.DEFINE_string("shards", "runs/demo/shards", "Prepared phantoms to train on.")
 VALID = flags.DEFINE_string("valid", "runs/ablation/shards", "Prepared phantoms to read.")
 SEEDS = flags.DEFINE_integer("seeds", 3, "Trainings of each objective.")
@@ -80,6 +82,20 @@ def main(argv: Sequence[str]) -> None:
         for objective, each in found.items()
     }
     measure.save("text_warmup", {"warmup": warmup, "objectives": results})
+    write_docs(results)
+
+
+def write_docs(results: dict[str, dict]) -> None:
+    """Writes the table."""
+    rows = [
+        (
+            f"`{name}`",
+            f"{row['auroc']:.3f}",
+            ", ".join(f"{each:.3f}" for each in row["auroc_by_seed"]),
+        )
+        for name, row in results.items()
+    ]
+    measure.write_table(DOCS, "objective | mean AUROC of labels read in reports | by seed", rows)
 
 
 if __name__ == "__main__":
