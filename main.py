@@ -25,7 +25,7 @@ from absl import flags, logging
 from ctclip_jax import config_flag, distributed
 from ctclip_jax.config import TrainConfig, from_dict
 from ctclip_jax.dry_run import dry_run
-from ctclip_jax.exports import export_newest
+from ctclip_jax.export_folder import export_newest
 from ctclip_jax.train import train
 from data_pipelines.errors import InputError, run_main
 

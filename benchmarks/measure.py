@@ -73,13 +73,15 @@ def write_table(path: Path, head: str, rows: Sequence[Sequence[Any]]) -> None:
 
 
 def save(name: str, results: dict[str, Any]) -> None:
-    """Prints the results and keeps them, with date, machine and command, in results/NAME.json.
+    """Prints the results and keeps them, with date, machine and command, in results/NAME.json; of
+    an accelerator in results/NAME-DEVICE.json.
 
     `load_before` is how many processes wanted a core in the minute before; 0 makes fair seconds.
     """
+    device = jax.devices()[0]
     machine = {
         "date": datetime.date.today().isoformat(),
-        "device": jax.devices()[0].device_kind,
+        "device": device.device_kind,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "load_before": round(LOAD_BEFORE, 1),
         "python": platform.python_version(),
@@ -88,5 +90,6 @@ def save(name: str, results: dict[str, Any]) -> None:
     }
     content = json.dumps(machine | results, indent=2)
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(content + "\n")
+    place = name if device.platform == "cpu" else f"{name}-{device.device_kind}".replace(" ", "-")
+    (RESULTS / f"{place}.json").write_text(content + "\n")
     print(content)

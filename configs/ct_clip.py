@@ -35,6 +35,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
                 dim_head=32,
                 codebook_size=8192,
                 codebook_decay=0.8,
+                spacing=(1.5, 0.75, 0.75),
                 window=(-1000.0, 1000.0),
                 head="flatten",
             ),

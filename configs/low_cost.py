@@ -21,5 +21,5 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     config.model.image.head = "mean"
     if not variant:
         config.model.image.update(image_size=(192, 192), patch_size=(12, 12))
-        config.model.image.update(frames=96, temporal_patch_size=6)
+        config.model.image.update(frames=96, temporal_patch_size=6, spacing=(3.0, 1.5, 1.5))
     return config

@@ -38,6 +38,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
                 dim_head=32,
                 codebook_size=512,
                 codebook_decay=0.8,
+                spacing=(12.0, 7.5, 7.5),
                 window=(-1000.0, 1000.0),
                 head="flatten",
             ),

@@ -22,7 +22,8 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
         size, patch = dict(dim=96, depth=3, heads=3), dict(patch_size=(8, 8), temporal_patch_size=8)
     if variant == "smoke":
         size = dict(dim=24, depth=2, heads=2)
-    image = {name: config.model.image[name] for name in ("image_size", "frames", "window")}
+    kept = ("image_size", "frames", "spacing", "window")
+    image = {name: config.model.image[name] for name in kept}
     with config.unlocked():
         config.model.image = dict(tower="vit", drop=0.5, **image, **size, **patch)
     return config

@@ -6,20 +6,25 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from etils import epath
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, Float32, Int, Num
 
 from ctclip_jax.config import from_dict
-from ctclip_jax.exports import load_export
+from ctclip_jax.export_folder import load_export
 from ctclip_jax.models.ct_clip import CTCLIP, CTCLIPConfig
 from ctclip_jax.shapes import Variables
 from ctclip_jax.sharding import MeshConfig, make_mesh
-from ctclip_jax.torch_weights import Geometry, import_weights, read_tensors
+from ctclip_jax.torch_weights import Geometry as TorchGeometry
+from ctclip_jax.torch_weights import import_weights, read_tensors
 from ctclip_jax.trees import flatten
 from data_pipelines.errors import InputError
+from data_pipelines.preparation import Prepared, prepare_scan
 from data_pipelines.reports import LABELS, PROMPTS, prompt_text
+from data_pipelines.sources.case import Case
 from data_pipelines.tokenizers import Tokenizer, load_tokenizer
+from data_pipelines.volumes import STEPS_PER_HU, Geometry
 
 TEXT_STEP = 16  # texts are cut to their length, rounded up to this, so that few shapes compile
 
@@ -72,9 +77,33 @@ class Model:
         self._batch = NamedSharding(mesh, P("data"))
 
     @property
+    def geometry(self) -> Geometry:
+        """The grid of the volumes that it takes: voxels, mm and window."""
+        image = self.config.image
+        return Geometry((image.frames, *image.image_size), image.spacing, image.window)
+
+    @property
     def temperature(self) -> float:
         """The factor of the cosine in the logits: exp of the trained parameter."""
         return float(np.exp(self._parameter("temperature")))
+
+    def prepare(self, path: str | Path) -> Prepared:
+        """Reads a chest CT, NIfTI, a DICOM folder or .npz, onto the grid that the model takes.
+
+        HU, axes and spacing are decided from the data. Its `volume` is int16 in steps of 1/16 HU.
+
+        Raises InputError, which names the file, if it cannot be used.
+        """
+        case = Case(volume_name=str(path), patient="", scan="", paths=(epath.Path(path),))
+        try:
+            found = prepare_scan(case, geometry=self.geometry)
+        except InputError as error:
+            told = str(error)
+            raise InputError(told if str(path) in told else f"{path}: {told}") from error
+        steps = STEPS_PER_HU // found.steps_per_hu
+        return dataclasses.replace(
+            found, volume=found.volume * np.int16(steps), steps_per_hu=STEPS_PER_HU
+        )
 
     def encode_image(
         self, volumes: Num[np.ndarray, "n f h w"], *, batch_size: int = 1
@@ -227,6 +256,7 @@ def load(
     temporal_patch_size: int | None = None,
     frames: int | None = None,
     text_heads: int | None = None,
+    spacing: tuple[float, float, float] | None = None,
     tokenizer: str | Path | None = None,
     max_length: int | None = None,
     dtype: str | None = None,
@@ -239,8 +269,9 @@ def load(
     Args:
       path: the directory or file; a checkpoint is WORKDIR/checkpoints/STEP.
       image_size: voxels (height, width); with `patch_size`, `temporal_patch_size`, `frames` (voxels
-        along z) and `text_heads` it says what a PyTorch file does not tell. None: read from the
-        file's shapes, or as published where that fits them. A directory knows its own.
+        along z), `text_heads` and `spacing` (mm of a voxel along z, x, y) it says what a PyTorch
+        file does not tell. None: read from the file's shapes, or as published where that fits
+        them. A directory knows its own.
       tokenizer: a vocab.txt or a SentencePiece .model; None: the one in the directory, if any.
       max_length: tokens of a text; None: as in training, or all that the model takes.
       dtype: of the large matrix products, 'float32' or 'bfloat16'; None: as in training.
@@ -251,12 +282,14 @@ def load(
     """
     path = Path(path)
     reading, given = {}, {"report": report, "pool_sentences": pool_sentences}
-    geometry = Geometry(image_size, patch_size, temporal_patch_size, frames, text_heads)
+    geometry = TorchGeometry(
+        image_size, patch_size, temporal_patch_size, frames, text_heads, spacing
+    )
     if not path.is_dir():
         imported = import_weights(read_tensors(path), source=str(path), geometry=geometry)
         config, variables = imported.config, imported.variables
     else:
-        if geometry != Geometry():
+        if geometry != TorchGeometry():
             raise InputError(f"{path}: an export directory knows its geometry; give none")
         variables, export = load_export(path)
         config = from_dict(CTCLIPConfig, export["model"], name=f"{path}: model")

@@ -198,12 +198,16 @@ class TrainConfig:
 def check_volumes(
     prepared: Mapping[str, Any], image: PatchGrid, *, shards: str, wanted_by: str
 ) -> None:
-    """Compares the shape and window of prepared volumes with what an image tower takes.
+    """Compares the shape, spacing and window of prepared volumes with what an image tower takes.
 
     Raises:
       InputError: they differ.
     """
-    wanted = {"shape": (image.frames, *image.image_size), "window": image.window}
+    wanted = {
+        "shape": (image.frames, *image.image_size),
+        "spacing": image.spacing,
+        "window": image.window,
+    }
     for what, value in wanted.items():
         if (found := tuple(prepared[what])) != tuple(value):
             raise InputError(

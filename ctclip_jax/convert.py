@@ -10,6 +10,7 @@ so that the way back gives the file again, and provenance.json says where it all
 import dataclasses
 import hashlib
 import json
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from pathlib import Path
 from absl import flags
 
 from ctclip_jax.config import from_dict
-from ctclip_jax.exports import load_export, save_export
+from ctclip_jax.export_folder import load_export, save_export
 from ctclip_jax.models.ct_clip import CTCLIPConfig
 from ctclip_jax.torch_weights import (
     ENDINGS,
@@ -85,6 +86,7 @@ def main(argv: Sequence[str]) -> None:
             temporal_patch_size=FLAGS.temporal_patch_size,
             frames=FLAGS.frames,
             text_heads=FLAGS.text_heads,
+            spacing=_spacing(),
         )
         tokenizer = Path(FLAGS.tokenizer) if FLAGS.tokenizer else None
         to_export(source, out, geometry=geometry, tokenizer=tokenizer)
@@ -100,6 +102,16 @@ def _square_or_pair(name: str) -> tuple[int, int] | None:
     return (int(text[0]), int(text[-1]))
 
 
+def _spacing() -> tuple[float, float, float] | None:
+    try:
+        numbers = tuple(map(float, FLAGS.spacing))
+    except ValueError:
+        numbers = (0.0,)
+    if numbers and not (len(numbers) == 3 and all(0 < each < math.inf for each in numbers)):
+        raise InputError(f"--spacing: three numbers z,x,y, not {','.join(FLAGS.spacing)}")
+    return numbers or None
+
+
 if __name__ == "__main__":
     flags.DEFINE_string("source", None, "A .safetensors or .pt file, or an export directory.")
     flags.DEFINE_string("out", None, "An export directory, or a .safetensors or .pt file.")
@@ -108,6 +120,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("temporal_patch_size", None, "Voxels along z.", lower_bound=1)
     flags.DEFINE_integer("frames", None, "Voxels along z.", lower_bound=1)
     flags.DEFINE_integer("text_heads", None, "Attention heads of the text tower.", lower_bound=1)
+    flags.DEFINE_list("spacing", [], "Millimeters of a voxel: z,x,y.")
     flags.DEFINE_string("tokenizer", "", "A vocab.txt or SentencePiece model to keep with it.")
     flags.mark_flags_as_required(["source", "out"])
     run_main(main)

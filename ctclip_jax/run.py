@@ -12,7 +12,7 @@ from ctclip_jax.accelerators import accelerator_of
 from ctclip_jax.checks import check_config, check_shards
 from ctclip_jax.config import TrainConfig
 from ctclip_jax.evaluators.in_training import Evaluation
-from ctclip_jax.exports import describe_export
+from ctclip_jax.export_folder import describe_export
 from ctclip_jax.flops import step_flops
 from ctclip_jax.metric_writer import MetricWriter
 from ctclip_jax.sharding import local_batch_size, make_mesh

@@ -17,7 +17,7 @@ from jax.profiler import StepTraceAnnotation
 from ctclip_jax import trees
 from ctclip_jax.checkpoints import Checkpointer
 from ctclip_jax.config import TrainConfig
-from ctclip_jax.exports import save_export
+from ctclip_jax.export_folder import save_export
 from ctclip_jax.metric_writer import MetricWriter
 from ctclip_jax.preemption import Preempted, Preemption
 from ctclip_jax.profiling import ProfileWindow

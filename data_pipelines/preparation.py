@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from etils import epath
+from jaxtyping import Int16
 
 from data_pipelines import calibration, shards, volumes
 from data_pipelines.calibration import Calibrated
@@ -39,6 +40,18 @@ MODES = {
     "published_inference": Mode("tables", "before_resampling", np.float64, volumes.STEPS_PER_HU),
 }
 """HU and geometry from the data, whole HU; and the arrays of the two published loaders."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A volume on the grid, int16 (f, h, w) in steps of 1 / `steps_per_hu` HU; the file at `path`
+    as it was read, and what was decided of it."""
+
+    path: epath.Path
+    scan: Scan
+    calibrated: Calibrated
+    volume: Int16[np.ndarray, "f h w"]
+    steps_per_hu: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,37 +115,17 @@ def prepare_case(case: Case, *, geometry: volumes.Geometry, mode: str) -> Outcom
     """The record of a case, its volume compressed, or the reason why there is none."""
     if case.skip:
         return shards.Skipped(case.volume_name, case.skip)
-    how = MODES[mode]
     try:
-        path = case.path()
-        scan = read_scan(path)
-        found = calibration.calibrate(
-            scan,
-            slope=case.slope,
-            intercept=case.intercept,
-            spacing=case.spacing,
-            axes=case.axes,
-            trust=how.trust,
-        )
-        volume = volumes.preprocess_fixed_point(
-            found.voxels,
-            slope=found.slope,
-            intercept=found.intercept,
-            spacing_xyz=found.spacing_xyz,
-            geometry=geometry,
-            clip=how.clip,
-            dtype=how.dtype,
-            steps_per_hu=how.steps_per_hu,
-        )
+        found = prepare_scan(case, geometry=geometry, mode=mode)
     except InputError as error:
         return shards.Skipped(case.volume_name, str(error))
     except Exception as error:  # a fault of ours; the other volumes are prepared all the same
         cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
         return shards.Skipped(case.volume_name, f"{case.paths[-1]}: {cause}")
     return {
-        "volume": shards.compress(volume),
-        "shape": volume.shape,
-        "steps_per_hu": how.steps_per_hu,
+        "volume": shards.compress(found.volume),
+        "shape": found.volume.shape,
+        "steps_per_hu": found.steps_per_hu,
         "spacing": np.array(geometry.spacing, np.float32),
         "window": np.array(geometry.window, np.float32),
         "labels": np.array(case.labels, np.int8),
@@ -142,16 +135,42 @@ def prepare_case(case: Case, *, geometry: volumes.Geometry, mode: str) -> Outcom
         "findings": case.findings,
         "impressions": case.impressions,
         "strata": dict(case.strata),
-        "provenance": _provenance(path, scan, found),
+        "provenance": _provenance(found),
     }
 
 
-def _provenance(path: epath.Path, scan: Scan, found: Calibrated) -> dict[str, str | float | bool]:
+def prepare_scan(case: Case, *, geometry: volumes.Geometry, mode: str = "sound") -> Prepared:
+    """The volume of a case, read from its file. Raises InputError if it cannot be used."""
+    how, path = MODES[mode], case.path()
+    scan = read_scan(path)
+    found = calibration.calibrate(
+        scan,
+        slope=case.slope,
+        intercept=case.intercept,
+        spacing=case.spacing,
+        axes=case.axes,
+        trust=how.trust,
+    )
+    volume = volumes.preprocess_fixed_point(
+        found.voxels,
+        slope=found.slope,
+        intercept=found.intercept,
+        spacing_xyz=found.spacing_xyz,
+        geometry=geometry,
+        clip=how.clip,
+        dtype=how.dtype,
+        steps_per_hu=how.steps_per_hu,
+    )
+    return Prepared(path, scan, found, volume, how.steps_per_hu)
+
+
+def _provenance(prepared: Prepared) -> dict[str, str | float | bool]:
     """What was read and decided; sizes and spacings are those of the file, axes (x, y, z)."""
+    found = prepared.calibrated
     low, high = found.hu_range
     return {
-        "file": str(path),
-        "sha256": scan.sha256,
+        "file": str(prepared.path),
+        "sha256": prepared.scan.sha256,
         "values": found.values,
         "slope": found.slope,
         "intercept": found.intercept,

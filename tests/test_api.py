@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import ctclip_jax
-from ctclip_jax.exports import save_export
+from ctclip_jax.export_folder import save_export
 from ctclip_jax.models.ct_clip import CTCLIP, CTCLIPConfig
 from ctclip_jax.torch_weights import Geometry, import_weights, write_tensors
 from data_pipelines.errors import InputError

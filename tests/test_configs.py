@@ -13,7 +13,7 @@ import pytest
 from ctclip_jax.config import TrainConfig, from_dict
 from ctclip_jax.evaluators.protocol import ProtocolConfig
 from ctclip_jax.evaluators.zero_shot import prompt_texts
-from ctclip_jax.exports import save_export
+from ctclip_jax.export_folder import save_export
 from ctclip_jax.models.ct_clip import CTCLIP, CTCLIPConfig
 from ctclip_jax.train import train
 from tests.tiny_run import write_tiny_shards

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from ctclip_jax import distributed
-from ctclip_jax.exports import load_export
+from ctclip_jax.export_folder import load_export
 from ctclip_jax.train import train
 from ctclip_jax.trees import flatten
 from data_pipelines.errors import InputError

@@ -19,7 +19,7 @@ from ctclip_jax.config import from_dict
 from ctclip_jax.evaluate import Inputs, evaluate
 from ctclip_jax.evaluators import latents
 from ctclip_jax.evaluators.protocol import ProtocolConfig
-from ctclip_jax.exports import save_export
+from ctclip_jax.export_folder import save_export
 from ctclip_jax.models.bert import BertConfig
 from ctclip_jax.models.ct_clip import CTCLIP, CTCLIPConfig
 from ctclip_jax.models.ct_vit import CTViTConfig

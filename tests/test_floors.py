@@ -22,7 +22,7 @@ FLOORS = [  # top first; the rooms of one floor do not import each other
     "ctclip_jax.text_warmup ctclip_jax.evaluators ctclip_jax.config_flag",
     "ctclip_jax",
     "ctclip_jax.api ctclip_jax.train_step",
-    "ctclip_jax.exports",
+    "ctclip_jax.export_folder",
     "ctclip_jax.torch_weights ctclip_jax.checkpoints ctclip_jax.gradient_cache ctclip_jax.flops",
     "ctclip_jax.config ctclip_jax.objective",
     "ctclip_jax.models.ct_clip ctclip_jax.losses ctclip_jax.metrics ctclip_jax.sharding "

@@ -15,7 +15,7 @@ from ctclip_jax.evaluate import Inputs, evaluate
 from ctclip_jax.evaluators.figures import named_figures
 from ctclip_jax.evaluators.in_training import Evaluation, spread
 from ctclip_jax.evaluators.protocol import ProtocolConfig
-from ctclip_jax.exports import save_export
+from ctclip_jax.export_folder import save_export
 from ctclip_jax.metric_writer import MetricWriter
 from ctclip_jax.models.ct_clip import CTCLIP
 from ctclip_jax.sharding import MeshConfig, make_mesh, state_shardings

@@ -53,8 +53,14 @@ def test_attention_without_a_bias_has_a_bias_of_zero(inputs):
 @pytest.mark.skipif(
     jax.default_backend() != "gpu", reason="cuDNN needs a GPU: JAX_PLATFORMS=cuda pytest ..."
 )
-def test_fused_attention_is_near_ours(inputs):
-    inputs = jax.tree.map(lambda x: x.astype(jnp.bfloat16), inputs)
-    ours, fused = (value_and_gradients(our_attention(name), inputs) for name in layers.ATTENTION)
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(fused), strict=True):
-        np.testing.assert_allclose(*(x.astype(jnp.float32) for x in (a, b)), atol=0.05)
+def test_fused_attention_errs_no_more_than_ours(inputs):
+    rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16), inputs)
+    exact = jax.tree.map(lambda x: x.astype(jnp.float32), rounded)
+    truth = jax.tree.leaves(value_and_gradients(our_attention("xla"), exact))
+
+    def errors(name):
+        found = jax.tree.leaves(value_and_gradients(our_attention(name), rounded))
+        return [float(jnp.abs(a - b).max()) for a, b in zip(found, truth, strict=True)]
+
+    ours, fused = map(errors, layers.ATTENTION)
+    assert all(theirs <= 2 * mine for mine, theirs in zip(ours, fused, strict=True)), (ours, fused)

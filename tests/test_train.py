@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from ctclip_jax import train
-from ctclip_jax.exports import load_export
+from ctclip_jax.export_folder import load_export
 from ctclip_jax.preemption import Preemption
 from ctclip_jax.run import build, loader_layout
 from ctclip_jax.start import initial_variables

@@ -32,8 +32,9 @@ class CTViTConfig(PatchGrid):
     """Geometry and size of the image tower; the defaults are the published model.
 
     `head` makes one vector of the tokens: 'flatten', as published, their mean over the slices, in a
-    row; 'mean' that of all of them, for a projection of a thousandth. `window` are the HU that its
-    volumes are clipped to and that become -1 and 1.
+    row; 'mean' that of all of them, for a projection of a thousandth. Its volumes have
+    voxels of `spacing` mm along (frames, height, width), and are clipped to the HU of `window`,
+    which become -1 and 1.
     """
 
     tower: str = "ct_vit"
@@ -48,6 +49,7 @@ class CTViTConfig(PatchGrid):
     dim_head: int = 32
     codebook_size: int = 8192
     codebook_decay: float = 0.8
+    spacing: tuple[float, float, float] = (1.5, 0.75, 0.75)
     window: tuple[float, float] = (-1000.0, 1000.0)
     head: str = "flatten"
 

@@ -11,12 +11,14 @@ STEPS_PER_HU = 16  # of integer volumes
 
 
 class PatchGrid:
-    """Properties of a configuration with the sizes of volumes and patches."""
+    """Properties of a configuration with the sizes of volumes and patches, and what voxels mean."""
 
     image_size: tuple[int, int]
     patch_size: tuple[int, int]
     frames: int
     temporal_patch_size: int
+    spacing: tuple[float, float, float]
+    window: tuple[float, float]
 
     @property
     def grid(self) -> tuple[int, int, int]:

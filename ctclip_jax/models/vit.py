@@ -24,8 +24,9 @@ from ctclip_jax.shapes import Array, Float, Key, Num
 class ViTConfig(PatchGrid):
     """Geometry and size; `dim` is a multiple of 6 and of `heads`.
 
-    `drop` is the share of the patches that a training step leaves out. `window` are the HU that its
-    volumes are clipped to and that become -1 and 1.
+    `drop` is the share of the patches that a training step leaves out. Its volumes have
+    voxels of `spacing` mm along (frames, height, width), and are clipped to the HU of `window`,
+    which become -1 and 1.
     """
 
     tower: str = "vit"
@@ -37,6 +38,7 @@ class ViTConfig(PatchGrid):
     frames: int = 240
     temporal_patch_size: int = 20
     drop: float = 0.5
+    spacing: tuple[float, float, float] = (1.5, 0.75, 0.75)
     window: tuple[float, float] = (-1000.0, 1000.0)
 
     @property

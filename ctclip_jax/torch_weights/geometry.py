@@ -39,7 +39,7 @@ class Geometry:
     """What no tensor's shape tells; None: read from the file, or as published where that fits.
 
     `image_size` and `patch_size` are voxels (height, width), one number for a square; `frames` and
-    `temporal_patch_size` are voxels along the CT z axis.
+    `temporal_patch_size` are voxels along the CT z axis; `spacing` is mm of a voxel (z, x, y).
     """
 
     image_size: tuple[int, int] | int | None = None
@@ -47,6 +47,7 @@ class Geometry:
     temporal_patch_size: int | None = None
     frames: int | None = None
     text_heads: int | None = None
+    spacing: tuple[float, float, float] | None = None
 
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -92,6 +93,7 @@ def read_config(
         heads=shapes[_BIAS_OUT][0],
         dim_head=shapes[_QUERY_SCALE][0],
         codebook_size=shapes[_CODES][1],
+        spacing=geometry.spacing,
     )
     if not text:
         return CTCLIPConfig(image=image)
@@ -135,6 +137,7 @@ def _settle(shapes: Shapes, geometry: Geometry, *, text: bool, source: str) -> G
         temporal_patch_size=geometry.temporal_patch_size or (None if rest else slices),
         frames=frames,
         text_heads=heads if text else BertConfig.num_heads,
+        spacing=tuple(geometry.spacing or PUBLISHED.spacing),
     )
     needed = [name for name, value in dataclasses.asdict(settled).items() if value is None]
     if needed:

@@ -8,7 +8,7 @@ from safetensors.numpy import load_file
 from tiny_run import tiny_config
 
 from ctclip_jax.checkpoints import Checkpointer
-from ctclip_jax.exports import export_newest, load_export, save_export
+from ctclip_jax.export_folder import export_newest, load_export, save_export
 from ctclip_jax.models.ct_clip import CTCLIP
 from data_pipelines.errors import InputError
 from tests.test_checkpoints import LAYOUT, batches, state
