@@ -69,6 +69,15 @@ def load_export(directory: Path) -> tuple[Variables, dict[str, Any]]:
     return _restore(directory / "variables"), described
 
 
+def find_export(path: Path) -> Path:
+    """The directory that `load_export` reads: `path`, or of a run's WORKDIR its export, or its
+    newest checkpoint if there is none."""
+    path = Path(path)
+    if not (path / "checkpoints").is_dir():
+        return path
+    return path / "export" if (path / "export").is_dir() else _newest(path)
+
+
 def describe_export(directory: Path) -> dict[str, Any]:
     """Returns what `load_export` does beside the variables.
 
@@ -91,11 +100,7 @@ def export_newest(workdir: Path) -> None:
     Raises:
       InputError: there is no checkpoint, or it cannot be read.
     """
-    folders = (workdir / "checkpoints").glob("*/state")
-    steps = [int(path.parent.name) for path in folders if path.parent.name.isdecimal()]
-    if not steps:
-        raise InputError(f"{workdir / 'checkpoints'}: no checkpoint to export")
-    checkpoint, out = workdir / "checkpoints" / str(max(steps)), workdir / "export"
+    checkpoint, out = _newest(workdir), workdir / "export"
     variables, described = load_export(checkpoint)
     tokenizer = Path(described.pop("tokenizer"))
     if not tokenizer.exists():
@@ -107,6 +112,14 @@ def export_newest(workdir: Path) -> None:
     except InputError as error:
         print(f"no {WEIGHTS}: {error}")
     print(f"{checkpoint} -> {out}")
+
+
+def _newest(workdir: Path) -> Path:
+    folders = (workdir / "checkpoints").glob("*/state")
+    steps = [int(path.parent.name) for path in folders if path.parent.name.isdecimal()]
+    if not steps:
+        raise InputError(f"{workdir / 'checkpoints'}: no checkpoint to export")
+    return workdir / "checkpoints" / str(max(steps))
 
 
 def _restore(path: Path) -> dict:

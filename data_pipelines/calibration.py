@@ -123,6 +123,15 @@ def to_lps(
     return _reoriented(voxels, stored), _rounded(_along_patient(sizes, stored))
 
 
+def from_lps(
+    voxels: Shaped[np.ndarray, "x y z"], affine: Float[np.ndarray, "4 4"]
+) -> Shaped[np.ndarray, "x y z"]:
+    """The inverse of `to_lps`: voxels along the stored axes of `affine` again."""
+    stored = nib.orientations.io_orientation(affine)
+    moves = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("LPS"), stored)
+    return nib.orientations.apply_orientation(voxels, moves)
+
+
 def hu_likeness(voxels: Shaped[np.ndarray, "x y z"], *, slope: float, intercept: float) -> float:
     """How well `slope * voxels + intercept` fits a chest in HU: the smaller of its shares of air
     and lung (-1100 to -700 HU) and of soft tissue (-200 to 200 HU).
@@ -191,9 +200,10 @@ def _hu(scan: Scan, *, slope: float, intercept: float) -> tuple[float, float, st
     }
     best = max(likeness, key=likeness.get)
     if likeness[best] < _SMALLEST_SHARE:
+        claim = f" (slope {slope:g}, intercept {intercept:g})" if "rescaled" in choices else ""
         raise InputError(
-            f"no chest in HU: the values, {' or '.join(choices)} (slope {slope:g}, intercept "
-            f"{intercept:g}), are not both air and soft tissue"
+            f"no chest in HU: the values, {' or '.join(choices)}{claim}, are not both air and soft"
+            " tissue; give slope and intercept in the table if they are known"
         )
     return *choices[best], best
 

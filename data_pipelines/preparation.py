@@ -135,7 +135,7 @@ def prepare_case(case: Case, *, geometry: volumes.Geometry, mode: str) -> Outcom
         "findings": case.findings,
         "impressions": case.impressions,
         "strata": dict(case.strata),
-        "provenance": _provenance(found),
+        "provenance": provenance(found),
     }
 
 
@@ -164,7 +164,7 @@ def prepare_scan(case: Case, *, geometry: volumes.Geometry, mode: str = "sound")
     return Prepared(path, scan, found, volume, how.steps_per_hu)
 
 
-def _provenance(prepared: Prepared) -> dict[str, str | float | bool]:
+def provenance(prepared: Prepared) -> dict[str, str | float | bool]:
     """What was read and decided; sizes and spacings are those of the file, axes (x, y, z)."""
     found = prepared.calibrated
     low, high = found.hu_range

@@ -97,6 +97,21 @@ def preprocess_fixed_point(
     return volume
 
 
+def grid_positions(
+    shape_xyz: tuple[int, int, int], spacing_xyz: tuple[float, float, float], geometry: Geometry
+) -> tuple[Float[np.ndarray, " x"], Float[np.ndarray, " y"], Float[np.ndarray, " z"]]:
+    """Where the voxels of a scan lie on the grid that `preprocess` brings it to: their centers
+    along x, y and z, in voxels of the grid; below -0.5, or its size - 0.5 or more, are cut away."""
+    z, x, y = zip(geometry.spacing, geometry.shape, strict=True)
+    found = []
+    for n_in, spacing, (target_spacing, target) in zip(
+        shape_xyz, spacing_xyz, (x, y, z), strict=True
+    ):
+        n_out, start, before = _placed(n_in, spacing, target_spacing, target)
+        found.append((np.arange(n_in) + 0.5) * (n_out / n_in) - 0.5 - start + before)
+    return tuple(found)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Axis:
     """Linear resampling of one axis, restricted to the samples that the centre crop keeps."""
@@ -115,11 +130,17 @@ def _axes(
     return tuple(_axis(n, spacing, *goal) for n, spacing, goal in goals)
 
 
-def _axis(n_in: int, spacing: float, target_spacing: float, target: int) -> _Axis:
+def _placed(n_in: int, spacing: float, target_spacing: float, target: int) -> tuple[int, int, int]:
+    """Samples along an axis after resampling, those cut off before the first that is kept, and the
+    place of that one on the grid."""
     n_out = int(n_in * (spacing / target_spacing))
     if n_out < 1:
         raise InputError(f"{n_in} voxels of {spacing} mm are less than one of {target_spacing} mm")
-    start, before = max(n_out - target, 0) // 2, max(target - n_out, 0) // 2
+    return n_out, max(n_out - target, 0) // 2, max(target - n_out, 0) // 2
+
+
+def _axis(n_in: int, spacing: float, target_spacing: float, target: int) -> _Axis:
+    n_out, start, before = _placed(n_in, spacing, target_spacing, target)
     kept = np.arange(start, start + min(n_out, target))
     source = np.maximum((kept + 0.5) * (n_in / n_out) - 0.5, 0.0)
     lower = np.floor(source).astype(np.intp)

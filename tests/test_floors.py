@@ -14,7 +14,8 @@ SOURCES = {
 }
 FLOORS = [  # top first; the rooms of one floor do not import each other
     "main ctclip_jax.evaluate ctclip_jax.compare ctclip_jax.convert ctclip_jax.predict "
-    "ctclip_jax.label_reports",
+    "ctclip_jax.label_reports ctclip_jax.calibrate",
+    "ctclip_jax.scans ctclip_jax.heatmaps ctclip_jax.detector",
     "ctclip_jax.train ctclip_jax.dry_run",
     "ctclip_jax.step_report ctclip_jax.start",
     "ctclip_jax.reporting ctclip_jax.run ctclip_jax.frozen_latents",
@@ -22,7 +23,9 @@ FLOORS = [  # top first; the rooms of one floor do not import each other
     "ctclip_jax.text_warmup ctclip_jax.evaluators ctclip_jax.config_flag",
     "ctclip_jax",
     "ctclip_jax.api ctclip_jax.train_step",
+    "ctclip_jax.model",
     "ctclip_jax.export_folder",
+    "ctclip_jax.calibration ctclip_jax.attribution",
     "ctclip_jax.torch_weights ctclip_jax.checkpoints ctclip_jax.gradient_cache ctclip_jax.flops",
     "ctclip_jax.config ctclip_jax.objective",
     "ctclip_jax.models.ct_clip ctclip_jax.losses ctclip_jax.metrics ctclip_jax.sharding "
@@ -51,9 +54,9 @@ FLOORS = [  # top first; the rooms of one floor do not import each other
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 BINARIES = (
     "main ctclip_jax.evaluate ctclip_jax.compare ctclip_jax.convert ctclip_jax.predict "
-    "ctclip_jax.label_reports data_pipelines.train_tokenizer data_pipelines.prepare "
-    "data_pipelines.sources.phantoms.__main__ data_pipelines.sources.phantoms.montage "
-    "ctclip_jax.config_flag"
+    "ctclip_jax.label_reports ctclip_jax.calibrate data_pipelines.train_tokenizer "
+    "data_pipelines.prepare data_pipelines.sources.phantoms.__main__ "
+    "data_pipelines.sources.phantoms.montage ctclip_jax.config_flag"
 )
 ONLY_IN = {
     "flax": "ctclip_jax.models",

@@ -88,13 +88,19 @@ class CTCLIP:
     ) -> Float[Array, "b d"]:
         """Unit-length latents of CT volumes in [-1, 1], or int16 in steps of 1/16 HU."""
         with jax.default_matmul_precision("float32"):
-            features = self._image_tower_of(variables)(image)
             if self.quantizes:
-                tokens = vector_quantizer.quantize(
-                    features, variables["codebook"], dtype=self.config.dtype
-                )
-                features = pooled(tokens, self.config.image.head)
-            return self._project_image(variables, features)
+                features = pooled(self.encode_tokens(variables, image), self.config.image.head)
+            else:
+                features = self._image_tower_of(variables)(image)
+            return self.project_image(variables, features)
+
+    def encode_tokens(
+        self, variables: Variables, image: Num[Array, "b f h w"]
+    ) -> Float[Array, "b t h w d"]:
+        """The codes of the patches of CT volumes, for a tower that quantizes."""
+        with jax.default_matmul_precision("float32"):
+            tokens = self._image_tower_of(variables)(image)
+            return vector_quantizer.quantize(tokens, variables["codebook"], dtype=self.config.dtype)
 
     def encode_text(
         self,
@@ -214,7 +220,7 @@ class CTCLIP:
         with jax.default_matmul_precision("float32"):
             tower = self._image_tower_of(variables)
             if not self.quantizes:
-                return self._project_image(variables, tower(image, keys=keys)), {}
+                return self.project_image(variables, tower(image, keys=keys)), {}
             tokens = tower(image)
             with jax.named_scope("quantize"):
                 indices = vector_quantizer.nearest(tokens, codebook, dtype=self.config.dtype)
@@ -224,7 +230,7 @@ class CTCLIP:
                     tokens, indices, codes=self.config.image.codebook_size
                 )
             features = pooled(mixed, self.config.image.head)
-            return self._project_image(variables, features), statistics
+            return self.project_image(variables, features), statistics
 
     def _encode_texts(self, variables, batch, keys):
         ids, mask = batch["input_ids"], batch["attention_mask"]
@@ -246,9 +252,10 @@ class CTCLIP:
     def _text_tower(self, rngs: nnx.Rngs) -> Bert:
         return Bert(self.config.text, rngs, dtype=self.config.dtype, remat=self.config.remat)
 
-    def _project_image(
+    def project_image(
         self, variables: Variables, features: Float[Array, "b c"]
     ) -> Float[Array, "b d"]:
+        """Unit-length latents of what the image tower made of volumes."""
         with jax.named_scope("image_projection"):
             return self._project(features, variables["params"]["image_projection"]["kernel"])
 

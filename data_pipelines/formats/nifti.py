@@ -1,6 +1,7 @@
 """NIfTI-1 files, gzipped or not, read to their last byte in one pass."""
 
 import io
+import logging
 import math
 import zlib
 from typing import IO
@@ -15,6 +16,9 @@ from nibabel.wrapstruct import WrapStructError
 
 from data_pipelines.errors import InputError
 from data_pipelines.formats.scan import LARGEST_VOLUME_BYTES, READ_BYTES, HashedFile, Scan
+
+# What it logs of a damaged header, it raises as well.
+logging.getLogger("nibabel.global").setLevel(logging.CRITICAL + 1)
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _DAMAGE = (

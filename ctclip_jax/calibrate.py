@@ -1,0 +1,102 @@
+"""Calibration of a model on volumes with labels, kept in its export for `ctclip_jax.predict`.
+
+    python -m ctclip_jax.evaluate --model=EXPORT --shards=SHARDS --out=OUT
+    python -m ctclip_jax.calibrate --model=EXPORT --scores=OUT
+
+Per label an isotonic fit of 0 and 1 to the scores (Zadrozny & Elkan 2002), printed with the
+expected calibration error before it and after it; after it on the patients that a fit has not seen,
+one fold of five at a time. Take volumes like those that the model will meet, and no test set.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from absl import flags, logging
+
+from ctclip_jax import api, calibration
+from ctclip_jax.calibration import Calibration, Curve
+from ctclip_jax.evaluators import detection, files
+from ctclip_jax.evaluators.latents import fingerprint
+from ctclip_jax.evaluators.study import Study
+from ctclip_jax.metrics import bootstrap
+from ctclip_jax.metrics.calibration import expected_calibration_error, fit_isotonic, reliability
+from data_pipelines.errors import InputError, run_main
+
+FOLDS, SEED = 5, 0
+
+
+def fit(study: Study, column: int) -> Curve:
+    """The curve of one label of a study that has both values of it."""
+    labels, scores, _ = study.labeled(column)
+    fitted = fit_isotonic(labels, scores)
+    return Curve(
+        tuple(map(float, fitted.X_thresholds_)),
+        tuple(map(float, fitted.y_thresholds_)),
+        volumes=len(labels),
+        positive=int(labels.sum()),
+    )
+
+
+def errors(study: Study, column: int) -> tuple[float, float]:
+    """The expected calibration error of a label, and that after fits on other patients."""
+    labels, scores, rows = study.labeled(column)
+    folds = bootstrap.folds(study.patients[rows], count=FOLDS, seed=SEED)
+    fitted = np.empty(len(scores))
+    for fold in np.unique(folds):
+        held_out = folds == fold
+        fitted[held_out] = fit_isotonic(labels[~held_out], scores[~held_out]).predict(
+            scores[held_out]
+        )
+    before, after = (
+        expected_calibration_error(reliability(labels, each)) for each in (scores, fitted)
+    )
+    return before, after
+
+
+def calibrate(model: api.Model, study: Study) -> tuple[Calibration, dict[str, tuple[float, float]]]:
+    """The calibration of a model on a study of its scores, and the errors of each label.
+
+    Raises:
+      InputError: scores of another model, or no label with both values.
+    """
+    source = study.source
+    if source.get("model_sha256") != fingerprint(model):
+        raise InputError("--scores: they are not of this model; ctclip_jax.evaluate writes them")
+    columns = {
+        name: column
+        for column, name in enumerate(study.label_names)
+        if not detection.missing_reason(study, column)
+    }
+    if not columns:
+        raise InputError("--scores: no label of which some volumes have it and some have not")
+    fitted_on = f"{len(study.names)} volumes of {source.get('shards')}, {source.get('split')}"
+    curves = {name: fit(study, column) for name, column in columns.items()}
+    found = {name: errors(study, column) for name, column in columns.items()}
+    return Calibration(source.get("scores", ""), curves, fitted_on), found
+
+
+def define_flags() -> None:
+    """Only the binary has flags, so that importing this module adds none."""
+    flags.DEFINE_string("model", None, "The export that gets calibration.json.", required=True)
+    flags.DEFINE_string("scores", None, "Folder that ctclip_jax.evaluate wrote.", required=True)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Calibrates what the flags say and prints the errors."""
+    if len(argv) > 1:
+        raise InputError(f"unexpected argument {argv[1]!r}")
+    logging.set_verbosity(logging.ERROR)  # orbax warns of what is not wanted of a checkpoint
+    folder = Path(flags.FLAGS.model)
+    if not (folder / "config.json").exists():
+        raise InputError(f"{folder}: no export; `main.py --export` and ctclip_jax.convert make one")
+    found, label_errors = calibrate(api.load(folder), files.read_scores(Path(flags.FLAGS.scores)))
+    calibration.write(folder, found)
+    for name, (before, after) in label_errors.items():
+        curve = found.curves[name]
+        print(f"{name:36} {curve.positive:6} of {curve.volumes}  error {before:.3f} -> {after:.3f}")
+    print(f"{folder / calibration.FILE}: {len(found.curves)} labels")
+
+
+if __name__ == "__main__":
+    run_main(main, define_flags)
