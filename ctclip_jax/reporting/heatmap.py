@@ -45,9 +45,14 @@ def draw(
     limit = max(float(np.abs(contributions).max()), np.finfo(np.float32).tiny)
     _, x, y = spacing
     extent = (0, volume.shape[1] * x, volume.shape[2] * y, 0)
-    rows = -(-len(chosen) // COLUMNS)
+    columns = min(COLUMNS, len(chosen))
+    rows = -(-len(chosen) // columns)
     figure, panels = plt.subplots(
-        rows, COLUMNS, figsize=(INCHES * COLUMNS, INCHES * rows + 0.6), squeeze=False
+        rows,
+        columns,
+        figsize=(INCHES * columns + 1, INCHES * rows + 0.6),
+        squeeze=False,
+        layout="constrained",
     )
     for panel in panels.flat:
         panel.axis("off")
@@ -67,7 +72,6 @@ def draw(
         )
         panel.set_title(f"slice {frame + 1} of {len(volume)}: {values.sum():+.3f}", fontsize=9)
     figure.suptitle(title, fontsize=11)
-    figure.tight_layout()
     figure.colorbar(shown, ax=panels, shrink=0.6, label="added to the logit by a patch")
     with scratch_folder(path.parent) as scratch:
         figure.savefig(scratch / path.name, dpi=90)
