@@ -1,7 +1,7 @@
 """Writes synthetic chest CTs.
 
-python -m data_pipelines.sources.phantoms --out=DIR                a data set as CT-RATE lays it out
-python -m data_pipelines.sources.phantoms --out=DIR --samples=8    single files, and a table of them
+python -m data_pipelines.sources.phantoms --out=DIR                  laid out as CT-RATE is
+python -m data_pipelines.sources.phantoms --out=DIR --samples=8      files, and a table of them
 """
 
 import sys
