@@ -5,14 +5,16 @@
 The step of each recipe, every layer recomputed, two micro-batches by the gradient cache, is
 compiled for four chips of TPU v5p that hold all weights each: with one and with four volumes at a
 time on a chip. Memory is linear in that, and a GPU needs about as much. Hours are those of the
-FLOPs that are computed, recomputation and all, at a share of the peak of the GPU that well-kept
-trainers reach. What is compiled is kept in RESUME.
+FLOPs that are computed, recomputation and all, at the share of its peak that a GPU has reached in
+benchmarks.train_step (MEASURED). What is compiled is kept in RESUME.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import measure
+from benchmarks.speed import VIT
 from benchmarks.tpu_table import GPU_SHARE, linear
 from configs import ct_clip_large_batch, low_cost, vit
 from ctclip_jax.accelerators import GIB, accelerator_of
@@ -30,7 +32,7 @@ BUDGETS = (
     ("one GPU of 80 GB (H100)", "NVIDIA H100", 1),
     ("8 GPUs of 80 GB (H100)", "NVIDIA H100", 8),
 )
-SHARE_OF_PEAK = 0.4
+MEASURED = measure.RESULTS / "train_step-NVIDIA-H200.json"
 ONE, SOME = 1, 4  # volumes at a time on a chip
 
 
@@ -55,6 +57,14 @@ def compiled(recipe: str, volumes: int) -> dict[str, float]:
     }
 
 
+def share_of_peak(recipe: str) -> float:
+    """The FLOP/s of a measured training step of the recipe's tower, of the peak of its GPU."""
+    found = json.loads(MEASURED.read_text())
+    tower = VIT if recipe == "vit" else "ours"
+    tflops = found["utilization"][tower]["tflops"]
+    return tflops * 1e12 / accelerator_of(found["device"]).bf16_flops
+
+
 def row_of(budget: str, device_kind: str, devices: int, recipe: str) -> dict:
     """The largest micro-batch of a recipe that divides its batch, and the hours of its steps."""
     gpu, config = accelerator_of(device_kind), experiment(recipe)
@@ -74,7 +84,7 @@ def row_of(budget: str, device_kind: str, devices: int, recipe: str) -> dict:
         return row | {"needs_gib": round(one["needs"] / GIB, 1)}
     largest = linear(one, some, max(fitting))
     flops = config.steps * config.batch_size * largest["flops_of_a_volume"]
-    seconds = flops / (devices * SHARE_OF_PEAK * gpu.bf16_flops)
+    seconds = flops / (devices * share_of_peak(recipe) * gpu.bf16_flops)
     return row | {
         "micro_batch_size": largest["volumes"] * devices,
         "needs_gib": round(largest["needs"] / GIB, 1),
@@ -111,7 +121,8 @@ def write_docs(rows: Sequence[dict]) -> None:
 def main(argv: Sequence[str]) -> None:
     del argv
     rows = [row_of(*budget, recipe) for budget in BUDGETS for recipe in RECIPES]
-    measure.save("recipe_table", {"share_of_peak": SHARE_OF_PEAK, "rows": rows})
+    shares = {recipe: round(share_of_peak(recipe), 4) for recipe in RECIPES}
+    measure.save("recipe_table", {"share_of_peak": shares, "rows": rows})
     write_docs(rows)
 
 

@@ -133,13 +133,14 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     )
     if variant not in ("", "smoke"):
         raise ValueError(f"configs/ct_clip.py:{variant}: the variants are 'smoke' and 'phantoms'")
-    if variant == "smoke":
+    if variant == "smoke":  # on volumes like those of the demo
         config.model.image.update(
             dim=32, image_size=(48, 48), patch_size=(16, 16), frames=24, temporal_patch_size=8
         )
         config.model.image.update(
             spatial_depth=1, temporal_depth=1, heads=2, dim_head=16, codebook_size=64
         )
+        config.model.image.spacing = (12.0, 7.5, 7.5)
         config.model.text.update(
             hidden_size=32, num_layers=2, num_heads=2, intermediate_size=64, max_positions=32
         )

@@ -273,7 +273,7 @@ def assert_same_figures(folder, out):
 
 
 def test_the_number_of_devices_and_the_batch_change_no_figure(inputs, out, tmp_path, monkeypatch):
-    monkeypatch.setattr(api.jax, "local_devices", lambda: jax.devices()[:1])
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
     evaluate(inputs, tmp_path, protocol=protocol(batch_size=3))
     assert_same_figures(tmp_path, out)
 

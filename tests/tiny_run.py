@@ -19,7 +19,8 @@ def write_tiny_shards(
 ) -> Path:
     """Shards of noise with a tokenizer, their settings changed; volume i has label i modulo 18."""
     records = [_record(index, shape) for index in range(volumes)]
-    (shard,) = shards.begin(folder, "train", settings=settings(shape, **changes))
+    like_the_demo = {"spacing": [12.0, 7.5, 7.5]}
+    (shard,) = shards.begin(folder, "train", settings=settings(shape, **like_the_demo | changes))
     shards.write_shard(shard, records)
     shards.finish(folder)
     texts = [record[part] for record in records for part in ("findings", "impressions")]

@@ -74,7 +74,7 @@ def locked(out: epath.PathLike, *, alone: bool) -> Iterator[None]:
         try:
             fcntl.flock(file, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(f"{out}: another process is writing shards there") from None
+            raise InputError(f"{out}: another process is writing there") from None
         except OSError:
             pass  # a disk that knows no locks
         if alone:

@@ -1,0 +1,146 @@
+"""Search: exact on the device, or through an approximate index of a very large store."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jaxtyping import Array, Bool, Float, Float32
+
+from ctclip_jax.case_search.store import Entry, Store
+from data_pipelines.errors import InputError
+from data_pipelines.files import publish, scratch_folder
+
+APPROXIMATE = "approximate.faiss"
+PROBED = 64  # lists of the approximate index that a query looks into
+QUERIES = 256  # at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Hit:
+    """A case that was found: its row in the store, and the cosine of its latent and the query's."""
+
+    row: int
+    similarity: float
+    entry: Entry
+
+
+class Searcher:
+    """A store with its latents on the device.
+
+    The approximate index is used where it covers the store and there is no filter.
+    """
+
+    def __init__(self, store: Store):
+        self.store = store
+        self._latents = jax.device_put(jnp.asarray(store.latents), jax.local_devices()[0])
+        self._index = _read_index(store)
+
+    @property
+    def approximate(self) -> bool:
+        """Whether a search without a filter is approximate."""
+        return self._index is not None
+
+    def search(
+        self,
+        latents: Float[np.ndarray, "q d"],
+        *,
+        k: int = 10,
+        where: Bool[np.ndarray, " n"] | None = None,
+    ) -> list[list[Hit]]:
+        """The k cases most like each query, the most similar first, equals in the order of rows;
+        of those that `where` lets pass, so there may be fewer."""
+        rows, similarities = self.nearest(latents, k=k, where=where)
+        return [
+            [
+                Hit(int(row), float(similarity), self.store.entry(int(row)))
+                for row, similarity in zip(*each, strict=True)
+                if np.isfinite(similarity)
+            ]
+            for each in zip(rows, similarities, strict=True)
+        ]
+
+    def nearest(
+        self,
+        latents: Float[np.ndarray, "q d"],
+        *,
+        k: int = 10,
+        where: Bool[np.ndarray, " n"] | None = None,
+    ) -> tuple[np.ndarray, Float32[np.ndarray, "q k"]]:
+        """Rows (q, k) and their similarities; -inf where there are fewer than k.
+
+        Raises:
+          InputError: queries of another size than the latents of the store.
+        """
+        queries = np.asarray(latents, np.float32)
+        if queries.ndim != 2 or queries.shape[1] != self.store.dim:
+            raise InputError(f"queries of shape {queries.shape}; the store has {self.store.dim}")
+        k = min(k, len(self.store))
+        if not k or not len(queries):
+            return np.zeros((len(queries), 0), int), np.zeros((len(queries), 0), np.float32)
+        if self._index is not None and where is None:
+            similarities, rows = self._index.search(queries, k)
+            return rows, np.where(rows < 0, -np.inf, similarities)
+        passes = np.ones(len(self.store), bool) if where is None else where
+        found = [
+            _nearest(self._latents, queries[start : start + QUERIES], passes, k=k)
+            for start in range(0, len(queries), QUERIES)
+        ]
+        similarities, rows = (np.concatenate(each) for each in zip(*found, strict=True))
+        return rows, similarities
+
+
+@functools.partial(jax.jit, static_argnames="k")
+def _nearest(
+    latents: Float[Array, "n d"],
+    queries: Float[Array, "q d"],
+    passes: Bool[Array, " n"],
+    *,
+    k: int,
+) -> tuple[Float[Array, "q k"], Array]:
+    with jax.default_matmul_precision("float32"):
+        similarities = queries @ latents.T
+    return jax.lax.top_k(jnp.where(passes[None], similarities, -jnp.inf), k)
+
+
+def build_approximate(store: Store) -> None:
+    """Writes an inverted-file index (FAISS, arXiv 2401.08281) of the whole store beside it.
+
+    Raises:
+      InputError: FAISS is not installed, an empty store, or it cannot be written.
+    """
+    faiss, latents = _faiss(), np.ascontiguousarray(store.latents)
+    if not len(latents):
+        raise InputError(f"{store.folder}: no case in it to index")
+    lists = max(1, min(int(4 * np.sqrt(len(latents))), len(latents) // 40))
+    index = faiss.index_factory(store.dim, f"IVF{lists},Flat", faiss.METRIC_INNER_PRODUCT)
+    index.train(latents)
+    index.add(latents)
+    with scratch_folder(epath.Path(store.folder)) as scratch:
+        faiss.write_index(index, str(scratch / APPROXIMATE))
+        publish(scratch / APPROXIMATE, store.folder / APPROXIMATE)
+
+
+def _read_index(store: Store) -> Any | None:
+    path = store.folder / APPROXIMATE
+    if not path.exists():
+        return None
+    try:
+        index = _faiss().read_index(str(path))
+    except RuntimeError as error:
+        raise InputError(f"{path}: damaged ({str(error).splitlines()[0]})") from error
+    if index.ntotal != len(store) or index.d != store.dim:
+        return None  # cases were added since
+    index.nprobe = PROBED
+    return index
+
+
+def _faiss() -> Any:
+    try:
+        import faiss
+    except ImportError as error:
+        raise InputError("an approximate index takes FAISS: pip install faiss-cpu") from error
+    return faiss

@@ -1,0 +1,167 @@
+"""Cases into a store that `ctclip_jax.search` and the page search.
+
+    python -m ctclip_jax.index --store=STORE --model=EXPORT --shards=SHARDS --split=valid
+    python -m ctclip_jax.index --store=STORE --model=EXPORT --scans=scans.csv 'more/*.nii.gz'
+
+Scans are read as `ctclip_jax.predict` reads them; a table may have reports, labels and strata of
+them beside their paths (docs/data.md). Cases whose names are in the store already are left alone,
+so that an addition that was stopped goes on when it is started again. A scan that cannot be used
+is told in one line, and the status is 1 at the end. --approximate also makes an index (FAISS) of
+the whole store, for searches among millions.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from absl import flags, logging
+from tqdm import tqdm
+
+from ctclip_jax import api
+from ctclip_jax.case_search import Entry, Store, adding
+from ctclip_jax.case_search.searcher import build_approximate
+from ctclip_jax.case_search.store import Addition
+from ctclip_jax.config import check_volumes
+from ctclip_jax.evaluators.latents import fingerprint
+from ctclip_jax.reporting import pictures
+from ctclip_jax.scans import BadScan, list_scans, read_ahead
+from data_pipelines import shards
+from data_pipelines.errors import InputError, run_main
+from data_pipelines.reports import LABELS
+from data_pipelines.sources.case import Case
+from data_pipelines.volumes import STEPS_PER_HU
+
+SEGMENT_CASES = 1024  # what a kill can cost
+
+Item = tuple[Entry, np.ndarray]  # a case and its volume, (f, h, w) in steps of 1/16 HU
+
+
+def of_shards(folder: str, split: str, *, known: set[str]) -> Iterator[Item]:
+    """The cases of a prepared split that are not known."""
+    names, records = shards.preparation(folder, split)["labels"], shards.read(folder, split)
+    for row, told in enumerate(shards.read_reports(folder, split)):
+        if told["volume_name"] not in known:
+            yield (
+                _entry(told, dict(zip(names, told["labels"], strict=True))),
+                records[row]["volume"],
+            )
+
+
+def of_scans(
+    model: api.Model, cases: Sequence[Case], *, workers: int, bad: list[BadScan]
+) -> Iterator[Item]:
+    """Scans as they are read; those that cannot be used go into `bad`."""
+    for scan in read_ahead(model, cases, workers=workers):
+        if isinstance(scan, BadScan):
+            bad.append(scan)
+            continue
+        told = {name: getattr(scan.case, name) for name in _TOLD}
+        labels = dict(zip(LABELS, scan.case.labels, strict=False))
+        yield _entry(told, labels), scan.prepared.volume
+
+
+_TOLD = ("volume_name", "patient", "findings", "impressions", "strata")
+
+
+def _entry(told: dict, labels: dict[str, int]) -> Entry:
+    known = {name: int(value) for name, value in labels.items() if value >= 0 and name in LABELS}
+    name, patient, findings, impressions, strata = (told[each] for each in _TOLD)
+    return Entry(name, patient, findings, impressions, known, dict(strata))
+
+
+def add_all(
+    addition: Addition, model: api.Model, items: Iterator[Item], *, total: int, batch_size: int
+) -> int:
+    """Encodes and adds cases, a segment at a time; returns their number."""
+    added, entries, latents, thumbnails = 0, [], [], []
+    spacing = model.geometry.spacing
+
+    def flush() -> int:
+        if not entries:
+            return 0
+        count = addition.add(entries, np.concatenate(latents), thumbnails)
+        for each in (entries, latents, thumbnails):
+            each.clear()
+        return count
+
+    with tqdm(total=total, unit="case") as bar:
+        for batch in _batches(items, batch_size):
+            volumes = np.stack([volume for _, volume in batch])
+            latents.append(model.encode_image(volumes, batch_size=batch_size))
+            entries += [entry for entry, _ in batch]
+            thumbnails += [
+                pictures.slices(volume, spacing=spacing, steps_per_hu=STEPS_PER_HU)
+                for volume in volumes
+            ]
+            bar.update(len(batch))
+            if len(entries) >= SEGMENT_CASES:
+                added += flush()
+        return added + flush()
+
+
+def _batches(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
+    batch: list[Item] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def define_flags() -> None:
+    """Only the binary has flags, so that importing this module adds none."""
+    flags.DEFINE_string("store", None, "Folder of the store.", required=True)
+    flags.DEFINE_string("model", None, "Any path that ctclip_jax.load opens.", required=True)
+    flags.DEFINE_string("shards", None, "Folder that data_pipelines.prepare wrote.")
+    flags.DEFINE_string("scans", None, "A table of scans, CSV or .jsonl.")
+    flags.DEFINE_string("split", "train", "Split of the shards, or of a table that has splits.")
+    flags.DEFINE_integer("batch_size", 8, "Volumes computed at a time.", lower_bound=1)
+    flags.DEFINE_integer("workers", 2, "Scans read at a time, and kept waiting.", lower_bound=1)
+    flags.DEFINE_bool("approximate", False, "Make an approximate index of the whole store.")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Adds what the flags say."""
+    logging.set_verbosity(logging.ERROR)  # orbax warns of what is not wanted of a checkpoint
+    values, patterns = flags.FLAGS, argv[1:]
+    if values.shards and (values.scans or patterns):
+        raise InputError("--shards: one source at a time; scans go in by themselves")
+    bad: list[BadScan] = []
+    if values.shards or values.scans or patterns or not values.approximate:
+        add(values, patterns, bad)
+    if values.approximate:
+        build_approximate(Store.open(values.store))
+    if bad:
+        print(f"{len(bad)} scans could not be used:", file=sys.stderr)
+        for scan in bad:
+            print(f"  {scan.reason}", file=sys.stderr)
+        sys.exit(1)
+
+
+def add(values: flags.FlagValues, patterns: Sequence[str], bad: list[BadScan]) -> None:
+    """Adds the cases of shards, or of scans, and tells how many."""
+    cases = [] if values.shards else list_scans(patterns, values.scans, split=values.split)
+    model = api.load(values.model)
+    if values.shards:
+        prepared = shards.preparation(values.shards, values.split)
+        check_volumes(
+            prepared, model.config.image, shards=values.shards, wanted_by=str(values.model)
+        )
+    dim = model.config.dim_latent
+    store = Store.create(values.store, model_sha256=fingerprint(model), dim=dim)
+    with adding(store.folder) as addition:
+        if values.shards:
+            total = len(shards.read_reports(values.shards, values.split))
+            items = of_shards(values.shards, values.split, known=addition.known)
+        else:
+            total = len(cases)
+            new = [case for case in cases if case.volume_name not in addition.known]
+            items = of_scans(model, new, workers=values.workers, bad=bad)
+        count = add_all(addition, model, items, total=total, batch_size=values.batch_size)
+    print(f"{count} cases added: {len(Store.open(values.store))} in {values.store}")
+
+
+if __name__ == "__main__":
+    run_main(main, define_flags)

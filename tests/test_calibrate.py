@@ -1,0 +1,69 @@
+"""A model's calibration: fitted on its own scores, kept in its export, judged on other patients."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+import ctclip_jax
+from ctclip_jax import calibrate
+from ctclip_jax.evaluators.latents import fingerprint
+from ctclip_jax.evaluators.study import Study
+from ctclip_jax.models.ct_clip import CTCLIP
+from data_pipelines.errors import InputError
+from data_pipelines.reports import LABELS
+from tests.tiny_run import tiny_config
+
+VOLUMES = 600
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    config = tiny_config(tmp_path_factory.mktemp("nothing")).model
+    return ctclip_jax.Model(config, jax.jit(CTCLIP(config).init)(jax.random.key(0)))
+
+
+@pytest.fixture(scope="module")
+def study(model):
+    """Scores of 0 to 1 of which a volume of score s has the first label with probability s / 2;
+    nobody has the second."""
+    rng = np.random.default_rng(0)
+    scores = rng.random((VOLUMES, 2))
+    labels = np.stack([rng.random(VOLUMES) < scores[:, 0] / 2, np.zeros(VOLUMES)], axis=1)
+    names = np.array([f"v{i:03}" for i in range(VOLUMES)])
+    return Study(
+        names=names,
+        patients=names,
+        scans=names,
+        reports=np.full(VOLUMES, ""),
+        label_names=LABELS[:2],
+        labels=labels.astype(np.int8),
+        scores=scores,
+        source={
+            "model_sha256": fingerprint(model),
+            "scores": "zero_shot",
+            "shards": "S",
+            "split": "valid",
+        },
+    )
+
+
+def test_it_gives_what_scores_are_worth(model, study):
+    found, errors = calibrate.calibrate(model, study)
+    assert list(found.curves) == [LABELS[0]] and found.scores == "zero_shot"
+    assert found.fitted_on == f"{VOLUMES} volumes of S, valid"
+    given = np.array([[0.2], [0.5], [0.8]])
+    worth = found.apply((LABELS[0],), given)
+    np.testing.assert_allclose(worth, given / 2, atol=0.12)
+    before, after = errors[LABELS[0]]
+    assert before > 0.2 and after < 0.08
+
+
+def test_scores_of_another_model_are_refused(model, study):
+    other = dataclasses.replace(study, source={**study.source, "model_sha256": "0"})
+    with pytest.raises(InputError, match="not of this model"):
+        calibrate.calibrate(model, other)
+    nobody = dataclasses.replace(study, labels=np.zeros_like(study.labels))
+    with pytest.raises(InputError, match="no label of which"):
+        calibrate.calibrate(model, nobody)
