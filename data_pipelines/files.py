@@ -62,6 +62,23 @@ def publish(path: Path, target: epath.Path) -> None:
         os.replace(path, target)
 
 
+def publish_folder(folder: Path, target: Path) -> None:
+    """Gives a finished scratch folder of files its name, at once, when they are all on the disk."""
+    folder.chmod(0o755)  # a scratch folder is its owner's alone
+    for path in (*folder.iterdir(), folder):
+        _to_disk(path)
+    os.rename(folder, target)
+    _to_disk(target.parent)
+
+
+def _to_disk(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def write_text(path: epath.PathLike, text: str) -> None:
     """Writes a file, whole or not at all. Raises InputError if it can't be written."""
     target = epath.Path(path)

@@ -18,7 +18,8 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 class Tokenizer:
     """`tokenizer(texts, max_length)` -> (input_ids, attention_mask), each [CLS] ... [SEP].
 
-    `encode` gives the ids of one text without special tokens; `mask_id` stands for a hidden word.
+    `encode` gives the ids of one text without special tokens; `mask_id` stands for a hidden word;
+    `path` is the file that it was read from.
     """
 
     encode: Callable[[str], list[int]]
@@ -27,6 +28,7 @@ class Tokenizer:
     cls_id: int
     sep_id: int
     mask_id: int
+    path: Path
 
     def __call__(
         self, texts: Sequence[str], max_length: int
@@ -80,6 +82,7 @@ def _load_word_piece(path: Path) -> Tokenizer:
         cls_id=vocab["[CLS]"],
         sep_id=vocab["[SEP]"],
         mask_id=vocab.get("[MASK]", vocab["[UNK]"]),
+        path=path,
     )
 
 
@@ -107,6 +110,7 @@ def _load_sentence_piece(path: Path) -> Tokenizer:
         cls_id=cls_id,
         sep_id=sep_id,
         mask_id=unk_id,
+        path=path,
     )
 
 

@@ -116,6 +116,7 @@ KILLED = """
 import os, sys
 import numpy as np
 from ctclip_jax.case_search import store
+from data_pipelines import files
 from tests.test_case_search import drawn, fill
 from pathlib import Path
 
@@ -132,8 +133,8 @@ def pause(name, function):
     return wrapper
 
 store.np.save = pause("save", np.save)
-store.os.rename = pause("rename", os.rename)
-store._to_disk = pause("to disk", store._to_disk)
+files.os.rename = pause("rename", os.rename)
+files._to_disk = pause("to disk", files._to_disk)
 print(fill(Path(sys.argv[1]), ["c0", "c1"], drawn(2, seed=3)), flush=True)
 """
 

@@ -14,7 +14,8 @@ SOURCES = {
 }
 FLOORS = [  # top first; the rooms of one floor do not import each other
     "main ctclip_jax.evaluate ctclip_jax.compare ctclip_jax.convert ctclip_jax.predict "
-    "ctclip_jax.label_reports ctclip_jax.calibrate ctclip_jax.index ctclip_jax.search",
+    "ctclip_jax.label_reports ctclip_jax.calibrate ctclip_jax.index ctclip_jax.search "
+    "ctclip_jax.export",
     "ctclip_jax.case_search",
     "ctclip_jax.scans ctclip_jax.heatmaps ctclip_jax.detector",
     "ctclip_jax.train ctclip_jax.dry_run",
@@ -56,7 +57,7 @@ FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.
 BINARIES = (
     "main ctclip_jax.evaluate ctclip_jax.compare ctclip_jax.convert ctclip_jax.predict "
     "ctclip_jax.label_reports ctclip_jax.calibrate ctclip_jax.index ctclip_jax.search "
-    "data_pipelines.train_tokenizer "
+    "ctclip_jax.export data_pipelines.train_tokenizer "
     "data_pipelines.prepare data_pipelines.sources.phantoms.__main__ "
     "data_pipelines.sources.phantoms.montage ctclip_jax.config_flag"
 )

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +12,7 @@ from etils import epath
 from jaxtyping import Bool, Float32, Int8
 
 from data_pipelines.errors import InputError
-from data_pipelines.files import make_folder, read_json, scratch_folder, write_text
+from data_pipelines.files import make_folder, publish_folder, read_json, scratch_folder, write_text
 from data_pipelines.reports import LABELS
 from data_pipelines.shards import locked
 
@@ -233,11 +232,7 @@ def _write_segment(folder, entries, latents, thumbnails) -> None:
             np.save(scratch / f"{name}.npy", array)
         (scratch / "cases.jsonl").write_bytes(b"".join(lines))
         (scratch / "pictures.bin").write_bytes(b"".join(thumbnails))
-        scratch.chmod(0o755)  # a scratch folder is its owner's alone
-        for path in (*scratch.iterdir(), scratch):
-            _to_disk(path)
-        os.rename(scratch, folder / SEGMENT.format(last + 1))
-        _to_disk(folder)
+        publish_folder(scratch, folder / SEGMENT.format(last + 1))
 
 
 def _line(entry: Entry) -> bytes:
@@ -248,11 +243,3 @@ def _line(entry: Entry) -> bytes:
 
 def _starts(parts: Sequence[bytes]) -> np.ndarray:
     return np.concatenate([[0], np.cumsum([len(part) for part in parts], dtype=np.int64)])
-
-
-def _to_disk(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -135,7 +135,7 @@ class AttentionPool(nnx.Module):
         self.ff = FeedForward(config.dim, rngs, dtype=dtype)
 
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b d"]:
-        probe = jnp.broadcast_to(self.probe[...][None, None], (len(x), 1, x.shape[-1]))
+        probe = jnp.broadcast_to(self.probe[...][None, None], (x.shape[0], 1, x.shape[-1]))
         found = self.attn(probe, x)[:, 0]
         return found + self.ff(self.norm(found))
 
