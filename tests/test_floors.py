@@ -13,6 +13,7 @@ SOURCES = {
     for path in ROOT.glob(pattern)
 }
 FLOORS = [  # top first; the rooms of one floor do not import each other
+    "ctclip_jax.demo",
     "main ctclip_jax.evaluate ctclip_jax.compare ctclip_jax.convert ctclip_jax.predict "
     "ctclip_jax.label_reports ctclip_jax.calibrate ctclip_jax.index ctclip_jax.search "
     "ctclip_jax.export",
@@ -59,12 +60,15 @@ BINARIES = (
     "ctclip_jax.label_reports ctclip_jax.calibrate ctclip_jax.index ctclip_jax.search "
     "ctclip_jax.export data_pipelines.train_tokenizer "
     "data_pipelines.prepare data_pipelines.sources.phantoms.__main__ "
-    "data_pipelines.sources.phantoms.montage ctclip_jax.config_flag"
+    "data_pipelines.sources.phantoms.montage ctclip_jax.config_flag ctclip_jax.demo.__main__"
 )
 ONLY_IN = {
     "flax": "ctclip_jax.models",
     "torch": "ctclip_jax.torch_weights",
     "wandb": "ctclip_jax.wandb_run",
+    "faiss": "ctclip_jax.case_search.searcher",
+    "starlette": "ctclip_jax.demo",
+    "uvicorn": "ctclip_jax.demo",
     "absl.flags": f"{BINARIES} data_pipelines.errors",
     "absl.app": "data_pipelines.errors",
     "jax": "main ctclip_jax",

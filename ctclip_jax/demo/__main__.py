@@ -1,0 +1,113 @@
+"""Opens the page: `python -m ctclip_jax.demo --checkpoint=EXPORT [--store=STORE]`.
+
+Without --checkpoint it shows the model of `make demo`. It answers to this machine alone, deletes
+an upload when it has been read, and writes into --folder and nowhere else. Research software, not
+a medical device.
+"""
+
+import contextlib
+import socket
+import sys
+import tempfile
+import threading
+import webbrowser
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from absl import flags, logging
+
+from ctclip_jax import api, detector
+from ctclip_jax.case_search import Searcher, Store
+from ctclip_jax.evaluators.latents import fingerprint
+from ctclip_jax.evaluators.protocol import SCORES
+from data_pipelines.errors import InputError, run_main
+from data_pipelines.files import make_folder
+
+try:
+    import uvicorn
+
+    from ctclip_jax.demo.analysis import Analyses
+    from ctclip_jax.demo.server import Page
+except ImportError as error:
+    MISSING = error.name
+else:
+    MISSING = ""
+
+HOST = "127.0.0.1"
+DEMO = Path("runs/demo/train")
+
+
+@contextlib.contextmanager
+def upload_folder(path: str | None) -> Iterator[Path]:
+    """The folder of the uploads: the one that is given, or one that is deleted at the end."""
+    if path:
+        make_folder(path)
+        yield Path(path)
+        return
+    with tempfile.TemporaryDirectory(prefix="ctclip-jax-") as scratch:
+        yield Path(scratch)
+
+
+def open_searcher(path: str | None, model: api.Model) -> Searcher | None:
+    """The store of cases. Raises InputError if it is of another model."""
+    if not path:
+        return None
+    store = Store.open(path)
+    store.check_model(fingerprint(model))
+    return Searcher(store)
+
+
+def listen(port: int) -> socket.socket:
+    """A socket of this machine alone. Raises InputError if the port is taken."""
+    listening = socket.socket()
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((HOST, port))
+    except OSError as error:
+        raise InputError(f"--port={port}: {error.strerror}; try another") from error
+    return listening
+
+
+def define_flags() -> None:
+    """Only the binary has flags, so that importing this module adds none."""
+    flags.DEFINE_string("checkpoint", None, "Any path that ctclip_jax.load opens.")
+    flags.DEFINE_string("tokenizer", None, "Its vocab.txt or *.model, if not in the export.")
+    flags.DEFINE_string("store", None, "Cases to search, that ctclip_jax.index wrote.")
+    flags.DEFINE_enum("scores", "zero_shot", SCORES, "By prompts, or by a trained classifier.")
+    flags.DEFINE_integer("port", 7860, "Port; 0: any that is free.", lower_bound=0)
+    flags.DEFINE_string("folder", None, "Folder of the uploads, else a temporary one.")
+    flags.DEFINE_bool("keep_uploads", False, "Leave uploads in --folder.")
+    flags.DEFINE_integer("max_upload_mb", 1024, "Largest upload, in MiB.", lower_bound=1)
+    flags.DEFINE_bool("open_browser", True, "Open the page.")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Serves the page until it is interrupted."""
+    values = flags.FLAGS
+    if MISSING:
+        raise InputError(f"the page needs {MISSING}: pip install 'ctclip-jax[demo]'")
+    if len(argv) > 1:
+        raise InputError(f"unexpected argument {argv[1]!r}")
+    if values.keep_uploads and not values.folder:
+        raise InputError("--keep_uploads: say where, with --folder")
+    if not values.checkpoint and not DEMO.exists():
+        raise InputError(f"--checkpoint: none is given, and {DEMO} of `make demo` is not there")
+    logging.set_verbosity(logging.ERROR)  # orbax warns of what is not wanted of a checkpoint
+    listening = listen(values.port)
+    model = api.load(values.checkpoint or DEMO, tokenizer=values.tokenizer)
+    classifier = values.scores == "classifier"
+    finder = detector.by_classifier(model) if classifier else detector.by_prompts(model)
+    searcher, most_bytes = open_searcher(values.store, model), values.max_upload_mb << 20
+    address = f"http://{HOST}:{listening.getsockname()[1]}"
+    with upload_folder(values.folder) as folder:
+        analyses = Analyses(finder, most_bytes=most_bytes, keep_uploads=values.keep_uploads)
+        page = Page(analyses, folder, most_bytes=most_bytes, searcher=searcher)
+        print(f"{address}  (Ctrl-C ends it; research software, not a medical device)", flush=True)
+        if values.open_browser and sys.stdout.isatty():
+            threading.Timer(1.0, webbrowser.open, [address]).start()
+        server = uvicorn.Server(uvicorn.Config(page.app(), log_level="warning"))
+        server.run(sockets=[listening])
+
+
+if __name__ == "__main__":
+    run_main(main, define_flags)

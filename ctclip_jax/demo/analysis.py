@@ -1,0 +1,141 @@
+"""Scans that the page looks at: read and encoded one after the other, a few kept in memory."""
+
+import dataclasses
+import secrets
+import threading
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ctclip_jax import detector
+from ctclip_jax.demo import uploads
+from ctclip_jax.detector import Detector
+from data_pipelines.errors import InputError
+from data_pipelines.preparation import provenance
+from data_pipelines.volumes import STEPS_PER_HU
+
+KEPT = 4  # scans; a full-size one takes 250 MB with its tokens
+WAITING = 4
+LONGEST_FINDING = 200  # characters
+
+
+class Busy(InputError):
+    """Too many scans are waiting."""
+
+
+@dataclasses.dataclass
+class Analysis:
+    """One scan; `state` goes from waiting over reading and encoding to done or failed.
+
+    `findings` are (probability, calibrated or None, contributions (t, h, w)) by name.
+    """
+
+    id: str
+    name: str
+    state: str = "waiting"
+    error: str = ""
+    volume: np.ndarray | None = None
+    latent: np.ndarray | None = None
+    evidence: np.ndarray | None = None
+    provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
+    findings: dict[str, tuple[float, float | None, np.ndarray]] = dataclasses.field(
+        default_factory=dict
+    )
+
+
+class Analyses:
+    """All scans of the page, and the one thread that works on them."""
+
+    def __init__(self, finder: Detector, *, most_bytes: int, keep_uploads: bool):
+        self.finder = finder
+        self._most_bytes, self._keep = most_bytes, keep_uploads
+        self._kept: OrderedDict[str, Analysis] = OrderedDict()
+        self._lock = threading.Lock()
+        self._worker = ThreadPoolExecutor(1)
+
+    def start(self, path: Path, *, name: str) -> Analysis:
+        """Begins with an upload, which is deleted when it has been read. Raises Busy."""
+        with self._lock:
+            waiting = sum(each.state not in ("done", "failed") for each in self._kept.values())
+            if waiting >= WAITING:
+                uploads.forget(path)
+                raise Busy("too many scans are waiting; try again in a minute")
+            analysis = Analysis(secrets.token_hex(8), name)
+            self._kept[analysis.id] = analysis
+            while len(self._kept) > max(KEPT, waiting + 1):
+                self._kept.popitem(last=False)
+        self._worker.submit(self._analyze, analysis, path)
+        return analysis
+
+    def find(self, id: str) -> Analysis:
+        """Raises InputError if it is not kept any more."""
+        with self._lock:
+            if id not in self._kept:
+                raise InputError("this scan is not in memory any more; drop it again")
+            self._kept.move_to_end(id)
+            return self._kept[id]
+
+    def drop(self, id: str) -> None:
+        """Forgets a scan."""
+        with self._lock:
+            self._kept.pop(id, None)
+
+    def ask(self, analysis: Analysis, text: str) -> str:
+        """Adds a finding in one's own words; returns its name. Raises InputError for no words."""
+        name = " ".join(text.split()).rstrip(".")
+        if not name or len(name) > LONGEST_FINDING:
+            raise InputError(f"a finding of 1 to {LONGEST_FINDING} characters")
+        if name not in analysis.findings:
+            finding = detector.worded(name.replace("{", "(").replace("}", ")"))
+            asked = self._worker.submit(
+                lambda: self._explain(
+                    analysis, detector.by_prompts(self.finder.model, [finding]), names=[name]
+                )
+            )
+            asked.result()
+        return name
+
+    def encode_text(self, encode, text: str) -> np.ndarray:
+        """The latent of words, by the thread that has the device."""
+        return self._worker.submit(encode, self.finder.model, text).result()
+
+    def _analyze(self, analysis: Analysis, path: Path) -> None:
+        try:
+            analysis.state = "reading"
+            prepared = self.finder.model.prepare(uploads.unpack(path, most_bytes=self._most_bytes))
+            analysis.volume, analysis.provenance = prepared.volume, provenance(prepared)
+            del analysis.provenance["file"], prepared
+            self._forget(path)
+            analysis.state = "encoding"
+            analysis.evidence = self.finder.model.evidence(analysis.volume[None])
+            self._explain(analysis, self.finder, names=self.finder.names)
+            analysis.state = "done"
+        except InputError as error:
+            where = str(path.with_suffix("") if path.suffix == ".zip" else path)
+            analysis.error = str(error).replace(where, analysis.name)
+            analysis.state = "failed"
+        except Exception as error:  # a fault of ours; the page goes on
+            analysis.error = f"{type(error).__name__}, a fault of this program: {error}"
+            analysis.state = "failed"
+        finally:
+            self._forget(path)
+
+    def _explain(self, analysis: Analysis, finder: Detector, *, names) -> None:
+        found, contributions = finder.explain(analysis.evidence)
+        analysis.latent = found.latents
+        for column, name in enumerate(names):
+            worth = None if found.calibrated is None else float(found.calibrated[0, column])
+            probability = float(found.probabilities[0, column])
+            analysis.findings[name] = (probability, worth, contributions[0, column])
+
+    def _forget(self, path: Path) -> None:
+        if not self._keep:
+            uploads.forget(path)
+
+
+def hu(volume: np.ndarray) -> bytes:
+    """A volume as the page reads it: int16 HU, little-endian, (f, h, w)."""
+    return (volume // STEPS_PER_HU).astype("<i2").tobytes()

@@ -1,0 +1,213 @@
+// Three planes through a volume, and what its patches add to a finding.
+// A volume is int16 HU, [f][h][w]: f toward Superior, h toward Left, w toward Posterior. Planes are
+// drawn as radiologists look at them: the patient's left on the right, the head on top.
+
+const PLANES = {
+  // axis that is scrolled, axes of rows and columns, whether rows are flipped, letters around it
+  axial: { axis: 0, rows: 2, columns: 1, flip: false, letters: ["A", "P", "R", "L"] },
+  coronal: { axis: 2, rows: 0, columns: 1, flip: true, letters: ["S", "I", "R", "L"] },
+  sagittal: { axis: 1, rows: 0, columns: 2, flip: true, letters: ["S", "I", "A", "P"] },
+};
+const FOR = [255, 90, 79], AGAINST = [79, 141, 255];
+
+export class Viewer {
+  constructor(onHover) {
+    this.onHover = onHover;
+    this.window = [-1000, 200];
+    this.opacity = 0.6;
+    this.map = null;
+    for (const name of Object.keys(PLANES)) this.listen(name);
+    new ResizeObserver(() => this.draw()).observe(document.querySelector(".panes"));
+  }
+
+  show(volume, shape, spacing) {
+    Object.assign(this, { volume, shape, spacing, map: null });
+    this.at = shape.map((size) => Math.floor(size / 2));
+    for (const [name, plane] of Object.entries(PLANES)) {
+      const slider = document.getElementById(`${name}-slice`);
+      slider.min = 0;
+      slider.max = shape[plane.axis] - 1;
+    }
+    this.draw();
+  }
+
+  // values: contributions, [t][h][w] in a row; shape: of them.
+  setMap(map) {
+    this.map = map;
+    if (map) this.most = Math.max(...map.values.map(Math.abs)) || 1;
+    this.draw();
+  }
+
+  // Centers the planes on a patch.
+  goTo(patch) {
+    this.at = patch.map((place, axis) =>
+      Math.floor(((place + 0.5) * this.shape[axis]) / this.map.shape[axis]));
+    this.draw();
+  }
+
+  move(axis, place) {
+    this.at[axis] = Math.min(this.shape[axis] - 1, Math.max(0, place));
+    this.draw();
+  }
+
+  draw() {
+    if (!this.volume) return;
+    for (const name of Object.keys(PLANES)) this.drawPlane(name);
+  }
+
+  layout(name) {
+    const plane = PLANES[name], canvas = document.getElementById(name);
+    const ratio = window.devicePixelRatio || 1;
+    const width = canvas.clientWidth * ratio, height = canvas.clientHeight * ratio;
+    const rows = this.shape[plane.rows], columns = this.shape[plane.columns];
+    const tall = rows * this.spacing[plane.rows], wide = columns * this.spacing[plane.columns];
+    const scale = Math.min(width / wide, height / tall);
+    const box = { width: wide * scale, height: tall * scale };
+    return { plane, canvas, ratio, width, height, rows, columns,
+      box: { ...box, left: (width - box.width) / 2, top: (height - box.height) / 2 } };
+  }
+
+  offset(plane, row, column) {
+    const place = [0, 0, 0];
+    place[plane.axis] = this.at[plane.axis];
+    place[plane.rows] = plane.flip ? this.shape[plane.rows] - 1 - row : row;
+    place[plane.columns] = column;
+    return place;
+  }
+
+  drawPlane(name) {
+    const { plane, canvas, ratio, width, height, rows, columns, box } = this.layout(name);
+    if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
+    const context = canvas.getContext("2d");
+    context.clearRect(0, 0, width, height);
+    context.imageSmoothingEnabled = true;
+    context.imageSmoothingQuality = "high";
+    context.drawImage(this.gray(plane, rows, columns), box.left, box.top, box.width, box.height);
+    if (this.map) {
+      context.imageSmoothingEnabled = false;
+      context.drawImage(this.overlay(plane), box.left, box.top, box.width, box.height);
+    }
+    this.drawCross(context, plane, box, rows, columns, ratio);
+    this.drawLetters(context, plane, width, height, ratio);
+    document.getElementById(`${name}-slice`).value = this.at[plane.axis];
+    document.getElementById(`${name}-at`).value = `${this.at[plane.axis] + 1} / ${this.shape[plane.axis]}`;
+  }
+
+  gray(plane, rows, columns) {
+    const picture = new ImageData(columns, rows), pixels = new Uint32Array(picture.data.buffer);
+    const [low, high] = this.window, factor = 255 / (high - low);
+    const strides = [this.shape[1] * this.shape[2], this.shape[2], 1];
+    const start = this.at[plane.axis] * strides[plane.axis];
+    for (let row = 0, pixel = 0; row < rows; row++) {
+      const place = plane.flip ? rows - 1 - row : row;
+      let voxel = start + place * strides[plane.rows];
+      for (let column = 0; column < columns; column++, voxel += strides[plane.columns]) {
+        const value = Math.max(0, Math.min(255, (this.volume[voxel] - low) * factor)) | 0;
+        pixels[pixel++] = 0xff000000 | (value << 16) | (value << 8) | value;
+      }
+    }
+    return onCanvas(picture);
+  }
+
+  overlay(plane) {
+    const { shape, values } = this.map;
+    const rows = shape[plane.rows], columns = shape[plane.columns];
+    const picture = new ImageData(columns, rows);
+    const slab = Math.floor((this.at[plane.axis] * shape[plane.axis]) / this.shape[plane.axis]);
+    for (let row = 0, pixel = 0; row < rows; row++) {
+      for (let column = 0; column < columns; column++, pixel += 4) {
+        const place = [0, 0, 0];
+        place[plane.axis] = slab;
+        place[plane.rows] = plane.flip ? rows - 1 - row : row;
+        place[plane.columns] = column;
+        const share = values[(place[0] * shape[1] + place[1]) * shape[2] + place[2]] / this.most;
+        picture.data.set(share > 0 ? FOR : AGAINST, pixel);
+        picture.data[pixel + 3] = 255 * this.opacity * Math.abs(share);
+      }
+    }
+    return onCanvas(picture);
+  }
+
+  drawCross(context, plane, box, rows, columns, ratio) {
+    const row = plane.flip ? rows - 1 - this.at[plane.rows] : this.at[plane.rows];
+    const x = box.left + ((this.at[plane.columns] + 0.5) / columns) * box.width;
+    const y = box.top + ((row + 0.5) / rows) * box.height;
+    context.strokeStyle = "rgba(92, 200, 194, .38)";
+    context.lineWidth = ratio;
+    context.beginPath();
+    context.moveTo(x, box.top);
+    context.lineTo(x, box.top + box.height);
+    context.moveTo(box.left, y);
+    context.lineTo(box.left + box.width, y);
+    context.stroke();
+  }
+
+  drawLetters(context, plane, width, height, ratio) {
+    const [top, bottom, left, right] = plane.letters, edge = 12 * ratio;
+    context.fillStyle = "rgba(230, 233, 237, .75)";
+    context.font = `${12 * ratio}px system-ui, sans-serif`;
+    context.textAlign = "center";
+    context.textBaseline = "middle";
+    context.fillText(top, width / 2, edge);
+    context.fillText(bottom, width / 2, height - edge);
+    context.fillText(left, edge, height / 2);
+    context.fillText(right, width - edge, height / 2);
+  }
+
+  // The voxel under the pointer, or null.
+  under(name, event) {
+    const { plane, canvas, ratio, rows, columns, box } = this.layout(name);
+    const bounds = canvas.getBoundingClientRect();
+    const column = Math.floor((((event.clientX - bounds.left) * ratio - box.left) / box.width) * columns);
+    const row = Math.floor((((event.clientY - bounds.top) * ratio - box.top) / box.height) * rows);
+    if (row < 0 || column < 0 || row >= rows || column >= columns) return null;
+    return this.offset(plane, row, column);
+  }
+
+  told(place) {
+    const { shape } = this, [f, h, w] = place;
+    const told = { hu: this.volume[(f * shape[1] + h) * shape[2] + w] };
+    if (this.map) {
+      const patch = place.map((p, axis) => Math.floor((p * this.map.shape[axis]) / shape[axis]));
+      told.added = this.map.values[(patch[0] * this.map.shape[1] + patch[1]) * this.map.shape[2] + patch[2]];
+    }
+    return told;
+  }
+
+  listen(name) {
+    const canvas = document.getElementById(name), { axis } = PLANES[name];
+    canvas.addEventListener("wheel", (event) => {
+      event.preventDefault();
+      this.move(axis, this.at[axis] + Math.sign(event.deltaY) * (name === "axial" ? -1 : 1));
+    }, { passive: false });
+    canvas.addEventListener("keydown", (event) => {
+      const step = { ArrowUp: 1, ArrowRight: 1, ArrowDown: -1, ArrowLeft: -1, PageUp: 10, PageDown: -10 }[event.key];
+      if (!step) return;
+      event.preventDefault();
+      this.move(axis, this.at[axis] + step);
+    });
+    canvas.addEventListener("pointermove", (event) => {
+      const place = this.volume && this.under(name, event);
+      this.onHover(place ? this.told(place) : null);
+      if (place && event.buttons === 1) this.center(place);
+    });
+    canvas.addEventListener("pointerdown", (event) => {
+      const place = this.volume && this.under(name, event);
+      if (place) this.center(place);
+    });
+    canvas.addEventListener("pointerleave", () => this.onHover(null));
+    document.getElementById(`${name}-slice`).addEventListener("input", (event) =>
+      this.move(axis, Number(event.target.value)));
+  }
+
+  center(place) {
+    this.at = place;
+    this.draw();
+  }
+}
+
+function onCanvas(picture) {
+  const canvas = new OffscreenCanvas(picture.width, picture.height);
+  canvas.getContext("2d").putImageData(picture, 0, 0);
+  return canvas;
+}

@@ -1,0 +1,88 @@
+"""The page, served from a thread, with a model that compiles in seconds and a store of phantoms."""
+
+import contextlib
+import dataclasses
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import uvicorn
+
+import ctclip_jax
+from ctclip_jax import detector
+from ctclip_jax.case_search import Entry, Searcher, Store, adding
+from ctclip_jax.demo.analysis import Analyses
+from ctclip_jax.demo.server import Page
+from ctclip_jax.evaluators.latents import fingerprint
+from ctclip_jax.models.ct_clip import CTCLIP
+from ctclip_jax.reporting import pictures
+from data_pipelines.reports import LABELS, PROMPTS
+from data_pipelines.tokenizers import load_tokenizer, train_sentencepiece
+from data_pipelines.volumes import STEPS_PER_HU
+from tests.tiny_run import tiny_config
+
+MOST_BYTES = 4 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Served:
+    """Where the page is, its model's findings, and the folder of its uploads."""
+
+    address: str
+    finder: detector.Detector
+    folder: Path
+
+
+def make_finder(folder: Path) -> detector.Detector:
+    """The findings of a tiny model of random weights."""
+    texts = [prompt.format(label) for label in LABELS for prompt in PROMPTS]
+    train_sentencepiece(texts, folder / "tokenizer.model", 100)
+    config = dataclasses.replace(tiny_config(folder).model, init_temperature=4.0)
+    variables = jax.jit(CTCLIP(config).init)(jax.random.key(0))
+    tokenizer = load_tokenizer(folder / "tokenizer.model")
+    return detector.by_prompts(ctclip_jax.Model(config, variables, tokenizer=tokenizer))
+
+
+def make_store(folder: Path, finder: detector.Detector, scans: list[Path]) -> Store:
+    """A store of these scans."""
+    model = finder.model
+    dim = model.config.dim_latent
+    store = Store.create(folder, model_sha256=fingerprint(model), dim=dim)
+    volumes = np.stack([model.prepare(scan).volume for scan in scans])
+    entries = [
+        Entry(scan.name, findings=f"<b>Report</b> of {scan.name}.", labels={"Emphysema": 1})
+        for scan in scans
+    ]
+    thumbnails = [
+        pictures.slices(volume, spacing=model.geometry.spacing, steps_per_hu=STEPS_PER_HU)
+        for volume in volumes
+    ]
+    with adding(store.folder) as addition:
+        addition.add(entries, model.encode_image(volumes), thumbnails)
+    return Store.open(folder)
+
+
+@contextlib.contextmanager
+def served(folder: Path, scans: list[Path]) -> Iterator[Served]:
+    """The page on a free port of this machine."""
+    finder, uploads = make_finder(folder), folder / "uploads"
+    uploads.mkdir()
+    searcher = Searcher(make_store(folder / "store", finder, scans))
+    analyses = Analyses(finder, most_bytes=MOST_BYTES, keep_uploads=False)
+    page = Page(analyses, uploads, most_bytes=MOST_BYTES, searcher=searcher)
+    listening = socket.socket()
+    listening.bind(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(page.app(), log_level="error"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        yield Served(f"http://127.0.0.1:{listening.getsockname()[1]}", finder, uploads)
+    finally:
+        server.should_exit = True
+        thread.join()
