@@ -1,0 +1,70 @@
+"""The exported programs at full size: seconds to write, bytes, and a volume through them and through
+the library itself, on this device.
+
+    python -m benchmarks.serving
+"""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from jax import export as jax_export
+from safetensors.numpy import load_file
+
+import ctclip_jax
+from benchmarks import measure, random_weights
+from benchmarks.full_size_detection import write_vocabulary
+from ctclip_jax import export
+from data_pipelines.errors import run_main
+
+ROUNDS = flags.DEFINE_integer("rounds", 3, "Timings of each, in turns.")
+
+
+def measured(weights: Path, vocabulary: Path, out: Path, rounds: int) -> dict[str, Any]:
+    """Exports, loads what was exported, and encodes a volume of noise with both."""
+    model = ctclip_jax.load(weights, tokenizer=vocabulary)
+    start = time.perf_counter()
+    export.write(model, out, platforms=export.PLATFORMS)
+    written = time.perf_counter() - start
+    program = jax_export.deserialize((out / export.IMAGE).read_bytes())
+    loaded = jax.device_put(load_file(out / export.WEIGHTS))
+    draw = np.random.default_rng(0).integers
+    volumes = draw(-16_000, 16_001, (1, *model.geometry.shape), dtype=np.int16)
+    run: dict[str, Callable] = {
+        "library": lambda: model.encode_image(volumes),
+        "program": lambda: np.asarray(jax.jit(program.call)(loaded, volumes)),
+    }
+    latents = {name: function() for name, function in run.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in run}
+    for _ in range(rounds):
+        for name, function in run.items():
+            start = time.perf_counter()
+            function()
+            seconds[name].append(time.perf_counter() - start)
+    return {
+        "export_seconds": round(written, 1),
+        "megabytes": {path.name: round(path.stat().st_size / 1e6, 2) for path in out.iterdir()},
+        "seconds_of_a_volume": {n: round(statistics.median(s), 3) for n, s in seconds.items()},
+        "largest_difference": float(np.abs(latents["library"] - latents["program"]).max()),
+    }
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        weights, vocabulary = folder / "random.safetensors", folder / "vocab.txt"
+        write_vocabulary(vocabulary)
+        measure.in_new_process(random_weights.write, [weights])
+        arguments = weights, vocabulary, folder / "DIR", ROUNDS.value
+        measure.save("serving", measure.in_new_process(measured, *arguments).value)
+
+
+if __name__ == "__main__":
+    run_main(main)
