@@ -1,5 +1,5 @@
-"""The exported programs at full size: seconds to write, bytes, and a volume through them and through
-the library itself, on this device.
+"""The exported programs at full size: seconds to write, bytes, and a volume through them, beside
+the library itself on this device.
 
     python -m benchmarks.serving
 """
@@ -32,13 +32,13 @@ def measured(weights: Path, vocabulary: Path, out: Path, rounds: int) -> dict[st
     start = time.perf_counter()
     export.write(model, out, platforms=export.PLATFORMS)
     written = time.perf_counter() - start
-    program = jax_export.deserialize((out / export.IMAGE).read_bytes())
+    program = jax.jit(jax_export.deserialize((out / export.IMAGE).read_bytes()).call)
     loaded = jax.device_put(load_file(out / export.WEIGHTS))
     draw = np.random.default_rng(0).integers
     volumes = draw(-16_000, 16_001, (1, *model.geometry.shape), dtype=np.int16)
     run: dict[str, Callable] = {
         "library": lambda: model.encode_image(volumes),
-        "program": lambda: np.asarray(jax.jit(program.call)(loaded, volumes)),
+        "program": lambda: np.asarray(program(loaded, volumes)),
     }
     latents = {name: function() for name, function in run.items()}
     seconds: dict[str, list[float]] = {name: [] for name in run}

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 
 
 def load_program(path: Path):
-    return export.deserialize(path.read_bytes()).call
+    return jax.jit(export.deserialize(path.read_bytes()).call)
 
 
 def tokens(folder: Path, told: dict, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
