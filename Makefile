@@ -65,7 +65,7 @@ $(ABLATION)/shards.done: $(VENV)/torch.done
 	@touch $@
 
 ablation: $(DEMO)/shards.done $(ABLATION)/shards.done
-	$(RUN) -m benchmarks.ablation
+	$(RUN) -m benchmarks.ablation --seeds=2
 
 # Each stage of the demo leaves a mark when it is done; an interrupted one is taken up again.
 demo: $(DEMO)/evaluation/report.html

@@ -26,7 +26,7 @@ from ctclip_jax.evaluators import comparison, files
 from ctclip_jax.evaluators.protocol import ProtocolConfig
 from ctclip_jax.flops import step_flops
 from ctclip_jax.train import train
-from data_pipelines.errors import run_main
+from data_pipelines.errors import InputError, run_main
 
 DOCS = Path(__file__).parents[1] / "docs" / "recipes.md"
 
@@ -135,9 +135,13 @@ def budget(shards: str, volumes: int) -> float:
 
 def run(name: str, seed: int, folder: Path, *, shards: str, valid: str, volumes: int) -> None:
     """Trains and evaluates a recipe, unless that is done."""
+    wanted = experiment(name, seed, shards=shards, volumes=volumes)
     if (folder / "evaluation" / "metrics.json").exists():
+        done = from_dict(TrainConfig, json.loads((folder / "config.json").read_text()))
+        if done != wanted:
+            raise InputError(f"{folder}: is of another configuration of {name!r}; take it away")
         return
-    train(experiment(name, seed, shards=shards, volumes=volumes), folder)
+    train(wanted, folder)
     protocol = evaluation.get_config()
     protocol.scores = RECIPES[name].scores
     evaluate(

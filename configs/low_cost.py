@@ -1,4 +1,4 @@
-"""CT-CLIP on coarse volumes with a small head: a tenth of the published FLOPs and parameters.
+"""CT-CLIP on coarse volumes with a small head: a quarter of the published FLOPs of a volume.
 
     python -m data_pipelines.prepare --source=ct_rate --data=CT-RATE --out=SHARDS \
         --shape=96,192,192 --spacing=3,1.5,1.5
@@ -6,8 +6,8 @@
         --config.data.shards=SHARDS --config.data.tokenizer=BiomedVLP-CXR-BERT/vocab.txt
 
 192 x 192 x 96 voxels of 1.5 x 1.5 x 3 mm in patches of 12 x 12 x 6: 4,096 tokens. The mean of all
-tokens goes to the projection, not the published row of them (151 M weights). All else is that of
-configs/ct_clip_large_batch.py; micro-batches of 32 fit a GPU of 24 GB.
+tokens goes to the projection, not the published row of them (151 of 284 M weights). All else is
+that of configs/ct_clip_large_batch.py; micro-batches of 32 fit a GPU of 24 GB.
 """
 
 from ml_collections import config_dict

@@ -8,8 +8,8 @@ No volume is read: a step takes 64 whole reports and as long as BERT does. After
 
     python -m ctclip_jax.label_reports --model=WORKDIR/export --reports=reports.csv --out=OUT
 
-writes OUT/predicted.csv, which preparation takes as labels. The image tower stays as it was. With
-`:phantoms` it learns, in seven minutes, from the Impressions of `make demo`.
+writes OUT/predicted.csv, in the form of CT-RATE's tables of labels. The image tower stays as it
+was. With `:phantoms` it learns, in seven minutes, from the Impressions of `make demo`.
 """
 
 from ml_collections import config_dict

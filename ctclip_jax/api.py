@@ -8,7 +8,12 @@ from ctclip_jax.config import from_dict
 from ctclip_jax.export_folder import find_export, load_export
 from ctclip_jax.model import Model, classify
 from ctclip_jax.models.ct_clip import CTCLIPConfig
-from ctclip_jax.torch_weights import Geometry, import_weights, read_tensors
+from ctclip_jax.torch_weights import (
+    Geometry,
+    import_weights,
+    read_tensors,
+    says_label_informed,
+)
 from data_pipelines.errors import InputError
 from data_pipelines.tokenizers import load_tokenizer
 
@@ -29,6 +34,7 @@ def load(
     dtype: str | None = None,
     report: str | None = None,
     pool_sentences: bool | None = None,
+    label_informed: bool | None = None,
 ) -> Model:
     """Opens an export, a checkpoint or the WORKDIR of a run, or a .safetensors or PyTorch file as
     published.
@@ -43,16 +49,23 @@ def load(
       max_length: tokens of a text; None: as in training, or all that the model takes.
       dtype: of the large matrix products, 'float32' or 'bfloat16'; None: as in training.
       report, pool_sentences: how the model reads reports; None: as in training, or as published.
+      label_informed: whether it has read labels; None: as the directory or file says, which a
+        published PyTorch file fine-tuned on labels (VocabFine) cannot.
 
     Raises:
       InputError: no such file, not a model, or a geometry that must be given or does not fit.
     """
     path = Path(path)
-    reading, given = {}, {"report": report, "pool_sentences": pool_sentences}
+    given = {
+        "report": report,
+        "pool_sentences": pool_sentences,
+        "label_informed": label_informed,
+    }
     geometry = Geometry(image_size, patch_size, temporal_patch_size, frames, text_heads, spacing)
     if not path.is_dir():
         imported = import_weights(read_tensors(path), source=str(path), geometry=geometry)
         config, variables = imported.config, imported.variables
+        reading = {"label_informed": says_label_informed(path)}
     else:
         if geometry != Geometry():
             raise InputError(f"{path}: an export directory knows its geometry; give none")

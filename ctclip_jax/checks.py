@@ -21,7 +21,7 @@ from ctclip_jax.wandb_run import import_wandb
 from data_pipelines.errors import InputError
 from data_pipelines.loader import common_geometry
 from data_pipelines.reports import FORMS, LABELS, SENTENCE_FORMS, prompt_text
-from data_pipelines.shards import preparation
+from data_pipelines.shards import preparation, read_reports
 from data_pipelines.text_pairs import OBJECTIVES
 from data_pipelines.tokenizers import Tokenizer
 
@@ -70,6 +70,9 @@ def check_shards(config: TrainConfig) -> None:
                     f"{folder}: config.loss reads the {len(LABELS)} labels of CT-RATE,"
                     " it has others"
                 )
+            rows = read_reports(folder, config.data.split)
+            if all(label < 0 for row in rows for label in row["labels"]):
+                raise InputError(f"{folder}: config.loss reads labels, and nobody has read any")
     if config.evaluation.every > 0:
         try:
             _check_volumes(config, [config.evaluation_shards], config.evaluation.split)

@@ -26,6 +26,7 @@ from ctclip_jax.torch_weights import (
     export_weights,
     import_weights,
     read_tensors,
+    says_label_informed,
     write_tensors,
 )
 from data_pipelines.errors import InputError, run_main
@@ -37,11 +38,17 @@ PROVENANCE = "provenance.json"
 
 
 def to_export(
-    source: Path, out: Path, *, geometry: Geometry | None = None, tokenizer: Path | None = None
+    source: Path,
+    out: Path,
+    *,
+    geometry: Geometry | None = None,
+    tokenizer: Path | None = None,
+    label_informed: bool = False,
 ) -> None:
     """Writes the export directory `out` of a .safetensors or PyTorch file as published.
 
-    `geometry` is what its shapes do not tell. Raises InputError if the file does not fit.
+    `geometry` is what its shapes do not tell, `label_informed` what a file may not say of itself.
+    Raises InputError if the file does not fit.
     """
     if tokenizer is not None:
         load_tokenizer(tokenizer)
@@ -51,6 +58,7 @@ def to_export(
         "max_length": imported.config.text.max_positions,
         "report": "published_inference",
         "pool_sentences": False,
+        "label_informed": label_informed or says_label_informed(source),
     }
     save_export(out, imported.variables, config=config, tokenizer=tokenizer)
     write_tensors(out / UNUSED, imported.unused)
@@ -65,7 +73,8 @@ def to_torch(source: Path, out: Path) -> None:
     variables, export = load_export(source)
     config = from_dict(CTCLIPConfig, export["model"], name=f"{source}: model")
     unused = read_tensors(source / UNUSED) if (source / UNUSED).exists() else None
-    write_tensors(out, export_weights(variables, config=config, unused=unused))
+    weights = export_weights(variables, config=config, unused=unused)
+    write_tensors(out, weights, label_informed=export.get("label_informed", False))
 
 
 def main(argv: Sequence[str]) -> None:
@@ -89,7 +98,13 @@ def main(argv: Sequence[str]) -> None:
             spacing=_spacing(),
         )
         tokenizer = Path(FLAGS.tokenizer) if FLAGS.tokenizer else None
-        to_export(source, out, geometry=geometry, tokenizer=tokenizer)
+        to_export(
+            source,
+            out,
+            geometry=geometry,
+            tokenizer=tokenizer,
+            label_informed=FLAGS.label_informed,
+        )
     print(f"{source} -> {out} in {time.perf_counter() - start:.1f} s")
 
 
@@ -122,5 +137,6 @@ if __name__ == "__main__":
     flags.DEFINE_integer("text_heads", None, "Attention heads of the text tower.", lower_bound=1)
     flags.DEFINE_list("spacing", [], "Millimeters of a voxel: z,x,y.")
     flags.DEFINE_string("tokenizer", "", "A vocab.txt or SentencePiece model to keep with it.")
+    flags.DEFINE_bool("label_informed", False, "The weights have read labels (VocabFine).")
     flags.mark_flags_as_required(["source", "out"])
     run_main(main)

@@ -38,7 +38,7 @@ class Inputs:
     """What is evaluated: a model on a prepared split, or what is left of an earlier run.
 
     Attributes:
-      model, tokenizer: paths for `ctclip_jax.load`.
+      model, tokenizer, label_informed: for `ctclip_jax.load`.
       shards, split: a folder that data_pipelines.prepare wrote; beside saved latents or scores it
         only gives the page its slices.
       from_latents: a folder with latents.npz and labels.csv.
@@ -49,6 +49,7 @@ class Inputs:
 
     model: str | None = None
     tokenizer: str | None = None
+    label_informed: bool = False
     shards: str | None = None
     split: str = "valid"
     from_latents: str | None = None
@@ -170,6 +171,7 @@ def open_model(inputs: Inputs, protocol: ProtocolConfig) -> api.Model:
         dtype=protocol.dtype,
         report=protocol.report,
         pool_sentences=protocol.pool_sentences,
+        label_informed=inputs.label_informed or None,
     )
 
 
@@ -206,6 +208,7 @@ def define_flags() -> None:
     config_flag.define(default=config_flag.PROTOCOL)
     flags.DEFINE_string("model", None, "Any path that ctclip_jax.load opens.")
     flags.DEFINE_string("tokenizer", None, "Its vocab.txt or *.model, if not in the export.")
+    flags.DEFINE_bool("label_informed", False, "It has read labels, and its file cannot say so.")
     flags.DEFINE_string("shards", None, "Folder that data_pipelines.prepare wrote.")
     flags.DEFINE_string("split", "valid", "Split of the shards.")
     flags.DEFINE_string("from_latents", None, "Folder with latents.npz and labels.csv.")

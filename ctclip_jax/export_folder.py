@@ -15,7 +15,7 @@ from ctclip_jax.config import TrainConfig, from_dict
 from ctclip_jax.lora import merged
 from ctclip_jax.models.ct_clip import CTCLIPConfig
 from ctclip_jax.shapes import Variables
-from ctclip_jax.torch_weights import export_weights, write_tensors
+from ctclip_jax.torch_weights import export_weights, says_label_informed, write_tensors
 from data_pipelines.errors import InputError
 from data_pipelines.files import read_json
 
@@ -78,6 +78,14 @@ def find_export(path: Path) -> Path:
     return path / "export" if (path / "export").is_dir() else _newest(path)
 
 
+def reads_labels(path: Path) -> bool:
+    """Whether the weights at any path that `ctclip_jax.load` opens have read labels, as it says."""
+    if not path.is_dir():
+        return says_label_informed(path)
+    described = describe_export(find_export(path))
+    return bool(described.get("label_informed") or described["model"].get("labels"))
+
+
 def describe_export(directory: Path) -> dict[str, Any]:
     """Returns what `load_export` does beside the variables.
 
@@ -108,7 +116,8 @@ def export_newest(workdir: Path) -> None:
     save_export(out, variables, config=described, tokenizer=tokenizer)
     try:
         config = from_dict(CTCLIPConfig, described["model"], name=f"{checkpoint}: model")
-        write_tensors(out / WEIGHTS, export_weights(variables, config=config))
+        weights = export_weights(variables, config=config)
+        write_tensors(out / WEIGHTS, weights, label_informed=described["label_informed"])
     except InputError as error:
         print(f"no {WEIGHTS}: {error}")
     print(f"{checkpoint} -> {out}")

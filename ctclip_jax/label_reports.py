@@ -7,7 +7,8 @@ reports.csv (or .jsonl) has a column VolumeName, or volume_name, or path, and th
 Findings_EN and Impressions_EN, findings and impressions, or report.
 
 OUT/scores.csv      the probability of each label
-OUT/predicted.csv   1 where it is above a half, else 0: what preparation takes as labels
+OUT/predicted.csv   1 where it is above a half, else 0. It has the form of CT-RATE's tables of
+                    labels; for a manifest of one's own, its columns go into that table
 OUT/labels.csv      of shards, the labels that are known, with which
                     `python -m ctclip_jax.evaluate --from_scores=OUT --out=OTHER` judges the labeler
 """
@@ -25,7 +26,7 @@ from ctclip_jax.evaluators import files
 from ctclip_jax.evaluators.study import from_rows
 from data_pipelines import shards
 from data_pipelines.errors import InputError, run_main
-from data_pipelines.reports import LABELS, report_text
+from data_pipelines.reports import LABELS, given_parts, report_text
 from data_pipelines.sources.tables import read_table
 
 KEYS = (files.KEY, "volume_name", "path")
@@ -48,7 +49,7 @@ def read_table_of_reports(path: Path) -> dict[str, tuple[str, str]]:
     reports = {}
     for name, row in table.rows.items():
         texts = [row[part] for part in parts]
-        if not any(texts):
+        if not given_parts(*texts, *[""] * (2 - len(texts))):
             raise InputError(f"{path}: {name}: no report")
         reports[name] = (texts[0], "".join(texts[1:]))
     return reports
@@ -66,8 +67,14 @@ def label_table(model: api.Model, path: Path, out: Path) -> int:
 
 
 def label_split(model: api.Model, folder: str, split: str, out: Path) -> int:
-    """Writes the tables of the reports of a split, known labels beside; returns their number."""
-    rows = sorted(shards.read_reports(folder, split), key=lambda row: row["volume_name"])
+    """Writes the tables of the reports of a split, known labels beside; returns their number.
+
+    Volumes without a report get no labels.
+    """
+    every = sorted(shards.read_reports(folder, split), key=lambda row: row["volume_name"])
+    rows = [row for row in every if given_parts(row["findings"], row["impressions"])]
+    if not rows:
+        raise InputError(f"{folder}: no report in {split}")
     reports = [(row["findings"], row["impressions"]) for row in rows]
     known = shards.preparation(folder, split)["labels"]
     if unknown := set(known) - set(LABELS):
@@ -78,6 +85,7 @@ def label_split(model: api.Model, folder: str, split: str, out: Path) -> int:
     scores = model.label_reports(texts)
     columns = [LABELS.index(name) for name in known]
     files.write_study(out, dataclasses.replace(study, scores=scores[:, columns]))
+    _write(out, "scores.csv", list(study.names), scores)
     _write(out, "predicted.csv", list(study.names), (scores > 0.5).astype(int))
     return len(rows)
 

@@ -12,7 +12,7 @@ from ctclip_jax.accelerators import accelerator_of
 from ctclip_jax.checks import check_config, check_shards
 from ctclip_jax.config import TrainConfig
 from ctclip_jax.evaluators.in_training import Evaluation
-from ctclip_jax.export_folder import describe_export
+from ctclip_jax.export_folder import reads_labels
 from ctclip_jax.flops import step_flops
 from ctclip_jax.metric_writer import MetricWriter
 from ctclip_jax.sharding import local_batch_size, make_mesh
@@ -36,9 +36,8 @@ class Run:
 def build(config: TrainConfig, workdir: Path) -> Run:
     """Returns the parts of a run, checked against each other."""
     check_shards(config)
-    if config.init_from and Path(config.init_from).is_dir():
-        described = describe_export(Path(config.init_from))
-        from_labels = config.from_labels or described.get("label_informed", False)
+    if config.init_from:
+        from_labels = config.from_labels or reads_labels(Path(config.init_from))
         config = dataclasses.replace(config, from_labels=from_labels)
     tokenizer = load_tokenizer(config.data.tokenizer_path)
     mesh = make_mesh(config.mesh)

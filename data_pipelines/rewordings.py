@@ -35,8 +35,14 @@ ABSENT = (
 
 _VERB = "(?:is|are|was|were)"
 _FOUND = "(?:seen|observed|detected|noted|found)"
-_NEGATED = re.compile(r"\b(?:no|not|without|none|absent)\b", re.IGNORECASE)
-_STATED = re.compile(rf"\b(?:{_VERB}|has|have|show|shows)\b", re.IGNORECASE)
+_NEGATED = re.compile(
+    r"\b(?:no|not|without|none|absent|absence|cannot|neither|nor|never|free of|resolved|excluded"
+    r"|unlikely)\b|n't\b",
+    re.IGNORECASE,
+)
+_STATED = re.compile(
+    rf"[,;:]|\b(?:{_VERB}|has|have|show|shows|can|but|however|although|except)\b", re.IGNORECASE
+)
 
 
 def _pattern(frame: str) -> re.Pattern:

@@ -1,5 +1,6 @@
 """Text to token ids: BERT WordPiece and SentencePiece behind one small interface."""
 
+import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,15 +119,17 @@ def train_sentencepiece(texts: Iterable[str], path: str | Path, vocab_size: int)
     """Trains a lower-casing unigram SentencePiece model and writes it to `path` (a `.model` file).
 
     The same texts give the same file. `vocab_size` is an upper bound: a small corpus gives fewer
-    pieces. Raises InputError if there is no text.
+    pieces. Raises InputError if there is no text, or are more letters than pieces; a file that was
+    there stays.
     """
     sentences = sorted({" ".join(text.split()) for text in texts} - {""})
     if not sentences:
         raise InputError(f"{path}: no text to train a SentencePiece model on")
-    with open(path, "wb") as file:
+    trained = io.BytesIO()
+    try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(sentences),
-            model_writer=file,
+            model_writer=trained,
             model_type="unigram",
             vocab_size=vocab_size,
             hard_vocab_limit=False,
@@ -144,3 +147,8 @@ def train_sentencepiece(texts: Iterable[str], path: str | Path, vocab_size: int)
             eos_piece=SPECIAL_TOKENS[3],
             minloglevel=2,
         )
+    except RuntimeError as error:  # such as fewer pieces than there are letters
+        cause = " ".join(str(error).split()).rpartition("] ")[2]
+        told = f"{path}: no SentencePiece model of {vocab_size} pieces ({cause})"
+        raise InputError(told) from None
+    Path(path).write_bytes(trained.getvalue())

@@ -16,6 +16,7 @@ from data_pipelines import shards
 from data_pipelines.errors import InputError
 from data_pipelines.reports import LABELS, report_text
 from data_pipelines.tokenizers import load_tokenizer
+from tests.records import make_record, settings
 from tests.tiny_run import tiny_config, write_tiny_shards
 
 
@@ -75,12 +76,33 @@ def test_a_split_can_be_judged(model, folder, tmp_path):
         np.testing.assert_allclose(scores, model.label_reports([text])[0], atol=1e-5)
 
 
+def test_a_volume_without_a_report_gets_no_labels(model, tmp_path):
+    """And of shards without labels, scores.csv has those of all 18."""
+    volume, names = np.zeros((24, 48, 48), np.int16), ("a.nii.gz", "b.nii.gz")
+    plan = settings((24, 48, 48)) | {"labels": []}
+    (shard,) = shards.begin(tmp_path / "shards", "valid", settings=plan)
+    texts = (("Emphysema.", ""), ("Not given.", ""))
+    made = [
+        make_record(name, volume, labels=np.zeros(0, np.int8), findings=f, impressions=i)
+        for name, (f, i) in zip(names, texts, strict=True)
+    ]
+    shards.write_shard(shard, made)
+    shards.finish(tmp_path / "shards")
+    assert label_split(model, str(tmp_path / "shards"), "valid", tmp_path / "out") == 1
+    for name in ("scores.csv", "predicted.csv"):
+        table = pd.read_csv(tmp_path / "out" / name, index_col="VolumeName")
+        assert tuple(table.columns) == LABELS and list(table.index) == ["a.nii.gz"]
+
+
 def test_what_cannot_be_labeled_is_one_line(model, tmp_path):
     path = tmp_path / "reports.csv"
     write(path, [{"VolumeName": "a", "text": "x"}])
     with pytest.raises(InputError, match="no column of reports, Findings_EN and Impressions_EN or"):
         read_table_of_reports(path)
     write(path, [{"volume_name": "a", "report": "Normal."}, {"volume_name": "b", "report": ""}])
+    with pytest.raises(InputError, match=r"reports.csv: b: no report"):
+        read_table_of_reports(path)
+    write(path, [{"volume_name": "b", "findings": "Not given.", "impressions": ""}])
     with pytest.raises(InputError, match=r"reports.csv: b: no report"):
         read_table_of_reports(path)
     other = {

@@ -15,12 +15,17 @@ import jax
 import numpy as np
 import pytest
 
+import ctclip_jax
 from ctclip_jax import train
-from ctclip_jax.export_folder import load_export
+from ctclip_jax.checks import check_shards
+from ctclip_jax.convert import to_torch
+from ctclip_jax.export_folder import load_export, reads_labels
 from ctclip_jax.preemption import Preemption
 from ctclip_jax.run import build, loader_layout
 from ctclip_jax.start import initial_variables
+from data_pipelines import shards as shard_format
 from data_pipelines.errors import InputError
+from tests.records import make_record, settings
 from tests.tiny_run import tiny_config, write_tiny_shards
 
 ROOT = Path(__file__).parents[1]
@@ -300,6 +305,39 @@ def test_what_does_not_fit_is_named(changes, message, shards, tmp_path):
     with pytest.raises(InputError, match=message):
         train.train(tiny_config(shards, **changes), tmp_path)
     assert not any(tmp_path.iterdir()), "nothing is trained or written before the checks"
+
+
+def test_labels_that_nobody_has_read_train_nothing(tmp_path):
+    (shard,) = shard_format.begin(tmp_path / "shards", "train", settings=settings((24, 48, 48)))
+    unknown = np.full(18, -1, np.int8)
+    record = make_record("train_1_a_1.nii.gz", np.zeros((24, 48, 48), np.int16), labels=unknown)
+    shard_format.write_shard(shard, [record])
+    shard_format.finish(tmp_path / "shards")
+    changes = {"loss.name": "labels", "model.labels": 18, "model.image.spacing": (1.5, 0.75, 0.75)}
+    with pytest.raises(InputError, match="nobody has read any"):
+        check_shards(tiny_config(tmp_path / "shards", **changes))
+
+
+@pytest.mark.parametrize("form", ["workdir", "export", "weights"])
+def test_what_starts_from_labels_says_so(shards, finished, tmp_path, form):
+    """Of whatever form the weights are that a run begins with."""
+    described = json.loads((finished / "export" / "config.json").read_text())
+    assert not described["label_informed"] and not reads_labels(finished)
+    informed = tmp_path / "run"
+    shutil.copytree(finished / "export", informed / "export")
+    (informed / "checkpoints").mkdir()
+    path = informed / "export" / "config.json"
+    path.write_text(json.dumps(described | {"label_informed": True}))
+    to_torch(informed / "export", tmp_path / "weights.safetensors")
+    start = {"workdir": informed, "export": informed / "export"}
+    start = start.get(form, tmp_path / "weights.safetensors")
+    config = tiny_config(shards, init_from=str(start))
+    assert not config.label_informed and build(config, tmp_path).config.label_informed
+    if form == "weights":
+        sizes = {"image_size": 48, "patch_size": 8, "temporal_patch_size": 8, "frames": 24}
+        assert ctclip_jax.load(start, **sizes, text_heads=2).label_informed
+        told = ctclip_jax.load(start, **sizes, text_heads=2, label_informed=False)
+        assert not told.label_informed
 
 
 def test_the_loaders_position_is_of_these_cases_in_this_order(shards, tmp_path):

@@ -62,3 +62,12 @@ def test_what_cannot_be_is_one_line(folder, tmp_path):
         done = command(*flags)
         assert done.returncode == 2
         assert done.stderr.count("\n") == 1 and told in done.stderr
+
+
+def test_a_tokenizer_that_cannot_be_leaves_the_old_one(folder, tmp_path):
+    out = tmp_path / "t.model"
+    out.write_bytes(b"the old one")
+    done = command(f"--shards={folder}", f"--out={out}", "--vocab_size=5")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "no SentencePiece model of 5 pieces" in done.stderr
+    assert out.read_bytes() == b"the old one"

@@ -1,7 +1,12 @@
 """The published PyTorch weights, in and out."""
 
 from ctclip_jax.torch_weights.exporter import export_weights
-from ctclip_jax.torch_weights.files import ENDINGS, read_tensors, write_tensors
+from ctclip_jax.torch_weights.files import (
+    ENDINGS,
+    read_tensors,
+    says_label_informed,
+    write_tensors,
+)
 from ctclip_jax.torch_weights.geometry import Geometry
 from ctclip_jax.torch_weights.importer import ImportedWeights, import_weights
 
@@ -12,5 +17,6 @@ __all__ = [
     "export_weights",
     "import_weights",
     "read_tensors",
+    "says_label_informed",
     "write_tensors",
 ]

@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors
 import safetensors.numpy
 
 from data_pipelines.errors import InputError
 
 TORCH_ENDINGS = (".pt", ".pth", ".bin")
 ENDINGS = (".safetensors", *TORCH_ENDINGS)
+CLASSIFIER = "classifier."
+LABEL_INFORMED = "label_informed"  # in the metadata of a .safetensors
 
 
 def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
@@ -34,12 +37,30 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
     raise InputError(f"{path}: weights end with {', '.join(ENDINGS)}")
 
 
-def write_tensors(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Writes arrays as a .safetensors file or, by its ending, as a PyTorch state dict."""
+def says_label_informed(path: Path) -> bool:
+    """Whether a file tells that its weights have read labels: of a .safetensors its metadata, of
+    any a classifier among its tensors. A PyTorch file has no place to say more.
+
+    Raises InputError as `read_tensors` does.
+    """
+    if any(key.split("module.")[-1].startswith(CLASSIFIER) for key in read_tensors(path)):
+        return True
+    if path.suffix != ".safetensors":
+        return False
+    with safetensors.safe_open(path, framework="numpy") as file:
+        return (file.metadata() or {}).get(LABEL_INFORMED) == "true"
+
+
+def write_tensors(
+    path: str | Path, tensors: Mapping[str, np.ndarray], *, label_informed: bool = False
+) -> None:
+    """Writes arrays as a .safetensors file or, by its ending, as a PyTorch state dict; the former
+    says if they are `label_informed`."""
     path = Path(path)
     contiguous = {key: np.require(value, requirements="CW") for key, value in tensors.items()}
     if path.suffix == ".safetensors":
-        safetensors.numpy.save_file(contiguous, path)
+        metadata = {LABEL_INFORMED: "true"} if label_informed else None
+        safetensors.numpy.save_file(contiguous, path, metadata=metadata)
     elif path.suffix in TORCH_ENDINGS:
         torch = _import_torch(path)
         torch.save({key: torch.from_numpy(value) for key, value in contiguous.items()}, path)

@@ -11,6 +11,7 @@ from absl import logging
 
 from ctclip_jax.models.ct_clip import CTCLIP, CTCLIPConfig
 from ctclip_jax.shapes import Variables
+from ctclip_jax.torch_weights.files import CLASSIFIER
 from ctclip_jax.torch_weights.geometry import (
     IMAGE_RANKS,
     TEXT_RANKS,
@@ -32,7 +33,6 @@ from ctclip_jax.trees import flatten, unflatten
 from data_pipelines.errors import InputError
 
 WRAPPERS = re.compile(r"^(module\.|trained_model\.)+")
-CLASSIFIER = "classifier."
 Tensors = Mapping[str, np.ndarray]
 
 
