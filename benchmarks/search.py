@@ -15,8 +15,7 @@ import numpy as np
 from absl import flags
 
 from benchmarks import measure
-from ctclip_jax.case_search import Entry, Searcher, Store, adding
-from ctclip_jax.case_search.searcher import build_approximate
+from ctclip_jax.case_search import Entry, Searcher, Store, adding, build_approximate
 from data_pipelines.errors import InputError, run_main
 
 CASES = flags.DEFINE_list("cases", ["100000", "1000000"], "Sizes of the store.")
@@ -86,7 +85,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def build(folder: Path) -> None:
-    build_approximate(Store.open(folder))
+    build_approximate(folder)
 
 
 if __name__ == "__main__":
