@@ -14,6 +14,7 @@ from ctclip_jax.case_search.store import Store
 from data_pipelines.errors import InputError
 
 QUERIES = 256  # at a time
+FOUND_STEP = 16  # cases found are a multiple of this, so that few programs are compiled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Searcher:
         latents = store.latents
         self._index = read_approximate(store.folder, latents)
         self._latents = jax.device_put(latents, jax.local_devices()[0])
+        # Compiled now, so that the first query is answered as soon as the others.
+        self._exact(np.zeros((1, store.dim), np.float32), np.ones(len(store), bool), k=1)
 
     @property
     def approximate(self) -> bool:
@@ -82,12 +85,17 @@ class Searcher:
         if self._index is not None and where is None:
             similarities, rows = self._index.search(queries, k)
             return rows, np.where(rows < 0, -np.inf, similarities)
-        passes = np.ones(len(self.store), bool) if where is None else where
+        return self._exact(queries, np.ones(len(self.store), bool) if where is None else where, k=k)
+
+    def _exact(
+        self, queries: Float32[np.ndarray, "q d"], passes: Bool[np.ndarray, " n"], *, k: int
+    ) -> tuple[np.ndarray, Float32[np.ndarray, "q k"]]:
+        size = min(-(-k // FOUND_STEP) * FOUND_STEP, len(passes))
         found = [
-            _nearest(self._latents, queries[start : start + QUERIES], passes, k=k)
+            _nearest(self._latents, queries[start : start + QUERIES], passes, k=size)
             for start in range(0, len(queries), QUERIES)
         ]
-        similarities, rows = (np.concatenate(each) for each in zip(*found, strict=True))
+        similarities, rows = (np.concatenate(each)[:, :k] for each in zip(*found, strict=True))
         return rows, similarities
 
 
