@@ -4,8 +4,8 @@
 
 Of each sign so many chests are drawn, with it and without it. The region is where it changes the
 drawn chest by more than 100 HU. Of the contributions that speak for the finding, the share that
-lies in the region is held against the region's share of the volume; and so is that of what the
-sign changed, the map of the chest with it less that of the same chest without it.
+lies in the region is held against the region's share of the volume: of the map by itself, against
+the mean of the training volumes, and against the same chest without the sign.
 """
 
 from collections.abc import Sequence
@@ -20,6 +20,8 @@ from benchmarks import measure
 from ctclip_jax import detector
 from ctclip_jax.detector import Detector
 from ctclip_jax.metrics import bootstrap
+from ctclip_jax.reference import mean_of
+from ctclip_jax.reference_tokens import Reference
 from data_pipelines.errors import run_main
 from data_pipelines.sources.phantoms.abnormalities import SIGNS
 from data_pipelines.sources.phantoms.anatomy import random_anatomy, random_grid
@@ -27,6 +29,7 @@ from data_pipelines.sources.phantoms.chest import Chest, draw_chest
 from data_pipelines.volumes import STEPS_PER_HU, Geometry, preprocess_fixed_point
 
 MODEL = flags.DEFINE_string("model", "runs/demo/train/export", "That of `make demo`.")
+SHARDS = flags.DEFINE_string("shards", "runs/demo/shards", "Those of `make demo`.")
 COUNT = flags.DEFINE_integer("phantoms", 300, "Chests of each sign.")
 LABELS = (
     "Pleural effusion",
@@ -41,7 +44,7 @@ LABELS = (
     "Atelectasis",
 )
 DOCS = Path(__file__).parents[1] / "docs" / "predict.md"
-SEED, RESAMPLES, BATCH = 7, 1000, 32
+SEED, RESAMPLES, BATCH, AVERAGED = 7, 1000, 32, 256
 CHANGED_HU = 100.0
 
 
@@ -75,20 +78,26 @@ def region(healthy: Chest, ill: Chest, geometry: Geometry, patch: tuple[int, ...
     return reduce(shares, "(t a) (h b) (w c) -> t h w", "mean", a=t, b=h, c=w)
 
 
-def measured(finder: Detector, label: str, count: int) -> dict:
+def measured(finder: Detector, label: str, count: int, reference: Reference) -> dict:
     """One label's row: means over the phantoms, ratios of means with intervals over them."""
-    geometry, column = finder.model.geometry, finder.names.index(label)
+    model, column = finder.model, finder.names.index(label)
+    geometry, patch = model.geometry, model.config.image.patch
     pairs = [drawn(label, number) for number in range(count)]
-    patch = finder.model.config.image.patch
     regions = np.stack([region(*pair, geometry, patch) for pair in pairs])
 
-    def explained(chests: Sequence[Chest]) -> tuple[np.ndarray, np.ndarray]:
+    def evidence(chests: Sequence[Chest]) -> np.ndarray:
         volumes = np.stack([on_grid(np.rint(chest.hu), chest, geometry) for chest in chests])
-        evidence = finder.model.evidence(volumes, batch_size=BATCH)
-        found, maps = finder.explain(evidence, batch_size=BATCH)
-        return found.probabilities[:, column], maps[:, column]
+        return model.evidence(volumes, batch_size=BATCH)
 
-    (without, calm), (with_it, maps) = (explained(each) for each in zip(*pairs, strict=True))
+    def explained(evidence: np.ndarray, against: Reference | None) -> tuple[float, np.ndarray]:
+        model.reference = against
+        found, maps = finder.explain(evidence, batch_size=BATCH)
+        return float(found.probabilities[:, column].mean()), maps[:, column]
+
+    healthy, ill = (evidence(each) for each in zip(*pairs, strict=True))
+    without, calm = explained(healthy, None)
+    with_it, alone = explained(ill, None)
+    _, against_mean = explained(ill, reference)
     share = regions.mean(axis=(1, 2, 3))
     drawn_rows = bootstrap.resample(np.arange(count), resamples=RESAMPLES, seed=SEED)
 
@@ -102,36 +111,40 @@ def measured(finder: Detector, label: str, count: int) -> dict:
 
     return {
         "label": label,
-        "probability": round(float(with_it.mean()), 3),
-        "without_it": round(float(without.mean()), 3),
+        "probability": round(with_it, 3),
+        "without_it": round(without, 3),
         "share_of_volume": round(float(share.mean()), 5),
-        "map": times(maps),
-        "changed": times(maps - calm),
+        "alone": times(alone),
+        "against_mean": times(against_mean),
+        "against_same": times(alone - calm),
     }
 
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    finder = detector.by_prompts(ctclip_jax.load(MODEL.value))
-    rows = [measured(finder, label, COUNT.value) for label in LABELS]
-    measure.save("heatmaps", {"phantoms": COUNT.value, "rows": rows})
+    model = ctclip_jax.load(MODEL.value)
+    finder = detector.by_prompts(model)
+    reference = mean_of(model, SHARDS.value, "train", volumes=AVERAGED, batch_size=BATCH)
+    rows = [measured(finder, label, COUNT.value, reference) for label in LABELS]
+    measure.save("heatmaps", {"phantoms": COUNT.value, "averaged": AVERAGED, "rows": rows})
     head = (
         "sign | probability with it, without | region, % of the volume"
-        " | map in the region, times that | changed by the sign, times that"
+        " | map by itself | against the mean scan | against the same chest without it"
     )
     table = [
         (
             row["label"],
             f"{row['probability']:.2f}, {row['without_it']:.2f}",
             f"{100 * row['share_of_volume']:.2f}",
-            *(
-                f"{e['times']:.1f} ({e['low']:.1f} to {e['high']:.1f})"
-                for e in (row["map"], row["changed"])
-            ),
+            *map(_told, (row["alone"], row["against_mean"], row["against_same"])),
         )
         for row in rows
     ]
     measure.write_table(DOCS, head, table)
+
+
+def _told(found: dict) -> str:
+    return f"{found['times']:.1f} ({found['low']:.1f} to {found['high']:.1f})"
 
 
 if __name__ == "__main__":

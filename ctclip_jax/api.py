@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from ctclip_jax import calibration
+from ctclip_jax import calibration, reference_tokens
 from ctclip_jax.config import from_dict
 from ctclip_jax.export_folder import find_export, load_export
 from ctclip_jax.model import Model, classify
@@ -64,6 +64,7 @@ def load(
         told = ("report", "pool_sentences", "label_informed")
         reading = {name: export[name] for name in told if name in export}
         reading["calibration"] = calibration.read(path)
+        reading["reference"] = reference_tokens.read(path)
     if dtype not in (None, "float32", "bfloat16"):
         raise InputError(f"dtype: {dtype!r} is none of float32, bfloat16")
     # How it was trained, on whatever machine, is not how it is used here.

@@ -7,6 +7,10 @@ token of slice t and place p among T slices, and r a direction,
 
     latent . r = sum over t, p of (W_p r) . c_tp / (T |W f|).
 
+A patch adds much that it adds to every scan, because of where it lies. Less the mean of c / |W f|
+over other scans, its reference, the sum is as exact, and is what sets this scan apart from them:
+latent . r - mean latent . r.
+
 Other towers have no such sum: theirs is gradient x input (arXiv 1605.01713), a first-order guess.
 """
 
@@ -40,6 +44,7 @@ def contributions(
     variables: Variables,
     evidence: Num[Array, "b ..."],
     kernel: Float[Array, "d k"],
+    reference: Float[Array, "t h w e"] | None = None,
     *,
     positive: bool = False,
 ) -> tuple[Float[Array, "b d"], Float[Array, "b k t h w"]]:
@@ -48,30 +53,46 @@ def contributions(
     Args:
       evidence: of the volumes.
       kernel: a direction in each column.
+      reference: the mean `unit_tokens` of other volumes, for a tower with a codebook.
       positive: the products are those of the positive numbers of the latents, `relu(latent)`.
 
     Returns:
-      The latents, and contributions whose sum over (t, h, w) is the product, if they are exact.
+      The latents, and contributions whose sum over (t, h, w) is the product, if they are exact;
+      less that of the mean latent of the others with a reference.
     """
     of = _exact if model.quantizes else _gradient_times_input
     with jax.default_matmul_precision("float32"), jax.named_scope("contributions"):
-        return of(model, variables, evidence, kernel, positive)
+        return of(model, variables, evidence, kernel, reference, positive)
 
 
-def _exact(model, variables, tokens, kernel, positive):
-    features = pooled(tokens, model.config.image.head)
+def unit_tokens(
+    model: CTCLIP, variables: Variables, tokens: Float[Array, "b t h w e"]
+) -> Float[Array, "b t h w e"]:
+    """Tokens over the length of what the projection makes of them, c / |W f|: the latent is linear
+    in them."""
+    with jax.default_matmul_precision("float32"):
+        features = pooled(tokens, model.config.image.head)
+        projected = features @ variables["params"]["image_projection"]["kernel"]
+        return tokens / jnp.linalg.norm(projected, axis=-1)[:, None, None, None, None]
+
+
+def _exact(model, variables, tokens, kernel, reference, positive):
     projection = variables["params"]["image_projection"]["kernel"]
-    length = jnp.linalg.norm(features @ projection, axis=-1)[:, None, None]
-    latents = model.project_image(variables, features)
-    weights = jnp.einsum("cd,bkd->bkc", projection, _directions(latents, kernel, positive)) / length
+    latents = model.project_image(variables, pooled(tokens, model.config.image.head))
+    weights = jnp.einsum("cd,bkd->bkc", projection, _directions(latents, kernel, positive))
+    units = unit_tokens(model, variables, tokens)
+    if reference is not None:
+        units = units - reference[None]
     t, h, w = tokens.shape[1:4]
     if model.config.image.head == "mean":
-        return latents, jnp.einsum("bthwd,bkd->bkthw", tokens, weights) / (t * h * w)
+        return latents, jnp.einsum("bthwd,bkd->bkthw", units, weights) / (t * h * w)
     weights = rearrange(weights, "b k (h w d) -> b k h w d", h=h, w=w)
-    return latents, jnp.einsum("bthwd,bkhwd->bkthw", tokens, weights) / t
+    return latents, jnp.einsum("bthwd,bkhwd->bkthw", units, weights) / t
 
 
-def _gradient_times_input(model, variables, image, kernel, positive):
+def _gradient_times_input(model, variables, image, kernel, reference, positive):
+    if reference is not None:
+        raise ValueError("a tower without a codebook has no reference")
     volume = normalized(image, model.config.image.window)
     latents, pull = jax.vjp(lambda volume: model.encode_image(variables, volume), volume)
     directions = _directions(latents, kernel, positive)

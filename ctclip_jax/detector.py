@@ -86,8 +86,11 @@ class Detector:
     def explain(
         self, evidence: Num[np.ndarray, "n ..."], *, batch_size: int = 1
     ) -> tuple[Detection, Float32[np.ndarray, "n k t h w"]]:
-        """Of what `Model.evidence` returns, also what each patch adds to the logit of each finding;
-        where they are exact, their sum and the bias are the logit."""
+        """Of what `Model.evidence` returns, also what each patch adds to the logit of each finding.
+
+        Where they are exact, their sum and the bias are the logit; of a model with a reference,
+        their sum is the logit less that of the reference.
+        """
         latents, contributions = self.model.explain(
             evidence, self.kernel, positive=self.positive, batch_size=batch_size
         )

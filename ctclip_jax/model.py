@@ -14,6 +14,7 @@ from jaxtyping import Float, Float32, Int, Num
 from ctclip_jax import attribution
 from ctclip_jax.calibration import Calibration
 from ctclip_jax.models.ct_clip import CTCLIP, CTCLIPConfig
+from ctclip_jax.reference_tokens import Reference
 from ctclip_jax.shapes import Variables
 from ctclip_jax.sharding import MeshConfig, make_mesh
 from ctclip_jax.trees import flatten
@@ -29,6 +30,7 @@ TEXT_STEP = 16  # texts are cut to their length, rounded up to this, so that few
 _encode_image = jax.jit(CTCLIP.encode_image, static_argnums=0)
 _encode_text = jax.jit(CTCLIP.encode_text, static_argnums=0)
 _evidence = jax.jit(attribution.evidence, static_argnums=0)
+_unit_tokens = jax.jit(attribution.unit_tokens, static_argnums=0)
 _contributions = jax.jit(attribution.contributions, static_argnums=0, static_argnames=("positive",))
 
 
@@ -45,6 +47,7 @@ class Model:
       report, pool_sentences: how it reads reports (`ctclip_jax.config.EvaluationConfig`).
       label_informed: whether it was trained with labels, so that its detection is not zero-shot.
       calibration: what its probabilities are worth (`python -m ctclip_jax.calibrate`), if known.
+      reference: what heatmaps are held against (`python -m ctclip_jax.reference`), if there is one.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class Model:
         pool_sentences: bool = False,
         label_informed: bool = False,
         calibration: Calibration | None = None,
+        reference: Reference | None = None,
     ):
         """Puts `variables`, nested dicts of numpy or jax arrays, on the local devices.
 
@@ -73,7 +77,10 @@ class Model:
         self.tokenizer = tokenizer
         self.max_length = max_length or config.text.max_positions
         self.report, self.pool_sentences = report, pool_sentences
-        self.calibration = calibration
+        tokens = (*config.image.grid, config.image.dim)
+        if reference and reference.unit_tokens.shape != tokens:
+            raise InputError(f"a reference of {reference.unit_tokens.shape}, wanted {tokens}")
+        self.calibration, self.reference = calibration, reference
         self.label_informed = label_informed or "classifier" in variables["params"]
         mesh = make_mesh(MeshConfig(data=-1, fsdp=1), devices=jax.local_devices())
         self.variables = jax.device_put(variables, NamedSharding(mesh, P()))
@@ -138,18 +145,26 @@ class Model:
     ) -> tuple[Float32[np.ndarray, "n d"], Float32[np.ndarray, "n k t h w"]]:
         """Returns the unit latents of the volumes of `evidence`, and what each of their patches
         adds to `latents @ kernel`, or with `positive` to `relu(latents) @ kernel`
-        (ctclip_jax.attribution)."""
+        (ctclip_jax.attribution); less what it adds to those of the reference, if there is one."""
 
         def encode(model, variables, batch):
-            return _contributions(model, variables, batch, kernel, positive=positive)
+            return _contributions(model, variables, batch, kernel, reference, positive=positive)
 
         kernel = np.asarray(kernel, np.float32)
+        reference = self.reference and self.reference.unit_tokens
         return self._in_batches(encode, evidence, batch_size=batch_size)
+
+    def unit_tokens(
+        self, evidence: Float[np.ndarray, "n t h w e"], *, batch_size: int = 1
+    ) -> Float32[np.ndarray, "n t h w e"]:
+        """Returns what a reference is the mean of (`attribution.unit_tokens`)."""
+        return self._in_batches(_unit_tokens, evidence, batch_size=batch_size)
 
     @property
     def explained_by(self) -> str:
-        """What `explain` makes of this tower: attribution.EXACT or attribution.GUESS."""
-        return attribution.method(CTCLIP(self.config))
+        """What `explain` makes of this tower, in words."""
+        how = attribution.method(CTCLIP(self.config))
+        return f"{how}, against the mean of {self.reference.of}" if self.reference else how
 
     def _volumes(self, volumes: Num[np.ndarray, "n f h w"]) -> Num[np.ndarray, "n f h w"]:
         self._parameter("image_projection")

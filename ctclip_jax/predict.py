@@ -65,10 +65,11 @@ def predict(finder: Detector, scans: Sequence[ReadScan], *, explained: bool) -> 
 
 def write(predicted: Predicted, finder: Detector, out: Path, *, maps: int) -> None:
     """Writes OUT/NAME of one scan. Raises InputError if it cannot be written."""
-    folder = out / predicted.scan.case.volume_name
+    folder = out / file_name(predicted.scan.case.volume_name)
     files.make_folder(folder)
     drawn = np.argsort(-predicted.probabilities, kind="stable")[:maps]
     content: dict[str, Any] = {
+        "name": predicted.scan.case.volume_name,
         **provenance(predicted.scan.prepared),
         "probabilities": _by_name(finder.names, predicted.probabilities),
     }
@@ -107,8 +108,16 @@ def draw_map(predicted: Predicted, finder: Detector, folder: Path, *, column: in
 
 
 def file_name(name: str) -> str:
-    """The name of a finding as that of a file."""
-    return re.sub(r"[^\w\- ]+", "_", name)[:100]
+    """A name as that of a file in whatever folder: no path, and not too long."""
+    return re.sub(r"[^\w\-. ]+", "_", name).strip(". ")[-100:] or "_"
+
+
+def check_file_names(names: Sequence[str]) -> None:
+    """Raises InputError if two of them would be one file."""
+    known: dict[str, str] = {}
+    for name in names:
+        if (first := known.setdefault(file_name(name).lower(), name)) != name:
+            raise InputError(f"{first!r} and {name!r}: would be written to one file; rename one")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,6 +185,8 @@ def run(
     """Predicts all scans, prints them, and returns those that could not be used."""
     bad: list[BadScan] = []
     if out:
+        check_file_names([case.volume_name for case in cases])
+        check_file_names(finder.names)
         files.make_folder(out)
     tables = Tables(out, finder.names) if out else None
     with tqdm(total=len(cases), unit="scan", disable=len(cases) == 1) as bar:

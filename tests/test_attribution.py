@@ -94,3 +94,19 @@ def test_another_tower_gets_gradient_times_input(tiny):
 
     _, slope = jax.jit(lambda: jax.jvp(product, (0.0,), (1.0,)))()
     np.testing.assert_allclose(found[:, :, 1, 0, 1], slope, atol=TOLERANCE)
+
+
+def test_against_a_reference_the_logit_of_the_mean_is_taken_away(ct_clip):
+    model, variables, image = ct_clip
+    kernel = drawn_kernel(model)
+    tokens = attribution.evidence(model, variables, image)
+    units = attribution.unit_tokens(model, variables, tokens)
+    projection = variables["params"]["image_projection"]["kernel"]
+    latents = model.encode_image(variables, image)
+    of_units = pooled(units, model.config.image.head) @ projection
+    np.testing.assert_allclose(of_units, latents, atol=1e-6)
+    reference = units[:1].mean(axis=0)
+    _, found = attribution.contributions(model, variables, tokens, kernel, reference)
+    expected = (latents - latents[:1]) @ kernel
+    np.testing.assert_allclose(found.sum((2, 3, 4)), expected, atol=TOLERANCE)
+    np.testing.assert_allclose(found[0], 0, atol=1e-6)

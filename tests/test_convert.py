@@ -57,7 +57,10 @@ def test_command_converts_both_ways(state, tmp_path):
     source, export, back = (tmp_path / name for name in ("a.safetensors", "b", "c.safetensors"))
     write_tensors(source, state)
     geometry = ("--image_size=40,40", "--patch_size=10", "--frames=20", "--text_heads=2")
+    geometry += ("--spacing=3,1.5,1.5",)
     assert run(f"--source={source}", f"--out={export}", *geometry).returncode == 0
+    described = json.loads((export / "config.json").read_text())
+    assert described["model"]["image"]["spacing"] == [3.0, 1.5, 1.5]
     assert run(f"--source={export}", f"--out={back}").returncode == 0
     assert read_tensors(back).keys() == state.keys()
 
@@ -70,4 +73,6 @@ def test_wrong_use_of_the_command_is_one_line(state, tmp_path):
     assert result.stderr.splitlines()[-1].startswith(
         f"error: {source.name}: its shapes do not tell"
     )
+    result = run(f"--source={source}", f"--out={tmp_path / 'export'}", "--spacing=3,0,1")
+    assert result.returncode == 2 and "--spacing: three numbers z,x,y, not 3,0,1" in result.stderr
     assert not (tmp_path / "export").exists()

@@ -16,7 +16,7 @@ FLOORS = [  # top first; the rooms of one floor do not import each other
     "ctclip_jax.demo",
     "main ctclip_jax.evaluate ctclip_jax.compare ctclip_jax.convert ctclip_jax.predict "
     "ctclip_jax.label_reports ctclip_jax.calibrate ctclip_jax.index ctclip_jax.search "
-    "ctclip_jax.export",
+    "ctclip_jax.export ctclip_jax.reference",
     "ctclip_jax.case_search",
     "ctclip_jax.scans ctclip_jax.heatmaps ctclip_jax.detector",
     "ctclip_jax.train ctclip_jax.dry_run",
@@ -28,7 +28,7 @@ FLOORS = [  # top first; the rooms of one floor do not import each other
     "ctclip_jax.api ctclip_jax.train_step",
     "ctclip_jax.model",
     "ctclip_jax.export_folder",
-    "ctclip_jax.calibration ctclip_jax.attribution",
+    "ctclip_jax.calibration ctclip_jax.reference_tokens ctclip_jax.attribution",
     "ctclip_jax.torch_weights ctclip_jax.checkpoints ctclip_jax.gradient_cache ctclip_jax.flops",
     "ctclip_jax.config ctclip_jax.objective",
     "ctclip_jax.models.ct_clip ctclip_jax.losses ctclip_jax.metrics ctclip_jax.sharding "
@@ -58,7 +58,7 @@ FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.
 BINARIES = (
     "main ctclip_jax.evaluate ctclip_jax.compare ctclip_jax.convert ctclip_jax.predict "
     "ctclip_jax.label_reports ctclip_jax.calibrate ctclip_jax.index ctclip_jax.search "
-    "ctclip_jax.export data_pipelines.train_tokenizer "
+    "ctclip_jax.export ctclip_jax.reference data_pipelines.train_tokenizer "
     "data_pipelines.prepare data_pipelines.sources.phantoms.__main__ "
     "data_pipelines.sources.phantoms.montage ctclip_jax.config_flag ctclip_jax.demo.__main__"
 )

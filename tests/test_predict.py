@@ -146,7 +146,15 @@ def test_a_table_of_scans_and_findings_of_ones_own(export, samples, tmp_path):
     done = run(table, f"--checkpoint={export}", f"--prompts={findings}", f"--out={out}")
     assert done.returncode == 0, done.stderr
     assert (out / "scores.csv").read_text().splitlines()[0] == "VolumeName,Stent/clip"
+    assert (out / "sample_1.nii.gz" / "prediction.json").exists()
+
+
+def test_names_of_files_lead_nowhere():
     assert predict.file_name("Stent/clip") == "Stent_clip"
+    assert predict.file_name("/data/../x.nii.gz") == "_data_.._x.nii.gz"
+    assert predict.file_name("..") == "_"
+    with pytest.raises(InputError, match="'a/b' and 'a_b': would be written to one file"):
+        predict.check_file_names(["a/b", "c", "a_b"])
 
 
 @pytest.mark.parametrize(

@@ -72,12 +72,11 @@ def unpack(path: Path, *, most_bytes: int) -> Path:
                         if left < 0:
                             raise TooLarge(f"a zip of more than {most_bytes / 2**20:g} MiB")
                         file.write(chunk)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, EOFError) as error:
-        raise InputError(f"damaged or no zip file ({' '.join(str(error).split())})") from error
-    except ValueError as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"damaged or no zip file ({error})") from error
+    except InputError:
+        raise
+    except Exception as error:  # zipfile and zlib raise all kinds for a damaged file
+        cause = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"damaged or no zip file ({cause})") from error
     return folder
 
 

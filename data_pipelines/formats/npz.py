@@ -3,7 +3,6 @@
 import io
 import math
 import zipfile
-import zlib
 
 import numpy as np
 from etils import epath
@@ -27,8 +26,9 @@ def read_npz(path: epath.PathLike) -> Scan:
             sha256 = hashed.sha256()
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (EOFError, KeyError, OSError, ValueError, zlib.error, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: damaged or no .npz file ({error})") from error
+    except Exception as error:  # zipfile, zlib and numpy raise all kinds for a damaged file
+        cause = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{path}: damaged or no .npz file ({cause})") from error
     return Scan(voxels, sha256=sha256)
 
 

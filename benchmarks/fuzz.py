@@ -1,0 +1,173 @@
+"""Damaged scans for the readers and the page: what crashes, hangs, or is written elsewhere?
+
+    python -m benchmarks.fuzz --minutes=10
+
+Valid files of every kind are damaged in every way that comes to mind, and read; and sent to the
+page. Anything but a volume or one line of InputError counts as a crash, 20 seconds as a hang, a
+file anywhere but in the page's own folder as a stray, and so does one that is left there.
+"""
+
+import io
+import os
+import struct
+import tempfile
+import time
+import zipfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from absl import flags, logging
+
+from benchmarks import measure
+from ctclip_jax.demo import uploads
+from ctclip_jax.demo.analysis import Analyses
+from data_pipelines.errors import InputError, run_main
+from data_pipelines.sources.phantoms.samples import write_samples
+from tests.demo_server import make_finder
+from tests.dicom_series import chest_slices
+from tests.dicom_series import write as write_dicom
+
+MINUTES = flags.DEFINE_float("minutes", 10.0, "How long.")
+SEED = flags.DEFINE_integer("seed", 0, "Of the damage.")
+HANG_SECONDS, MOST_BYTES = 20.0, 64 << 20
+NASTY = (b"\x00" * 8, b"\xff" * 8, b"../../../../tmp/stray", struct.pack("<q", -1), b"\x7f\xff" * 4)
+
+
+def seeds(folder: Path) -> dict[str, list[bytes]]:
+    """Small valid scans by the suffix of their files."""
+    scan = write_samples(folder / "samples", count=1, seed=0).parent / "sample_1.nii.gz"
+    image = nib.load(scan)
+    small = image.slicer[::2, ::2]
+    series = write_dicom(folder / "dicom", chest_slices("LPS", spacing=(12.0, 12.0, 20.0)))
+    archive, arrays = io.BytesIO(), io.BytesIO()
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        for path in series.iterdir():
+            file.write(path, path.name)
+    np.savez(arrays, ct=np.asarray(small.dataobj))
+    dicom = next(series.iterdir()).read_bytes()
+    return {
+        ".nii.gz": [scan.read_bytes()],
+        ".nii": [small.to_bytes(), image.to_bytes()],
+        ".npz": [arrays.getvalue()],
+        ".dcm": [dicom],
+        ".zip": [archive.getvalue()],
+    }
+
+
+def damaged(content: bytes, rng: np.random.Generator) -> bytes:
+    """Bits flipped, bytes overwritten, cut out, put in or doubled; most often near the start, where
+    headers are."""
+    changed = bytearray(content)
+    for _ in range(int(rng.integers(1, 6))):
+        near = int(min(len(changed), 2 ** rng.uniform(3, np.log2(len(changed) + 8))))
+        at, size = int(rng.integers(max(near, 1))), int(2 ** rng.uniform(0, 8))
+        how = rng.integers(6)
+        if how == 0:
+            changed[at : at + 1] = bytes([changed[at] ^ (1 << rng.integers(8))])
+        elif how == 1:
+            changed[at : at + size] = rng.bytes(size)
+        elif how == 2:
+            nasty = NASTY[rng.integers(len(NASTY))]
+            changed[at : at + len(nasty)] = nasty
+        elif how == 3:
+            del changed[at : at + size]
+        elif how == 4:
+            changed[at:at] = changed[at : at + size]
+        else:
+            del changed[at:]
+        if not changed:
+            return b"\x00"
+    return bytes(changed)
+
+
+def nasty_zip(rng: np.random.Generator) -> bytes:
+    """An archive that wants to write elsewhere, or to unpack to very much."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("../" * int(rng.integers(1, 9)) + "tmp/stray", rng.bytes(9))
+        archive.writestr("/tmp/stray", b"stray")
+        link = zipfile.ZipInfo("link")
+        link.external_attr = 0o120777 << 16
+        archive.writestr(link, "/tmp/stray")
+        if rng.random() < 0.2:
+            archive.writestr("bomb", bytes(MOST_BYTES + 1))
+    return buffer.getvalue()
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    logging.set_verbosity(logging.FATAL)
+    rng, counts, crashes, slowest = np.random.default_rng(SEED.value), Counter(), [], 0.0
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        valid, inbox = seeds(folder), folder / "uploads"
+        inbox.mkdir()
+        finder = make_finder(folder)
+        analyses = Analyses(finder, most_bytes=MOST_BYTES, keep_uploads=False)
+        elsewhere = {path for path in folder.iterdir()}
+        end = time.monotonic() + 60 * MINUTES.value
+        while time.monotonic() < end:
+            suffix = list(valid)[rng.integers(len(valid))]
+            content = valid[suffix][rng.integers(len(valid[suffix]))]
+            wild = suffix == ".zip" and rng.random() < 0.3
+            content = nasty_zip(rng) if wild else damaged(content, rng)
+            path, start = inbox / f"x{suffix}", time.monotonic()
+            path.write_bytes(content)
+            try:
+                finder.model.prepare(uploads.unpack(path, most_bytes=MOST_BYTES))
+                counts[f"{suffix} read"] += 1
+            except InputError as error:
+                counts[f"{suffix} refused"] += 1
+                if "\n" in str(error):
+                    crashes.append(f"{suffix}: more than a line: {error!r}")
+            except Exception as error:
+                crashes.append(f"{suffix}: {type(error).__name__}: {error}"[:300])
+                (folder / f"crash_{len(crashes)}{suffix}").write_bytes(content)
+                elsewhere.add(folder / f"crash_{len(crashes)}{suffix}")
+            uploads.forget(path)
+            if rng.random() < 0.05:  # all the way through the page's worker
+                path.write_bytes(content)
+                analysis = analyses.start(path, name=f"x{suffix}")
+                while analysis.state not in ("done", "failed"):
+                    time.sleep(0.005)
+                    if time.monotonic() - start > HANG_SECONDS:
+                        crashes.append(f"{suffix}: hangs")
+                        break
+                counts[f"page {analysis.state}"] += 1
+                if "a fault of this program" in analysis.error:
+                    crashes.append(analysis.error[:300])
+            slowest = max(slowest, time.monotonic() - start)
+            time.sleep(0)
+            if stray := [*set(folder.iterdir()) - elsewhere, *_left(inbox)]:
+                crashes.append(f"stray: {stray}")
+                break
+        if Path("/tmp/stray").exists():
+            crashes.append("stray: /tmp/stray")
+    measure.save(
+        "fuzz",
+        {
+            "minutes": MINUTES.value,
+            "files": sum(counts.values()),
+            "counts": dict(sorted(counts.items())),
+            "slowest_seconds": round(slowest, 2),
+            "peak_gib": round(measure.peak_gib(), 2),
+            "crashes": len(crashes),
+            "first_crashes": sorted(set(crashes))[:20],
+        },
+    )
+
+
+def _left(inbox: Path) -> list[str]:
+    """What is left of an upload a moment after it was done with."""
+    for _ in range(20):
+        if not (left := os.listdir(inbox)):
+            return []
+        time.sleep(0.01)
+    return left
+
+
+if __name__ == "__main__":
+    run_main(main)
