@@ -11,6 +11,7 @@ the whole store, for searches among millions.
 """
 
 import sys
+import time
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -18,8 +19,7 @@ from absl import flags, logging
 from tqdm import tqdm
 
 from ctclip_jax import api
-from ctclip_jax.case_search import Entry, Store, adding
-from ctclip_jax.case_search.searcher import build_approximate
+from ctclip_jax.case_search import Entry, Store, adding, build_approximate
 from ctclip_jax.case_search.store import Addition
 from ctclip_jax.config import check_volumes
 from ctclip_jax.evaluators.latents import fingerprint
@@ -31,20 +31,17 @@ from data_pipelines.reports import LABELS
 from data_pipelines.sources.case import Case
 from data_pipelines.volumes import STEPS_PER_HU
 
-SEGMENT_CASES = 1024  # what a kill can cost
+SEGMENT_CASES, SEGMENT_SECONDS = 1024, 300  # what a kill can cost
 
 Item = tuple[Entry, np.ndarray]  # a case and its volume, (f, h, w) in steps of 1/16 HU
 
 
-def of_shards(folder: str, split: str, *, known: set[str]) -> Iterator[Item]:
-    """The cases of a prepared split that are not known."""
+def of_shards(folder: str, split: str, *, rows: Sequence[tuple[int, dict]]) -> Iterator[Item]:
+    """The cases of these rows of a prepared split, each with its place in it."""
     names, records = shards.preparation(folder, split)["labels"], shards.read(folder, split)
-    for row, told in enumerate(shards.read_reports(folder, split)):
-        if told["volume_name"] not in known:
-            yield (
-                _entry(told, dict(zip(names, told["labels"], strict=True))),
-                records[row]["volume"],
-            )
+    for place, told in rows:
+        labels = dict(zip(names, told["labels"], strict=True))
+        yield _entry(told, labels), records[place]["volume"]
 
 
 def of_scans(
@@ -74,7 +71,7 @@ def add_all(
 ) -> int:
     """Encodes and adds cases, a segment at a time; returns their number."""
     added, entries, latents, thumbnails = 0, [], [], []
-    spacing = model.geometry.spacing
+    spacing, written = model.geometry.spacing, time.monotonic()
 
     def flush() -> int:
         if not entries:
@@ -94,8 +91,10 @@ def add_all(
                 for volume in volumes
             ]
             bar.update(len(batch))
-            if len(entries) >= SEGMENT_CASES:
+            late = time.monotonic() - written > SEGMENT_SECONDS
+            if late or len(entries) >= SEGMENT_CASES:
                 added += flush()
+                written = time.monotonic()
         return added + flush()
 
 
@@ -132,7 +131,7 @@ def main(argv: Sequence[str]) -> None:
     if values.shards or values.scans or patterns or not values.approximate:
         add(values, patterns, bad)
     if values.approximate:
-        build_approximate(Store.open(values.store))
+        build_approximate(values.store)
     if bad:
         print(f"{len(bad)} scans could not be used:", file=sys.stderr)
         for scan in bad:
@@ -153,13 +152,13 @@ def add(values: flags.FlagValues, patterns: Sequence[str], bad: list[BadScan]) -
     store = Store.create(values.store, model_sha256=fingerprint(model), dim=dim)
     with adding(store.folder) as addition:
         if values.shards:
-            total = len(shards.read_reports(values.shards, values.split))
-            items = of_shards(values.shards, values.split, known=addition.known)
+            rows = enumerate(shards.read_reports(values.shards, values.split))
+            new = [row for row in rows if row[1]["volume_name"] not in addition.known]
+            items = of_shards(values.shards, values.split, rows=new)
         else:
-            total = len(cases)
             new = [case for case in cases if case.volume_name not in addition.known]
             items = of_scans(model, new, workers=values.workers, bad=bad)
-        count = add_all(addition, model, items, total=total, batch_size=values.batch_size)
+        count = add_all(addition, model, items, total=len(new), batch_size=values.batch_size)
     print(f"{count} cases added: {len(Store.open(values.store))} in {values.store}")
 
 

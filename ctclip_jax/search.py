@@ -14,6 +14,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import flags, logging
@@ -37,13 +38,23 @@ def text_latent(model: api.Model, text: str) -> Float32[np.ndarray, "1 d"]:
 
 
 def parse_where(labels: Sequence[str], strata: Sequence[str]) -> Where:
-    """The filter of the flags. Raises InputError for one that is none."""
-    wanted = {label.removeprefix("no:"): int(not label.startswith("no:")) for label in labels}
-    pairs = [stratum.partition("=") for stratum in strata]
-    for name, equals, value in pairs:
-        if not (name and equals and value):
-            raise InputError(f"--stratum: NAME=VALUE, not {name}{equals}{value}")
-    return Where(wanted, {name: value for name, _, value in pairs})
+    """The filter of the flags. Raises InputError for one that is none, or that nothing can pass."""
+    wanted = [(label.removeprefix("no:"), int(not label.startswith("no:"))) for label in labels]
+    pairs = []
+    for stratum in strata:
+        name, _, value = stratum.partition("=")
+        if not (name and value):
+            raise InputError(f"--stratum: NAME=VALUE, not {stratum}")
+        pairs.append((name, value))
+    return Where(_one_each(wanted, flag="label"), _one_each(pairs, flag="stratum"))
+
+
+def _one_each(pairs: Sequence[tuple[str, Any]], *, flag: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if found.setdefault(name, value) != value:
+            raise InputError(f"--{flag}: no case is two things at once of {name!r}")
+    return found
 
 
 def table(hits: Sequence[Hit]) -> str:

@@ -80,11 +80,13 @@ def _to_disk(path: Path) -> None:
 
 
 def write_text(path: epath.PathLike, text: str) -> None:
-    """Writes a file, whole or not at all. Raises InputError if it can't be written."""
+    """Writes a file that is there whole, on the disk, or not at all. Raises InputError if it can't
+    be."""
     target = epath.Path(path)
     with scratch_folder(target.parent) as scratch:
         written = scratch / target.name
         written.write_text(text, encoding="utf-8")
+        _to_disk(written)
         publish(written, target)
 
 

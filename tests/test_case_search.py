@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -12,11 +13,20 @@ import numpy as np
 import pytest
 
 import ctclip_jax
-from ctclip_jax.case_search import Entry, Searcher, Store, Where, adding, searcher
+from ctclip_jax.case_search import (
+    Entry,
+    Searcher,
+    Store,
+    Where,
+    adding,
+    approximate,
+    build_approximate,
+)
 from ctclip_jax.evaluators.latents import fingerprint
 from ctclip_jax.models.ct_clip import CTCLIP
 from ctclip_jax.search import parse_where, text_latent
 from data_pipelines.errors import InputError
+from data_pipelines.shards import locked
 from data_pipelines.sources.phantoms.samples import write_samples
 from tests.studies import unit
 from tests.tiny_run import tiny_config, write_tiny_shards
@@ -86,8 +96,13 @@ def test_filters_are_exact(folder):
         store.mask(Where({}, {"age": "1"}))
     with pytest.raises(InputError, match="label 'Emphysemas' is none of"):
         parse_where(["no:Emphysemas"], [])
-    with pytest.raises(InputError, match="--stratum: NAME=VALUE, not sex"):
-        parse_where([], ["sex"])
+    for wrong in ("sex", "sex=", "=F"):
+        with pytest.raises(InputError, match=f"--stratum: NAME=VALUE, not {wrong}"):
+            parse_where([], [wrong])
+    with pytest.raises(InputError, match="--label: no case is two things at once of 'Emphysema'"):
+        parse_where(["Emphysema", "no:Emphysema"], [])
+    with pytest.raises(InputError, match="--stratum: no case is two things at once of 'sex'"):
+        parse_where([], ["sex=F", "sex=M", "sex=F"])
 
 
 def test_a_case_is_added_once(folder):
@@ -100,9 +115,30 @@ def test_a_case_is_added_once(folder):
     assert len(list(folder.glob("segment-*"))) == 3
 
 
+def test_the_first_of_a_name_is_taken(folder):
+    latents = drawn(3, seed=3)
+    assert fill(folder, ["c0", "b0", "c0"], latents) == 1
+    np.testing.assert_array_equal(Store.open(folder).latents[50:], latents[:1])
+
+
+def test_a_latent_that_is_none_is_one_line(folder):
+    for wrong in (np.nan, 0):
+        latents = drawn(2)
+        latents[1] = wrong
+        with pytest.raises(InputError, match="c1: a latent of length"):
+            fill(folder, ["c0", "c1"], latents)
+    assert len(Store.open(folder)) == 50
+
+
 def test_two_do_not_add_at_once(folder):
     with adding(folder), pytest.raises(InputError, match="another process is writing"):
         fill(folder, ["c0"], drawn(1))
+
+
+def test_two_do_not_begin_a_store_at_once(tmp_path):
+    with locked(tmp_path / "store", alone=True), pytest.raises(InputError, match="is writing"):
+        new_store(tmp_path / "store")
+    new_store(tmp_path / "store")
 
 
 def test_an_empty_store_finds_nothing(tmp_path):
@@ -115,7 +151,7 @@ def test_an_empty_store_finds_nothing(tmp_path):
 KILLED = """
 import os, sys
 import numpy as np
-from ctclip_jax.case_search import store
+from ctclip_jax.case_search import segment
 from data_pipelines import files
 from tests.test_case_search import drawn, fill
 from pathlib import Path
@@ -132,7 +168,7 @@ def pause(name, function):
         return function(*arguments, **options)
     return wrapper
 
-store.np.save = pause("save", np.save)
+segment.np.save = pause("save", np.save)
 files.os.rename = pause("rename", os.rename)
 files._to_disk = pause("to disk", files._to_disk)
 print(fill(Path(sys.argv[1]), ["c0", "c1"], drawn(2, seed=3)), flush=True)
@@ -143,11 +179,7 @@ print(fill(Path(sys.argv[1]), ["c0", "c1"], drawn(2, seed=3)), flush=True)
 def test_a_kill_leaves_what_was_there(folder, step):
     """At the first file, the last, on the way to the disk, and before the folder has its name."""
     expected = Store.open(folder).latents
-    command = [sys.executable, "-c", KILLED, str(folder), str(step)]
-    writer = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert writer.stdout.readline() == "there\n"
-    os.kill(writer.pid, signal.SIGKILL)
-    writer.wait()
+    assert killed(folder, step=step)
     assert list(folder.glob(".writing-*")), "the kill came too early or too late to tell anything"
     store = Store.open(folder)
     np.testing.assert_array_equal(store.latents, expected)
@@ -156,12 +188,66 @@ def test_a_kill_leaves_what_was_there(folder, step):
     assert len(Store.open(folder)) == 52 and not list(folder.glob(".writing-*"))
 
 
+def test_a_kill_after_the_name_is_given_loses_nothing(folder):
+    assert killed(folder, step=13)
+    assert Store.open(folder).names[-2:] == ["c0", "c1"]
+    assert fill(folder, ["c0", "c1"], drawn(2, seed=3)) == 0
+
+
+def killed(folder, *, step: int) -> bool:
+    """Kills a process at this step of an addition."""
+    command = [sys.executable, "-c", KILLED, str(folder), str(step)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+        there = writer.stdout.readline() == "there\n"
+        os.kill(writer.pid, signal.SIGKILL)
+    return there
+
+
 @pytest.mark.parametrize("file", ["latents.npy", "cases.jsonl", "pictures.bin", "labels.npy"])
 def test_a_damaged_segment_is_one_line(folder, file):
     path = folder / "segment-00001" / file
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(InputError, match="segment-00001: damaged"):
         Store.open(folder)
+
+
+def test_a_damaged_case_is_one_line(folder):
+    path = folder / "segment-00001" / "cases.jsonl"
+    path.write_bytes(b"\0" * path.stat().st_size)
+    store = Store.open(folder)
+    assert store.entry(29).name == "a29"
+    for read in (
+        lambda: store.entry(30),
+        lambda: store.names,
+        lambda: store.mask(Where({}, {"sex": "M"})),
+    ):
+        with pytest.raises(InputError, match="segment-00001: damaged"):
+            read()
+
+
+def test_a_store_has_more_segments_than_a_process_may_open_files(tmp_path, monkeypatch):
+    folder = new_store(tmp_path / "store")
+    with adding(folder) as addition:
+        for index in range(80):
+            addition.add(entries([f"c{index}"]), drawn(1, seed=index), [b"picture"])
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    opened = len(os.listdir("/proc/self/fd"))
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (opened + 40, limits[1]))
+        (hits,) = Searcher(Store.open(folder)).search(drawn(1, seed=79), k=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert hits[0].entry.name == "c79"
+
+
+def test_segments_are_in_the_order_of_their_numbers(folder):
+    (folder / "segment-00001").rename(folder / "segment-100000")
+    (folder / "segment-00000").rename(folder / "segment-99999")
+    (folder / "segment-00001.old").mkdir()
+    fill(folder, ["c0"], drawn(1, seed=3))
+    assert (folder / "segment-100001").exists()
+    names = Store.open(folder).names
+    assert (names[0], names[30], names[50]) == ("a0", "b0", "c0")
 
 
 def test_what_is_no_store_is_one_line(tmp_path):
@@ -174,7 +260,7 @@ def test_what_is_no_store_is_one_line(tmp_path):
 
 def test_an_approximate_index_is_used_while_it_covers_the_store(folder):
     pytest.importorskip("faiss", reason="an extra: pip install faiss-cpu")
-    searcher.build_approximate(Store.open(folder))
+    build_approximate(folder)
     searching, queries = Searcher(Store.open(folder)), drawn(3, seed=1)
     assert searching.approximate
     found = searching.search(queries, k=1)
@@ -182,12 +268,48 @@ def test_an_approximate_index_is_used_while_it_covers_the_store(folder):
     assert [hits[0].row for hits in found] == rows[:, 0].tolist()
     fill(folder, ["c0"], drawn(1, seed=3))
     assert not Searcher(Store.open(folder)).approximate
+    with adding(folder), pytest.raises(InputError, match="another process is writing"):
+        build_approximate(folder)
+    build_approximate(folder)
+    searching = Searcher(Store.open(folder))
+    assert searching.approximate
+    assert searching.search(drawn(1, seed=3), k=1)[0][0].entry.name == "c0"
+
+
+def test_an_approximate_index_is_added_to_until_it_has_too_few_lists(tmp_path, monkeypatch):
+    pytest.importorskip("faiss", reason="an extra: pip install faiss-cpu")
+    folder, trained = new_store(tmp_path / "store"), []
+    train = approximate._trained
+    monkeypatch.setattr(
+        approximate, "_trained", lambda latents: trained.append(len(latents)) or train(latents)
+    )
+    for size in (100, 110, 400):
+        fill(folder, [f"c{i}" for i in range(size)], drawn(size))
+        build_approximate(folder)
+        (hits,) = Searcher(Store.open(folder)).search(drawn(size)[-1:], k=1)
+        assert hits[0].row == size - 1
+    assert trained == [100, 400]
+
+
+def test_an_approximate_index_that_is_not_of_the_store_is_not_used(folder, tmp_path):
+    pytest.importorskip("faiss", reason="an extra: pip install faiss-cpu")
+    build_approximate(folder)
+    other = new_store(tmp_path / "other")
+    fill(other, [f"c{i}" for i in range(50)], drawn(50, seed=9))
+    index = other / "approximate.faiss"
+    index.write_bytes((folder / "approximate.faiss").read_bytes())
+    assert not Searcher(Store.open(other)).approximate
+    index.write_bytes(index.read_bytes()[:-9])
+    with pytest.raises(InputError, match=r"approximate\.faiss: damaged"):
+        Searcher(Store.open(other))
+    build_approximate(other)
+    assert Searcher(Store.open(other)).approximate
 
 
 def test_without_faiss_it_is_one_line(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(InputError, match="pip install faiss-cpu"):
-        searcher.build_approximate(Store.open(folder))
+        build_approximate(folder)
 
 
 @pytest.fixture(scope="module")

@@ -66,7 +66,7 @@ ONLY_IN = {
     "flax": "ctclip_jax.models",
     "torch": "ctclip_jax.torch_weights",
     "wandb": "ctclip_jax.wandb_run",
-    "faiss": "ctclip_jax.case_search.searcher",
+    "faiss": "ctclip_jax.case_search.approximate",
     "starlette": "ctclip_jax.demo",
     "uvicorn": "ctclip_jax.demo",
     "absl.flags": f"{BINARIES} data_pipelines.errors",

@@ -13,7 +13,9 @@ A segment is written aside, brought to the disk, and renamed: it is there whole 
 what is there is never written again.
 """
 
+from ctclip_jax.case_search.approximate import build_approximate
 from ctclip_jax.case_search.searcher import Hit, Searcher
-from ctclip_jax.case_search.store import Entry, Store, Where, adding
+from ctclip_jax.case_search.segment import Entry
+from ctclip_jax.case_search.store import Store, Where, adding
 
-__all__ = ["Entry", "Hit", "Searcher", "Store", "Where", "adding"]
+__all__ = ["Entry", "Hit", "Searcher", "Store", "Where", "adding", "build_approximate"]

@@ -2,21 +2,19 @@
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 from jaxtyping import Array, Bool, Float, Float32
 
-from ctclip_jax.case_search.store import Entry, Store
+from ctclip_jax.case_search.approximate import read_approximate
+from ctclip_jax.case_search.segment import Entry
+from ctclip_jax.case_search.store import Store
 from data_pipelines.errors import InputError
-from data_pipelines.files import publish, scratch_folder
 
-APPROXIMATE = "approximate.faiss"
-PROBED = 64  # lists of the approximate index that a query looks into
 QUERIES = 256  # at a time
+FOUND_STEP = 16  # cases found are a multiple of this, so that few programs are compiled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +34,11 @@ class Searcher:
 
     def __init__(self, store: Store):
         self.store = store
-        self._latents = jax.device_put(jnp.asarray(store.latents), jax.local_devices()[0])
-        self._index = _read_index(store)
+        latents = store.latents
+        self._index = read_approximate(store.folder, latents)
+        self._latents = jax.device_put(latents, jax.local_devices()[0])
+        # Compiled now, so that the first query is answered as soon as the others.
+        self._exact(np.zeros((1, store.dim), np.float32), np.ones(len(store), bool), k=1)
 
     @property
     def approximate(self) -> bool:
@@ -84,12 +85,17 @@ class Searcher:
         if self._index is not None and where is None:
             similarities, rows = self._index.search(queries, k)
             return rows, np.where(rows < 0, -np.inf, similarities)
-        passes = np.ones(len(self.store), bool) if where is None else where
+        return self._exact(queries, np.ones(len(self.store), bool) if where is None else where, k=k)
+
+    def _exact(
+        self, queries: Float32[np.ndarray, "q d"], passes: Bool[np.ndarray, " n"], *, k: int
+    ) -> tuple[np.ndarray, Float32[np.ndarray, "q k"]]:
+        size = min(-(-k // FOUND_STEP) * FOUND_STEP, len(passes))
         found = [
-            _nearest(self._latents, queries[start : start + QUERIES], passes, k=k)
+            _nearest(self._latents, queries[start : start + QUERIES], passes, k=size)
             for start in range(0, len(queries), QUERIES)
         ]
-        similarities, rows = (np.concatenate(each) for each in zip(*found, strict=True))
+        similarities, rows = (np.concatenate(each)[:, :k] for each in zip(*found, strict=True))
         return rows, similarities
 
 
@@ -104,43 +110,3 @@ def _nearest(
     with jax.default_matmul_precision("float32"):
         similarities = queries @ latents.T
     return jax.lax.top_k(jnp.where(passes[None], similarities, -jnp.inf), k)
-
-
-def build_approximate(store: Store) -> None:
-    """Writes an inverted-file index (FAISS, arXiv 2401.08281) of the whole store beside it.
-
-    Raises:
-      InputError: FAISS is not installed, an empty store, or it cannot be written.
-    """
-    faiss, latents = _faiss(), np.ascontiguousarray(store.latents)
-    if not len(latents):
-        raise InputError(f"{store.folder}: no case in it to index")
-    lists = max(1, min(int(4 * np.sqrt(len(latents))), len(latents) // 40))
-    index = faiss.index_factory(store.dim, f"IVF{lists},Flat", faiss.METRIC_INNER_PRODUCT)
-    index.train(latents)
-    index.add(latents)
-    with scratch_folder(epath.Path(store.folder)) as scratch:
-        faiss.write_index(index, str(scratch / APPROXIMATE))
-        publish(scratch / APPROXIMATE, store.folder / APPROXIMATE)
-
-
-def _read_index(store: Store) -> Any | None:
-    path = store.folder / APPROXIMATE
-    if not path.exists():
-        return None
-    try:
-        index = _faiss().read_index(str(path))
-    except RuntimeError as error:
-        raise InputError(f"{path}: damaged ({str(error).splitlines()[0]})") from error
-    if index.ntotal != len(store) or index.d != store.dim:
-        return None  # cases were added since
-    index.nprobe = PROBED
-    return index
-
-
-def _faiss() -> Any:
-    try:
-        import faiss
-    except ImportError as error:
-        raise InputError("an approximate index takes FAISS: pip install faiss-cpu") from error
-    return faiss

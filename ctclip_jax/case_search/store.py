@@ -3,34 +3,22 @@
 import contextlib
 import dataclasses
 import json
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from etils import epath
 from jaxtyping import Bool, Float32, Int8
 
+from ctclip_jax.case_search.segment import Entry, Segment, write_segment
 from data_pipelines.errors import InputError
-from data_pipelines.files import make_folder, publish_folder, read_json, scratch_folder, write_text
+from data_pipelines.files import make_folder, read_json, write_text
 from data_pipelines.reports import LABELS
 from data_pipelines.shards import locked
 
-FILE, SEGMENT = "store.json", "segment-{:05}"
-SEGMENTS = "segment-*"
-UNKNOWN = -1
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """What is known of a case; `labels` are those that somebody has read, 0 or 1."""
-
-    name: str
-    patient: str = ""
-    findings: str = ""
-    impressions: str = ""
-    labels: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    strata: Mapping[str, str] = dataclasses.field(default_factory=dict)
+FILE, SEGMENT = "store.json", "segment-"
+UNIT = 1e-2  # how far a latent's length may be from 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,42 +31,6 @@ class Where:
     def __post_init__(self):
         if unknown := [name for name in self.labels if name not in LABELS]:
             raise InputError(f"label {unknown[0]!r} is none of {', '.join(LABELS)}")
-
-
-class Segment:
-    """One folder of cases, its arrays mapped and not read."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        try:
-            self.latents, self.labels, self.lines, self.pictures = (
-                np.load(folder / f"{name}.npy", mmap_mode="r")
-                for name in ("latents", "labels", "lines", "pictures")
-            )
-            ends = [(folder / name).stat().st_size for name in ("cases.jsonl", "pictures.bin")]
-        except (OSError, ValueError, EOFError) as error:
-            raise InputError(f"{folder}: damaged ({error})") from error
-        count = len(self.latents)
-        whole = self.labels.shape == (count, len(LABELS)) and all(
-            len(starts) == count + 1 and starts[-1] == end
-            for starts, end in zip((self.lines, self.pictures), ends, strict=True)
-        )
-        if not whole:
-            raise InputError(f"{folder}: damaged (its files are not of the same cases)")
-
-    def __len__(self) -> int:
-        return len(self.latents)
-
-    def read(self, file: str, starts: np.ndarray, row: int) -> bytes:
-        """The bytes of one case in one of the two files."""
-        with (self.folder / file).open("rb") as opened:
-            opened.seek(int(starts[row]))
-            return opened.read(int(starts[row + 1] - starts[row]))
-
-    def cases(self) -> Iterator[dict]:
-        """The lines of all cases."""
-        for line in (self.folder / "cases.jsonl").open(encoding="utf-8"):
-            yield json.loads(line)
 
 
 class Store:
@@ -99,8 +51,10 @@ class Store:
             self.model_sha256, self.dim = str(content["model_sha256"]), int(content["dim"])
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{self.folder / FILE}: no store ({error})") from error
-        self.segments = [Segment(path) for path in sorted(self.folder.glob(SEGMENTS))]
-        self._ends = np.cumsum([len(segment) for segment in self.segments], dtype=np.int64)
+        paths = _segment_folders(self.folder).values()
+        self._segments = [Segment(path, dim=self.dim) for path in paths]
+        ends = np.cumsum([len(segment) for segment in self._segments], dtype=np.int64)
+        self._bounds = np.concatenate([[0], ends]).tolist()
 
     @classmethod
     def open(cls, folder: str | Path) -> "Store":
@@ -109,12 +63,14 @@ class Store:
 
     @classmethod
     def create(cls, folder: str | Path, *, model_sha256: str, dim: int) -> "Store":
-        """Opens a store, or begins one. Raises InputError if it is of another model."""
-        folder = Path(folder)
-        make_folder(folder)
-        if not (folder / FILE).exists():
-            content = {"model_sha256": model_sha256, "dim": dim}
-            write_text(folder / FILE, json.dumps(content) + "\n")
+        """Opens a store, or begins one. Raises InputError if it is of another model, or another
+        process is writing there before it is begun."""
+        path = make_folder(folder) / FILE
+        if not path.exists():
+            with locked(folder, alone=True):
+                if not path.exists():
+                    content = {"model_sha256": model_sha256, "dim": dim}
+                    write_text(path, json.dumps(content) + "\n")
         store = cls.open(folder)
         store.check_model(model_sha256)
         return store
@@ -125,58 +81,72 @@ class Store:
             raise InputError(f"{self.folder}: its latents are of another model than the one given")
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if self.segments else 0
+        return self._bounds[-1]
 
     @property
     def latents(self) -> Float32[np.ndarray, "n d"]:
-        """All latents, in the order of the rows."""
-        parts = [segment.latents for segment in self.segments]
-        return np.concatenate(parts) if parts else np.zeros((0, self.dim), np.float32)
-
-    @property
-    def labels(self) -> Int8[np.ndarray, "n labels"]:
-        """0, 1, or -1 where unknown, of the 18 labels."""
-        parts = [segment.labels for segment in self.segments]
-        return np.concatenate(parts) if parts else np.zeros((0, len(LABELS)), np.int8)
+        """All latents, in the order of the rows; read anew each time."""
+        latents = np.empty((len(self), self.dim), np.float32)
+        for segment, start in zip(self._segments, self._bounds, strict=False):
+            latents[start : start + len(segment)] = segment.latents
+        return latents
 
     @cached_property
+    def labels(self) -> Int8[np.ndarray, "n labels"]:
+        """0, 1, or -1 where unknown, of the 18 labels."""
+        none = np.zeros((0, len(LABELS)), np.int8)
+        return np.concatenate([none, *(segment.labels for segment in self._segments)])
+
+    @property
     def names(self) -> list[str]:
-        """Of all cases; reads every line."""
-        return [case["name"] for segment in self.segments for case in segment.cases()]
+        """Of all cases; reads every line, once."""
+        return self._told[0]
 
     def entry(self, row: int) -> Entry:
-        """One case."""
+        """One case. Raises InputError if it is damaged."""
         segment, row = self._find(row)
-        case = json.loads(segment.read("cases.jsonl", segment.lines, row))
-        known = zip(LABELS, segment.labels[row].tolist(), strict=True)
-        return Entry(**case, labels={name: value for name, value in known if value != UNKNOWN})
+        return segment.entry(row)
 
     def thumbnail(self, row: int) -> bytes:
         """The JPEG of one case."""
         segment, row = self._find(row)
-        return segment.read("pictures.bin", segment.pictures, row)
+        return segment.thumbnail(row)
 
     def mask(self, where: Where) -> Bool[np.ndarray, " n"]:
-        """Which cases a filter lets pass. Raises InputError for a stratum that no case has."""
-        passes, labels = np.ones(len(self), bool), self.labels
+        """Which cases a filter lets pass; the first one by a stratum reads every line.
+
+        Raises InputError for a stratum that no case has."""
+        passes = np.ones(len(self), bool)
         for name, value in where.labels.items():
-            passes &= labels[:, LABELS.index(name)] == value
-        if where.strata:
-            strata = [case["strata"] for segment in self.segments for case in segment.cases()]
-            known = {name for each in strata for name in each}
-            for name, value in where.strata.items():
-                if name not in known:
-                    told = ", ".join(sorted(known)) or "none"
-                    raise InputError(f"{self.folder}: no stratum {name!r}; there are: {told}")
-                passes &= np.array([each.get(name) == value for each in strata])
+            passes &= self.labels[:, LABELS.index(name)] == value
+        for name, value in where.strata.items():
+            known = self._told[1]
+            if name not in known:
+                told = ", ".join(sorted(known)) or "none"
+                raise InputError(f"{self.folder}: no stratum {name!r}; there are: {told}")
+            there = np.zeros(len(self), bool)
+            there[np.asarray(known[name].get(value, ()), np.int64)] = True
+            passes &= there
         return passes
+
+    @cached_property
+    def _told(self) -> tuple[list[str], dict[str, dict[str, array]]]:
+        """The names of all cases; and for every stratum, and value of it, the rows."""
+        names: list[str] = []
+        strata: dict[str, dict[str, array]] = {}
+        for segment in self._segments:
+            for name, values in segment.names_and_strata():
+                for stratum, value in values.items():
+                    rows = strata.setdefault(stratum, {}).setdefault(value, array("q"))
+                    rows.append(len(names))
+                names.append(name)
+        return names, strata
 
     def _find(self, row: int) -> tuple[Segment, int]:
         if not 0 <= row < len(self):
             raise IndexError(row)
-        place = int(np.searchsorted(self._ends, row, side="right"))
-        segment = self.segments[place]
-        return segment, row - int(self._ends[place]) + len(segment)
+        place = int(np.searchsorted(self._bounds, row, side="right")) - 1
+        return self._segments[place], row - self._bounds[place]
 
 
 class Addition:
@@ -192,20 +162,31 @@ class Addition:
         latents: Float32[np.ndarray, "n d"],
         thumbnails: Sequence[bytes],
     ) -> int:
-        """Adds the cases whose names are not `known`, as one segment; returns their number. Those
-        who have the store open do not see them.
+        """Adds the cases whose names are not `known`, the first of each name, as one segment;
+        returns their number. Those who have the store open do not see them.
 
-        Raises InputError if they cannot be written; nothing is added then.
+        Raises InputError, and adds nothing, if they cannot be written or a latent is not of unit
+        length.
         """
         if latents.shape != (len(entries), self._store.dim):
             raise ValueError(f"latents of shape {latents.shape}")
-        new = [row for row, entry in enumerate(entries) if entry.name not in self.known]
+        lengths = np.linalg.norm(latents, axis=1)
+        for entry, length in zip(entries, lengths, strict=True):
+            if not abs(length - 1) <= UNIT:  # NaN would be found before all others
+                raise InputError(f"{entry.name}: a latent of length {length}, wanted 1")
+        firsts = {entry.name: row for row, entry in reversed([*enumerate(entries)])}
+        new = sorted(row for name, row in firsts.items() if name not in self.known)
         if new:
             chosen = [entries[row] for row in new]
-            _write_segment(
-                self._store.folder, chosen, latents[new], [thumbnails[row] for row in new]
+            folder = self._store.folder
+            last = max(_segment_folders(folder), default=-1)
+            write_segment(
+                folder / f"{SEGMENT}{last + 1:05}",
+                chosen,
+                latents[new],
+                [thumbnails[row] for row in new],
             )
-            self.known |= {entry.name for entry in chosen}
+            self.known |= firsts.keys()
         return len(new)
 
 
@@ -217,29 +198,7 @@ def adding(folder: str | Path) -> Iterator[Addition]:
         yield Addition(Store.open(store.folder))
 
 
-def _write_segment(folder, entries, latents, thumbnails) -> None:
-    lines = [_line(entry) for entry in entries]
-    labels = [[entry.labels.get(name, UNKNOWN) for name in LABELS] for entry in entries]
-    arrays = {
-        "latents": np.asarray(latents, np.float32),
-        "labels": np.array(labels, np.int8),
-        "lines": _starts(lines),
-        "pictures": _starts(thumbnails),
-    }
-    last = max((int(path.name.split("-")[1]) for path in folder.glob(SEGMENTS)), default=-1)
-    with scratch_folder(epath.Path(folder)) as scratch:
-        for name, array in arrays.items():
-            np.save(scratch / f"{name}.npy", array)
-        (scratch / "cases.jsonl").write_bytes(b"".join(lines))
-        (scratch / "pictures.bin").write_bytes(b"".join(thumbnails))
-        publish_folder(scratch, folder / SEGMENT.format(last + 1))
-
-
-def _line(entry: Entry) -> bytes:
-    told = {name: getattr(entry, name) for name in ("name", "patient", "findings", "impressions")}
-    text = json.dumps({**told, "strata": dict(entry.strata)}, ensure_ascii=False)
-    return text.encode("utf-8", "backslashreplace") + b"\n"
-
-
-def _starts(parts: Sequence[bytes]) -> np.ndarray:
-    return np.concatenate([[0], np.cumsum([len(part) for part in parts], dtype=np.int64)])
+def _segment_folders(folder: Path) -> dict[int, Path]:
+    """The segments by their numbers, in increasing order."""
+    found = {path.name.removeprefix(SEGMENT): path for path in folder.glob(f"{SEGMENT}*")}
+    return dict(sorted((int(text), path) for text, path in found.items() if text.isdecimal()))
