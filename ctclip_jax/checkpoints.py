@@ -130,8 +130,10 @@ class Checkpointer:
 
     def close(self) -> None:
         """Waits for the last save."""
-        self._finish()
-        self._manager.close()
+        try:
+            self._finish()
+        finally:  # its threads would complain at the end of a program that fails here
+            self._manager.close()
 
     def _all_steps(self) -> list[int]:
         """The steps of all checkpoints, newest first, as the first process sees them: on shared

@@ -103,25 +103,27 @@ class Analyses:
         return self._worker.submit(encode, self.finder.model, text).result()
 
     def _analyze(self, analysis: Analysis, path: Path) -> None:
+        error = ""
         try:
-            analysis.state = "reading"
-            prepared = self.finder.model.prepare(uploads.unpack(path, most_bytes=self._most_bytes))
-            analysis.volume, analysis.provenance = prepared.volume, provenance(prepared)
-            del analysis.provenance["file"], prepared
-            self._forget(path)
-            analysis.state = "encoding"
-            analysis.evidence = self.finder.model.evidence(analysis.volume[None])
-            self._explain(analysis, self.finder, names=self.finder.names)
-            analysis.state = "done"
-        except InputError as error:
+            self._read_and_encode(analysis, path)
+        except InputError as fault:
             where = str(path.with_suffix("") if path.suffix == ".zip" else path)
-            analysis.error = str(error).replace(where, analysis.name)
-            analysis.state = "failed"
-        except Exception as error:  # a fault of ours; the page goes on
-            analysis.error = f"{type(error).__name__}, a fault of this program: {error}"
-            analysis.state = "failed"
+            error = str(fault).replace(where, analysis.name)
+        except Exception as fault:  # ours; the page goes on
+            error = f"{type(fault).__name__}, a fault of this program: {fault}"
         finally:
             self._forget(path)
+        analysis.error, analysis.state = error, "failed" if error else "done"
+
+    def _read_and_encode(self, analysis: Analysis, path: Path) -> None:
+        analysis.state = "reading"
+        prepared = self.finder.model.prepare(uploads.unpack(path, most_bytes=self._most_bytes))
+        analysis.volume, analysis.provenance = prepared.volume, provenance(prepared)
+        del analysis.provenance["file"], prepared
+        self._forget(path)
+        analysis.state = "encoding"
+        analysis.evidence = self.finder.model.evidence(analysis.volume[None])
+        self._explain(analysis, self.finder, names=self.finder.names)
 
     def _explain(self, analysis: Analysis, finder: Detector, *, names) -> None:
         found, contributions = finder.explain(analysis.evidence)
