@@ -19,6 +19,7 @@ from etils import epath
 from data_pipelines import shards
 from data_pipelines.batches import Compressed, batches
 from data_pipelines.errors import InputError
+from data_pipelines.reports import given_parts
 from data_pipelines.shards import Record, ShardSource
 from data_pipelines.texts import TextChoice
 from data_pipelines.tokenizers import Tokenizer
@@ -51,7 +52,7 @@ def train_loader(
     folders are mixed by `weights`. The text is drawn by `texts`, None for none. `shift` moves each
     volume by up to so many voxels along every axis. With `labels` they are in the batch. `latents`
     of each folder (n, d), in the order of `shards.read_reports`, stand for its volumes; without
-    `volumes` there are neither. The same
+    `volumes` there are neither, and no volume without a report. The same
     arguments give the same batches; `get_state` and `set_state` resume at any batch. `workers` are
     processes beside this one, 0 for threads alone. So many batches are made `ahead` (by each of the
     workers).
@@ -72,9 +73,11 @@ def train_loader(
         sources = [_Rows(rows) for rows in rows_of]
     groups = []
     for folder, rows in zip(folders, rows_of, strict=True):
-        if texts and not any(row["findings"] or row["impressions"] for row in rows):
+        reported = [i for i, row in enumerate(rows) if _has_report(row)]
+        if texts and not reported:
             raise InputError(f"{folder}: no volume of {split} has a report")
-        groups.append(_groups(rows, one_per_scan=one_per_scan))
+        used = range(len(rows)) if volumes else reported
+        groups.append(_groups(rows, used, one_per_scan=one_per_scan))
         if len(groups[-1]) < process_count:
             raise InputError(f"{folder}: fewer volumes in {split} than {process_count} processes")
     seeds = map(int, np.random.SeedSequence(seed).generate_state(len(groups)))
@@ -148,14 +151,17 @@ def common_geometry(folders: Sequence[epath.PathLike], split: str) -> dict:
     return found[0]
 
 
-def _groups(rows: Sequence[dict], *, one_per_scan: bool) -> list[np.ndarray]:
-    """The records among which an epoch chooses one: those of a scan, or each by itself."""
-    scans = [(row["patient"], row["scan"]) for row in rows]
+def _has_report(row: dict) -> bool:
+    return bool(given_parts(row["findings"], row["impressions"]))
+
+
+def _groups(rows: Sequence[dict], used: Sequence[int], *, one_per_scan: bool) -> list[np.ndarray]:
+    """The `used` records among which an epoch chooses one: those of a scan, or each by itself."""
     if not one_per_scan:
-        return list(np.arange(len(scans))[:, None])
+        return list(np.asarray(used)[:, None])
     records: dict[tuple[str, str], list[int]] = {}
-    for index, scan in enumerate(scans):
-        records.setdefault(scan, []).append(index)
+    for index in used:
+        records.setdefault((rows[index]["patient"], rows[index]["scan"]), []).append(index)
     return [np.array(indices) for indices in records.values()]
 
 

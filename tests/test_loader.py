@@ -260,6 +260,16 @@ def test_volumes_without_any_report_are_an_input_error(start, tmp_path):
         start(folders=[tmp_path])
 
 
+def test_texts_alone_are_of_volumes_that_have_a_report(start, tmp_path):
+    records = [make_record(number) for number in range(8)]
+    for record in records[::2]:
+        record.update(findings="", impressions="Not given.")
+    write(tmp_path, records)
+    epoch = take(start(folders=[tmp_path], volumes=False, labels=True), 1)
+    assert epoch[0]["labels"].all()  # the odd ones
+    assert sorted(numbers(take(start(folders=[tmp_path]), 2))) == list(range(8))
+
+
 @pytest.mark.parametrize("weights", [(1,), (1, 0), (1, 2, 3)])
 def test_weights_that_fit_no_folders_are_an_input_error(start, folder, weights):
     with pytest.raises(InputError, match="weights"):
