@@ -8,7 +8,6 @@ file anywhere but in the page's own folder as a stray, and so does one that is l
 """
 
 import io
-import os
 import struct
 import tempfile
 import time
@@ -141,7 +140,7 @@ def main(argv: Sequence[str]) -> None:
                     crashes.append(analysis.error[:300])
             slowest = max(slowest, time.monotonic() - start)
             time.sleep(0)
-            if stray := [*set(folder.iterdir()) - elsewhere, *_left(inbox)]:
+            if stray := [*set(folder.iterdir()) - elsewhere, *inbox.iterdir()]:
                 crashes.append(f"stray: {stray}")
                 break
         if Path("/tmp/stray").exists():
@@ -158,15 +157,6 @@ def main(argv: Sequence[str]) -> None:
             "first_crashes": sorted(set(crashes))[:20],
         },
     )
-
-
-def _left(inbox: Path) -> list[str]:
-    """What is left of an upload a moment after it was done with."""
-    for _ in range(20):
-        if not (left := os.listdir(inbox)):
-            return []
-        time.sleep(0.01)
-    return left
 
 
 if __name__ == "__main__":
