@@ -9,12 +9,13 @@ memory being linear in it, and then compiled itself for each. For GPUs there is 
 their row takes what a chip of the first system needs and does, goes on linearly to 0.9 of the
 memory of the GPU, and divides by the peaks of the GPU. Where jax cannot read a program (TPU v5p),
 its bytes sent and its traffic are those of the first system for as many volumes. Each compilation
-takes minutes; what is done is kept in RESUME.
+takes minutes; what is done is kept in RESUME until all is.
 """
 
 import dataclasses
 import math
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -181,6 +182,7 @@ def main(argv: Sequence[str]) -> None:
     rows = [row_of(system) for system in SYSTEMS]
     measure.save("tpu_table", {"rows": rows})
     write_docs(rows)
+    shutil.rmtree(RESUME)  # another time, of another state of the code, it is compiled anew
 
 
 if __name__ == "__main__":
