@@ -20,7 +20,7 @@ from jaxtyping import Float, Shaped
 from pydicom.errors import BytesLengthException, InvalidDicomError
 
 from data_pipelines.errors import InputError
-from data_pipelines.formats.scan import Scan
+from data_pipelines.formats.scan import Scan, check_size
 
 _MAGIC, _MAGIC_AT = b"DICM", 128
 _DAMAGE = (
@@ -241,8 +241,9 @@ def _read_pixels(
             if rescale:
                 plane = plane.astype(np.float32) * header.slope + header.intercept
             if voxels is None:
-                dtype = plane.dtype.newbyteorder("=")
-                voxels = np.empty((*header.shape, len(ordered)), dtype, order="F")
+                shape, dtype = (*header.shape, len(ordered)), plane.dtype.newbyteorder("=")
+                check_size(shape, dtype)
+                voxels = np.empty(shape, dtype, order="F")
             voxels[:, :, k] = plane.T
         digests.update(hashlib.sha256(content).hexdigest().encode())
     return voxels, digests.hexdigest()

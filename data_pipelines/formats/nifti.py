@@ -15,7 +15,7 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
 from data_pipelines.errors import InputError
-from data_pipelines.formats.scan import LARGEST_VOLUME_BYTES, READ_BYTES, HashedFile, Scan
+from data_pipelines.formats.scan import READ_BYTES, HashedFile, Scan, check_size
 
 # What it logs of a damaged header, it raises as well.
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL + 1)
@@ -68,8 +68,7 @@ def _read_voxels(file: IO[bytes], header: nib.Nifti1Header) -> Shaped[np.ndarray
         raise ValueError(f"voxels of type {dtype}")
     if len(shape) < 3 or math.prod(shape) != math.prod(shape[:3]):
         raise ValueError(f"{len(shape)}-D array {shape}, not one 3-D volume")
-    if not 0 < math.prod(shape) * dtype.itemsize <= LARGEST_VOLUME_BYTES:
-        raise ValueError(f"implausible shape {shape}")
+    check_size(shape, dtype)
     voxels = np.empty(shape[:3], dtype, order="F")
     content = memoryview(voxels.reshape(-1, order="F").view(np.uint8))
     file.read((header.get_data_offset() or header.single_vox_offset) - header.sizeof_hdr)

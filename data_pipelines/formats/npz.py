@@ -9,7 +9,7 @@ from etils import epath
 from jaxtyping import Shaped
 
 from data_pipelines.errors import InputError
-from data_pipelines.formats.scan import HashedFile, Scan
+from data_pipelines.formats.scan import HashedFile, Scan, check_size
 
 _KEY = "ct"
 
@@ -44,9 +44,10 @@ def _read_array(archive: zipfile.ZipFile) -> Shaped[np.ndarray, "x y z"]:
         if major > 1:
             read_header = np.lib.format.read_array_header_2_0
         shape, _, dtype = read_header(file)
-    if len(shape) != 3 or dtype.kind not in "iuf" or not math.prod(shape):
+    if len(shape) != 3 or dtype.kind not in "iuf":
         raise ValueError(f"{dtype} array {shape}, not one 3-D volume")
-    if math.prod(shape) * dtype.itemsize > member.file_size:  # before memory is taken for it
+    check_size(shape, dtype)
+    if math.prod(shape) * dtype.itemsize > member.file_size:
         raise ValueError(f"{dtype} array {shape} in {member.file_size} bytes")
     with archive.open(member) as file:
         return np.lib.format.read_array(file, allow_pickle=False)

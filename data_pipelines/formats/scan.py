@@ -3,6 +3,8 @@
 import dataclasses
 import hashlib
 import io
+import math
+from collections.abc import Sequence
 from typing import IO
 
 import numpy as np
@@ -11,7 +13,7 @@ from jaxtyping import Float, Shaped
 UNKNOWN_SPACING = (1.0, 1.0, 1.0)
 """What a header says that knows nothing of the size of its voxels."""
 READ_BYTES = 1 << 22
-LARGEST_VOLUME_BYTES = 1 << 34
+_LARGEST_VOLUME_BYTES = 1 << 34
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +31,12 @@ class Scan:
     affine: Float[np.ndarray, "4 4"] | None = None
     spacing_xyz: tuple[float, float, float] = UNKNOWN_SPACING
     sha256: str = ""
+
+
+def check_size(shape: Sequence[int], dtype: np.dtype) -> None:
+    """Raises ValueError for voxels that are none or too many, before memory is taken for them."""
+    if not 0 < math.prod(shape) * dtype.itemsize <= _LARGEST_VOLUME_BYTES:
+        raise ValueError(f"implausible shape {tuple(shape)}")
 
 
 class HashedFile(io.RawIOBase):
