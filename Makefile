@@ -33,7 +33,7 @@ $(VENV)/torch.done: $(VENV)/dev.done
 	@touch $@
 
 test: $(VENV)/torch.done
-	$(RUN) -m pytest
+	$(RUN) -m pytest --numprocesses=2 --dist=loadfile
 
 # Beam's pins differ from those of training, so it has an environment of its own.
 BEAM_VENV := $(VENV)-beam
