@@ -121,7 +121,7 @@ def main(argv: Sequence[str]) -> None:
             except InputError as error:
                 counts[f"{suffix} refused"] += 1
                 if "\n" in str(error):
-                    crashes.append(f"{suffix}: more than a line: {error!r}")
+                    crashes.append(f"{suffix}: more than a line: {error!r}"[:300])
             except Exception as error:
                 crashes.append(f"{suffix}: {type(error).__name__}: {error}"[:300])
                 (folder / f"crash_{len(crashes)}{suffix}").write_bytes(content)

@@ -75,3 +75,12 @@ def test_other_content_is_an_input_error(tmp_path, content):
 def test_an_absent_file_is_an_input_error(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         read_nifti(tmp_path / "absent.nii.gz")
+
+
+@pytest.mark.parametrize("offset", [1e12, 1e20, -1e20])
+def test_voxels_far_beyond_the_end_are_an_input_error(tmp_path, offset):
+    content = bytearray(nib.Nifti1Image(chest_hu(), np.eye(4)).to_bytes())
+    content[108:112] = np.float32(offset).tobytes()  # vox_offset
+    (tmp_path / "scan.nii").write_bytes(content)
+    with pytest.raises(InputError, match="scan.nii: damaged or no NIfTI"):
+        read_nifti(tmp_path / "scan.nii")

@@ -159,14 +159,15 @@ def _read_header(path: epath.Path) -> _Header:
 
 def _check_is_ct_slice(tags: pydicom.Dataset) -> None:
     if (modality := _value(tags, "Modality", "CT")) != "CT":
-        raise InputError(f"Modality {modality}, not CT")
+        raise InputError(f"Modality {textwrap.shorten(str(modality), _LONGEST_CAUSE)}, not CT")
     if _value(tags, "NumberOfFrames", 1) > 1:
         raise InputError("multi-frame files are not supported: convert it to one file per slice")
     if "LOCALIZER" in _value(tags, "ImageType", ()):
         raise InputError("a localizer, not a slice of a volume")
     photometric = _value(tags, "PhotometricInterpretation", "MONOCHROME2")
     if (samples := _value(tags, "SamplesPerPixel", 1)) != 1 or "MONOCHROME" not in photometric:
-        raise InputError(f"a color image ({photometric}, {samples} samples per pixel), not a CT")
+        kind = textwrap.shorten(str(photometric), _LONGEST_CAUSE)
+        raise InputError(f"a color image ({kind}, {samples} samples per pixel), not a CT")
 
 
 def _value(tags: pydicom.Dataset, name: str, default: object) -> object:
@@ -179,7 +180,8 @@ def _numbers(tags: pydicom.Dataset, name: str, count: int) -> Float[np.ndarray, 
         raise InputError(f"no {name}")
     numbers = np.array(value, np.float64)
     if numbers.shape != (count,) or not np.isfinite(numbers).all():
-        raise InputError(f"{name} is {value}, not {count} numbers")
+        told = textwrap.shorten(str(value), _LONGEST_CAUSE)
+        raise InputError(f"{name} is {told}, not {count} numbers")
     return numbers
 
 

@@ -23,7 +23,9 @@ logging.getLogger("nibabel.global").setLevel(logging.CRITICAL + 1)
 _GZIP_MAGIC = b"\x1f\x8b"
 _DAMAGE = (
     EOFError,
+    MemoryError,  # of an offset that no file has
     OSError,
+    OverflowError,
     zlib.error,
     isal_zlib.error,
     ValueError,
