@@ -58,7 +58,9 @@ def to_export(
         "max_length": imported.config.text.max_positions,
         "report": "published_inference",
         "pool_sentences": False,
-        "label_informed": label_informed or says_label_informed(source),
+        "label_informed": label_informed
+        or imported.config.labels > 0
+        or says_label_informed(source),
     }
     save_export(out, imported.variables, config=config, tokenizer=tokenizer)
     write_tensors(out / UNUSED, imported.unused)

@@ -15,7 +15,13 @@ from ctclip_jax.config import TrainConfig, from_dict
 from ctclip_jax.lora import merged
 from ctclip_jax.models.ct_clip import CTCLIPConfig
 from ctclip_jax.shapes import Variables
-from ctclip_jax.torch_weights import export_weights, says_label_informed, write_tensors
+from ctclip_jax.torch_weights import (
+    export_weights,
+    has_classifier,
+    read_tensors,
+    says_label_informed,
+    write_tensors,
+)
 from data_pipelines.errors import InputError
 from data_pipelines.files import read_json
 
@@ -81,7 +87,7 @@ def find_export(path: Path) -> Path:
 def reads_labels(path: Path) -> bool:
     """Whether the weights at any path that `ctclip_jax.load` opens have read labels, as it says."""
     if not path.is_dir():
-        return says_label_informed(path)
+        return has_classifier(read_tensors(path)) or says_label_informed(path)
     described = describe_export(find_export(path))
     return bool(described.get("label_informed") or described["model"].get("labels"))
 

@@ -144,7 +144,8 @@ def hu_likeness(voxels: Shaped[np.ndarray, "x y z"], *, slope: float, intercept:
     smallest = sample == sample.min()
     if smallest.mean() > _PADDING_SHARE:
         sample = sample[~smallest]
-    hu = sample.astype(np.float32) * slope + intercept
+    with np.errstate(over="ignore", invalid="ignore"):  # a damaged scale fits no chest
+        hu = sample.astype(np.float32) * slope + intercept
     air = np.mean((hu > -1100) & (hu < -700))
     tissue = np.mean((hu > -200) & (hu < 200))
     return float(min(air, tissue))

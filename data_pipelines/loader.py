@@ -52,10 +52,9 @@ def train_loader(
     folders are mixed by `weights`. The text is drawn by `texts`, None for none. `shift` moves each
     volume by up to so many voxels along every axis. With `labels` they are in the batch. `latents`
     of each folder (n, d), in the order of `shards.read_reports`, stand for its volumes; without
-    `volumes` there are neither, and no volume without a report. The same
-    arguments give the same batches; `get_state` and `set_state` resume at any batch. `workers` are
-    processes beside this one, 0 for threads alone. So many batches are made `ahead` (by each of the
-    workers).
+    `volumes` there are neither, and no volume without a report. The same arguments give the same
+    batches; `get_state` and `set_state` resume at any batch. `workers` are processes beside this
+    one, 0 for threads alone. So many batches are made `ahead` (by each of the workers).
     Raises InputError if this process would see no record, if there is no report, for volumes of
     different grids, or for a mixture or a shift that cannot be made.
     """
@@ -73,7 +72,9 @@ def train_loader(
         sources = [_Rows(rows) for rows in rows_of]
     groups = []
     for folder, rows in zip(folders, rows_of, strict=True):
-        reported = [i for i, row in enumerate(rows) if _has_report(row)]
+        reported = [
+            i for i, row in enumerate(rows) if given_parts(row["findings"], row["impressions"])
+        ]
         if texts and not reported:
             raise InputError(f"{folder}: no volume of {split} has a report")
         used = range(len(rows)) if volumes else reported
@@ -149,10 +150,6 @@ def common_geometry(folders: Sequence[epath.PathLike], split: str) -> dict:
         if geometry != found[0]:
             raise InputError(f"{folder}: volumes of {geometry}, those of {folders[0]}: {found[0]}")
     return found[0]
-
-
-def _has_report(row: dict) -> bool:
-    return bool(given_parts(row["findings"], row["impressions"]))
 
 
 def _groups(rows: Sequence[dict], used: Sequence[int], *, one_per_scan: bool) -> list[np.ndarray]:

@@ -166,6 +166,7 @@ REFUSED = {
     "localizer": (change(3, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]), "a localizer"),
     "frames": (change(3, NumberOfFrames=2), "multi-frame"),
     "color": (change(3, SamplesPerPixel=3, PhotometricInterpretation="RGB"), "a color image"),
+    "torn text": (change(3, PhotometricInterpretation="RGB\n\nX"), "a color image"),
     "palette": (change(3, PhotometricInterpretation="PALETTE COLOR"), "a color image"),
     "twice": (change(3, ImagePositionPatient=[-50, -60, 86]), "at the same position"),
     "gap": (lambda slices: slices.pop(3), rf"0, 16.0\] mm after {name_of(2)}.*missing"),

@@ -8,13 +8,14 @@ from ctclip_jax.torch_weights.files import (
     write_tensors,
 )
 from ctclip_jax.torch_weights.geometry import Geometry
-from ctclip_jax.torch_weights.importer import ImportedWeights, import_weights
+from ctclip_jax.torch_weights.importer import ImportedWeights, has_classifier, import_weights
 
 __all__ = [
     "ENDINGS",
     "Geometry",
     "ImportedWeights",
     "export_weights",
+    "has_classifier",
     "import_weights",
     "read_tensors",
     "says_label_informed",

@@ -14,7 +14,6 @@ from data_pipelines.errors import InputError
 
 TORCH_ENDINGS = (".pt", ".pth", ".bin")
 ENDINGS = (".safetensors", *TORCH_ENDINGS)
-CLASSIFIER = "classifier."
 LABEL_INFORMED = "label_informed"  # in the metadata of a .safetensors
 
 
@@ -38,13 +37,8 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def says_label_informed(path: Path) -> bool:
-    """Whether a file tells that its weights have read labels: of a .safetensors its metadata, of
-    any a classifier among its tensors. A PyTorch file has no place to say more.
-
-    Raises InputError as `read_tensors` does.
-    """
-    if any(key.split("module.")[-1].startswith(CLASSIFIER) for key in read_tensors(path)):
-        return True
+    """Whether the metadata of a file that `read_tensors` reads tell that its weights have read
+    labels; a PyTorch file has none."""
     if path.suffix != ".safetensors":
         return False
     with safetensors.safe_open(path, framework="numpy") as file:

@@ -11,7 +11,6 @@ from absl import logging
 
 from ctclip_jax.models.ct_clip import CTCLIP, CTCLIPConfig
 from ctclip_jax.shapes import Variables
-from ctclip_jax.torch_weights.files import CLASSIFIER
 from ctclip_jax.torch_weights.geometry import (
     IMAGE_RANKS,
     TEXT_RANKS,
@@ -33,6 +32,7 @@ from ctclip_jax.trees import flatten, unflatten
 from data_pipelines.errors import InputError
 
 WRAPPERS = re.compile(r"^(module\.|trained_model\.)+")
+CLASSIFIER = "classifier."
 Tensors = Mapping[str, np.ndarray]
 
 
@@ -68,7 +68,7 @@ def import_weights(
     tensors = {key: value for key, value in tensors.items() if key not in dropped}
     depths = count_layers(tensors)
     text = any(not key.startswith(IMAGE) for key in tensors)
-    classifier = any(key.startswith(CLASSIFIER) for key in tensors)
+    classifier = has_classifier(tensors)
     slots = used_keys(depths, text=text, classifier=classifier)
     unused = unused_keys(depths, text=text)
     problems += _wrong_names(tensors, slots.keys() | unused)
@@ -104,6 +104,12 @@ def import_weights(
         "unused_numbers": sum(value.size for value in kept.values()),
     }
     return ImportedWeights(config, variables, kept, provenance)
+
+
+def has_classifier(tensors: Tensors) -> bool:
+    """Whether a classifier of volumes is among tensors of a published file, so that they have read
+    labels."""
+    return any(WRAPPERS.sub("", key).startswith(CLASSIFIER) for key in tensors)
 
 
 def _canonical(tensors: Tensors, *, source: str) -> tuple[dict[str, np.ndarray], list[str]]:

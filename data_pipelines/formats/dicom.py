@@ -106,12 +106,16 @@ def _blaming(path: epath.Path) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+        raise InputError(f"{path}: {_told(error)}") from None
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except _DAMAGE as error:
-        cause = textwrap.shorten(str(error), _LONGEST_CAUSE) or type(error).__name__
-        raise InputError(f"{path}: unreadable DICOM ({cause})") from error
+        raise InputError(f"{path}: unreadable DICOM ({_told(error)})") from error
+
+
+def _told(error: Exception) -> str:
+    """In one line, whatever values of a damaged file are in it."""
+    return textwrap.shorten(str(error), _LONGEST_CAUSE) or type(error).__name__
 
 
 def _dicom_files(path: epath.Path) -> list[epath.Path]:
@@ -159,15 +163,14 @@ def _read_header(path: epath.Path) -> _Header:
 
 def _check_is_ct_slice(tags: pydicom.Dataset) -> None:
     if (modality := _value(tags, "Modality", "CT")) != "CT":
-        raise InputError(f"Modality {textwrap.shorten(str(modality), _LONGEST_CAUSE)}, not CT")
+        raise InputError(f"Modality {modality}, not CT")
     if _value(tags, "NumberOfFrames", 1) > 1:
         raise InputError("multi-frame files are not supported: convert it to one file per slice")
     if "LOCALIZER" in _value(tags, "ImageType", ()):
         raise InputError("a localizer, not a slice of a volume")
     photometric = _value(tags, "PhotometricInterpretation", "MONOCHROME2")
     if (samples := _value(tags, "SamplesPerPixel", 1)) != 1 or "MONOCHROME" not in photometric:
-        kind = textwrap.shorten(str(photometric), _LONGEST_CAUSE)
-        raise InputError(f"a color image ({kind}, {samples} samples per pixel), not a CT")
+        raise InputError(f"a color image ({photometric}, {samples} samples per pixel), not a CT")
 
 
 def _value(tags: pydicom.Dataset, name: str, default: object) -> object:
@@ -180,8 +183,7 @@ def _numbers(tags: pydicom.Dataset, name: str, count: int) -> Float[np.ndarray, 
         raise InputError(f"no {name}")
     numbers = np.array(value, np.float64)
     if numbers.shape != (count,) or not np.isfinite(numbers).all():
-        told = textwrap.shorten(str(value), _LONGEST_CAUSE)
-        raise InputError(f"{name} is {told}, not {count} numbers")
+        raise InputError(f"{name} is {value}, not {count} numbers")
     return numbers
 
 

@@ -20,12 +20,11 @@ from data_pipelines.formats.scan import READ_BYTES, HashedFile, Scan, check_size
 # What it logs of a damaged header, it raises as well.
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL + 1)
 
+_LARGEST_OFFSET = 1 << 28
 _GZIP_MAGIC = b"\x1f\x8b"
 _DAMAGE = (
     EOFError,
-    MemoryError,  # of an offset that no file has
     OSError,
-    OverflowError,
     zlib.error,
     isal_zlib.error,
     ValueError,
@@ -71,9 +70,10 @@ def _read_voxels(file: IO[bytes], header: nib.Nifti1Header) -> Shaped[np.ndarray
     if len(shape) < 3 or math.prod(shape) != math.prod(shape[:3]):
         raise ValueError(f"{len(shape)}-D array {shape}, not one 3-D volume")
     check_size(shape, dtype)
+    extensions = _extension_bytes(header)
     voxels = np.empty(shape[:3], dtype, order="F")
     content = memoryview(voxels.reshape(-1, order="F").view(np.uint8))
-    file.read((header.get_data_offset() or header.single_vox_offset) - header.sizeof_hdr)
+    file.read(extensions)
     for start in range(0, len(content), READ_BYTES):
         chunk = content[start : start + READ_BYTES]
         if (count := _read_into(file, chunk)) < len(chunk):
@@ -81,6 +81,14 @@ def _read_voxels(file: IO[bytes], header: nib.Nifti1Header) -> Shaped[np.ndarray
     while file.read(READ_BYTES):
         pass
     return voxels
+
+
+def _extension_bytes(header: nib.Nifti1Header) -> int:
+    """What lies between the header and the voxels."""
+    offset = float(header["vox_offset"]) or header.single_vox_offset
+    if not header.sizeof_hdr <= offset <= _LARGEST_OFFSET:
+        raise ValueError(f"implausible offset of the voxels, {offset:g}")
+    return int(offset) - header.sizeof_hdr
 
 
 def _read_into(file: IO[bytes], buffer: memoryview) -> int:
