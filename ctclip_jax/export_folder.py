@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from ctclip_jax import trees
+from ctclip_jax import calibration, reference_tokens, trees
 from ctclip_jax.checkpoints import one_line
 from ctclip_jax.config import TrainConfig, from_dict
 from ctclip_jax.lora import merged
@@ -31,7 +31,8 @@ WEIGHTS = "model.safetensors"
 def save_export(
     directory: Path, variables: Variables, *, config: dict[str, Any], tokenizer: Path | None = None
 ) -> None:
-    """Writes the weights alone with what it takes to use them; replaces an older export.
+    """Writes the weights alone with what it takes to use them; replaces an older export, and takes
+    away what was made of its weights: a calibration, a reference, a weight file.
 
     Args:
       directory: gets variables/ (orbax), config.json and the tokenizer's file.
@@ -46,10 +47,12 @@ def save_export(
     """
     directory = Path(directory).absolute()
     try:
+        if jax.process_index() == 0:
+            for made in (WEIGHTS, calibration.FILE, reference_tokens.FILE):
+                (directory / made).unlink(missing_ok=True)
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(directory / "variables", variables, force=True)
         if jax.process_index() == 0:
-            (directory / WEIGHTS).unlink(missing_ok=True)
             if tokenizer is not None:
                 shutil.copyfile(tokenizer, directory / tokenizer.name)
             described = {**config, "tokenizer": tokenizer.name if tokenizer else None}

@@ -7,9 +7,12 @@ import pytest
 from safetensors.numpy import load_file
 from tiny_run import tiny_config
 
+from ctclip_jax import calibration, reference_tokens
+from ctclip_jax.calibration import Calibration
 from ctclip_jax.checkpoints import Checkpointer
-from ctclip_jax.export_folder import export_newest, load_export, save_export
+from ctclip_jax.export_folder import WEIGHTS, export_newest, load_export, save_export
 from ctclip_jax.models.ct_clip import CTCLIP
+from ctclip_jax.reference_tokens import Reference
 from data_pipelines.errors import InputError
 from tests.test_checkpoints import LAYOUT, batches, state
 
@@ -25,6 +28,17 @@ def test_an_export_returns_what_was_saved(tmp_path):
     assert (tmp_path / "e" / "vocab.txt").read_text() == "[PAD]\n"
     assert jax.tree.all(jax.tree.map(np.array_equal, loaded, jax.device_get(variables)))
     assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(loaded))
+
+
+def test_a_new_export_keeps_nothing_that_was_made_of_older_weights(tmp_path):
+    variables = {"params": state(2)["params"], "codebook": {"embed": jnp.ones((2, 3))}}
+    save_export(tmp_path, variables, config={"max_length": 7})
+    fresh = {path.name for path in tmp_path.iterdir()}
+    calibration.write(tmp_path, Calibration("zero_shot", {}, "2 volumes"))
+    reference_tokens.write(tmp_path, Reference(np.zeros((1, 1, 1, 3), np.float32), "2 volumes"))
+    (tmp_path / WEIGHTS).write_bytes(b"weights")
+    save_export(tmp_path, variables, config={"max_length": 7})
+    assert {path.name for path in tmp_path.iterdir()} == fresh
 
 
 def test_a_folder_that_is_no_export_is_named(tmp_path):
