@@ -20,12 +20,14 @@ import nibabel as nib
 import numpy as np
 from absl import flags, logging
 
+import ctclip_jax
 from benchmarks import measure
+from ctclip_jax import detector
 from ctclip_jax.demo import uploads
 from ctclip_jax.demo.analysis import Analyses
 from data_pipelines.errors import InputError, run_main
 from data_pipelines.sources.phantoms.samples import write_samples
-from tests.demo_server import make_finder
+from tests.demo_server import make_export
 from tests.dicom_series import chest_slices
 from tests.dicom_series import write as write_dicom
 
@@ -104,7 +106,7 @@ def main(argv: Sequence[str]) -> None:
         folder = Path(scratch)
         valid, inbox = seeds(folder), folder / "uploads"
         inbox.mkdir()
-        finder = make_finder(folder)
+        finder = detector.by_prompts(ctclip_jax.load(make_export(folder)))
         analyses = Analyses(finder, most_bytes=MOST_BYTES, keep_uploads=False)
         elsewhere = {path for path in folder.iterdir()}
         end = time.monotonic() + 60 * MINUTES.value

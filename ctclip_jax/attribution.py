@@ -58,7 +58,8 @@ def contributions(
 
     Returns:
       The latents, and contributions whose sum over (t, h, w) is the product, if they are exact;
-      less that of the mean latent of the others with a reference.
+      less that of the mean latent of the others with a reference, of which with `positive` those
+      numbers count that are positive in the latent.
     """
     of = _exact if model.quantizes else _gradient_times_input
     with jax.default_matmul_precision("float32"), jax.named_scope("contributions"):

@@ -54,6 +54,12 @@ def errors(study: Study, column: int) -> tuple[float, float]:
     return before, after
 
 
+def _patients(study: Study, column: int) -> int:
+    """Of how many patients a label is known."""
+    *_, rows = study.labeled(column)
+    return len(np.unique(study.patients[rows]))
+
+
 def calibrate(model: api.Model, study: Study) -> tuple[Calibration, dict[str, tuple[float, float]]]:
     """The calibration of a model on a study of its scores, and the errors of each label.
 
@@ -66,10 +72,12 @@ def calibrate(model: api.Model, study: Study) -> tuple[Calibration, dict[str, tu
     columns = {
         name: column
         for column, name in enumerate(study.label_names)
-        if not detection.missing_reason(study, column)
+        if not detection.missing_reason(study, column) and _patients(study, column) > 1
     }
     if not columns:
-        raise InputError("--scores: no label of which some volumes have it and some have not")
+        raise InputError(
+            "--scores: no label of which some volumes have it and some have not, of two patients"
+        )
     fitted_on = f"{len(study.names)} volumes of {source.get('shards')}, {source.get('split')}"
     curves = {name: fit(study, column) for name, column in columns.items()}
     found = {name: errors(study, column) for name, column in columns.items()}

@@ -89,7 +89,8 @@ class Detector:
         """Of what `Model.evidence` returns, also what each patch adds to the logit of each finding.
 
         Where they are exact, their sum and the bias are the logit; of a model with a reference,
-        their sum is the logit less that of the reference.
+        their sum is the logit less that of the reference, of which a classifier then reads the
+        numbers that it reads of the volume.
         """
         latents, contributions = self.model.explain(
             evidence, self.kernel, positive=self.positive, batch_size=batch_size

@@ -18,10 +18,11 @@ from ctclip_jax.case_search import Entry, Searcher, Store, adding
 from ctclip_jax.demo.analysis import Analyses
 from ctclip_jax.demo.server import Page
 from ctclip_jax.evaluators.latents import fingerprint
+from ctclip_jax.export_folder import save_export
 from ctclip_jax.models.ct_clip import CTCLIP
 from ctclip_jax.reporting import pictures
 from data_pipelines.reports import LABELS, PROMPTS
-from data_pipelines.tokenizers import load_tokenizer, train_sentencepiece
+from data_pipelines.tokenizers import train_sentencepiece
 from data_pipelines.volumes import STEPS_PER_HU
 from tests.tiny_run import tiny_config
 
@@ -30,21 +31,27 @@ MOST_BYTES = 4 << 20
 
 @dataclasses.dataclass(frozen=True)
 class Served:
-    """Where the page is, its model's findings, and the folder of its uploads."""
+    """Where the page is, its scans, and the folder of its uploads."""
 
     address: str
-    finder: detector.Detector
+    analyses: Analyses
     folder: Path
 
+    @property
+    def finder(self) -> detector.Detector:
+        return self.analyses.finder
 
-def make_finder(folder: Path) -> detector.Detector:
-    """The findings of a tiny model of random weights."""
+
+def make_export(folder: Path) -> Path:
+    """An export of a tiny model of random weights, in `folder`."""
+    tokenizer, export = folder / "tokenizer.model", folder / "export"
     texts = [prompt.format(label) for label in LABELS for prompt in PROMPTS]
-    train_sentencepiece(texts, folder / "tokenizer.model", 100)
+    train_sentencepiece(texts, tokenizer, 100)
     config = dataclasses.replace(tiny_config(folder).model, init_temperature=4.0)
     variables = jax.jit(CTCLIP(config).init)(jax.random.key(0))
-    tokenizer = load_tokenizer(folder / "tokenizer.model")
-    return detector.by_prompts(ctclip_jax.Model(config, variables, tokenizer=tokenizer))
+    described = {"model": dataclasses.asdict(config), "max_length": 24, "report": "joined"}
+    save_export(export, variables, config=described, tokenizer=tokenizer)
+    return export
 
 
 def make_store(folder: Path, finder: detector.Detector, scans: list[Path]) -> Store:
@@ -69,7 +76,7 @@ def make_store(folder: Path, finder: detector.Detector, scans: list[Path]) -> St
 @contextlib.contextmanager
 def served(folder: Path, scans: list[Path]) -> Iterator[Served]:
     """The page on a free port of this machine."""
-    finder, uploads = make_finder(folder), folder / "uploads"
+    finder, uploads = detector.by_prompts(ctclip_jax.load(make_export(folder))), folder / "uploads"
     uploads.mkdir()
     searcher = Searcher(make_store(folder / "store", finder, scans))
     analyses = Analyses(finder, most_bytes=MOST_BYTES, keep_uploads=False)
@@ -82,7 +89,8 @@ def served(folder: Path, scans: list[Path]) -> Iterator[Served]:
     while not server.started:
         time.sleep(0.01)
     try:
-        yield Served(f"http://127.0.0.1:{listening.getsockname()[1]}", finder, uploads)
+        yield Served(f"http://127.0.0.1:{listening.getsockname()[1]}", analyses, uploads)
     finally:
         server.should_exit = True
         thread.join()
+        analyses.close()

@@ -96,7 +96,8 @@ def test_another_tower_gets_gradient_times_input(tiny):
     np.testing.assert_allclose(found[:, :, 1, 0, 1], slope, atol=TOLERANCE)
 
 
-def test_against_a_reference_the_logit_of_the_mean_is_taken_away(ct_clip):
+@pytest.mark.parametrize("positive", [False, True])
+def test_against_a_reference_the_logit_of_the_mean_is_taken_away(ct_clip, positive):
     model, variables, image = ct_clip
     kernel = drawn_kernel(model)
     tokens = attribution.evidence(model, variables, image)
@@ -106,7 +107,10 @@ def test_against_a_reference_the_logit_of_the_mean_is_taken_away(ct_clip):
     of_units = pooled(units, model.config.image.head) @ projection
     np.testing.assert_allclose(of_units, latents, atol=1e-6)
     reference = units[:1].mean(axis=0)
-    _, found = attribution.contributions(model, variables, tokens, kernel, reference)
-    expected = (latents - latents[:1]) @ kernel
+    _, found = attribution.contributions(
+        model, variables, tokens, kernel, reference, positive=positive
+    )
+    read = latents > 0 if positive else np.ones_like(latents)
+    expected = read * (latents - latents[:1]) @ kernel
     np.testing.assert_allclose(found.sum((2, 3, 4)), expected, atol=TOLERANCE)
     np.testing.assert_allclose(found[0], 0, atol=1e-6)

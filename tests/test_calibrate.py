@@ -60,6 +60,18 @@ def test_it_gives_what_scores_are_worth(model, study):
     assert before > 0.2 and after < 0.08
 
 
+def test_a_label_known_of_one_patient_is_left_out(model, study):
+    labels = study.labels.copy()
+    labels[:, 1] = -1
+    labels[:2, 1] = 0, 1
+    two = dataclasses.replace(study, labels=labels)
+    assert list(calibrate.calibrate(model, two)[0].curves) == list(LABELS[:2])
+    patients = study.patients.copy()
+    patients[1] = patients[0]
+    one = dataclasses.replace(two, patients=patients)
+    assert list(calibrate.calibrate(model, one)[0].curves) == [LABELS[0]]
+
+
 def test_scores_of_another_model_are_refused(model, study):
     other = dataclasses.replace(study, source={**study.source, "model_sha256": "0"})
     with pytest.raises(InputError, match="not of this model"):

@@ -1,8 +1,10 @@
 """The page's server: what goes up, what comes back, and what it refuses."""
 
+import argparse
 import http.client
 import io
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -17,11 +19,11 @@ from dicom_series import chest_slices
 from dicom_series import write as write_dicom
 
 from ctclip_jax.demo import uploads
-from ctclip_jax.demo.analysis import KEPT
+from ctclip_jax.demo.analysis import KEPT, WAITING
 from data_pipelines.errors import InputError
 from data_pipelines.sources.phantoms.samples import write_samples
 from data_pipelines.volumes import STEPS_PER_HU
-from tests.demo_server import MOST_BYTES, served
+from tests.demo_server import MOST_BYTES, make_export, served
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +47,7 @@ def ask(page, path, body=None, *, method=None, headers=()):
     except urllib.error.HTTPError as error:
         status, content, kind = error.code, error.read(), error.headers
     assert "default-src 'self'" in kind["content-security-policy"]
+    assert kind["cross-origin-resource-policy"] == "same-origin"  # no picture in another's page
     return status, json.loads(content) if "json" in kind.get("content-type", "") else content
 
 
@@ -98,8 +101,9 @@ def test_a_finding_in_ones_own_words(page, scan):
     status, mapped = ask(page, f"/api/scans/{scan['id']}/map?finding={quote(found['name'])}")
     logit = np.log(found["probability"] / (1 - found["probability"]))
     assert status == 200 and mapped["sum"] == pytest.approx(logit, abs=1e-3)
-    for wrong in (b"", b"[]", b'{"finding": 3}', b'{"finding": " "}', b'{"finding": "."}'):
-        assert ask(page, path, wrong, method="POST")[0] == 400
+    for wrong in (b"", b"[" * 3900, b"3", b'" "', b'"."', b'"\\ud800"'):
+        assert ask(page, path, b'{"finding": ' + wrong + b"}", method="POST")[0] == 400
+    assert ask(page, path, b"[]", method="POST")[0] == 400
     assert ask(page, path, b"x" * 5000)[0] == 413
 
 
@@ -171,7 +175,8 @@ def test_it_answers_to_its_own_page_alone(page):
     assert ask(page, "/")[0] == 200
     assert ask(page, "/", headers={"Host": "evil.example:80"})[0] == 403
     assert ask(page, "/api/about", headers={"Origin": "http://evil.example"})[0] == 403
-    assert ask(page, "/api/about", headers={"Origin": page.address})[0] == 200
+    status, about = ask(page, "/api/about", headers={"Origin": page.address})
+    assert status == 200 and not about["keeps_uploads"]
     assert page.address.startswith("http://127.0.0.1:")
 
 
@@ -196,6 +201,33 @@ def test_what_was_half_sent_is_not_left(tmp_path):
     assert not list(tmp_path.iterdir())
     with pytest.raises(InputError, match="a zip holds a DICOM series"):
         uploads.suffix_of("x.txt")
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory):
+    return make_export(tmp_path_factory.mktemp("export"))
+
+
+@pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT])
+def test_the_end_of_the_program_leaves_no_upload(export, scans, tmp_path, asked):
+    command = [sys.executable, "-m", "ctclip_jax.demo", f"--checkpoint={export}", "--port=0"]
+    process = subprocess.Popen(
+        [*command, f"--folder={tmp_path / 'uploads'}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        page = argparse.Namespace(address=process.stdout.readline().split()[0])
+        for _ in range(WAITING):  # the first of them compiles; the others wait for it
+            ask(page, "/api/scans?name=x.nii.gz", scans[0].read_bytes())
+        assert len(list((tmp_path / "uploads").iterdir())) >= WAITING - 1
+        process.send_signal(asked)
+        _, told = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert (process.returncode, told) == (0, "")
+    assert not list((tmp_path / "uploads").iterdir())
 
 
 @pytest.mark.parametrize(

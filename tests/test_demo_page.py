@@ -72,6 +72,7 @@ def test_a_visit(browser, page, scans):
     browser.get(page.address)
     wait(browser, lambda b: "Drop a chest CT" in find(b, "#empty").text)
     assert "Not a medical device" in find(browser, "header").text
+    assert "is deleted when it has been read" in find(browser, "#empty").text
 
     # a bad scan is a line, and a good one can follow it
     bad = scans[0].parent / "bad.nii"
@@ -142,3 +143,22 @@ def test_a_visit(browser, page, scans):
     assert not list(page.folder.iterdir())
     told = [line for line in browser.get_log("browser") if line["level"] == "SEVERE"]
     assert told == []
+
+
+def test_of_two_scans_the_later_is_shown(browser, page, scans):
+    browser.get(page.address)
+    wait(browser, lambda b: "Drop a chest CT" in find(b, "#empty").text)
+    browser.execute_script(
+        "window.names = []; const name = document.getElementById('name');"
+        "new MutationObserver(() => names.push(name.textContent)).observe(name, {childList: true})"
+    )
+    for scan in scans[:2]:
+        find(browser, "#file").send_keys(str(scan))
+    wait(browser, lambda b: find(b, "#name").text == scans[1].name)
+    assert browser.execute_script("return names") == [scans[1].name]
+
+
+def test_a_page_that_keeps_uploads_says_so(browser, page, monkeypatch):
+    monkeypatch.setattr(page.analyses, "keep_uploads", True)
+    browser.get(page.address)
+    wait(browser, lambda b: "It stays on this machine." in find(b, "#empty").text)

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -179,6 +181,19 @@ def test_names_tell_paths_apart():
     assert scans.names_of([Path("a/x.nii"), Path("b/x.nii")]) == ["a_x.nii", "b_x.nii"]
     with pytest.raises(InputError, match="told apart"):
         scans.names_of([Path("/a_b/x"), Path("/a/b_x"), Path("/a/b/x"), Path("/a/b/x")])
+
+
+def test_names_of_files_that_are_no_text_can_be_written(export, samples, tmp_path):
+    """A German scanner's Latin-1 name, on a disk of UTF-8."""
+    scan = os.fsencode(tmp_path) + b"/M\xfcller.nii.gz"
+    shutil.copy(os.fsencode(samples / "sample_1.nii.gz"), scan)
+    out = tmp_path / "out"
+    done = run(f"{tmp_path}/*.nii.gz", f"--checkpoint={export}", f"--out={out}", "--heatmaps=1")
+    assert done.returncode == 0, done.stderr
+    with (out / "scores.csv").open() as file:
+        (name,) = [row["VolumeName"] for row in csv.DictReader(file)]
+    assert name == r"M\udcfcller.nii.gz"
+    assert len(list((out / predict.file_name(name)).iterdir())) == 3
 
 
 def test_scans_are_read_in_order_and_few_at_a_time():

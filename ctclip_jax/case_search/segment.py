@@ -126,7 +126,7 @@ def write_segment(
 def _line(entry: Entry) -> bytes:
     told = {name: getattr(entry, name) for name in _TEXTS}
     text = json.dumps({**told, "strata": dict(entry.strata)}, ensure_ascii=False)
-    return text.encode("utf-8", "backslashreplace") + b"\n"
+    return text.encode("utf-8", "replace") + b"\n"
 
 
 def _starts(parts: Sequence[bytes]) -> np.ndarray:

@@ -6,6 +6,7 @@ a medical device.
 """
 
 import contextlib
+import signal
 import socket
 import sys
 import tempfile
@@ -63,6 +64,7 @@ def listen(port: int) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((HOST, port))
+        listening.listen()  # it answers as soon as its address is printed
     except OSError as error:
         raise InputError(f"--port={port}: {error.strerror}; try another") from error
     return listening
@@ -99,8 +101,14 @@ def main(argv: Sequence[str]) -> None:
     finder = detector.by_classifier(model) if classifier else detector.by_prompts(model)
     searcher, most_bytes = open_searcher(values.store, model), values.max_upload_mb << 20
     address = f"http://{HOST}:{listening.getsockname()[1]}"
-    with upload_folder(values.folder) as folder:
-        analyses = Analyses(finder, most_bytes=most_bytes, keep_uploads=values.keep_uploads)
+    analyses = Analyses(finder, most_bytes=most_bytes, keep_uploads=values.keep_uploads)
+    # uvicorn ends by the signal that stopped it: uploads are deleted first.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    with (
+        upload_folder(values.folder) as folder,
+        contextlib.closing(analyses),
+        contextlib.suppress(KeyboardInterrupt),
+    ):
         page = Page(analyses, folder, most_bytes=most_bytes, searcher=searcher)
         print(f"{address}  (Ctrl-C ends it; research software, not a medical device)", flush=True)
         if values.open_browser and sys.stdout.isatty():

@@ -51,7 +51,8 @@ class Analyses:
 
     def __init__(self, finder: Detector, *, most_bytes: int, keep_uploads: bool):
         self.finder = finder
-        self._most_bytes, self._keep = most_bytes, keep_uploads
+        self.keep_uploads, self._most_bytes = keep_uploads, most_bytes
+        self._uploads: set[Path] = set()  # that have not been read
         self._kept: OrderedDict[str, Analysis] = OrderedDict()
         self._lock = threading.Lock()
         self._worker = ThreadPoolExecutor(1)
@@ -65,10 +66,17 @@ class Analyses:
                 raise Busy("too many scans are waiting; try again in a minute")
             analysis = Analysis(secrets.token_hex(8), name)
             self._kept[analysis.id] = analysis
+            self._uploads.add(path)
             while len(self._kept) > max(KEPT, waiting + 1):
                 self._kept.popitem(last=False)
         self._worker.submit(self._analyze, analysis, path)
         return analysis
+
+    def close(self) -> None:
+        """Waits for the scan that is being read, and deletes those that wait."""
+        self._worker.shutdown(cancel_futures=True)
+        for path in self._uploads.copy():
+            self._forget(path)
 
     def find(self, id: str) -> Analysis:
         """Raises InputError if it is not kept any more."""
@@ -134,8 +142,10 @@ class Analyses:
             analysis.findings[name] = (probability, worth, contributions[0, column])
 
     def _forget(self, path: Path) -> None:
-        if not self._keep:
+        if not self.keep_uploads:
             uploads.forget(path)
+        with self._lock:
+            self._uploads.discard(path)
 
 
 def hu(volume: np.ndarray) -> bytes:

@@ -26,6 +26,7 @@ LONGEST_QUERY = 4000  # bytes of a request in words
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; "
     "base-uri 'none'; form-action 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
@@ -70,6 +71,7 @@ class Page:
                 "calibrated_on": finder.calibration.fitted_on if finder.calibration else None,
                 "cases": len(self.searcher.store) if self.searcher else 0,
                 "can_ask": not finder.positive,
+                "keeps_uploads": self.analyses.keep_uploads,
                 "most_bytes": self.most_bytes,
                 "suffixes": uploads.SUFFIXES,
             }
@@ -156,7 +158,7 @@ def guarded(endpoint: Endpoint) -> Endpoint:
         origin = request.headers.get("origin")
         if host.rpartition(":")[0] not in LOCAL and host not in LOCAL:
             return JSONResponse({"error": "this page is of its own machine alone"}, 403)
-        if origin is not None and origin != f"http://{host}":
+        if origin not in (None, f"http://{host}"):
             return JSONResponse({"error": "asked by another page"}, 403)
         try:
             return await endpoint(request)
@@ -192,9 +194,10 @@ async def _words(request: Request, name: str) -> str:
             raise uploads.TooLarge(f"more than {LONGEST_QUERY} bytes of words")
     try:
         words = json.loads(body)[name]
-    except (ValueError, KeyError, TypeError) as error:
+        words.encode()  # not every string of JSON is text
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise InputError(f"wanted JSON with {name}") from error
-    if not isinstance(words, str) or not words.strip():
+    if not words.strip():
         raise InputError(f"wanted words in {name}")
     return words
 

@@ -8,7 +8,9 @@ const $ = (id) => document.getElementById(id);
 const about = await ask("/api/about");
 const viewer = new Viewer(hovered);
 let scan = null, chosen = null;
+let opened = 0, asked = 0; // what comes late, for an earlier scan or question, is not shown
 
+$("forgets").hidden = about.keeps_uploads;
 $("ask").hidden = !about.can_ask;
 $("note").textContent =
   (about.label_informed ? "Trained with labels, not zero-shot. " : "Zero-shot: which of two sentences the scan is nearer to. ") +
@@ -45,25 +47,31 @@ async function open(file) {
   $("progress").hidden = false;
   status(`Sending ${file.name}`);
   const most = about.most_bytes / 2 ** 20;
-  if (scan) ask(`/api/scans/${scan.id}`, { method: "DELETE" }).catch(() => {});
+  const mine = ++opened;
+  if (scan) forget(scan.id);
   scan = chosen = null;
   try {
     if (file.size > about.most_bytes) throw new Error(`${file.name}: more than ${most} MiB; see --max_upload_mb`);
-    const { id } = await send(file);
-    show(await ready(id));
+    const { id } = await send(file, mine);
+    if (mine === opened) await ready(id, mine);
+    if (mine !== opened) forget(id);
   } catch (error) {
-    status(error.message, true);
+    if (mine === opened) status(error.message, true);
   } finally {
-    $("progress").hidden = true;
+    if (mine === opened) $("progress").hidden = true;
   }
 }
 
-function send(file) {
+function forget(id) {
+  ask(`/api/scans/${id}`, { method: "DELETE" }).catch(() => {});
+}
+
+function send(file, mine) {
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
     request.open("POST", `/api/scans?name=${encodeURIComponent(file.name)}`);
     request.responseType = "json";
-    request.upload.onprogress = (e) => { $("progress").value = e.loaded / e.total; };
+    request.upload.onprogress = (e) => { if (mine === opened) $("progress").value = e.loaded / e.total; };
     request.onload = () => (request.status === 201 ? resolve(request.response)
       : reject(new Error(request.response?.error || "The scan was not taken")));
     request.onerror = () => reject(new Error("The scan could not be sent"));
@@ -71,12 +79,13 @@ function send(file) {
   });
 }
 
-async function ready(id) {
+async function ready(id, mine) {
   $("progress").removeAttribute("value");
   for (;;) {
     const found = await ask(`/api/scans/${id}`);
+    if (mine !== opened) return;
     if (found.state === "failed") throw new Error(found.error);
-    if (found.state === "done") return found;
+    if (found.state === "done") return show(found, mine);
     status(STATES[found.state]);
     await new Promise((resolve) => setTimeout(resolve, POLL_MS));
   }
@@ -89,10 +98,12 @@ function status(text, failed = false) {
 
 // A scan ------------------------------------------------------------------------------------------
 
-async function show(found) {
+async function show(found, mine) {
   status("Fetching its slices");
   const response = await fetch(`/api/scans/${found.id}/volume`);
+  if (!response.ok) throw new Error((await response.json()).error);
   const volume = new Int16Array(await response.arrayBuffer());
+  if (mine !== opened) return;
   scan = found;
   status("");
   $("empty").hidden = true;
@@ -192,13 +203,16 @@ $("search").addEventListener("submit", (event) => {
   if (words) hits(`Cases for “${words}”`, say("/api/search", { text: words }));
 });
 
-async function hits(title, asked) {
+async function hits(title, answer) {
+  const mine = ++asked;
   $("cases-title").textContent = title;
+  let shown;
   try {
-    $("hits").replaceChildren(...(await asked).map(card));
+    shown = (await answer).map(card);
   } catch (error) {
-    $("hits").replaceChildren(element("li", error.message, "failed"));
+    shown = [element("li", error.message, "failed")];
   }
+  if (mine === asked) $("hits").replaceChildren(...shown);
 }
 
 function card(hit) {
