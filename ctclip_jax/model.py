@@ -1,22 +1,21 @@
 """A trained CT-CLIP at work: numpy arrays in, numpy arrays out."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 from etils import epath
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, Float32, Int, Num
 
 from ctclip_jax import attribution
 from ctclip_jax.calibration import Calibration
+from ctclip_jax.local_devices import LocalDevices, by_length
 from ctclip_jax.models.ct_clip import CTCLIP, CTCLIPConfig
 from ctclip_jax.reference_tokens import Reference
 from ctclip_jax.shapes import Variables
-from ctclip_jax.sharding import MeshConfig, make_mesh
 from ctclip_jax.trees import flatten
 from data_pipelines.errors import InputError
 from data_pipelines.preparation import Prepared, prepare_scan
@@ -24,8 +23,6 @@ from data_pipelines.reports import LABELS, PROMPTS, prompt_text
 from data_pipelines.sources.case import Case
 from data_pipelines.tokenizers import Tokenizer
 from data_pipelines.volumes import STEPS_PER_HU, Geometry
-
-TEXT_STEP = 16  # texts are cut to their length, rounded up to this, so that few shapes compile
 
 _encode_image = jax.jit(CTCLIP.encode_image, static_argnums=0)
 _encode_text = jax.jit(CTCLIP.encode_text, static_argnums=0)
@@ -82,9 +79,8 @@ class Model:
             raise InputError(f"a reference of {reference.unit_tokens.shape}, wanted {tokens}")
         self.calibration, self.reference = calibration, reference
         self.label_informed = label_informed or "classifier" in variables["params"]
-        mesh = make_mesh(MeshConfig(data=-1, fsdp=1), devices=jax.local_devices())
-        self.variables = jax.device_put(variables, NamedSharding(mesh, P()))
-        self._batch = NamedSharding(mesh, P("data"))
+        self._devices = LocalDevices()
+        self.variables = self._devices.replicate(variables)
 
     @property
     def geometry(self) -> Geometry:
@@ -195,32 +191,23 @@ class Model:
             text, attention_mask = self._tokenize(text)
         input_ids, mask = np.asarray(text, np.int32), np.asarray(attention_mask, np.int32)
         sizes = self.config.text
-        if input_ids.ndim != 2 or input_ids.shape != mask.shape:
+        if input_ids.ndim != 2 or not input_ids.size or input_ids.shape != mask.shape:
             raise InputError(
-                f"input_ids and attention_mask: expected one shape (n, length),"
+                f"input_ids and attention_mask: expected one shape (n, length), not empty,"
                 f" got {input_ids.shape} and {mask.shape}"
             )
-        if input_ids.size and not 0 <= input_ids.min() <= input_ids.max() < sizes.vocab_size:
+        if not 0 <= input_ids.min() <= input_ids.max() < sizes.vocab_size:
             raise InputError(f"input_ids: expected 0 to {sizes.vocab_size - 1}, got others")
         # Padding changes no latent, so texts of like length go together, without their padding.
-        longest = np.max(mask * np.arange(1, mask.shape[1] + 1, dtype=np.int32), axis=1, initial=1)
-        lengths = np.minimum(-(-longest // TEXT_STEP) * TEXT_STEP, input_ids.shape[1])
-        if lengths.max(initial=0) > sizes.max_positions:
-            raise InputError(
-                f"input_ids: {lengths.max()} tokens, the model takes {sizes.max_positions}"
-            )
-        order = np.argsort(lengths, kind="stable")
-        groups = np.split(order, np.flatnonzero(np.diff(lengths[order])) + 1)
-        latents = [
-            self._in_batches(
-                _encode_text,
-                input_ids[rows, : lengths[rows].max(initial=1)],
-                mask[rows, : lengths[rows].max(initial=1)],
-                batch_size=batch_size,
-            )
-            for rows in groups
-        ]
-        return np.concatenate(latents)[np.argsort(order)]
+        groups = by_length(mask)
+        longest = max(length for _, length in groups)
+        if longest > sizes.max_positions:
+            raise InputError(f"input_ids: {longest} tokens, the model takes {sizes.max_positions}")
+        latents = np.empty((len(mask), self.config.dim_latent), np.float32)
+        for rows, length in groups:
+            cut = input_ids[rows, :length], mask[rows, :length]
+            latents[rows] = self._in_batches(_encode_text, *cut, batch_size=batch_size)
+        return latents
 
     def detect(
         self,
@@ -276,18 +263,8 @@ class Model:
         return self.tokenizer(texts, self.max_length)
 
     def _in_batches(self, encode: Callable, *arrays: np.ndarray, batch_size: int):
-        rows, devices = len(arrays[0]), self._batch.mesh.size
-        if not rows:
-            raise InputError("nothing to encode: 0 rows")
-        size = -(-min(batch_size, rows) // devices) * devices
-        found = []
-        for start in range(0, rows, size):
-            batch = [_pad(array[start : start + size], size) for array in arrays]
-            encoded = encode(
-                CTCLIP(self.config), self.variables, *jax.device_put(batch, self._batch)
-            )
-            found.append(jax.tree.map(np.asarray, encoded))
-        return jax.tree.map(lambda *parts: np.concatenate(parts)[:rows], *found)
+        compute = functools.partial(encode, CTCLIP(self.config), self.variables)
+        return self._devices.in_batches(compute, *arrays, batch_size=batch_size)
 
 
 def classify(
@@ -318,11 +295,6 @@ def _check(variables: Variables, config: CTCLIPConfig) -> None:
     ]
     if problems:
         raise InputError(f"variables do not fit the model: {', '.join(problems)}")
-
-
-def _pad(array: np.ndarray, rows: int) -> np.ndarray:
-    widths = [(0, rows - len(array))] + [(0, 0)] * (array.ndim - 1)
-    return np.pad(array, widths) if len(array) < rows else array
 
 
 def _sigmoid(logits: Float[np.ndarray, "..."]) -> Float32[np.ndarray, "..."]:

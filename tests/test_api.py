@@ -142,6 +142,8 @@ def test_image_tower_alone_has_no_latents(state):
         (lambda m: m.encode_image(np.zeros((1, 20, 40, 40), np.uint8)), "int16, got uint8"),
         (lambda m: m.encode_image(np.zeros((0, 20, 40, 40))), "0 rows"),
         (lambda m: m.encode_text("one text"), "list of texts"),
+        (lambda m: m.encode_text([]), "not empty"),
+        (lambda m: m.encode_text(np.zeros((0, 9)), np.zeros((0, 9))), "not empty"),
         (lambda m: m.encode_text(np.full((1, 9), 100), np.ones((1, 9))), "0 to 99"),
         (lambda m: m.encode_text(np.ones((1, 65)), np.ones((1, 65))), "takes 64"),
         (lambda m: m.encode_text(np.ones((1, 9)), np.ones((1, 8))), "one shape"),
