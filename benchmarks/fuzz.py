@@ -27,9 +27,9 @@ from ctclip_jax.demo import uploads
 from ctclip_jax.demo.analysis import Analyses
 from data_pipelines.errors import InputError, run_main
 from data_pipelines.sources.phantoms.samples import write_samples
-from tests.demo_server import make_export
 from tests.dicom_series import chest_slices
 from tests.dicom_series import write as write_dicom
+from tests.tiny_run import write_tiny_export
 
 MINUTES = flags.DEFINE_float("minutes", 10.0, "How long.")
 SEED = flags.DEFINE_integer("seed", 0, "Of the damage.")
@@ -106,7 +106,7 @@ def main(argv: Sequence[str]) -> None:
         folder = Path(scratch)
         valid, inbox = seeds(folder), folder / "uploads"
         inbox.mkdir()
-        finder = detector.by_prompts(ctclip_jax.load(make_export(folder)))
+        finder = detector.by_prompts(ctclip_jax.load(write_tiny_export(folder)))
         analyses = Analyses(finder, most_bytes=MOST_BYTES, keep_uploads=False)
         elsewhere = {path for path in folder.iterdir()}
         end = time.monotonic() + 60 * MINUTES.value

@@ -19,6 +19,7 @@ from ctclip_jax.calibration import Calibration, Curve
 from ctclip_jax.evaluators import detection, files
 from ctclip_jax.evaluators.latents import fingerprint
 from ctclip_jax.evaluators.study import Study
+from ctclip_jax.export_folder import require_export
 from ctclip_jax.metrics import bootstrap
 from ctclip_jax.metrics.calibration import expected_calibration_error, fit_isotonic, reliability
 from data_pipelines.errors import InputError, run_main
@@ -95,9 +96,7 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise InputError(f"unexpected argument {argv[1]!r}")
     logging.set_verbosity(logging.ERROR)  # orbax warns of what is not wanted of a checkpoint
-    folder = Path(flags.FLAGS.model)
-    if not (folder / "config.json").exists():
-        raise InputError(f"{folder}: no export; `main.py --export` and ctclip_jax.convert make one")
+    folder = require_export(flags.FLAGS.model)
     found, label_errors = calibrate(api.load(folder), files.read_scores(Path(flags.FLAGS.scores)))
     calibration.write(folder, found)
     for name, (before, after) in label_errors.items():

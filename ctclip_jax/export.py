@@ -173,7 +173,7 @@ def define_flags() -> None:
     flags.DEFINE_string("model", None, "Any path that ctclip_jax.load opens.", required=True)
     flags.DEFINE_string("tokenizer", None, "Its vocab.txt or *.model, if not in the export.")
     flags.DEFINE_string("out", None, "Folder to write.", required=True)
-    flags.DEFINE_list("platforms", PLATFORMS, "What the programs run on.")
+    flags.DEFINE_list("platforms", list(PLATFORMS), "What the programs run on.")
 
 
 def main(argv: Sequence[str]) -> None:

@@ -87,6 +87,19 @@ def find_export(path: Path) -> Path:
     return path / "export" if (path / "export").is_dir() else _newest(path)
 
 
+def require_export(path: Path) -> Path:
+    """The export at `path`, or of a run's WORKDIR, to which something is to be added.
+
+    Raises:
+      InputError: there is none.
+    """
+    path = Path(path)
+    folder = path / "export" if (path / "checkpoints").is_dir() else path
+    if not (folder / "variables").is_dir():
+        raise InputError(f"{folder}: no export; `main.py --export` and ctclip_jax.convert make one")
+    return folder
+
+
 def reads_labels(path: Path) -> bool:
     """Whether the weights at any path that `ctclip_jax.load` opens have read labels, as it says."""
     if not path.is_dir():

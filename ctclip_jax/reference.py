@@ -8,7 +8,6 @@ without, are enough. It is for towers with a codebook, whose contributions are e
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from absl import flags, logging
@@ -16,6 +15,7 @@ from tqdm import tqdm
 
 from ctclip_jax import api, attribution, reference_tokens
 from ctclip_jax.config import check_volumes
+from ctclip_jax.export_folder import require_export
 from ctclip_jax.model import Model
 from ctclip_jax.models.ct_clip import CTCLIP
 from ctclip_jax.reference_tokens import Reference
@@ -61,9 +61,7 @@ def main(argv: Sequence[str]) -> None:
         raise InputError(f"unexpected argument {argv[1]!r}")
     logging.set_verbosity(logging.ERROR)  # orbax warns of what is not wanted of a checkpoint
     values = flags.FLAGS
-    folder = Path(values.model)
-    if not (folder / "config.json").exists():
-        raise InputError(f"{folder}: no export; `main.py --export` and ctclip_jax.convert make one")
+    folder = require_export(values.model)
     found = mean_of(
         api.load(folder),
         values.shards,

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
 import numpy as np
 import uvicorn
 
@@ -18,13 +17,9 @@ from ctclip_jax.case_search import Entry, Searcher, Store, adding
 from ctclip_jax.demo.analysis import Analyses
 from ctclip_jax.demo.server import Page
 from ctclip_jax.evaluators.latents import fingerprint
-from ctclip_jax.export_folder import save_export
-from ctclip_jax.models.ct_clip import CTCLIP
 from ctclip_jax.reporting import pictures
-from data_pipelines.reports import LABELS, PROMPTS
-from data_pipelines.tokenizers import train_sentencepiece
 from data_pipelines.volumes import STEPS_PER_HU
-from tests.tiny_run import tiny_config
+from tests.tiny_run import write_tiny_export
 
 MOST_BYTES = 4 << 20
 
@@ -40,18 +35,6 @@ class Served:
     @property
     def finder(self) -> detector.Detector:
         return self.analyses.finder
-
-
-def make_export(folder: Path) -> Path:
-    """An export of a tiny model of random weights, in `folder`."""
-    tokenizer, export = folder / "tokenizer.model", folder / "export"
-    texts = [prompt.format(label) for label in LABELS for prompt in PROMPTS]
-    train_sentencepiece(texts, tokenizer, 100)
-    config = dataclasses.replace(tiny_config(folder).model, init_temperature=4.0)
-    variables = jax.jit(CTCLIP(config).init)(jax.random.key(0))
-    described = {"model": dataclasses.asdict(config), "max_length": 24, "report": "joined"}
-    save_export(export, variables, config=described, tokenizer=tokenizer)
-    return export
 
 
 def make_store(folder: Path, finder: detector.Detector, scans: list[Path]) -> Store:
@@ -76,7 +59,8 @@ def make_store(folder: Path, finder: detector.Detector, scans: list[Path]) -> St
 @contextlib.contextmanager
 def served(folder: Path, scans: list[Path]) -> Iterator[Served]:
     """The page on a free port of this machine."""
-    finder, uploads = detector.by_prompts(ctclip_jax.load(make_export(folder))), folder / "uploads"
+    model = ctclip_jax.load(write_tiny_export(folder, init_temperature=4.0))
+    finder, uploads = detector.by_prompts(model), folder / "uploads"
     uploads.mkdir()
     searcher = Searcher(make_store(folder / "store", finder, scans))
     analyses = Analyses(finder, most_bytes=MOST_BYTES, keep_uploads=False)

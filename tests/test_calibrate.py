@@ -1,27 +1,36 @@
 """A model's calibration: fitted on its own scores, kept in its export, judged on other patients."""
 
 import dataclasses
+import subprocess
+import sys
 
-import jax
 import numpy as np
 import pytest
 
 import ctclip_jax
 from ctclip_jax import calibrate
+from ctclip_jax.evaluators import files
 from ctclip_jax.evaluators.latents import fingerprint
 from ctclip_jax.evaluators.study import Study
-from ctclip_jax.models.ct_clip import CTCLIP
 from data_pipelines.errors import InputError
 from data_pipelines.reports import LABELS
-from tests.tiny_run import tiny_config
+from tests.tiny_run import write_tiny_export
 
 VOLUMES = 600
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    config = tiny_config(tmp_path_factory.mktemp("nothing")).model
-    return ctclip_jax.Model(config, jax.jit(CTCLIP(config).init)(jax.random.key(0)))
+def workdir(tmp_path_factory):
+    """Of a run that has ended: its checkpoints and its export."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "checkpoints").mkdir()
+    write_tiny_export(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(workdir):
+    return ctclip_jax.load(workdir)
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +67,19 @@ def test_it_gives_what_scores_are_worth(model, study):
     np.testing.assert_allclose(worth, given / 2, atol=0.12)
     before, after = errors[LABELS[0]]
     assert before > 0.2 and after < 0.08
+
+
+def test_the_program(workdir, model, study, tmp_path):
+    """The workdir of a run stands for its export."""
+    files.write_study(tmp_path, study)
+    found, _ = calibrate.calibrate(model, study)
+    command = [sys.executable, "-m", "ctclip_jax.calibrate", f"--scores={tmp_path}"]
+    done = subprocess.run([*command, f"--model={workdir}"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"{workdir / 'export' / 'calibration.json'}: 1 labels" in done.stdout
+    assert ctclip_jax.load(workdir).calibration == found
+    done = subprocess.run([*command, f"--model={tmp_path}"], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith(f"error: {tmp_path}: no export; ")
 
 
 def test_a_label_known_of_one_patient_is_left_out(model, study):

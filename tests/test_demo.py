@@ -23,7 +23,8 @@ from ctclip_jax.demo.analysis import KEPT, WAITING
 from data_pipelines.errors import InputError
 from data_pipelines.sources.phantoms.samples import write_samples
 from data_pipelines.volumes import STEPS_PER_HU
-from tests.demo_server import MOST_BYTES, make_export, served
+from tests.demo_server import MOST_BYTES, served
+from tests.tiny_run import write_tiny_export
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +206,7 @@ def test_what_was_half_sent_is_not_left(tmp_path):
 
 @pytest.fixture(scope="module")
 def export(tmp_path_factory):
-    return make_export(tmp_path_factory.mktemp("export"))
+    return write_tiny_export(tmp_path_factory.mktemp("run"))
 
 
 @pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT])

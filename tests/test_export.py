@@ -1,6 +1,5 @@
 """The exported programs give the model's numbers where the model is not installed."""
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -15,12 +14,10 @@ import ctclip_jax
 from configs import vit
 from ctclip_jax import export
 from ctclip_jax.config import TrainConfig, from_dict
-from ctclip_jax.models.ct_clip import CTCLIP
 from data_pipelines.errors import InputError
 from data_pipelines.files import sha256
-from data_pipelines.reports import LABELS, PROMPTS
-from data_pipelines.tokenizers import load_tokenizer, train_sentencepiece
-from tests.tiny_run import tiny_config
+from data_pipelines.reports import LABELS
+from tests.tiny_run import write_tiny_export
 
 EXAMPLE = Path(__file__).parents[1] / "docs" / "serving_example.py"
 ALONE = """
@@ -32,19 +29,14 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def make_model(folder, **changes):
-    texts = [prompt.format(label) for label in LABELS for prompt in PROMPTS]
-    train_sentencepiece(texts, folder / "tokenizer.model", 100)
-    config = dataclasses.replace(tiny_config(folder).model, **changes)
-    variables = jax.jit(CTCLIP(config).init)(jax.random.key(0))
-    return ctclip_jax.Model(
-        config, variables, tokenizer=load_tokenizer(folder / "tokenizer.model"), max_length=24
-    )
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    return write_tiny_export(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return make_model(tmp_path_factory.mktemp("model"))
+def model(saved):
+    return ctclip_jax.load(saved)
 
 
 @pytest.fixture(scope="module")
@@ -92,10 +84,23 @@ def test_what_is_written_is_described(model, served):
     assert (served / export.IMAGE).stat().st_size < 200_000, "weights went into the program"
 
 
+def test_the_program(saved, served, tmp_path):
+    command = [sys.executable, "-m", "ctclip_jax.export", f"--model={saved}"]
+    done = subprocess.run(
+        [*command, f"--out={tmp_path / 'DIR'}"], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "MiB for cpu, cuda, tpu; see" in done.stdout
+    assert {path.name for path in (tmp_path / "DIR").iterdir()} == {
+        path.name for path in served.iterdir()
+    }
+    assert (tmp_path / "DIR" / export.WEIGHTS).stat().st_mode & 0o777 == 0o644
+
+
 def test_a_classifier_and_another_tower(tmp_path):
     """What LiPro and the ViT need: the positive part, and no codebook."""
     image = from_dict(TrainConfig, vit.get_config("smoke").to_dict()).model.image
-    model = make_model(tmp_path, image=image, labels=len(LABELS))
+    model = ctclip_jax.load(write_tiny_export(tmp_path, image=image, labels=len(LABELS)))
     out = tmp_path / "DIR"
     export.write(model, out, platforms=["cpu"])
     volumes = volumes_of(model, 2)

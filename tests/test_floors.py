@@ -28,7 +28,8 @@ FLOORS = [  # top first; the rooms of one floor do not import each other
     "ctclip_jax.api ctclip_jax.train_step",
     "ctclip_jax.model",
     "ctclip_jax.export_folder",
-    "ctclip_jax.calibration ctclip_jax.reference_tokens ctclip_jax.attribution",
+    "ctclip_jax.calibration ctclip_jax.reference_tokens ctclip_jax.attribution "
+    "ctclip_jax.local_devices",
     "ctclip_jax.torch_weights ctclip_jax.checkpoints ctclip_jax.gradient_cache ctclip_jax.flops",
     "ctclip_jax.config ctclip_jax.objective",
     "ctclip_jax.models.ct_clip ctclip_jax.losses ctclip_jax.metrics ctclip_jax.sharding "

@@ -2,6 +2,8 @@
 
 import csv
 import dataclasses
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -17,7 +19,7 @@ from data_pipelines.errors import InputError
 from data_pipelines.reports import LABELS, report_text
 from data_pipelines.tokenizers import load_tokenizer
 from tests.records import make_record, settings
-from tests.tiny_run import tiny_config, write_tiny_shards
+from tests.tiny_run import tiny_config, write_tiny_export, write_tiny_shards
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +94,21 @@ def test_a_volume_without_a_report_gets_no_labels(model, tmp_path):
     for name in ("scores.csv", "predicted.csv"):
         table = pd.read_csv(tmp_path / "out" / name, index_col="VolumeName")
         assert tuple(table.columns) == LABELS and list(table.index) == ["a.nii.gz"]
+
+
+def test_the_program(folder, tmp_path):
+    export = write_tiny_export(tmp_path, report_labels=len(LABELS))
+    command = [sys.executable, "-m", "ctclip_jax.label_reports", f"--model={export}"]
+    command += [f"--shards={folder}", "--split=train", f"--out={tmp_path / 'out'}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"24 reports: {tmp_path / 'out' / 'predicted.csv'}" in done.stdout
+    table = pd.read_csv(tmp_path / "out" / "scores.csv", index_col="VolumeName")
+    rows = {row["volume_name"]: row for row in shards.read_reports(folder, "train")}
+    texts = [report_text(rows[n]["findings"], rows[n]["impressions"]) for n in table.index]
+    np.testing.assert_allclose(table, ctclip_jax.load(export).label_reports(texts), atol=1e-5)
+    done = subprocess.run([*command, "--reports=x.csv"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "error: give --reports or --shards\n")
 
 
 def test_what_cannot_be_labeled_is_one_line(model, tmp_path):

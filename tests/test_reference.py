@@ -1,6 +1,8 @@
 """The average scan of a model: computed from shards, kept in an export, read with it."""
 
 import dataclasses
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -16,7 +18,7 @@ from ctclip_jax.reference_tokens import Reference
 from data_pipelines import shards
 from data_pipelines.errors import InputError
 from data_pipelines.tokenizers import load_tokenizer
-from tests.tiny_run import tiny_config, write_tiny_shards
+from tests.tiny_run import tiny_config, write_tiny_export, write_tiny_shards
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +44,19 @@ def test_maps_add_up_to_the_logit_less_the_mean_one(folder):
     _, maps = finder.explain(model.evidence(volumes))
     np.testing.assert_allclose(maps.sum((2, 3, 4)), logits - logits.mean(axis=0), atol=1e-4)
     assert model.explained_by == f"exact contributions, against the mean of {found.of}"
+
+
+def test_the_program(folder, tmp_path):
+    export = write_tiny_export(tmp_path)
+    command = [sys.executable, "-m", "ctclip_jax.reference", f"--model={export}"]
+    done = subprocess.run(
+        [*command, f"--shards={folder}", "--volumes=3"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"{export / 'reference.npz'}: the mean of 3 volumes of {folder}, train" in done.stdout
+    model = ctclip_jax.load(export)
+    expected = mean_of(model, str(folder), "train", volumes=3, batch_size=1)
+    np.testing.assert_allclose(model.reference.unit_tokens, expected.unit_tokens, atol=1e-6)
 
 
 def test_it_is_read_back(tmp_path):

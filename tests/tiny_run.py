@@ -1,13 +1,17 @@
-"""What a training run of a second needs: shards of noise and a config of the smallest size."""
+"""What a training run of a second needs, and an export of it: all of the smallest size."""
 
+import dataclasses
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from configs import phantoms
 from ctclip_jax.config import TrainConfig, from_dict
+from ctclip_jax.export_folder import save_export
+from ctclip_jax.models.ct_clip import CTCLIP
 from data_pipelines import shards
-from data_pipelines.reports import LABELS
+from data_pipelines.reports import LABELS, PROMPTS
 from data_pipelines.tokenizers import train_sentencepiece
 from tests.records import make_record, settings
 
@@ -26,6 +30,18 @@ def write_tiny_shards(
     texts = [record[part] for record in records for part in ("findings", "impressions")]
     train_sentencepiece(texts, folder / "tokenizer.model", VOCABULARY)
     return folder
+
+
+def write_tiny_export(folder: Path, **changes) -> Path:
+    """FOLDER/export of the smallest model, its fields changed, with random weights."""
+    tokenizer, export = folder / "tokenizer.model", folder / "export"
+    texts = [prompt.format(label) for label in LABELS for prompt in PROMPTS]
+    train_sentencepiece(texts, tokenizer, VOCABULARY)
+    config = dataclasses.replace(tiny_config(folder).model, **changes)
+    variables = jax.jit(CTCLIP(config).init)(jax.random.key(0))
+    described = {"model": dataclasses.asdict(config), "max_length": 24, "report": "joined"}
+    save_export(export, variables, config=described, tokenizer=tokenizer)
+    return export
 
 
 def tiny_config(folder: Path, **changes) -> TrainConfig:

@@ -55,6 +55,7 @@ def write_tensors(
     if path.suffix == ".safetensors":
         metadata = {LABEL_INFORMED: "true"} if label_informed else None
         safetensors.numpy.save_file(contiguous, path, metadata=metadata)
+        path.chmod(0o644)  # safetensors leaves it to its owner alone
     elif path.suffix in TORCH_ENDINGS:
         torch = _import_torch(path)
         torch.save({key: torch.from_numpy(value) for key, value in contiguous.items()}, path)
