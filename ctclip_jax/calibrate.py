@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from absl import flags, logging
+from absl import flags
 
 from ctclip_jax import api, calibration
 from ctclip_jax.calibration import Calibration, Curve
@@ -95,7 +95,6 @@ def main(argv: Sequence[str]) -> None:
     """Calibrates what the flags say and prints the errors."""
     if len(argv) > 1:
         raise InputError(f"unexpected argument {argv[1]!r}")
-    logging.set_verbosity(logging.ERROR)  # orbax warns of what is not wanted of a checkpoint
     folder = require_export(flags.FLAGS.model)
     found, label_errors = calibrate(api.load(folder), files.read_scores(Path(flags.FLAGS.scores)))
     calibration.write(folder, found)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import flags, logging
+from absl import flags
 
 from ctclip_jax import api, config_flag
 from ctclip_jax.config import from_dict
@@ -223,7 +223,6 @@ def main(argv: Sequence[str]) -> None:
     """Evaluates what the flags say and prints the headline figures."""
     if len(argv) > 1:
         raise InputError(f"unexpected argument {argv[1]!r}")
-    logging.set_verbosity(logging.ERROR)  # orbax warns of what is not wanted of a checkpoint
     values = flags.FLAGS
     given = {field.name: values[field.name].value for field in dataclasses.fields(Inputs)}
     inputs = Inputs(**given | {"task": parse_slice(values.task)})

@@ -20,7 +20,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import flags, logging
+from absl import flags
 from etils import epath
 from jax import export
 
@@ -180,7 +180,6 @@ def main(argv: Sequence[str]) -> None:
     """Exports what the flags say."""
     if len(argv) > 1:
         raise InputError(f"unexpected argument {argv[1]!r}")
-    logging.set_verbosity(logging.ERROR)  # orbax warns of what is not wanted of a checkpoint
     values = flags.FLAGS
     out = Path(values.out)
     if out.exists():

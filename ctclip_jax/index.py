@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from absl import flags, logging
+from absl import flags
 from tqdm import tqdm
 
 from ctclip_jax import api
@@ -123,7 +123,6 @@ def define_flags() -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Adds what the flags say."""
-    logging.set_verbosity(logging.ERROR)  # orbax warns of what is not wanted of a checkpoint
     values, patterns = flags.FLAGS, argv[1:]
     if values.shards and (values.scans or patterns):
         raise InputError("--shards: one source at a time; scans go in by themselves")

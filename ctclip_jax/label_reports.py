@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from absl import flags, logging
+from absl import flags
 
 from ctclip_jax import api
 from ctclip_jax.evaluators import files
@@ -108,7 +108,6 @@ def main(argv: Sequence[str]) -> None:
     """Labels what the flags say."""
     if len(argv) > 1:
         raise InputError(f"unexpected argument {argv[1]!r}")
-    logging.set_verbosity(logging.ERROR)  # orbax warns of what is not wanted of a checkpoint
     values = flags.FLAGS
     if bool(values.reports) == bool(values.shards):
         raise InputError("give --reports or --shards")

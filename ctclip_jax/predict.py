@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import flags, logging
+from absl import flags
 from tqdm import tqdm
 
 from ctclip_jax import api, detector, heatmaps
@@ -232,7 +232,6 @@ def define_flags() -> None:
 
 def main(argv: Sequence[str]) -> None:
     """Predicts what the flags say; status 1 if a scan could not be used."""
-    logging.set_verbosity(logging.ERROR)  # orbax warns of what is not wanted of a checkpoint
     values = flags.FLAGS
     if values.heatmaps and not values.out:
         raise InputError("--heatmaps: pictures need a folder, --out")

@@ -10,7 +10,7 @@ without, are enough. It is for towers with a codebook, whose contributions are e
 from collections.abc import Sequence
 
 import numpy as np
-from absl import flags, logging
+from absl import flags
 from tqdm import tqdm
 
 from ctclip_jax import api, attribution, reference_tokens
@@ -59,7 +59,6 @@ def main(argv: Sequence[str]) -> None:
     """Averages what the flags say."""
     if len(argv) > 1:
         raise InputError(f"unexpected argument {argv[1]!r}")
-    logging.set_verbosity(logging.ERROR)  # orbax warns of what is not wanted of a checkpoint
     values = flags.FLAGS
     folder = require_export(values.model)
     found = mean_of(

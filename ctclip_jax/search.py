@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import flags, logging
+from absl import flags
 from jaxtyping import Float32
 
 from ctclip_jax import api
@@ -103,7 +103,6 @@ def main(argv: Sequence[str]) -> None:
     """Searches for what the flags say."""
     if len(argv) > 1:
         raise InputError(f"unexpected argument {argv[1]!r}")
-    logging.set_verbosity(logging.ERROR)  # orbax warns of what is not wanted of a checkpoint
     values = flags.FLAGS
     if bool(values.text) == bool(values.volume):
         raise InputError("give --text or --volume")

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from absl import app, flags
+from absl import app, flags, logging
 
 
 class InputError(ValueError):
@@ -19,10 +19,11 @@ def run_main(
 
     Bad input is an InputError, or what ml_collections raises for a config file that is not there
     and for a key that it does not have; or a package that is missing, since those of cloud paths
-    are looked for when a path is opened.
+    are looked for when a path is opened. Of what libraries log, errors alone are shown.
     """
 
     def guarded(argv: Sequence[str]) -> None:
+        logging.set_verbosity(logging.ERROR)
         try:
             main(argv)
         except (InputError, ImportError) as error:

@@ -15,7 +15,7 @@ import webbrowser
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from absl import flags, logging
+from absl import flags
 
 from ctclip_jax import api, detector
 from ctclip_jax.case_search import Searcher, Store
@@ -94,7 +94,6 @@ def main(argv: Sequence[str]) -> None:
         raise InputError("--keep_uploads: say where, with --folder")
     if not values.checkpoint and not DEMO.exists():
         raise InputError(f"--checkpoint: none is given, and {DEMO} of `make demo` is not there")
-    logging.set_verbosity(logging.ERROR)  # orbax warns of what is not wanted of a checkpoint
     listening = listen(values.port)
     model = api.load(values.checkpoint or DEMO, tokenizer=values.tokenizer)
     classifier = values.scores == "classifier"
