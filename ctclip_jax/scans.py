@@ -73,15 +73,15 @@ def names_of(paths: Sequence[Path]) -> list[str]:
     """A name for each path: its last part, with as many of those before it as tell all apart."""
     whole = [path.absolute().parts[1:] for path in paths]
     for depth in range(1, max(map(len, whole), default=1) + 1):
-        names = [_printable("_".join(parts[-depth:])) for parts in whole]
+        names = [_as_text("_".join(parts[-depth:])) for parts in whole]
         if len(set(names)) == len(names):
             return names
     raise InputError(f"{paths[0]}: scans whose paths cannot be told apart")
 
 
-def _printable(name: str) -> str:
-    """A name for tables: files of other encodings may have names that no UTF-8 can hold."""
-    return name if name.isprintable() else repr(name)[1:-1]
+def _as_text(name: str) -> str:
+    """A name for tables: the names of files may have bytes that are no UTF-8."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def read_ahead(

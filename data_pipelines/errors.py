@@ -19,11 +19,13 @@ def run_main(
 
     Bad input is an InputError, or what ml_collections raises for a config file that is not there
     and for a key that it does not have; or a package that is missing, since those of cloud paths
-    are looked for when a path is opened. Of what libraries log, errors alone are shown.
+    are looked for when a path is opened. Of what libraries log, errors alone are shown
+    without --verbosity.
     """
 
     def guarded(argv: Sequence[str]) -> None:
-        logging.set_verbosity(logging.ERROR)
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.ERROR)
         try:
             main(argv)
         except (InputError, ImportError) as error:

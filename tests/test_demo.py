@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -190,6 +191,34 @@ def test_old_scans_are_forgotten(page, scans, scan):
     assert ask(page, f"/api/scans/{ids[0]}")[0] == 400
 
 
+def test_what_is_dropped_is_not_read_and_what_waits_is_counted(page, scans):
+    held, go = scans[1].read_bytes(), threading.Event()
+    busy = threading.Thread(target=page.analyses.encode_text, args=(lambda *_: go.wait(30), ""))
+    busy.start()
+    path, waiting = "/api/scans?name=x.nii.gz", []
+    try:
+        for _ in range(WAITING):
+            status, told = ask(page, path, held)
+            assert status == 201
+            waiting.append(page.analyses.find(told["id"]))
+            assert ask(page, f"/api/scans/{told['id']}", method="DELETE")[0] == 204
+        status, told = ask(page, path, held)
+        assert status == 503 and "too many scans are waiting" in told["error"]
+        assert len(list(page.folder.iterdir())) == WAITING
+    finally:
+        go.set()
+        busy.join()
+    assert upload_when_free(page, scans[1]) == "done"
+    assert all(each.state == "failed" and each.volume is None for each in waiting)
+    assert not list(page.folder.iterdir())
+
+
+def upload_when_free(page, scan):
+    while (found := upload(page, scan.name, scan.read_bytes()))[0] == 503:
+        time.sleep(0.02)
+    return found[0]
+
+
 def test_what_was_half_sent_is_not_left(tmp_path):
     import asyncio
 
@@ -209,8 +238,8 @@ def export(tmp_path_factory):
     return write_tiny_export(tmp_path_factory.mktemp("run"))
 
 
-@pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT])
-def test_the_end_of_the_program_leaves_no_upload(export, scans, tmp_path, asked):
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_the_end_of_the_program_leaves_no_upload(export, scans, tmp_path, stop):
     command = [sys.executable, "-m", "ctclip_jax.demo", f"--checkpoint={export}", "--port=0"]
     process = subprocess.Popen(
         [*command, f"--folder={tmp_path / 'uploads'}"],
@@ -223,7 +252,9 @@ def test_the_end_of_the_program_leaves_no_upload(export, scans, tmp_path, asked)
         for _ in range(WAITING):  # the first of them compiles; the others wait for it
             ask(page, "/api/scans?name=x.nii.gz", scans[0].read_bytes())
         assert len(list((tmp_path / "uploads").iterdir())) >= WAITING - 1
-        process.send_signal(asked)
+        process.send_signal(stop)
+        time.sleep(0.5)  # and the impatient do it again
+        process.send_signal(stop)
         _, told = process.communicate(timeout=60)
     finally:
         process.kill()
@@ -237,6 +268,7 @@ def test_the_end_of_the_program_leaves_no_upload(export, scans, tmp_path, asked)
         (["--checkpoint=nowhere"], "nowhere"),
         (["--keep_uploads", "--checkpoint=x"], "--keep_uploads: say where, with --folder"),
         (["x.nii"], "unexpected argument 'x.nii'"),
+        (["--port=65536"], "65536"),
     ],
 )
 def test_what_cannot_be_opened_is_one_line(arguments, told):

@@ -1,6 +1,7 @@
 """The page in a browser: a scan goes up, is looked at, asked about and compared."""
 
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -68,6 +69,12 @@ def shown(browser):
     return {name: float(value.split()[0]) for name, value in rows}
 
 
+def bad_scan(scans):
+    bad = scans[0].parent / "bad.nii"
+    bad.write_bytes(b"none")
+    return bad
+
+
 def test_a_visit(browser, page, scans):
     browser.get(page.address)
     wait(browser, lambda b: "Drop a chest CT" in find(b, "#empty").text)
@@ -75,9 +82,7 @@ def test_a_visit(browser, page, scans):
     assert "is deleted when it has been read" in find(browser, "#empty").text
 
     # a bad scan is a line, and a good one can follow it
-    bad = scans[0].parent / "bad.nii"
-    bad.write_bytes(b"none")
-    find(browser, "#file").send_keys(str(bad))
+    find(browser, "#file").send_keys(str(bad_scan(scans)))
     wait(browser, lambda b: "damaged or no NIfTI file" in find(b, "#status").text)
     find(browser, "#file").send_keys(str(scans[1]))
     wait(browser, lambda b: find(b, "#study").is_displayed())
@@ -152,10 +157,22 @@ def test_of_two_scans_the_later_is_shown(browser, page, scans):
         "window.names = []; const name = document.getElementById('name');"
         "new MutationObserver(() => names.push(name.textContent)).observe(name, {childList: true})"
     )
+    go = threading.Event()
+    busy = threading.Thread(target=page.analyses.encode_text, args=(lambda *_: go.wait(30), ""))
+    busy.start()
     for scan in scans[:2]:
         find(browser, "#file").send_keys(str(scan))
+    go.set()
+    busy.join()
     wait(browser, lambda b: find(b, "#name").text == scans[1].name)
     assert browser.execute_script("return names") == [scans[1].name]
+    wait(browser, lambda b: len(b.find_elements(By.CSS_SELECTOR, "#hits img")) == len(scans))
+
+    # what was found for it goes with it
+    find(browser, "#file").send_keys(str(bad_scan(scans)))
+    wait(browser, lambda b: "damaged or no NIfTI file" in find(b, "#status").text)
+    assert find(browser, "#cases-title").text == "Cases"
+    assert not browser.find_elements(By.CSS_SELECTOR, "#hits li")
 
 
 def test_a_page_that_keeps_uploads_says_so(browser, page, monkeypatch):

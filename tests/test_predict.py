@@ -177,6 +177,7 @@ def test_what_cannot_be_done_is_one_line(export, arguments, told):
 
 
 def test_names_tell_paths_apart():
+    assert scans.names_of([Path("胸部\u3000CT.nii")]) == ["胸部\u3000CT.nii"]
     assert scans.names_of([Path("a/x.nii"), Path("b/y.nii")]) == ["x.nii", "y.nii"]
     assert scans.names_of([Path("a/x.nii"), Path("b/x.nii")]) == ["a_x.nii", "b_x.nii"]
     with pytest.raises(InputError, match="told apart"):

@@ -49,6 +49,23 @@ def upload_folder(path: str | None) -> Iterator[Path]:
         yield Path(scratch)
 
 
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """Ctrl-C, SIGTERM and a closed terminal end what is within, and nothing what then tidies up."""
+    stops = {signal.SIGINT, signal.SIGTERM}
+    for stop in stops:
+        signal.signal(stop, lambda *_: sys.exit(0))
+    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+    if hangup and signal.getsignal(hangup) is not signal.SIG_IGN:  # as nohup wants it
+        stops.add(hangup)
+        signal.signal(hangup, lambda *_: signal.raise_signal(signal.SIGTERM))  # uvicorn knows this
+    try:
+        yield
+    finally:
+        for stop in stops:
+            signal.signal(stop, signal.SIG_IGN)
+
+
 def open_searcher(path: str | None, model: api.Model) -> Searcher | None:
     """The store of cases. Raises InputError if it is of another model."""
     if not path:
@@ -76,7 +93,7 @@ def define_flags() -> None:
     flags.DEFINE_string("tokenizer", None, "Its vocab.txt or *.model, if not in the export.")
     flags.DEFINE_string("store", None, "Cases to search, that ctclip_jax.index wrote.")
     flags.DEFINE_enum("scores", "zero_shot", SCORES, "By prompts, or by a trained classifier.")
-    flags.DEFINE_integer("port", 7860, "Port; 0: any that is free.", lower_bound=0)
+    flags.DEFINE_integer("port", 7860, "Port; 0: any that is free.", 0, 65535)
     flags.DEFINE_string("folder", None, "Folder of the uploads, else a temporary one.")
     flags.DEFINE_bool("keep_uploads", False, "Leave uploads in --folder.")
     flags.DEFINE_integer("max_upload_mb", 1024, "Largest upload, in MiB.", lower_bound=1)
@@ -101,13 +118,7 @@ def main(argv: Sequence[str]) -> None:
     searcher, most_bytes = open_searcher(values.store, model), values.max_upload_mb << 20
     address = f"http://{HOST}:{listening.getsockname()[1]}"
     analyses = Analyses(finder, most_bytes=most_bytes, keep_uploads=values.keep_uploads)
-    # uvicorn ends by the signal that stopped it: uploads are deleted first.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    with (
-        upload_folder(values.folder) as folder,
-        contextlib.closing(analyses),
-        contextlib.suppress(KeyboardInterrupt),
-    ):
+    with upload_folder(values.folder) as folder, contextlib.closing(analyses), stoppable():
         page = Page(analyses, folder, most_bytes=most_bytes, searcher=searcher)
         print(f"{address}  (Ctrl-C ends it; research software, not a medical device)", flush=True)
         if values.open_browser and sys.stdout.isatty():

@@ -52,7 +52,7 @@ class Analyses:
     def __init__(self, finder: Detector, *, most_bytes: int, keep_uploads: bool):
         self.finder = finder
         self.keep_uploads, self._most_bytes = keep_uploads, most_bytes
-        self._uploads: set[Path] = set()  # that have not been read
+        self._uploads: dict[str, Path] = {}  # by id, of scans that are waited for
         self._kept: OrderedDict[str, Analysis] = OrderedDict()
         self._lock = threading.Lock()
         self._worker = ThreadPoolExecutor(1)
@@ -60,23 +60,26 @@ class Analyses:
     def start(self, path: Path, *, name: str) -> Analysis:
         """Begins with an upload, which is deleted when it has been read. Raises Busy."""
         with self._lock:
-            waiting = sum(each.state not in ("done", "failed") for each in self._kept.values())
-            if waiting >= WAITING:
+            if len(self._uploads) >= WAITING:
                 uploads.forget(path)
                 raise Busy("too many scans are waiting; try again in a minute")
             analysis = Analysis(secrets.token_hex(8), name)
             self._kept[analysis.id] = analysis
-            self._uploads.add(path)
-            while len(self._kept) > max(KEPT, waiting + 1):
-                self._kept.popitem(last=False)
+            self._uploads[analysis.id] = path
+            ended = (id for id in list(self._kept) if id not in self._uploads)
+            while len(self._kept) > max(KEPT, len(self._uploads) + 1):
+                del self._kept[next(ended)]
         self._worker.submit(self._analyze, analysis, path)
         return analysis
 
     def close(self) -> None:
-        """Waits for the scan that is being read, and deletes those that wait."""
-        self._worker.shutdown(cancel_futures=True)
-        for path in self._uploads.copy():
+        """Deletes the uploads, and waits for the scan that is being worked on."""
+        self._worker.shutdown(wait=False, cancel_futures=True)
+        with self._lock:
+            left = list(self._uploads.values())
+        for path in left:
             self._forget(path)
+        self._worker.shutdown()
 
     def find(self, id: str) -> Analysis:
         """Raises InputError if it is not kept any more."""
@@ -87,7 +90,7 @@ class Analyses:
             return self._kept[id]
 
     def drop(self, id: str) -> None:
-        """Forgets a scan."""
+        """Forgets a scan; if it has not been read or encoded, it will not be."""
         with self._lock:
             self._kept.pop(id, None)
 
@@ -122,13 +125,17 @@ class Analyses:
         finally:
             self._forget(path)
         analysis.error, analysis.state = error, "failed" if error else "done"
+        with self._lock:
+            del self._uploads[analysis.id]
 
     def _read_and_encode(self, analysis: Analysis, path: Path) -> None:
+        self.find(analysis.id)
         analysis.state = "reading"
         prepared = self.finder.model.prepare(uploads.unpack(path, most_bytes=self._most_bytes))
         analysis.volume, analysis.provenance = prepared.volume, provenance(prepared)
         del analysis.provenance["file"], prepared
         self._forget(path)
+        self.find(analysis.id)
         analysis.state = "encoding"
         analysis.evidence = self.finder.model.evidence(analysis.volume[None])
         self._explain(analysis, self.finder, names=self.finder.names)
@@ -144,8 +151,6 @@ class Analyses:
     def _forget(self, path: Path) -> None:
         if not self.keep_uploads:
             uploads.forget(path)
-        with self._lock:
-            self._uploads.discard(path)
 
 
 def hu(volume: np.ndarray) -> bytes:

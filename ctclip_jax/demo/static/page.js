@@ -48,6 +48,9 @@ async function open(file) {
   status(`Sending ${file.name}`);
   const most = about.most_bytes / 2 ** 20;
   const mine = ++opened;
+  asked++;
+  $("cases-title").textContent = "Cases";
+  $("hits").replaceChildren();
   if (scan) forget(scan.id);
   scan = chosen = null;
   try {
