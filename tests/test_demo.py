@@ -241,12 +241,14 @@ def export(tmp_path_factory):
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_the_end_of_the_program_leaves_no_upload(export, scans, tmp_path, stop):
     command = [sys.executable, "-m", "ctclip_jax.demo", f"--checkpoint={export}", "--port=0"]
+    before = signal.signal(stop, signal.SIG_DFL)  # what runs under nohup is deaf to SIGHUP
     process = subprocess.Popen(
         [*command, f"--folder={tmp_path / 'uploads'}"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+    signal.signal(stop, before)
     try:
         page = argparse.Namespace(address=process.stdout.readline().split()[0])
         for _ in range(WAITING):  # the first of them compiles; the others wait for it
