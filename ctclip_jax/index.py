@@ -140,7 +140,11 @@ def main(argv: Sequence[str]) -> None:
 
 def add(values: flags.FlagValues, patterns: Sequence[str], bad: list[BadScan]) -> None:
     """Adds the cases of shards, or of scans, and tells how many."""
-    cases = [] if values.shards else list_scans(patterns, values.scans, split=values.split)
+    cases = (
+        []
+        if values.shards
+        else list_scans(patterns, values.scans, split=values.split, by_path=True)
+    )
     model = api.load(values.model)
     if values.shards:
         prepared = shards.preparation(values.shards, values.split)
@@ -151,14 +155,16 @@ def add(values: flags.FlagValues, patterns: Sequence[str], bad: list[BadScan]) -
     store = Store.create(values.store, model_sha256=fingerprint(model), dim=dim)
     with adding(store.folder) as addition:
         if values.shards:
-            rows = enumerate(shards.read_reports(values.shards, values.split))
-            new = [row for row in rows if row[1]["volume_name"] not in addition.known]
+            given = list(enumerate(shards.read_reports(values.shards, values.split)))
+            new = [row for row in given if row[1]["volume_name"] not in addition.known]
             items = of_shards(values.shards, values.split, rows=new)
         else:
-            new = [case for case in cases if case.volume_name not in addition.known]
+            given = cases
+            new = [case for case in given if case.volume_name not in addition.known]
             items = of_scans(model, new, workers=values.workers, bad=bad)
         count = add_all(addition, model, items, total=len(new), batch_size=values.batch_size)
-    print(f"{count} cases added: {len(Store.open(values.store))} in {values.store}")
+    there = f"; {len(given) - len(new)} were there" if len(given) > len(new) else ""
+    print(f"{count} cases added: {len(Store.open(values.store))} in {values.store}{there}")
 
 
 if __name__ == "__main__":

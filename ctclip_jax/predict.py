@@ -109,7 +109,9 @@ def draw_map(predicted: Predicted, finder: Detector, folder: Path, *, column: in
 
 def file_name(name: str) -> str:
     """A name as that of a file in whatever folder: no path, and not too long."""
-    return re.sub(r"[^\w\-. ]+", "_", name).strip(". ")[-100:] or "_"
+    return (
+        re.sub(r"[^\w\-. ]+", "_", name).strip(". ").encode()[-200:].decode(errors="ignore") or "_"
+    )
 
 
 def check_file_names(names: Sequence[str]) -> None:
@@ -236,8 +238,9 @@ def main(argv: Sequence[str]) -> None:
     if values.heatmaps and not values.out:
         raise InputError("--heatmaps: pictures need a folder, --out")
     cases = list_scans(argv[1:], values.scans, split=values.split)
-    if values.out and (Path(values.out) / "scores.csv").exists():
-        raise InputError(f"{values.out}: has a scores.csv already; choose another --out")
+    for table in ("scores.csv", "calibrated.csv") if values.out else ():
+        if (Path(values.out) / table).exists():
+            raise InputError(f"{values.out}: has a {table} already; choose another --out")
     model = api.load(values.checkpoint, tokenizer=values.tokenizer, dtype=values.dtype)
     bad = run(
         make_detector(model, scores=values.scores, prompts=values.prompts),

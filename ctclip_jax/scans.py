@@ -33,11 +33,16 @@ class BadScan:
     reason: str
 
 
-def list_scans(patterns: Sequence[str], table: str | None = None, *, split: str) -> list[Case]:
+def list_scans(
+    patterns: Sequence[str], table: str | None = None, *, split: str, by_path: bool = False
+) -> list[Case]:
     """The scans that are meant, each once and with a name of its own.
 
     A pattern that is no file itself stands for what it matches. `table` is a manifest
     (data_pipelines.sources.manifest), of whose rows those of `split` are taken.
+
+    A scan given by its path is named by the last parts of it that tell these scans apart, or with
+    `by_path` by all of it, whatever else is given.
 
     Raises:
       InputError: no scan at all, a pattern that matches nothing, or a table that is none.
@@ -45,9 +50,10 @@ def list_scans(patterns: Sequence[str], table: str | None = None, *, split: str)
     if not patterns and not table:
         raise InputError("no scan: give paths, or --scans=TABLE with a column path")
     paths = expand(patterns)
+    names = [_as_text(str(path.absolute())) for path in paths] if by_path else names_of(paths)
     cases = [
         Case(volume_name=name, patient=name, scan=name, paths=(epath.Path(path),))
-        for name, path in zip(names_of(paths), paths, strict=True)
+        for name, path in zip(names, paths, strict=True)
     ]
     cases += manifest.read_collection(table, split).cases if table else []
     names = [case.volume_name for case in cases]

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -371,3 +372,17 @@ def test_the_programs(export, tmp_path):
     sentences = loaded.encode_text(["Emphysema.", "No nodule."]).mean(axis=0)
     query = text_latent(loaded, "Emphysema. No nodule.")
     np.testing.assert_allclose(query[0], sentences / np.linalg.norm(sentences), atol=1e-6)
+
+
+def test_scans_of_one_name_are_cases_of_their_own(export, tmp_path):
+    """Whatever else is given with them."""
+    samples = write_samples(tmp_path / "samples", count=2, seed=0).parent
+    both = [tmp_path / patient / "ct.nii.gz" for patient in ("p1", "p2")]
+    for number, path in enumerate(both, start=1):
+        path.parent.mkdir()
+        shutil.copy(samples / f"sample_{number}.nii.gz", path)
+    common = (f"--store={tmp_path / 'store'}", f"--model={export[0]}")
+    assert "1 cases added: 1 in" in run("index", *common, both[0]).stdout
+    done = run("index", *common, *both)
+    assert "1 cases added: 2 in" in done.stdout and done.stdout.endswith("; 1 were there\n")
+    assert Store.open(tmp_path / "store").names == list(map(str, both))

@@ -132,6 +132,7 @@ def zipped(files):
 def test_a_zip_of_a_series_whose_names_lead_nowhere(page, tmp_path):
     series = write_dicom(tmp_path / "dicom", chest_slices("LPS", spacing=(12.0, 12.0, 20.0)))
     files = {f"../../{i}/../x": p.read_bytes() for i, p in enumerate(sorted(series.iterdir()))}
+    files |= {"DICOMDIR": next(iter(files.values()))[:200], "a/._x": b"none"}  # as on a CD
     state, found = upload(page, "series.zip", zipped(files))
     assert state == "done", found
     assert not list(page.folder.iterdir())
@@ -143,6 +144,7 @@ def test_a_zip_of_a_series_whose_names_lead_nowhere(page, tmp_path):
         ("../x.nii.gz", b"none", "x.nii.gz: damaged or no NIfTI file"),
         ("x.zip", b"none", "damaged or no zip file"),
         ("x.zip", zipped({"a": b"none"}), "x.zip"),
+        ("x.zip", zipped({"a.dcm": b"none"}), "x.zip"),
         ("x.npz", zipped({"a.npy": b"none"}), "x.npz"),
         ("x.dcm", b"none", "x.dcm"),
         ("x.zip", zipped({"a": b"0" * (MOST_BYTES + 1)}), "a zip of more than 4 MiB"),

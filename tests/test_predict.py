@@ -155,6 +155,7 @@ def test_names_of_files_lead_nowhere():
     assert predict.file_name("Stent/clip") == "Stent_clip"
     assert predict.file_name("/data/../x.nii.gz") == "_data_.._x.nii.gz"
     assert predict.file_name("..") == "_"
+    assert len(predict.file_name("患" * 120).encode()) <= 200
     with pytest.raises(InputError, match="'a/b' and 'a_b': would be written to one file"):
         predict.check_file_names(["a/b", "c", "a_b"])
 

@@ -35,6 +35,7 @@ else:
     MISSING = ""
 
 HOST = "127.0.0.1"
+GRACE_SECONDS = 3  # for what is being sent when the page is ended
 DEMO = Path("runs/demo/train")
 
 
@@ -123,7 +124,10 @@ def main(argv: Sequence[str]) -> None:
         print(f"{address}  (Ctrl-C ends it; research software, not a medical device)", flush=True)
         if values.open_browser and sys.stdout.isatty():
             threading.Timer(1.0, webbrowser.open, [address]).start()
-        server = uvicorn.Server(uvicorn.Config(page.app(), log_level="warning"))
+        config = uvicorn.Config(
+            page.app(), log_level="warning", timeout_graceful_shutdown=GRACE_SECONDS
+        )
+        server = uvicorn.Server(config)
         server.run(sockets=[listening])
 
 

@@ -226,14 +226,12 @@ def _described(analysis: Analysis, analyses: Analyses) -> dict[str, Any]:
 
 def _finding(name: str, analysis: Analysis) -> dict[str, Any]:
     probability, worth, contributions = analysis.findings[name]
-    slab = int(np.abs(contributions).sum(axis=(1, 2)).argmax())
     peak = np.unravel_index(int(contributions.argmax()), contributions.shape)
     calibrated = None if worth is None or np.isnan(worth) else worth
     return {
         "name": name,
         "probability": probability,
         "calibrated": calibrated,
-        "slab": slab,
         "peak": [int(place) for place in peak],
     }
 

@@ -52,7 +52,7 @@ async def receive(
 
 def unpack(path: Path, *, most_bytes: int) -> Path:
     """What `data_pipelines.formats.read_scan` opens of an upload: itself, or of a zip a folder with
-    its files beside it. They get numbers for names, so that theirs lead nowhere.
+    its slices beside it. They get numbers for names, so that theirs lead nowhere.
 
     Raises InputError if it is no zip, or holds too much.
     """
@@ -66,7 +66,11 @@ def unpack(path: Path, *, most_bytes: int) -> Path:
             if len(members) > MOST_FILES:
                 raise InputError(f"a zip of {len(members)} files; at most {MOST_FILES}")
             for number, member in enumerate(members):
-                with archive.open(member) as source, (folder / f"IM{number}").open("wb") as file:
+                name = member.filename.replace("\\", "/").rpartition("/")[2].lower()
+                if name.startswith(".") or name == "dicomdir":  # no slices to read_scan either
+                    continue
+                path_of = folder / f"IM{number}{'.dcm' if name.endswith('.dcm') else ''}"
+                with archive.open(member) as source, path_of.open("wb") as file:
                     while chunk := source.read(CHUNK):
                         left -= len(chunk)
                         if left < 0:

@@ -162,7 +162,7 @@ async function choose(finding) {
     $("about-map").textContent = `added to the logit by a patch; ${map.sum >= 0 ? "+" : ""}${map.sum.toFixed(2)} in all`;
     $("scale").hidden = false;
   } catch (error) {
-    $("line").textContent = error.message;
+    if (scan === of) $("line").textContent = error.message;
   }
 }
 
@@ -179,7 +179,7 @@ $("ask").addEventListener("submit", async (event) => {
     chosen = null;
     choose(known || finding);
   } catch (error) {
-    $("line").textContent = error.message;
+    if (scan === of) $("line").textContent = error.message;
   }
 });
 
