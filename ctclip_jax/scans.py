@@ -50,10 +50,10 @@ def list_scans(
     if not patterns and not table:
         raise InputError("no scan: give paths, or --scans=TABLE with a column path")
     paths = expand(patterns)
-    names = [_as_text(str(path.absolute())) for path in paths] if by_path else names_of(paths)
+    called = [_as_text(str(path.absolute())) for path in paths] if by_path else names_of(paths)
     cases = [
         Case(volume_name=name, patient=name, scan=name, paths=(epath.Path(path),))
-        for name, path in zip(names, paths, strict=True)
+        for name, path in zip(called, paths, strict=True)
     ]
     cases += manifest.read_collection(table, split).cases if table else []
     names = [case.volume_name for case in cases]

@@ -124,9 +124,8 @@ def test_the_first_of_a_name_is_taken(folder):
 
 def test_what_no_text_can_hold_is_replaced(folder):
     with adding(folder) as addition:
-        addition.add(entries(["M\udcfcller"]), drawn(1, seed=3), [b""])
-    entry = Store.open(folder).entry(50)
-    assert (entry.name, entry.findings) == ("M?ller", "Findings of M?ller: é.")
+        addition.add([Entry("c0", findings="M\udcfcller: é.")], drawn(1, seed=3), [b""])
+    assert Store.open(folder).entry(50).findings == "M?ller: é."
 
 
 def test_a_latent_that_is_none_is_one_line(folder):

@@ -1,9 +1,11 @@
 """The page's server: what goes up, what comes back, and what it refuses."""
 
 import argparse
+import errno
 import http.client
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
+from unittest import mock
 from urllib.parse import quote
 
 import numpy as np
@@ -20,6 +23,7 @@ from dicom_series import chest_slices
 from dicom_series import write as write_dicom
 
 from ctclip_jax.demo import uploads
+from ctclip_jax.demo.__main__ import listen
 from ctclip_jax.demo.analysis import KEPT, WAITING
 from data_pipelines.errors import InputError
 from data_pipelines.sources.phantoms.samples import write_samples
@@ -144,7 +148,7 @@ def test_a_zip_of_a_series_whose_names_lead_nowhere(page, tmp_path):
         ("../x.nii.gz", b"none", "x.nii.gz: damaged or no NIfTI file"),
         ("x.zip", b"none", "damaged or no zip file"),
         ("x.zip", zipped({"a": b"none"}), "x.zip"),
-        ("x.zip", zipped({"a.dcm": b"none"}), "x.zip"),
+        ("x.zip", zipped({"a.dcm": b"none"}), "unreadable DICOM"),
         ("x.npz", zipped({"a.npy": b"none"}), "x.npz"),
         ("x.dcm", b"none", "x.dcm"),
         ("x.zip", zipped({"a": b"0" * (MOST_BYTES + 1)}), "a zip of more than 4 MiB"),
@@ -175,13 +179,24 @@ def test_what_is_not_taken(page):
     assert not list(page.folder.iterdir())
 
 
+def test_a_full_disk_is_one_line(page, monkeypatch, tmp_path):
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(uploads, "receive", mock.Mock(side_effect=full))
+    assert upload(page, "x.nii", b"none") == (507, "cannot be stored (No space left on device)")
+    (tmp_path / "x.zip").write_bytes(zipped({"a": b"none"}))
+    monkeypatch.setattr(uploads.zipfile.ZipFile, "open", mock.Mock(side_effect=full))
+    with pytest.raises(InputError, match="cannot be unpacked .No space left on device"):
+        uploads.unpack(tmp_path / "x.zip", most_bytes=100)
+
+
 def test_it_answers_to_its_own_page_alone(page):
     assert ask(page, "/")[0] == 200
     assert ask(page, "/", headers={"Host": "evil.example:80"})[0] == 403
     assert ask(page, "/api/about", headers={"Origin": "http://evil.example"})[0] == 403
     status, about = ask(page, "/api/about", headers={"Origin": page.address})
     assert status == 200 and not about["keeps_uploads"]
-    assert page.address.startswith("http://127.0.0.1:")
+    with listen(0) as listening:
+        assert listening.getsockname()[0] == "127.0.0.1"
 
 
 def test_old_scans_are_forgotten(page, scans, scan):

@@ -129,13 +129,13 @@ class Analyses:
             del self._uploads[analysis.id]
 
     def _read_and_encode(self, analysis: Analysis, path: Path) -> None:
-        self.find(analysis.id)
+        self.find(analysis.id)  # one that was dropped ends here
         analysis.state = "reading"
         prepared = self.finder.model.prepare(uploads.unpack(path, most_bytes=self._most_bytes))
         analysis.volume, analysis.provenance = prepared.volume, provenance(prepared)
         del analysis.provenance["file"], prepared
         self._forget(path)
-        self.find(analysis.id)
+        self.find(analysis.id)  # or here
         analysis.state = "encoding"
         analysis.evidence = self.finder.model.evidence(analysis.volume[None])
         self._explain(analysis, self.finder, names=self.finder.names)

@@ -168,6 +168,8 @@ def guarded(endpoint: Endpoint) -> Endpoint:
             return JSONResponse({"error": str(error)}, 503)
         except InputError as error:
             return JSONResponse({"error": str(error)}, 400)
+        except OSError as error:
+            return JSONResponse({"error": f"cannot be stored ({error.strerror or error})"}, 507)
         except ClientDisconnect:
             return Response(status_code=400)
 

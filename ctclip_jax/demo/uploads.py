@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from data_pipelines.errors import InputError
+from data_pipelines.formats.dicom import is_passed_over
 
 SUFFIXES = (".nii.gz", ".nii", ".npz", ".dcm", ".zip")
 MOST_FILES = 5000  # of a series
@@ -66,11 +67,12 @@ def unpack(path: Path, *, most_bytes: int) -> Path:
             if len(members) > MOST_FILES:
                 raise InputError(f"a zip of {len(members)} files; at most {MOST_FILES}")
             for number, member in enumerate(members):
-                name = member.filename.replace("\\", "/").rpartition("/")[2].lower()
-                if name.startswith(".") or name == "dicomdir":  # no slices to read_scan either
+                name = member.filename.replace("\\", "/").rpartition("/")[2]
+                if is_passed_over(name):
                     continue
-                path_of = folder / f"IM{number}{'.dcm' if name.endswith('.dcm') else ''}"
-                with archive.open(member) as source, path_of.open("wb") as file:
+                ending = ".dcm" if name.lower().endswith(".dcm") else ""  # read_scan trusts it
+                target = folder / f"IM{number}{ending}"
+                with archive.open(member) as source, target.open("wb") as file:
                     while chunk := source.read(CHUNK):
                         left -= len(chunk)
                         if left < 0:
@@ -78,6 +80,8 @@ def unpack(path: Path, *, most_bytes: int) -> Path:
                         file.write(chunk)
     except InputError:
         raise
+    except OSError as error:
+        raise InputError(f"cannot be unpacked ({error.strerror or error})") from error
     except Exception as error:  # zipfile and zlib raise all kinds for a damaged file
         cause = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"damaged or no zip file ({cause})") from error

@@ -128,9 +128,14 @@ def _dicom_files(path: epath.Path) -> list[epath.Path]:
     return found
 
 
+def is_passed_over(name: str) -> bool:
+    """Whether a file of this name is none of the slices of its folder: hidden, or a CD's index."""
+    return name.startswith(".") or name.upper() == "DICOMDIR"
+
+
 def _is_dicom(file: epath.Path) -> bool:
     """By its content. One called .dcm is taken at its word: if damaged, its slice is missing."""
-    if file.name.startswith(".") or file.name.upper() == "DICOMDIR" or file.is_dir():
+    if is_passed_over(file.name) or file.is_dir():
         return False
     with file.open("rb") as content:
         start = content.read(_MAGIC_AT + len(_MAGIC))
