@@ -250,10 +250,11 @@ def main(argv: Sequence[str]) -> None:
         maps=values.heatmaps,
         workers=values.workers,
     )
-    if bad:
+    if bad and len(cases) > 1:
         print(f"{len(bad)} of {len(cases)} scans could not be used:", file=sys.stderr)
         for scan in bad:
             print(f"  {scan.reason}", file=sys.stderr)
+    if bad:
         sys.exit(1)
 
 

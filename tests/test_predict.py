@@ -136,6 +136,8 @@ def test_the_program(finder, export, samples, tmp_path):
         }
         mapped, scan = nib.load(out / name / f"{drawn[0]}.nii.gz"), nib.load(samples / name)
         assert mapped.shape == scan.shape
+    alone = run(bad, f"--checkpoint={export}")
+    assert alone.returncode == 1 and alone.stderr.count("\n") == 1, alone.stderr
     again = run(bad, f"--checkpoint={export}", f"--out={out}")
     assert again.returncode == 2 and "has a scores.csv already" in again.stderr
 
