@@ -24,6 +24,8 @@ from data_pipelines.loader import moved
 
 Layout = dict[str, Any]
 MOST = 1000  # checkpoints that are looked at
+# As tensorstore tells it: what it was about to do: the system's own words [where] [code].
+SYSTEM_ERROR = r"([^:\[]+) \[(?:tensorstore_spec='.*'\] \[)?os_error_code"
 
 
 class MismatchError(InputError):
@@ -261,7 +263,7 @@ def check_shapes(path: Path, saved: dict, wanted: dict) -> None:
 
 def one_line(error: Exception) -> str:
     """Returns an error in one line; of the many that tensorstore makes of it, the system's own."""
-    if system := re.search(r"([^:]+) \[os_error_code", str(error)):
+    if system := re.search(SYSTEM_ERROR, str(error), re.DOTALL):
         return system[1].strip()
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0]}"

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from tiny_run import tiny_config
 
-from ctclip_jax.checkpoints import Checkpointer
+from ctclip_jax.checkpoints import Checkpointer, one_line
 from ctclip_jax.sharding import MeshConfig, make_mesh, state_shardings
 from ctclip_jax.train_step import abstract_state, make_train_step, new_state
 from data_pipelines.errors import InputError
@@ -231,6 +231,19 @@ def main(argv):
 
 run_main(main)
 """
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        "[os_error_code='27']",
+        """[tensorstore_spec='{\\"create\\":true,\\"path\\":\\"k5/\\"}'] [os_error_code='27']""",
+        """[os_error_code='27'] [tensorstore_spec='{\\"create\\":true}']""",
+    ],
+)
+def test_the_cause_is_found_whatever_tensorstore_says_after_it(after):
+    told = f'OUT_OF_RANGE: Error opening "zarr" driver: Failed to write: File too large {after}'
+    assert one_line(ValueError(told)) == "File too large"
 
 
 @pytest.mark.parametrize("then", ["save", "close"])
