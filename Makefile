@@ -45,7 +45,7 @@ $(BEAM_VENV)/done: requirements-beam.txt
 	@touch $@
 
 test-beam: $(BEAM_VENV)/done
-	$(BEAM_VENV)/bin/python -m pytest tests/test_beam.py
+	$(BEAM_VENV)/bin/python -m pytest tests/data_pipelines/test_beam.py
 
 lint: $(VENV)/dev.done
 	$(RUN) -m ruff check .

@@ -22,14 +22,16 @@ from pathlib import Path
 import jax
 from absl import flags, logging
 
-from ctclip_jax import config_flag, distributed
-from ctclip_jax.config import TrainConfig, from_dict
-from ctclip_jax.dry_run import dry_run
-from ctclip_jax.export_folder import export_newest
+from ctclip_jax.checkpoints.exports import export_newest
+from ctclip_jax.common import configs
+from ctclip_jax.common.configs import from_dict
+from ctclip_jax.cost.dry_run import dry_run
 from ctclip_jax.train import train
+from ctclip_jax.training import processes
+from ctclip_jax.training.config import TrainConfig
 from data_pipelines.errors import InputError, run_main
 
-config_flag.define()
+configs.define()
 _WORKDIR = flags.DEFINE_string("workdir", "", "Where checkpoints, metrics and export go.")
 _DISTRIBUTED = flags.DEFINE_string(
     "distributed",
@@ -58,7 +60,7 @@ def main(argv: Sequence[str]) -> None:
     if _EXPORT.value:
         export_newest(_workdir())
         return
-    config = from_dict(TrainConfig, config_flag.read())
+    config = from_dict(TrainConfig, configs.read())
     if _DRY_RUN.value:
         sys.exit(0 if dry_run(config, topology=_TOPOLOGY.value) else 1)
     if _TOPOLOGY.value:
@@ -66,7 +68,7 @@ def main(argv: Sequence[str]) -> None:
     workdir = _workdir()
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
-    distributed.start(_DISTRIBUTED.value)
+    processes.start(_DISTRIBUTED.value)
     train(config, workdir)
 
 

@@ -20,12 +20,13 @@ from absl import flags
 from benchmarks import measure
 from configs import evaluation, phantoms
 from configs import vit as vit_config
-from ctclip_jax.config import TrainConfig, from_dict
+from ctclip_jax.common.configs import from_dict
+from ctclip_jax.cost.flops import step_flops
 from ctclip_jax.evaluate import Inputs, evaluate
-from ctclip_jax.evaluators import comparison, files
-from ctclip_jax.evaluators.protocol import ProtocolConfig
-from ctclip_jax.flops import step_flops
+from ctclip_jax.evaluation import comparison, files
+from ctclip_jax.evaluation.protocol import ProtocolConfig
 from ctclip_jax.train import train
+from ctclip_jax.training.config import TrainConfig
 from data_pipelines.errors import InputError, run_main
 
 DOCS = Path(__file__).parents[1] / "docs" / "recipes.md"

@@ -10,12 +10,12 @@ from einops import rearrange
 from flax import nnx
 
 from benchmarks.torch_rivals import Rival
-from ctclip_jax.models import seam, vector_quantizer
+from ctclip_jax.common.shapes import Variables
+from ctclip_jax.models import nnx_bridge, vector_quantizer
 from ctclip_jax.models.bert import Bert
 from ctclip_jax.models.ct_clip import CTCLIPConfig
 from ctclip_jax.models.ct_vit import CTViT
-from ctclip_jax.models.patches import cut
-from ctclip_jax.shapes import Variables
+from ctclip_jax.models.patch_embed import cut
 
 Functions = dict[str, Callable[[], Any]]
 
@@ -24,10 +24,10 @@ def ours(config: CTCLIPConfig, variables: Variables, batch: dict, *, gradient: b
     """Our blocks on one batch; with `gradient`, forward and backward by inputs and parameters."""
     params, image = variables["params"], config.image
     how = dict(dtype=config.dtype, remat="none")
-    vit = seam.bind(
+    vit = nnx_bridge.bind(
         lambda rngs: CTViT(image, rngs, attention=config.attention, **how), params["image"]
     )
-    bert = seam.bind(lambda rngs: Bert(config.text, rngs, **how), params["text"])
+    bert = nnx_bridge.bind(lambda rngs: Bert(config.text, rngs, **how), params["text"])
     spatial, temporal = (_first(tower.blocks) for tower in (vit.spatial, vit.temporal))
     t, h, w = image.grid
     dtype, size = config.dtype, len(batch["image"])

@@ -23,8 +23,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import measure
-from ctclip_jax.export_folder import load_export
-from ctclip_jax.trees import flatten
+from ctclip_jax.checkpoints.exports import load_export
+from ctclip_jax.common.trees import flatten
 from data_pipelines.errors import run_main
 from tests.tiny_run import write_tiny_shards
 

@@ -12,9 +12,9 @@ import numpy as np
 
 from benchmarks import blocks, measure, speed
 from benchmarks.torch_rivals import rivals
-from ctclip_jax.flops import search_flops, volume_flops
+from ctclip_jax.common.shapes import Variables
+from ctclip_jax.cost.flops import search_flops, volume_flops
 from ctclip_jax.models.ct_clip import CTCLIP, CTCLIPConfig
-from ctclip_jax.shapes import Variables
 from data_pipelines.errors import run_main
 
 

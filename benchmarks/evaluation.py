@@ -17,9 +17,9 @@ from sklearn.metrics import roc_auc_score
 
 from benchmarks import measure
 from ctclip_jax.evaluate import Inputs, evaluate
-from ctclip_jax.evaluators import detection, files
-from ctclip_jax.evaluators.protocol import ProtocolConfig
-from ctclip_jax.evaluators.study import Study
+from ctclip_jax.evaluation import detection, files
+from ctclip_jax.evaluation.dataset import Study
+from ctclip_jax.evaluation.protocol import ProtocolConfig
 from data_pipelines.errors import run_main
 from data_pipelines.reports import LABELS, PROMPTS
 

@@ -14,12 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import measure
-from ctclip_jax.losses import LossConfig, make_loss
-from ctclip_jax.models import seam
+from ctclip_jax.checkpoints.torch_convert import import_weights
+from ctclip_jax.checkpoints.torch_export import export_weights
+from ctclip_jax.checkpoints.torch_geometry import Geometry
+from ctclip_jax.models import nnx_bridge
 from ctclip_jax.models.bert import Bert
 from ctclip_jax.models.ct_clip import CTCLIP
 from ctclip_jax.models.ct_vit import CTViT
-from ctclip_jax.torch_weights import Geometry, export_weights, import_weights
+from ctclip_jax.training.losses import LossConfig, make_loss
 from data_pipelines.errors import run_main
 
 GOLDEN = Path(__file__).parents[1] / "tests/golden/tiny.npz"
@@ -40,13 +42,13 @@ def differences() -> dict[str, float]:
     }
 
     softmax_loss = make_loss(LossConfig("softmax"))
-    image_tower = seam.bind(
+    image_tower = nnx_bridge.bind(
         lambda rngs: CTViT(
             model.config.image, rngs, dtype="float32", remat="none", attention="xla"
         ),
         variables["params"]["image"],
     )
-    text_tower = seam.bind(
+    text_tower = nnx_bridge.bind(
         lambda rngs: Bert(model.config.text, rngs, dtype="float32", remat="none"),
         variables["params"]["text"],
     )

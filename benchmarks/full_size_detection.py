@@ -23,7 +23,7 @@ from absl import flags
 import ctclip_jax
 from benchmarks import measure, random_weights, synthetic_ct
 from benchmarks.torch_ct_vit import CTCLIP, copy_weights
-from ctclip_jax import detector
+from ctclip_jax.inference import classifiers
 from data_pipelines.errors import run_main
 from data_pipelines.reports import LABELS, PROMPTS
 
@@ -80,7 +80,7 @@ def detect(scan: Path, weights: Path, vocabulary: Path, passes: int) -> dict[str
     model = timed(
         "open the weights", lambda: ctclip_jax.load(weights, tokenizer=vocabulary), into=once
     )
-    finder = timed("encode 36 prompts", detector.by_prompts, model, into=once)
+    finder = timed("encode 36 prompts", classifiers.by_prompts, model, into=once)
     published = Published(model)
     volume = model.prepare(scan).volume
     timed("first volume", finder.detect, volume[None], into=once)

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import measure, random_weights
+from ctclip_jax.checkpoints.tensor_files import read_tensors
 from ctclip_jax.convert import to_export, to_torch
-from ctclip_jax.torch_weights import read_tensors
 from data_pipelines.errors import run_main
 
 

@@ -22,9 +22,9 @@ from absl import flags, logging
 
 import ctclip_jax
 from benchmarks import measure
-from ctclip_jax import detector
 from ctclip_jax.demo import uploads
 from ctclip_jax.demo.analysis import Analyses
+from ctclip_jax.inference import classifiers
 from data_pipelines.errors import InputError, run_main
 from data_pipelines.sources.phantoms.samples import write_samples
 from tests.dicom_series import chest_slices
@@ -106,7 +106,7 @@ def main(argv: Sequence[str]) -> None:
         folder = Path(scratch)
         valid, inbox = seeds(folder), folder / "uploads"
         inbox.mkdir()
-        finder = detector.by_prompts(ctclip_jax.load(write_tiny_export(folder)))
+        finder = classifiers.by_prompts(ctclip_jax.load(write_tiny_export(folder)))
         analyses = Analyses(finder, most_bytes=MOST_BYTES, keep_uploads=False)
         elsewhere = {path for path in folder.iterdir()}
         end = time.monotonic() + 60 * MINUTES.value

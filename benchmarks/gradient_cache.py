@@ -14,9 +14,10 @@ from absl import flags
 
 from benchmarks import measure
 from configs import ct_clip
-from ctclip_jax.accelerators import GIB
-from ctclip_jax.config import TrainConfig, from_dict
-from ctclip_jax.step_report import StepReport, step_report, topology_devices
+from ctclip_jax.common.configs import from_dict
+from ctclip_jax.cost.accelerators import GIB
+from ctclip_jax.cost.step_report import StepReport, step_report, topology_devices
+from ctclip_jax.training.config import TrainConfig
 from data_pipelines.errors import run_main
 
 BATCH, MICRO_BATCH = 256, 4  # of a device

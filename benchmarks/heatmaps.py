@@ -17,16 +17,16 @@ from einops import reduce
 
 import ctclip_jax
 from benchmarks import measure
-from ctclip_jax import detector
-from ctclip_jax.detector import Detector
-from ctclip_jax.metrics import bootstrap
+from ctclip_jax.evaluation.metrics import bootstrap
+from ctclip_jax.inference import classifiers
+from ctclip_jax.inference.baseline import Reference
+from ctclip_jax.inference.classifiers import Detector
 from ctclip_jax.reference import mean_of
-from ctclip_jax.reference_tokens import Reference
 from data_pipelines.errors import run_main
+from data_pipelines.resample import STEPS_PER_HU, Geometry, preprocess_fixed_point
 from data_pipelines.sources.phantoms.abnormalities import SIGNS
 from data_pipelines.sources.phantoms.anatomy import random_anatomy, random_grid
 from data_pipelines.sources.phantoms.chest import Chest, draw_chest
-from data_pipelines.volumes import STEPS_PER_HU, Geometry, preprocess_fixed_point
 
 MODEL = flags.DEFINE_string("model", "runs/demo/train/export", "That of `make demo`.")
 SHARDS = flags.DEFINE_string("shards", "runs/demo/shards", "Those of `make demo`.")
@@ -123,7 +123,7 @@ def measured(finder: Detector, label: str, count: int, reference: Reference) -> 
 def main(argv: Sequence[str]) -> None:
     del argv
     model = ctclip_jax.load(MODEL.value)
-    finder = detector.by_prompts(model)
+    finder = classifiers.by_prompts(model)
     reference = mean_of(model, SHARDS.value, "train", volumes=AVERAGED, batch_size=BATCH)
     rows = [measured(finder, label, COUNT.value, reference) for label in LABELS]
     measure.save("heatmaps", {"phantoms": COUNT.value, "averaged": AVERAGED, "rows": rows})

@@ -2,7 +2,7 @@
 reads, decompresses and resamples each volume anew: `python -m benchmarks.loader`.
 
 All ways in turns in the same run, each in a process of its own; the files are in the page cache.
-The loader keeps the memory of its batches (data_pipelines.memory). What that alone would do for the
+The loader keeps the memory of its batches (data_pipelines.malloc). What that alone would do for the
 published way is measured too.
 """
 
@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import measure, synthetic_ct
-from data_pipelines import memory, shards
+from data_pipelines import malloc, shards
 from data_pipelines.errors import run_main
-from data_pipelines.preparation import prepare_case
+from data_pipelines.resample import Geometry
+from data_pipelines.shard_tasks import prepare_case
 from data_pipelines.sources.case import Case
-from data_pipelines.texts import TextChoice
+from data_pipelines.text_sampler import TextChoice
 from data_pipelines.tokenizers import load_tokenizer, train_sentencepiece
-from data_pipelines.volumes import Geometry
 
 VOLUMES, BATCH_SIZE, ROUNDS, BATCHES = 16, 2, 5, 24
 SETTLED = 2.0
@@ -55,7 +55,7 @@ def write(folder: Path) -> None:
 
 def open_ours(folder: Path, cores: int) -> None:
     """Makes a process that loads by our loader on so many cores."""
-    from data_pipelines import batches as assembly
+    from data_pipelines import batching as assembly
     from data_pipelines import loader
 
     global batches
@@ -91,7 +91,7 @@ def open_published(keep_memory: bool) -> None:
     torch.set_num_threads(1)
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
     if keep_memory:
-        memory.keep_large_blocks()
+        malloc.keep_large_blocks()
 
 
 def published(path: Path) -> float:

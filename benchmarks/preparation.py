@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import measure, synthetic_ct
-from data_pipelines.calibration import calibrate
 from data_pipelines.errors import run_main
 from data_pipelines.formats import read_scan
-from data_pipelines.preparation import prepare_case
+from data_pipelines.hounsfield import calibrate
+from data_pipelines.resample import Geometry, preprocess_fixed_point
+from data_pipelines.shard_tasks import prepare_case
 from data_pipelines.sources.case import Case
-from data_pipelines.volumes import Geometry, preprocess_fixed_point
 
 ROUNDS = 5
 LARGE = (1024, 1024, 500)

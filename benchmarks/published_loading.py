@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from data_pipelines.volumes import Geometry
+from data_pipelines.resample import Geometry
 
 
 def load(path: Path, *, spacing_xyz: tuple[float, float, float]) -> np.ndarray:

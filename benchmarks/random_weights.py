@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ctclip_jax.checkpoints.tensor_files import write_tensors
+from ctclip_jax.checkpoints.torch_names import Depths, torch_shape, unused_constants, used_keys
+from ctclip_jax.common.trees import flatten
 from ctclip_jax.models.ct_clip import CTCLIP, CTCLIPConfig
-from ctclip_jax.torch_weights import write_tensors
-from ctclip_jax.torch_weights.table import Depths, torch_shape, unused_constants, used_keys
-from ctclip_jax.trees import flatten
 
 
 def write(paths: list[Path], *, seed: int = 0) -> int:

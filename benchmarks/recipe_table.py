@@ -18,9 +18,10 @@ from benchmarks import measure
 from benchmarks.speed import VIT
 from benchmarks.tpu_table import GPU_SHARE, linear
 from configs import ct_clip_large_batch, low_cost, vit
-from ctclip_jax.accelerators import GIB, accelerator_of
-from ctclip_jax.config import TrainConfig, from_dict
-from ctclip_jax.step_report import step_report
+from ctclip_jax.common.configs import from_dict
+from ctclip_jax.cost.accelerators import GIB, accelerator_of
+from ctclip_jax.cost.step_report import step_report
+from ctclip_jax.training.config import TrainConfig
 from data_pipelines.errors import run_main
 
 DOCS = Path(__file__).parents[1] / "docs" / "recipes.md"

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from benchmarks import measure
-from ctclip_jax.metrics import label_overlap, retrieval
+from ctclip_jax.evaluation.metrics import label_overlap, ranking
 from data_pipelines.errors import run_main
 
 VOLUMES, DIM, LABELS, K = 50_000, 512, 18, 50
@@ -29,8 +29,8 @@ def find() -> None:
     rng = np.random.default_rng(0)
     names = np.arange(VOLUMES)
     queries, gallery = draw_latents(rng), draw_latents(rng)
-    found = retrieval.find(queries, gallery, query_names=names, gallery_names=names)
-    median, chance = np.median(found.rank), retrieval.chance_of_median_rank(found)
+    found = ranking.find(queries, gallery, query_names=names, gallery_names=names)
+    median, chance = np.median(found.rank), ranking.chance_of_median_rank(found)
     assert abs(median / chance - 1) < 0.05, f"median rank {median}, by chance {chance}"
 
 

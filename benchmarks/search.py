@@ -18,7 +18,7 @@ from jaxtyping import Float32
 
 from benchmarks import measure
 from ctclip_jax import index
-from ctclip_jax.case_search import Entry, Searcher, Store, Where, adding, build_approximate
+from ctclip_jax.case_store import Entry, Searcher, Store, Where, adding, build_approximate
 from data_pipelines.errors import InputError, run_main
 
 CASES = flags.DEFINE_list("cases", ["100000", "1000000"], "Sizes of the store.")

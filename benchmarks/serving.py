@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 import ctclip_jax
 from benchmarks import measure, random_weights
 from benchmarks.full_size_detection import write_vocabulary
-from ctclip_jax import export
+from ctclip_jax import export_stablehlo
 from data_pipelines.errors import run_main
 
 ROUNDS = flags.DEFINE_integer("rounds", 3, "Timings of each, in turns.")
@@ -30,10 +30,10 @@ def measured(weights: Path, vocabulary: Path, out: Path, rounds: int) -> dict[st
     """Exports, loads what was exported, and encodes a volume of noise with both."""
     model = ctclip_jax.load(weights, tokenizer=vocabulary)
     start = time.perf_counter()
-    export.write(model, out, platforms=export.PLATFORMS)
+    export_stablehlo.write(model, out, platforms=export_stablehlo.PLATFORMS)
     written = time.perf_counter() - start
-    program = jax.jit(jax_export.deserialize((out / export.IMAGE).read_bytes()).call)
-    loaded = jax.device_put(load_file(out / export.WEIGHTS))
+    program = jax.jit(jax_export.deserialize((out / export_stablehlo.IMAGE).read_bytes()).call)
+    loaded = jax.device_put(load_file(out / export_stablehlo.WEIGHTS))
     draw = np.random.default_rng(0).integers
     volumes = draw(-16_000, 16_001, (1, *model.geometry.shape), dtype=np.int16)
     run: dict[str, Callable] = {

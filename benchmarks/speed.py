@@ -16,9 +16,10 @@ import numpy as np
 from absl import flags
 
 from configs import ct_clip, vit
-from ctclip_jax.config import TrainConfig, from_dict
+from ctclip_jax.common.configs import from_dict
 from ctclip_jax.models.layers import ATTENTION, REMAT
 from ctclip_jax.models.vit import ViTConfig
+from ctclip_jax.training.config import TrainConfig
 
 SIZE = flags.DEFINE_enum("size", "reduced", ("reduced", "full"), "That of the model.")
 DTYPE = flags.DEFINE_enum("dtype", "float32", ("float32", "bfloat16"), "Of the matrix products.")

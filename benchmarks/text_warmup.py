@@ -19,12 +19,13 @@ from sklearn.metrics import roc_auc_score
 
 from benchmarks import measure
 from configs import phantoms
-from ctclip_jax import api
-from ctclip_jax.config import TrainConfig, from_dict
-from ctclip_jax.evaluators.encoding import encode_reports, texts_of
-from ctclip_jax.preemption import Preemption
-from ctclip_jax.run import build
-from ctclip_jax.start import initial_variables
+from ctclip_jax.common.configs import from_dict
+from ctclip_jax.evaluation.encode import encode_reports, texts_of
+from ctclip_jax.inference import load
+from ctclip_jax.training.config import TrainConfig
+from ctclip_jax.training.preemption import Preemption
+from ctclip_jax.training.run import build
+from ctclip_jax.training.start import initial_variables
 from data_pipelines import shards
 from data_pipelines.errors import run_main
 from data_pipelines.reports import LABELS, PROMPTS, prompt_text
@@ -51,13 +52,13 @@ def auroc(objective: str, seed: int) -> float:
     with tempfile.TemporaryDirectory() as folder, Preemption() as preemption:
         run = build(config, Path(folder))
         variables = initial_variables(run, preemption)
-    model = api.Model(
+    model = load.Model(
         config.model, variables, tokenizer=run.tokenizer, max_length=config.data.max_length
     )
     return read_labels(model)
 
 
-def read_labels(model: api.Model) -> float:
+def read_labels(model: load.Model) -> float:
     """Returns the mean AUROC of labels by the prompts that a report is like."""
     rows = shards.read_reports(VALID.value, "valid")
     texts = [texts_of(row, report="joined", pool_sentences=True) for row in rows]

@@ -13,12 +13,12 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from benchmarks.torch_bert import Bert, attend, split_heads
+from ctclip_jax.common.shapes import Variables
+from ctclip_jax.common.trees import flatten
 from ctclip_jax.models.ct_clip import CTCLIPConfig
 from ctclip_jax.models.ct_vit import CTViTConfig
 from ctclip_jax.models.layers import ATTENTION_SCALE
-from ctclip_jax.models.patches import STEPS_PER_HU
-from ctclip_jax.shapes import Variables
-from ctclip_jax.trees import flatten
+from ctclip_jax.models.patch_embed import STEPS_PER_HU
 
 
 class PatchEmbedding(nn.Module):

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from benchmarks import torch_ct_vit
-from ctclip_jax.config import TrainConfig
+from ctclip_jax.common.shapes import Variables
 from ctclip_jax.models.ct_clip import CTCLIPConfig
-from ctclip_jax.shapes import Variables
+from ctclip_jax.training.config import TrainConfig
 
 
 @dataclasses.dataclass

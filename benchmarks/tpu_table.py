@@ -21,10 +21,11 @@ from pathlib import Path
 
 from benchmarks import measure
 from configs import ct_clip
-from ctclip_jax.accelerators import GIB, accelerator_of
-from ctclip_jax.config import TrainConfig, from_dict
-from ctclip_jax.flops import step_flops
-from ctclip_jax.step_report import KEPT_BY_TPU, DoesNotFit, Roofline, step_report
+from ctclip_jax.common.configs import from_dict
+from ctclip_jax.cost.accelerators import GIB, accelerator_of
+from ctclip_jax.cost.flops import step_flops
+from ctclip_jax.cost.step_report import KEPT_BY_TPU, DoesNotFit, Roofline, step_report
+from ctclip_jax.training.config import TrainConfig
 from data_pipelines.errors import run_main
 
 DOCS = Path(__file__).parents[1] / "docs" / "scaling.md"

@@ -12,11 +12,11 @@ import jax
 
 from benchmarks import blocks, measure, speed
 from benchmarks.torch_rivals import rivals
-from ctclip_jax.config import TrainConfig
-from ctclip_jax.flops import step_flops
-from ctclip_jax.shapes import Variables
-from ctclip_jax.sharding import make_mesh
-from ctclip_jax.train_step import make_learner, make_train_step, new_state
+from ctclip_jax.common.shapes import Variables
+from ctclip_jax.common.sharding import make_mesh
+from ctclip_jax.cost.flops import step_flops
+from ctclip_jax.training.config import TrainConfig
+from ctclip_jax.training.step import make_learner, make_train_step, new_state
 from data_pipelines.errors import run_main
 
 

@@ -20,9 +20,9 @@ import numpy as np
 from benchmarks import measure
 from data_pipelines import loader, shards
 from data_pipelines.errors import run_main
-from data_pipelines.shards.verification import verify
+from data_pipelines.shards.verify import verify
 from data_pipelines.sources.phantoms.dataset import write_tree
-from data_pipelines.texts import TextChoice
+from data_pipelines.text_sampler import TextChoice
 from data_pipelines.tokenizers import load_tokenizer
 
 SCANS, PROCESSES, BATCH_SIZE, EPOCHS = 2000, 2, 8, 2

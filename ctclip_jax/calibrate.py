@@ -14,14 +14,19 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from ctclip_jax import api, calibration
-from ctclip_jax.calibration import Calibration, Curve
-from ctclip_jax.evaluators import detection, files
-from ctclip_jax.evaluators.latents import fingerprint
-from ctclip_jax.evaluators.study import Study
-from ctclip_jax.export_folder import require_export
-from ctclip_jax.metrics import bootstrap
-from ctclip_jax.metrics.calibration import expected_calibration_error, fit_isotonic, reliability
+from ctclip_jax import Model, load
+from ctclip_jax.checkpoints.exports import require_export
+from ctclip_jax.evaluation import detection, files
+from ctclip_jax.evaluation.dataset import Study
+from ctclip_jax.evaluation.latents import fingerprint
+from ctclip_jax.evaluation.metrics import bootstrap
+from ctclip_jax.evaluation.metrics.reliability import (
+    expected_calibration_error,
+    fit_isotonic,
+    reliability,
+)
+from ctclip_jax.inference import calibration
+from ctclip_jax.inference.calibration import Calibration, Curve
 from data_pipelines.errors import InputError, run_main
 
 FOLDS, SEED = 5, 0
@@ -61,7 +66,7 @@ def _patients(study: Study, column: int) -> int:
     return len(np.unique(study.patients[rows]))
 
 
-def calibrate(model: api.Model, study: Study) -> tuple[Calibration, dict[str, tuple[float, float]]]:
+def calibrate(model: Model, study: Study) -> tuple[Calibration, dict[str, tuple[float, float]]]:
     """The calibration of a model on a study of its scores, and the errors of each label.
 
     Raises:
@@ -96,7 +101,7 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise InputError(f"unexpected argument {argv[1]!r}")
     folder = require_export(flags.FLAGS.model)
-    found, label_errors = calibrate(api.load(folder), files.read_scores(Path(flags.FLAGS.scores)))
+    found, label_errors = calibrate(load(folder), files.read_scores(Path(flags.FLAGS.scores)))
     calibration.write(folder, found)
     for name, (before, after) in label_errors.items():
         curve = found.curves[name]

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from absl import flags
 
-from ctclip_jax import config_flag
-from ctclip_jax.config import from_dict
-from ctclip_jax.evaluators import comparison, files
-from ctclip_jax.evaluators.protocol import ProtocolConfig
+from ctclip_jax.common import configs
+from ctclip_jax.common.configs import from_dict
+from ctclip_jax.evaluation import comparison, files
+from ctclip_jax.evaluation.protocol import ProtocolConfig
 from ctclip_jax.reporting.comparison import lines, page
 from data_pipelines.errors import InputError, run_main
 from data_pipelines.files import make_folder, write_text
@@ -23,7 +23,7 @@ from data_pipelines.files import make_folder, write_text
 
 def define_flags() -> None:
     """Only the binary has flags, so that importing this module adds none."""
-    config_flag.define(default=config_flag.PROTOCOL)
+    configs.define(default=configs.PROTOCOL)
     flags.DEFINE_string("out", None, "Folder to write into; none: only print.")
 
 
@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) != 3:
         raise InputError("wanted: compare A B, two folders")
     a, b = (files.read_results(Path(folder)) for folder in argv[1:])
-    protocol = from_dict(ProtocolConfig, config_flag.read())
+    protocol = from_dict(ProtocolConfig, configs.read())
     found = comparison.compare(a, b, protocol=protocol) | {"folders": argv[1:]}
     for note in found["notes"]:
         print(f"note: {note}", file=sys.stderr)

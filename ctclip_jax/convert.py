@@ -17,18 +17,18 @@ from pathlib import Path
 
 from absl import flags
 
-from ctclip_jax.config import from_dict
-from ctclip_jax.export_folder import load_export, save_export
-from ctclip_jax.models.ct_clip import CTCLIPConfig
-from ctclip_jax.torch_weights import (
+from ctclip_jax.checkpoints.exports import load_export, save_export
+from ctclip_jax.checkpoints.tensor_files import (
     ENDINGS,
-    Geometry,
-    export_weights,
-    import_weights,
     read_tensors,
     says_label_informed,
     write_tensors,
 )
+from ctclip_jax.checkpoints.torch_convert import import_weights
+from ctclip_jax.checkpoints.torch_export import export_weights
+from ctclip_jax.checkpoints.torch_geometry import Geometry
+from ctclip_jax.common.configs import from_dict
+from ctclip_jax.models.ct_clip import CTCLIPConfig
 from data_pipelines.errors import InputError, run_main
 from data_pipelines.tokenizers import load_tokenizer
 

@@ -15,19 +15,21 @@ from typing import Any
 
 from absl import flags
 
-from ctclip_jax import api, config_flag
-from ctclip_jax.config import from_dict
-from ctclip_jax.evaluators import files, latents, scoring, suite, zero_shot
-from ctclip_jax.evaluators.detection import Predictions
-from ctclip_jax.evaluators.protocol import ProtocolConfig
-from ctclip_jax.evaluators.study import Study
-from ctclip_jax.reporting import examples, latex, pictures
+from ctclip_jax import Model, load
+from ctclip_jax.common import configs
+from ctclip_jax.common.configs import from_dict
+from ctclip_jax.evaluation import files, latents, suite
+from ctclip_jax.evaluation.dataset import Study
+from ctclip_jax.evaluation.detection import Predictions
+from ctclip_jax.evaluation.protocol import ProtocolConfig
+from ctclip_jax.inference import scoring, zero_shot
+from ctclip_jax.reporting import examples, latex, thumbnails
 from ctclip_jax.reporting.latent_map import latent_map
 from ctclip_jax.reporting.report import page
 from data_pipelines import shards
 from data_pipelines.errors import InputError, parse_slice, run_main
 from data_pipelines.files import write_text
-from data_pipelines.volumes import STEPS_PER_HU
+from data_pipelines.resample import STEPS_PER_HU
 
 EXAMPLES = 4
 MAP_SEED = 0
@@ -123,7 +125,7 @@ def read_pictures(inputs: Inputs, study: Study, *, rows: Sequence[int]) -> dict[
     }
     found = {row: places[name] for row in rows if (name := study.names[row]) in places}
     return {
-        row: pictures.slices(
+        row: thumbnails.slices(
             source[place]["volume"], spacing=tuple(spacing), steps_per_hu=STEPS_PER_HU
         )
         for row, place in found.items()
@@ -162,9 +164,9 @@ def read_study(inputs: Inputs, out: Path, *, protocol: ProtocolConfig) -> Study 
     return read_scored(out, model, protocol=protocol, out=out) if complete else None
 
 
-def open_model(inputs: Inputs, protocol: ProtocolConfig) -> api.Model:
+def open_model(inputs: Inputs, protocol: ProtocolConfig) -> Model:
     """The model, reading reports as the protocol says, or else as its export does."""
-    return api.load(
+    return load(
         inputs.model,
         tokenizer=inputs.tokenizer,
         max_length=protocol.max_length,
@@ -175,9 +177,7 @@ def open_model(inputs: Inputs, protocol: ProtocolConfig) -> api.Model:
     )
 
 
-def read_scored(
-    folder: Path, model: api.Model | None, *, protocol: ProtocolConfig, out: Path
-) -> Study:
+def read_scored(folder: Path, model: Model | None, *, protocol: ProtocolConfig, out: Path) -> Study:
     """The study of a folder of latents, scored by prompts or classifier, or by its scores.csv."""
     study, arrays = files.read_latents(folder)
     known = study.source.get("model_sha256")
@@ -205,7 +205,7 @@ def read_scored(
 
 def define_flags() -> None:
     """Only the binary has flags, so that importing this module adds none."""
-    config_flag.define(default=config_flag.PROTOCOL)
+    configs.define(default=configs.PROTOCOL)
     flags.DEFINE_string("model", None, "Any path that ctclip_jax.load opens.")
     flags.DEFINE_string("tokenizer", None, "Its vocab.txt or *.model, if not in the export.")
     flags.DEFINE_bool("label_informed", False, "It has read labels, and its file cannot say so.")
@@ -226,7 +226,7 @@ def main(argv: Sequence[str]) -> None:
     values = flags.FLAGS
     given = {field.name: values[field.name].value for field in dataclasses.fields(Inputs)}
     inputs = Inputs(**given | {"task": parse_slice(values.task)})
-    protocol = from_dict(ProtocolConfig, config_flag.read())
+    protocol = from_dict(ProtocolConfig, configs.read())
     out = Path(values.out)
     metrics = evaluate(inputs, out, protocol=protocol, published=values.protocol == "published")
     if metrics is None:

@@ -18,18 +18,16 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from ctclip_jax import api
-from ctclip_jax.case_search import Entry, Store, adding, build_approximate
-from ctclip_jax.case_search.store import Addition
-from ctclip_jax.config import check_volumes
-from ctclip_jax.evaluators.latents import fingerprint
-from ctclip_jax.reporting import pictures
-from ctclip_jax.scans import BadScan, list_scans, read_ahead
+from ctclip_jax import Model, load
+from ctclip_jax.case_store import Entry, Store, adding, build_approximate
+from ctclip_jax.case_store.store import Addition
+from ctclip_jax.evaluation.latents import fingerprint
+from ctclip_jax.inference.scans import BadScan, list_scans, read_ahead
 from data_pipelines import shards
 from data_pipelines.errors import InputError, run_main
 from data_pipelines.reports import LABELS
+from data_pipelines.resample import STEPS_PER_HU
 from data_pipelines.sources.case import Case
-from data_pipelines.volumes import STEPS_PER_HU
 
 SEGMENT_CASES, SEGMENT_SECONDS = 1024, 300  # what a kill can cost
 
@@ -45,7 +43,7 @@ def of_shards(folder: str, split: str, *, rows: Sequence[tuple[int, dict]]) -> I
 
 
 def of_scans(
-    model: api.Model, cases: Sequence[Case], *, workers: int, bad: list[BadScan]
+    model: Model, cases: Sequence[Case], *, workers: int, bad: list[BadScan]
 ) -> Iterator[Item]:
     """Scans as they are read; those that cannot be used go into `bad`."""
     for scan in read_ahead(model, cases, workers=workers):
@@ -67,7 +65,7 @@ def _entry(told: dict, labels: dict[str, int]) -> Entry:
 
 
 def add_all(
-    addition: Addition, model: api.Model, items: Iterator[Item], *, total: int, batch_size: int
+    addition: Addition, model: Model, items: Iterator[Item], *, total: int, batch_size: int
 ) -> int:
     """Encodes and adds cases, a segment at a time; returns their number."""
     added, entries, latents, thumbnails = 0, [], [], []
@@ -87,7 +85,7 @@ def add_all(
             latents.append(model.encode_image(volumes, batch_size=batch_size))
             entries += [entry for entry, _ in batch]
             thumbnails += [
-                pictures.slices(volume, spacing=spacing, steps_per_hu=STEPS_PER_HU)
+                thumbnails.slices(volume, spacing=spacing, steps_per_hu=STEPS_PER_HU)
                 for volume in volumes
             ]
             bar.update(len(batch))
@@ -145,12 +143,10 @@ def add(values: flags.FlagValues, patterns: Sequence[str], bad: list[BadScan]) -
         if values.shards
         else list_scans(patterns, values.scans, split=values.split, by_path=True)
     )
-    model = api.load(values.model)
+    model = load(values.model)
     if values.shards:
         prepared = shards.preparation(values.shards, values.split)
-        check_volumes(
-            prepared, model.config.image, shards=values.shards, wanted_by=str(values.model)
-        )
+        model.config.image.check(prepared, source=values.shards, name=str(values.model))
     dim = model.config.dim_latent
     store = Store.create(values.store, model_sha256=fingerprint(model), dim=dim)
     with adding(store.folder) as addition:

@@ -21,9 +21,9 @@ import numpy as np
 import pandas as pd
 from absl import flags
 
-from ctclip_jax import api
-from ctclip_jax.evaluators import files
-from ctclip_jax.evaluators.study import from_rows
+from ctclip_jax import Model, load
+from ctclip_jax.evaluation import files
+from ctclip_jax.evaluation.dataset import from_rows
 from data_pipelines import shards
 from data_pipelines.errors import InputError, run_main
 from data_pipelines.reports import LABELS, given_parts, report_text
@@ -55,7 +55,7 @@ def read_table_of_reports(path: Path) -> dict[str, tuple[str, str]]:
     return reports
 
 
-def label_table(model: api.Model, path: Path, out: Path) -> int:
+def label_table(model: Model, path: Path, out: Path) -> int:
     """Writes the tables of a table of reports; returns their number."""
     reports = read_table_of_reports(path)
     texts = [report_text(*parts, form=model.report) for parts in reports.values()]
@@ -66,7 +66,7 @@ def label_table(model: api.Model, path: Path, out: Path) -> int:
     return len(reports)
 
 
-def label_split(model: api.Model, folder: str, split: str, out: Path) -> int:
+def label_split(model: Model, folder: str, split: str, out: Path) -> int:
     """Writes the tables of the reports of a split, known labels beside; returns their number.
 
     Volumes without a report get no labels.
@@ -111,7 +111,7 @@ def main(argv: Sequence[str]) -> None:
     values = flags.FLAGS
     if bool(values.reports) == bool(values.shards):
         raise InputError("give --reports or --shards")
-    model, out = api.load(values.model, tokenizer=values.tokenizer), Path(values.out)
+    model, out = load(values.model, tokenizer=values.tokenizer), Path(values.out)
     if values.reports:
         count = label_table(model, Path(values.reports), out)
     else:

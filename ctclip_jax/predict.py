@@ -27,14 +27,14 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from ctclip_jax import api, detector, heatmaps
-from ctclip_jax.detector import Detector
-from ctclip_jax.evaluators import files
-from ctclip_jax.evaluators.protocol import SCORES
-from ctclip_jax.reporting import heatmap
-from ctclip_jax.scans import BadScan, ReadScan, list_scans, read_ahead
+from ctclip_jax import Model, load
+from ctclip_jax.evaluation import files
+from ctclip_jax.evaluation.protocol import SCORES
+from ctclip_jax.inference import classifiers, heatmap_png, heatmaps
+from ctclip_jax.inference.classifiers import Detector
+from ctclip_jax.inference.scans import BadScan, ReadScan, list_scans, read_ahead
 from data_pipelines.errors import InputError, run_main
-from data_pipelines.preparation import provenance
+from data_pipelines.shard_tasks import provenance
 from data_pipelines.sources.case import Case
 
 SHOWN = 3  # findings a line, where there are several scans
@@ -91,7 +91,7 @@ def draw_map(predicted: Predicted, finder: Detector, folder: Path, *, column: in
     probability, prepared = predicted.probabilities[column], predicted.scan.prepared
     contributions = predicted.contributions[column]
     file, how = file_name(name), finder.model.explained_by
-    heatmap.draw(
+    heatmap_png.draw(
         folder / f"{file}.png",
         prepared.volume,
         contributions,
@@ -166,13 +166,15 @@ def lines(predicted: Predicted, names: Sequence[str], *, alone: bool) -> list[st
     return table
 
 
-def make_detector(model: api.Model, *, scores: str, prompts: str | None) -> Detector:
+def make_detector(model: Model, *, scores: str, prompts: str | None) -> Detector:
     """The findings that the flags ask for. Raises InputError for what the model has not."""
     if scores == "classifier":
         if prompts:
             raise InputError("--prompts: a classifier reads none; give --scores=zero_shot")
-        return detector.by_classifier(model)
-    return detector.by_prompts(model, detector.read_findings(Path(prompts)) if prompts else None)
+        return classifiers.by_classifier(model)
+    return classifiers.by_prompts(
+        model, classifiers.read_findings(Path(prompts)) if prompts else None
+    )
 
 
 def run(
@@ -241,7 +243,7 @@ def main(argv: Sequence[str]) -> None:
     for table in ("scores.csv", "calibrated.csv") if values.out else ():
         if (Path(values.out) / table).exists():
             raise InputError(f"{values.out}: has a {table} already; choose another --out")
-    model = api.load(values.checkpoint, tokenizer=values.tokenizer, dtype=values.dtype)
+    model = load(values.checkpoint, tokenizer=values.tokenizer, dtype=values.dtype)
     bad = run(
         make_detector(model, scores=values.scores, prompts=values.prompts),
         cases,

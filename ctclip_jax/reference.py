@@ -13,12 +13,11 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from ctclip_jax import api, attribution, reference_tokens
-from ctclip_jax.config import check_volumes
-from ctclip_jax.export_folder import require_export
-from ctclip_jax.model import Model
+from ctclip_jax import Model, load
+from ctclip_jax.checkpoints.exports import require_export
+from ctclip_jax.inference import attribution, baseline
+from ctclip_jax.inference.baseline import Reference
 from ctclip_jax.models.ct_clip import CTCLIP
-from ctclip_jax.reference_tokens import Reference
 from data_pipelines import shards
 from data_pipelines.errors import InputError, run_main
 
@@ -34,7 +33,7 @@ def mean_of(model: Model, folder: str, split: str, *, volumes: int, batch_size: 
     if attribution.method(CTCLIP(model.config)) != attribution.EXACT:
         raise InputError("--model: its image tower has no codebook, so there is nothing to average")
     prepared = shards.preparation(folder, split)
-    check_volumes(prepared, model.config.image, shards=folder, wanted_by="the model")
+    model.config.image.check(prepared, source=folder, name="the model")
     records = shards.read(folder, split)
     count = min(volumes, len(records))
     chosen = np.sort(np.random.default_rng(SEED).choice(len(records), count, replace=False))
@@ -62,14 +61,14 @@ def main(argv: Sequence[str]) -> None:
     values = flags.FLAGS
     folder = require_export(values.model)
     found = mean_of(
-        api.load(folder),
+        load(folder),
         values.shards,
         values.split,
         volumes=values.volumes,
         batch_size=values.batch_size,
     )
-    reference_tokens.write(folder, found)
-    print(f"{folder / reference_tokens.FILE}: the mean of {found.of}")
+    baseline.write(folder, found)
+    print(f"{folder / baseline.FILE}: the mean of {found.of}")
 
 
 if __name__ == "__main__":

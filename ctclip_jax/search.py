@@ -20,10 +20,10 @@ import numpy as np
 from absl import flags
 from jaxtyping import Float32
 
-from ctclip_jax import api
-from ctclip_jax.case_search import Hit, Searcher, Store, Where
-from ctclip_jax.evaluators.encoding import encode_reports
-from ctclip_jax.evaluators.latents import fingerprint
+from ctclip_jax import Model, load
+from ctclip_jax.case_store import Hit, Searcher, Store, Where
+from ctclip_jax.evaluation.encode import encode_reports
+from ctclip_jax.evaluation.latents import fingerprint
 from data_pipelines.errors import InputError, run_main
 from data_pipelines.files import write_text
 from data_pipelines.reports import split_sentences
@@ -31,7 +31,7 @@ from data_pipelines.reports import split_sentences
 WIDTH = 100
 
 
-def text_latent(model: api.Model, text: str) -> Float32[np.ndarray, "1 d"]:
+def text_latent(model: Model, text: str) -> Float32[np.ndarray, "1 d"]:
     """The latent of a query, read as the model reads reports."""
     texts = split_sentences(text) if model.pool_sentences else []
     return encode_reports([texts or [text]], encode_texts=model.encode_text)
@@ -108,7 +108,7 @@ def main(argv: Sequence[str]) -> None:
         raise InputError("give --text or --volume")
     where, store = parse_where(values.label, values.stratum), Store.open(values.store)
     mask = store.mask(where) if where != Where() else None
-    model = api.load(values.model, tokenizer=values.tokenizer)
+    model = load(values.model, tokenizer=values.tokenizer)
     store.check_model(fingerprint(model))
     if values.text:
         query = text_latent(model, values.text)

@@ -14,21 +14,23 @@ import jax
 from clu import parameter_overview
 from jax.profiler import StepTraceAnnotation
 
-from ctclip_jax import trees
-from ctclip_jax.checkpoints import Checkpointer
-from ctclip_jax.config import TrainConfig
-from ctclip_jax.export_folder import save_export
-from ctclip_jax.metric_writer import MetricWriter
-from ctclip_jax.preemption import Preempted, Preemption
-from ctclip_jax.profiling import ProfileWindow
-from ctclip_jax.run import Run, build, loader_layout, make_evaluation, make_loader, make_log
-from ctclip_jax.start import initial_variables, volume_latents
-from ctclip_jax.train_step import (
-    abstract_state,
-    make_train_step,
-    new_state,
-    variables_of,
+from ctclip_jax.checkpoints.exports import save_export
+from ctclip_jax.checkpoints.run import Checkpointer
+from ctclip_jax.common import trees
+from ctclip_jax.training.config import TrainConfig
+from ctclip_jax.training.metric_writer import MetricWriter
+from ctclip_jax.training.preemption import Preempted, Preemption
+from ctclip_jax.training.profiling import ProfileWindow
+from ctclip_jax.training.run import (
+    Run,
+    build,
+    loader_layout,
+    make_evaluation,
+    make_loader,
+    make_log,
 )
+from ctclip_jax.training.start import initial_variables, volume_latents
+from ctclip_jax.training.step import abstract_state, make_train_step, new_state, variables_of
 from data_pipelines.errors import InputError
 from data_pipelines.files import write_text
 
@@ -62,7 +64,12 @@ def run_steps(run: Run, batches: grain.DatasetIterator, preemption: Preemption) 
     config = run.config
     folder = run.workdir / "checkpoints"
     with contextlib.ExitStack() as stack:
-        checkpointer = Checkpointer(folder, config, layout=loader_layout(config))
+        checkpointer = Checkpointer(
+            folder,
+            config.checkpoint,
+            layout=loader_layout(config),
+            made_by=dataclasses.asdict(config),
+        )
         stack.callback(checkpointer.close)
         evaluation = make_evaluation(run)
         state = start_or_continue(run, checkpointer, batches, preemption)

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from data_pipelines import preparation
+from data_pipelines import shard_tasks
 from data_pipelines.errors import InputError
-from data_pipelines.preparation import Task
+from data_pipelines.shard_tasks import Task
 
 
 def run(tasks: Sequence[Task], *, runner: str, options: Sequence[str]) -> None:
@@ -23,7 +23,7 @@ def run(tasks: Sequence[Task], *, runner: str, options: Sequence[str]) -> None:
     try:
         with apache_beam.Pipeline(options=PipelineOptions(arguments)) as pipeline:
             work = pipeline | apache_beam.Create(tasks) | apache_beam.Reshuffle()
-            work | apache_beam.Map(preparation.run)
+            work | apache_beam.Map(shard_tasks.run)
     except Exception as error:  # of whatever kind its runner has
         cause = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"--runner={runner}: {cause}; finished shards are kept") from error

@@ -17,11 +17,11 @@ import numpy as np
 from etils import epath
 
 from data_pipelines import shards
-from data_pipelines.batches import Compressed, batches
+from data_pipelines.batching import Compressed, batches
 from data_pipelines.errors import InputError
 from data_pipelines.reports import given_parts
 from data_pipelines.shards import Record, ShardSource
-from data_pipelines.texts import TextChoice
+from data_pipelines.text_sampler import TextChoice
 from data_pipelines.tokenizers import Tokenizer
 
 

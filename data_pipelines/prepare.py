@@ -17,9 +17,9 @@ from absl import flags, logging
 from etils import epath
 from ml_collections import config_flags
 
-from data_pipelines import beam, pool, preparation, shards, volumes
+from data_pipelines import beam, resample, runners, shard_tasks, shards
 from data_pipelines.errors import InputError, parse_slice, run_main
-from data_pipelines.preparation import Task
+from data_pipelines.shard_tasks import Task
 from data_pipelines.sources import ct_rate, manifest, rad_chestct
 from data_pipelines.sources.case import Collection
 from data_pipelines.train_tokenizer import train_on_reports
@@ -41,11 +41,11 @@ _COLUMNS = flags.DEFINE_list("columns", [], "Columns of a manifest, as in path=F
 _MODE = flags.DEFINE_enum(
     "mode",
     "sound",
-    preparation.MODES,
+    shard_tasks.MODES,
     "sound: HU, axes and spacing decided from the data. published_train, published_inference: the "
     "arrays of the published loaders, which believe the tables and read axes as stored.",
 )
-_GRID = flags.DEFINE_enum("grid", "240x480x480", volumes.GRIDS, "Prepared voxels, z x x x y.")
+_GRID = flags.DEFINE_enum("grid", "240x480x480", resample.GRIDS, "Prepared voxels, z x x x y.")
 _SHAPE = flags.DEFINE_list("shape", [], "Other voxels than the grid's: z,x,y.")
 _SPACING = flags.DEFINE_list("spacing", [], "Other mm per voxel than the grid's: z,x,y.")
 _WINDOW = flags.DEFINE_list("window", [], "Other HU to clip to than the grid's: low,high.")
@@ -75,14 +75,14 @@ def main(argv: Sequence[str]) -> None:
     plans = {}
     with shards.locked(_OUT.value, alone=here and count == 1):
         for split, collection in collections.items():
-            plans[split] = preparation.plan(
+            plans[split] = shard_tasks.plan(
                 collection, _OUT.value, split, geometry=geometry, mode=_MODE.value
             )
             missing = [task for task in plans[split][index::count] if not task.shard.complete]
             if not here:
                 beam.run(missing, runner=_RUNNER.value, options=argv[1:])
             elif missing:
-                pool.run(missing, processes=_PROCESSES.value, split=split)
+                runners.run(missing, processes=_PROCESSES.value, split=split)
         unusable = [_conclude(split, tasks) for split, tasks in plans.items()]
         finished = shards.finish(_OUT.value)
     if any(unusable):
@@ -101,7 +101,7 @@ def _conclude(split: str, tasks: Sequence[Task]) -> str:
     if all("reason" in row for row in rows):
         shards.discard(_OUT.value, split)
         return f"nothing of {split} could be prepared; first: {rows[0]['reason']}"
-    _say(preparation.summary(rows, split))
+    _say(shard_tasks.summary(rows, split))
     return ""
 
 
@@ -130,9 +130,9 @@ def _pair(column: str) -> tuple[str, str]:
     return ours, theirs
 
 
-def _geometry() -> volumes.Geometry:
-    grid = volumes.GRIDS[_GRID.value]
-    return volumes.Geometry(
+def _geometry() -> resample.Geometry:
+    grid = resample.GRIDS[_GRID.value]
+    return resample.Geometry(
         _numbers(_SHAPE, int, grid.shape, "three numbers z,x,y"),
         _numbers(_SPACING, float, grid.spacing, "three numbers z,x,y"),
         _numbers(_WINDOW, float, grid.window, "two numbers low,high"),

@@ -5,7 +5,7 @@ Impressions is paired with the sentence of the same report's Findings that share
 The words compared are those that name a finding. Whether it is there, where and how severe is not
 among them: "no pleural effusion is seen" does not become the partner of "no nodule is seen".
 
-rewordings: a sentence and the same statement in other words, of data_pipelines.rewordings.
+rewordings: a sentence and the same statement in other words, of data_pipelines.paraphrases.
 
 masked_words: a sentence of which some words are hidden, and the sentence.
 """
@@ -19,10 +19,10 @@ import numpy as np
 from etils import epath
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from data_pipelines.batches import Batch, read_options
+from data_pipelines.batching import Batch, read_options
 from data_pipelines.errors import InputError
+from data_pipelines.paraphrases import reword, rewordable_sentences
 from data_pipelines.reports import given_parts, split_sentences
-from data_pipelines.rewordings import reword, rewordable_sentences
 from data_pipelines.shards import read_reports
 from data_pipelines.tokenizers import Tokenizer
 

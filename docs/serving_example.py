@@ -1,4 +1,4 @@
-"""A CT through what `python -m ctclip_jax.export` wrote, without ctclip-jax.
+"""A CT through what `python -m ctclip_jax.export_stablehlo` wrote, without ctclip-jax.
 
     python serving_example.py DIR VOLUMES.npy
 

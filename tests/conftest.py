@@ -57,8 +57,9 @@ def golden(golden_dir) -> dict:
 @pytest.fixture(scope="session")
 def tiny(golden):
     """The tiny published model as (model, variables, batch)."""
+    from ctclip_jax.checkpoints.torch_convert import import_weights
+    from ctclip_jax.checkpoints.torch_geometry import Geometry
     from ctclip_jax.models.ct_clip import CTCLIP
-    from ctclip_jax.torch_weights import Geometry, import_weights
 
     state = {name[6:]: value for name, value in golden.items() if name.startswith("state/")}
     geometry = Geometry(image_size=40, patch_size=10, frames=20, text_heads=2)

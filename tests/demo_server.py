@@ -12,13 +12,13 @@ import numpy as np
 import uvicorn
 
 import ctclip_jax
-from ctclip_jax import detector
-from ctclip_jax.case_search import Entry, Searcher, Store, adding
+from ctclip_jax.case_store import Entry, Searcher, Store, adding
 from ctclip_jax.demo.analysis import Analyses
 from ctclip_jax.demo.server import Page
-from ctclip_jax.evaluators.latents import fingerprint
-from ctclip_jax.reporting import pictures
-from data_pipelines.volumes import STEPS_PER_HU
+from ctclip_jax.evaluation.latents import fingerprint
+from ctclip_jax.inference import classifiers
+from ctclip_jax.reporting import thumbnails
+from data_pipelines.resample import STEPS_PER_HU
 from tests.tiny_run import write_tiny_export
 
 MOST_BYTES = 4 << 20
@@ -33,11 +33,11 @@ class Served:
     folder: Path
 
     @property
-    def finder(self) -> detector.Detector:
+    def finder(self) -> classifiers.Detector:
         return self.analyses.finder
 
 
-def make_store(folder: Path, finder: detector.Detector, scans: list[Path]) -> Store:
+def make_store(folder: Path, finder: classifiers.Detector, scans: list[Path]) -> Store:
     """A store of these scans."""
     model = finder.model
     dim = model.config.dim_latent
@@ -48,7 +48,7 @@ def make_store(folder: Path, finder: detector.Detector, scans: list[Path]) -> St
         for scan in scans
     ]
     thumbnails = [
-        pictures.slices(volume, spacing=model.geometry.spacing, steps_per_hu=STEPS_PER_HU)
+        thumbnails.slices(volume, spacing=model.geometry.spacing, steps_per_hu=STEPS_PER_HU)
         for volume in volumes
     ]
     with adding(store.folder) as addition:
@@ -60,7 +60,7 @@ def make_store(folder: Path, finder: detector.Detector, scans: list[Path]) -> St
 def served(folder: Path, scans: list[Path]) -> Iterator[Served]:
     """The page on a free port of this machine."""
     model = ctclip_jax.load(write_tiny_export(folder, init_temperature=4.0))
-    finder, uploads = detector.by_prompts(model), folder / "uploads"
+    finder, uploads = classifiers.by_prompts(model), folder / "uploads"
     uploads.mkdir()
     searcher = Searcher(make_store(folder / "store", finder, scans))
     analyses = Analyses(finder, most_bytes=MOST_BYTES, keep_uploads=False)

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ctclip_jax.common.shapes import Array, Variables
 from ctclip_jax.models import vector_quantizer
 from ctclip_jax.models.layers import dropout, l2_normalize
-from ctclip_jax.shapes import Array, Variables
 
 CODES, DECAY = 16, 0.8
 

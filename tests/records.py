@@ -4,7 +4,7 @@ import numpy as np
 
 from data_pipelines import shards
 from data_pipelines.reports import LABELS
-from data_pipelines.volumes import STEPS_PER_HU
+from data_pipelines.resample import STEPS_PER_HU
 
 
 def make_record(volume_name: str, volume: np.ndarray, **changes) -> shards.Record:

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from ctclip_jax.evaluators.study import STRATA, Study
+from ctclip_jax.evaluation.dataset import STRATA, Study
 
 
 def unit(values: np.ndarray) -> np.ndarray:

@@ -10,12 +10,13 @@ from pathlib import Path
 import jax
 import pytest
 
-from ctclip_jax.config import TrainConfig, from_dict
-from ctclip_jax.evaluators.protocol import ProtocolConfig
-from ctclip_jax.evaluators.zero_shot import prompt_texts
-from ctclip_jax.export_folder import save_export
+from ctclip_jax.checkpoints.exports import save_export
+from ctclip_jax.common.configs import from_dict
+from ctclip_jax.evaluation.protocol import ProtocolConfig
+from ctclip_jax.inference.zero_shot import prompt_texts
 from ctclip_jax.models.ct_clip import CTCLIP, CTCLIPConfig
 from ctclip_jax.train import train
+from ctclip_jax.training.config import TrainConfig
 from tests.tiny_run import write_tiny_shards
 
 CONFIGS = Path(__file__).parents[1] / "configs"

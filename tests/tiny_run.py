@@ -7,9 +7,10 @@ import jax
 import numpy as np
 
 from configs import phantoms
-from ctclip_jax.config import TrainConfig, from_dict
-from ctclip_jax.export_folder import save_export
+from ctclip_jax.checkpoints.exports import save_export
+from ctclip_jax.common.configs import from_dict
 from ctclip_jax.models.ct_clip import CTCLIP
+from ctclip_jax.training.config import TrainConfig
 from data_pipelines import shards
 from data_pipelines.reports import LABELS, PROMPTS
 from data_pipelines.tokenizers import train_sentencepiece

@@ -17,10 +17,11 @@ from pathlib import Path
 
 from absl import flags
 
-from ctclip_jax import api, detector
-from ctclip_jax.case_search import Searcher, Store
-from ctclip_jax.evaluators.latents import fingerprint
-from ctclip_jax.evaluators.protocol import SCORES
+from ctclip_jax import Model, load
+from ctclip_jax.case_store import Searcher, Store
+from ctclip_jax.evaluation.latents import fingerprint
+from ctclip_jax.evaluation.protocol import SCORES
+from ctclip_jax.inference import classifiers
 from data_pipelines.errors import InputError, run_main
 from data_pipelines.files import make_folder
 
@@ -67,7 +68,7 @@ def stoppable() -> Iterator[None]:
             signal.signal(stop, signal.SIG_IGN)
 
 
-def open_searcher(path: str | None, model: api.Model) -> Searcher | None:
+def open_searcher(path: str | None, model: Model) -> Searcher | None:
     """The store of cases. Raises InputError if it is of another model."""
     if not path:
         return None
@@ -113,9 +114,9 @@ def main(argv: Sequence[str]) -> None:
     if not values.checkpoint and not DEMO.exists():
         raise InputError(f"--checkpoint: none is given, and {DEMO} of `make demo` is not there")
     listening = listen(values.port)
-    model = api.load(values.checkpoint or DEMO, tokenizer=values.tokenizer)
+    model = load(values.checkpoint or DEMO, tokenizer=values.tokenizer)
     classifier = values.scores == "classifier"
-    finder = detector.by_classifier(model) if classifier else detector.by_prompts(model)
+    finder = classifiers.by_classifier(model) if classifier else classifiers.by_prompts(model)
     searcher, most_bytes = open_searcher(values.store, model), values.max_upload_mb << 20
     address = f"http://{HOST}:{listening.getsockname()[1]}"
     analyses = Analyses(finder, most_bytes=most_bytes, keep_uploads=values.keep_uploads)

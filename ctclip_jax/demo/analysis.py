@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from ctclip_jax import detector
 from ctclip_jax.demo import uploads
-from ctclip_jax.detector import Detector
+from ctclip_jax.inference import classifiers
+from ctclip_jax.inference.classifiers import Detector
 from data_pipelines.errors import InputError
-from data_pipelines.preparation import provenance
-from data_pipelines.volumes import STEPS_PER_HU
+from data_pipelines.resample import STEPS_PER_HU
+from data_pipelines.shard_tasks import provenance
 
 KEPT = 4  # scans; a full-size one takes 250 MB with its tokens
 WAITING = 4
@@ -100,10 +100,10 @@ class Analyses:
         if not name or len(name) > LONGEST_FINDING:
             raise InputError(f"a finding of 1 to {LONGEST_FINDING} characters")
         if name not in analysis.findings:
-            finding = detector.worded(name.replace("{", "(").replace("}", ")"))
+            finding = classifiers.worded(name.replace("{", "(").replace("}", ")"))
             asked = self._worker.submit(
                 lambda: self._explain(
-                    analysis, detector.by_prompts(self.finder.model, [finding]), names=[name]
+                    analysis, classifiers.by_prompts(self.finder.model, [finding]), names=[name]
                 )
             )
             asked.result()

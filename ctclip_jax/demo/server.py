@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from ctclip_jax.case_search import Hit, Searcher
+from ctclip_jax.case_store import Hit, Searcher
 from ctclip_jax.demo import uploads
 from ctclip_jax.demo.analysis import Analyses, Analysis, Busy, hu
 from ctclip_jax.search import text_latent

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from ctclip_jax.models import seam
+from ctclip_jax.common.shapes import Array, Float, Int, Key
+from ctclip_jax.models import nnx_bridge
 from ctclip_jax.models.layers import REMAT, dropout, layer_norm, split_keys
-from ctclip_jax.shapes import Array, Float, Int, Key
 
 EPSILON = 1e-12
 
@@ -104,7 +104,7 @@ class Bert(nnx.Module):
 
     def __init__(self, config: BertConfig, rngs: nnx.Rngs, *, dtype: str, remat: str):
         self.embed = Embeddings(config, rngs)
-        self.blocks = seam.stack(
+        self.blocks = nnx_bridge.stack(
             lambda rngs: Block(config, rngs, dtype=dtype), rngs, config.num_layers
         )
         self.depth, self.dropout = config.num_layers, config.dropout

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from ctclip_jax.models import seam, vector_quantizer
+from ctclip_jax.common.shapes import Array, Float, Int, Key, Num, Variables
+from ctclip_jax.models import nnx_bridge, vector_quantizer
 from ctclip_jax.models.bert import Bert, BertConfig
 from ctclip_jax.models.ct_vit import CTViT, CTViTConfig, pooled
 from ctclip_jax.models.layers import dropout, l2_normalize, split_keys, torch_linear_init
 from ctclip_jax.models.vector_quantizer import Codebook, Statistics
 from ctclip_jax.models.vit import ViT, ViTConfig
-from ctclip_jax.shapes import Array, Float, Int, Key, Num, Variables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +60,8 @@ class CTCLIP:
         config, keys = self.config, jax.random.split(key, 5)
         dense = torch_linear_init()
         params = {
-            "image": seam.init(self._image_tower, keys[0]),
-            "text": seam.init(self._text_tower, keys[1]),
+            "image": nnx_bridge.init(self._image_tower, keys[0]),
+            "text": nnx_bridge.init(self._text_tower, keys[1]),
             "image_projection": {
                 "kernel": dense(keys[2], (config.image.features, config.dim_latent))
             },
@@ -125,7 +125,7 @@ class CTCLIP:
     ) -> Float[Array, "b l h"]:
         """The last hidden states of tokenized reports."""
         with jax.default_matmul_precision("float32"):
-            tower = seam.bind(self._text_tower, variables["params"]["text"])
+            tower = nnx_bridge.bind(self._text_tower, variables["params"]["text"])
             return tower(input_ids, attention_mask, keys=keys)
 
     def __call__(
@@ -247,7 +247,7 @@ class CTCLIP:
         )
 
     def _image_tower_of(self, variables: Variables) -> CTViT | ViT:
-        return seam.bind(self._image_tower, variables["params"]["image"])
+        return nnx_bridge.bind(self._image_tower, variables["params"]["image"])
 
     def _text_tower(self, rngs: nnx.Rngs) -> Bert:
         return Bert(self.config.text, rngs, dtype=self.config.dtype, remat=self.config.remat)

@@ -12,7 +12,8 @@ import numpy as np
 from einops import rearrange, reduce
 from flax import nnx
 
-from ctclip_jax.models import seam
+from ctclip_jax.common.shapes import Array, Float, Num
+from ctclip_jax.models import nnx_bridge
 from ctclip_jax.models.layers import (
     REMAT,
     CosineAttention,
@@ -21,8 +22,7 @@ from ctclip_jax.models.layers import (
     layer_norm,
     linear,
 )
-from ctclip_jax.models.patches import PatchEmbedding, PatchGrid, cut, normalized
-from ctclip_jax.shapes import Array, Float, Num
+from ctclip_jax.models.patch_embed import PatchEmbedding, PatchGrid, cut, normalized
 
 HEADS = ("flatten", "mean")
 
@@ -139,7 +139,7 @@ class Transformer(nnx.Module):
         remat: str,
         attention: str,
     ):
-        self.blocks = seam.stack(
+        self.blocks = nnx_bridge.stack(
             lambda rngs: Block(config, rngs, dtype=dtype, attention=attention), rngs, depth
         )
         self.norm = layer_norm(config.dim, rngs, bias=False)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from ctclip_jax.shapes import Array, Float, Key
+from ctclip_jax.common.shapes import Array, Float, Key
 
 ATTENTION_SCALE = 8.0  # a constant of the published model, not a function of the head size
 ATTENTION = ("xla", "cudnn")  # implementations

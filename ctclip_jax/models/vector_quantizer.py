@@ -8,8 +8,8 @@ All of it is float32, but for the products of a search in another dtype.
 import jax
 import jax.numpy as jnp
 
+from ctclip_jax.common.shapes import Array, Float, Int, Key
 from ctclip_jax.models.layers import l2_normalize
-from ctclip_jax.shapes import Array, Float, Int, Key
 
 BLOCK = 1024  # the most codes that are searched at a time
 

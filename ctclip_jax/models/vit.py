@@ -14,10 +14,10 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 
-from ctclip_jax.models import seam
+from ctclip_jax.common.shapes import Array, Float, Key, Num
+from ctclip_jax.models import nnx_bridge
 from ctclip_jax.models.layers import REMAT, attention, layer_norm, linear
-from ctclip_jax.models.patches import PatchEmbedding, PatchGrid, cut, normalized
-from ctclip_jax.shapes import Array, Float, Key, Num
+from ctclip_jax.models.patch_embed import PatchEmbedding, PatchGrid, cut, normalized
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +147,7 @@ class ViT(nnx.Module):
         self, config: ViTConfig, rngs: nnx.Rngs, *, dtype: str, remat: str, attention: str
     ):
         self.patch_embed = PatchEmbedding(config.patch_voxels, config.dim, rngs, dtype=dtype)
-        self.blocks = seam.stack(
+        self.blocks = nnx_bridge.stack(
             lambda rngs: Block(config, rngs, dtype=dtype, attention=attention), rngs, config.depth
         )
         self.norm = layer_norm(config.dim, rngs)

@@ -5,8 +5,8 @@ from html import escape
 from math import ceil
 from typing import Any
 
-from ctclip_jax.evaluators.detection import Predictions
-from ctclip_jax.evaluators.study import Study
+from ctclip_jax.evaluation.dataset import Study
+from ctclip_jax.evaluation.detection import Predictions
 from ctclip_jax.reporting import plots
 from ctclip_jax.reporting.tables import SEARCHES
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ctclip_jax.evaluators.detection import Predictions
-from ctclip_jax.evaluators.study import Study
-from ctclip_jax.metrics.retrieval import find
+from ctclip_jax.evaluation.dataset import Study
+from ctclip_jax.evaluation.detection import Predictions
+from ctclip_jax.evaluation.metrics.ranking import find
 
 NEAREST = 3
 TRUE_POSITIVE, FALSE_POSITIVE, FALSE_NEGATIVE = "true positive", "false positive", "false negative"

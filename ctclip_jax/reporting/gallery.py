@@ -8,8 +8,8 @@ from itertools import groupby
 import numpy as np
 from jaxtyping import Float
 
-from ctclip_jax.evaluators.detection import Predictions
-from ctclip_jax.evaluators.study import Study
+from ctclip_jax.evaluation.dataset import Study
+from ctclip_jax.evaluation.detection import Predictions
 from ctclip_jax.reporting.examples import (
     FALSE_NEGATIVE,
     FALSE_POSITIVE,

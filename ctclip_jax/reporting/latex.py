@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ctclip_jax.metrics.retrieval import RECALL_K
+from ctclip_jax.evaluation.metrics.ranking import RECALL_K
 from ctclip_jax.reporting.published import CT_CLIP, Benchmark, benchmark
 
 Metrics = Mapping[str, Any]

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from ctclip_jax.evaluators.detection import Predictions
-from ctclip_jax.evaluators.study import Study
+from ctclip_jax.evaluation.dataset import Study
+from ctclip_jax.evaluation.detection import Predictions
 from ctclip_jax.reporting import curves, gallery, overview, tables
 from ctclip_jax.reporting.examples import Case, Retrieval
 from ctclip_jax.reporting.markup import document, section

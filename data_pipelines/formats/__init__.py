@@ -5,7 +5,7 @@ from etils import epath
 from data_pipelines.formats.dicom import read_dicom
 from data_pipelines.formats.nifti import read_nifti
 from data_pipelines.formats.npz import read_npz
-from data_pipelines.formats.scan import Scan
+from data_pipelines.formats.stored import Scan
 
 __all__ = ["Scan", "read_dicom", "read_nifti", "read_npz", "read_scan"]
 

@@ -20,7 +20,7 @@ from jaxtyping import Float, Shaped
 from pydicom.errors import BytesLengthException, InvalidDicomError
 
 from data_pipelines.errors import InputError
-from data_pipelines.formats.scan import Scan, check_size
+from data_pipelines.formats.stored import Scan, check_size
 
 _MAGIC, _MAGIC_AT = b"DICM", 128
 _DAMAGE = (

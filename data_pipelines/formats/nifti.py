@@ -15,7 +15,7 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
 from data_pipelines.errors import InputError
-from data_pipelines.formats.scan import READ_BYTES, HashedFile, Scan, check_size
+from data_pipelines.formats.stored import READ_BYTES, HashedFile, Scan, check_size
 
 # What it logs of a damaged header, it raises as well.
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL + 1)

@@ -9,7 +9,7 @@ from etils import epath
 from jaxtyping import Shaped
 
 from data_pipelines.errors import InputError
-from data_pipelines.formats.scan import HashedFile, Scan, check_size
+from data_pipelines.formats.stored import HashedFile, Scan, check_size
 
 _KEY = "ct"
 

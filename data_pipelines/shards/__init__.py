@@ -11,7 +11,7 @@
 
 from data_pipelines.shards.dataset import begin, discard, finish, locked, plan
 from data_pipelines.shards.format import Record, compress, decompress
-from data_pipelines.shards.reading import (
+from data_pipelines.shards.reader import (
     ShardSource,
     preparation,
     read,
@@ -20,7 +20,7 @@ from data_pipelines.shards.reading import (
     read_skipped,
     splits,
 )
-from data_pipelines.shards.writing import Shard, Skipped, write_shard
+from data_pipelines.shards.writer import Shard, Skipped, write_shard
 
 __all__ = [
     "Record",

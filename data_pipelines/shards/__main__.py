@@ -13,8 +13,8 @@ from absl import logging
 
 from data_pipelines.errors import InputError, run_main
 from data_pipelines.shards.picture import draw
-from data_pipelines.shards.reading import find, preparation, read, read_reports, splits
-from data_pipelines.shards.verification import verify
+from data_pipelines.shards.reader import find, preparation, read, read_reports, splits
+from data_pipelines.shards.verify import verify
 
 
 def main(argv: Sequence[str]) -> None:

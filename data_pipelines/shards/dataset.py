@@ -24,7 +24,7 @@ from data_pipelines.files import (
     write_text,
 )
 from data_pipelines.shards.format import FEATURES, NAME, VERSION
-from data_pipelines.shards.writing import Shard
+from data_pipelines.shards.writer import Shard
 
 CHECKSUMS = "SHA256SUMS"
 

@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from jaxtyping import Int16
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-from data_pipelines.volumes import STEPS_PER_HU
+from data_pipelines.resample import STEPS_PER_HU
 
 Record = dict[str, Any]
 

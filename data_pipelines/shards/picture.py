@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from jaxtyping import Int16
 
-from data_pipelines.volumes import STEPS_PER_HU
+from data_pipelines.resample import STEPS_PER_HU
 
 _WIDTH_INCHES = 12
 

@@ -1,0 +1,1 @@
+"""Checkpoints of a run, exports, and PyTorch weight files."""

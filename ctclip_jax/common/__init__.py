@@ -1,0 +1,1 @@
+"""Below everything: trees, typed shapes, the mesh and its rules, configuration."""

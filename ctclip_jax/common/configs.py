@@ -1,0 +1,102 @@
+"""Frozen dataclasses from nested dicts, strictly; the --config flag of the programs."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from absl import flags
+from ml_collections import config_flags
+
+from data_pipelines.errors import InputError
+
+T = TypeVar("T")
+
+PROTOCOL = Path(__file__).parents[2] / "configs" / "evaluation.py"
+"""How figures are made, where the command line says nothing else."""
+
+
+def define(default: Path | None = None) -> None:
+    """Defines --config, a file in configs/ whose keys can be overridden: --config.steps=100."""
+    config_flags.DEFINE_config_file(
+        "config",
+        default and str(default),
+        help_string="A file in configs/.",
+        lock_config=True,
+    )
+
+
+def read() -> dict[str, Any]:
+    """What the command line and the file that it names say.
+
+    Raises:
+      InputError: no such file, or none is given.
+    """
+    if flags.FLAGS.config is None:
+        raise InputError("--config: a file in configs/ is needed")
+    try:
+        return flags.FLAGS.config.to_dict()
+    except OSError as error:  # ml_collections reports a missing file at the first use
+        raise InputError(f"--config: {str(error).splitlines()[-1].strip()}") from error
+
+
+def from_dict(cls: type[T], mapping: Mapping[str, Any], *, name: str = "config") -> T:
+    """Makes the dataclass `cls` from a nested mapping, with lists accepted for tuples.
+
+    Args:
+      cls: a dataclass; fields may be dataclasses, tuples, unions with None, and plain values.
+      mapping: its fields; those with a default may be left out.
+      name: what error messages call the mapping.
+
+    Raises:
+      InputError: an unknown or missing key, or a value of another type.
+    """
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for key in mapping:
+        if key not in fields:
+            close = difflib.get_close_matches(str(key), fields) or sorted(fields)
+            raise InputError(f"{name}.{key}: unknown key; close matches: {', '.join(close)}")
+    for key, field in fields.items():
+        required = field.default is field.default_factory is dataclasses.MISSING
+        if required and key not in mapping:
+            raise InputError(f"{name}.{key}: missing key")
+    hints = typing.get_type_hints(cls)
+    return cls(**{k: _convert(v, hints[k], f"{name}.{k}") for k, v in mapping.items()})
+
+
+def _one_of(classes: Sequence[type], mapping: Mapping[str, Any], *, name: str) -> Any:
+    """Makes that of several dataclasses whose `tower` the mapping names; by default the first."""
+    towers = {cls.tower: cls for cls in classes}
+    tower = mapping.get("tower", classes[0].tower)
+    if tower not in towers:
+        raise InputError(f"{name}.tower: {tower!r} is none of {', '.join(towers)}")
+    return from_dict(towers[tower], mapping, name=name)
+
+
+def _convert(value: Any, hint: Any, name: str) -> Any:
+    """Returns `value` as the type `hint`, or raises an InputError that names it."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+        return from_dict(hint, value, name=name)
+    if arguments and all(map(dataclasses.is_dataclass, arguments)) and isinstance(value, Mapping):
+        return _one_of(arguments, value, name=name)
+    if origin is tuple and isinstance(value, (list, tuple)):
+        if arguments[-1] is Ellipsis:
+            arguments = arguments[:1] * len(value)
+        if len(arguments) == len(value):
+            pairs = enumerate(zip(value, arguments, strict=True))
+            return tuple(_convert(v, h, f"{name}[{i}]") for i, (v, h) in pairs)
+    if origin in (types.UnionType, typing.Union) and type(None) in arguments:
+        if value is None:
+            return None
+        (inner,) = set(arguments) - {type(None)}
+        return _convert(value, inner, name)
+    if hint is float and type(value) is int:
+        return float(value)
+    if origin is None and not dataclasses.is_dataclass(hint) and type(value) is hint:
+        return value
+    expected = hint.__name__ if origin is None else str(hint)
+    raise InputError(f"{name}: expected {expected}, got {value!r}")

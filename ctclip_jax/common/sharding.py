@@ -1,0 +1,131 @@
+"""The device mesh, and which array is cut along which of its axes: rules as data."""
+
+import collections
+import dataclasses
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from ctclip_jax.common import trees
+from data_pipelines.errors import InputError
+
+# First match counts; without one an array is replicated. Kernels are (in, out), those of the
+# blocks have a leading layer axis. Searched in the whole name, so that the moments of Adam
+# ("opt/mu/...") follow their parameters.
+RULES = (
+    (r"image_projection/kernel$", P("fsdp", None)),
+    (r"text/embed/word/embedding$", P(None, "fsdp")),
+    (r"blocks/peg/kernel$", P()),
+    (r"blocks/.*down/kernel$", P(None, None, "fsdp")),
+    (r"blocks/.*kernel$", P(None, "fsdp", None)),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the mesh axes: `data` cuts the batch; `fsdp` the batch and the large kernels.
+
+    `data` = -1 takes the devices that `fsdp` leaves.
+    """
+
+    data: int
+    fsdp: int
+
+
+def make_mesh(config: MeshConfig, *, devices: list[jax.Device] | None = None) -> Mesh:
+    """Returns the ('data', 'fsdp') mesh over `devices` (default: all of them).
+
+    Where the devices are of several slices (of TPUs; jax takes a host of GPUs for one), `data` goes
+    over the slices and `fsdp`, whose traffic is the larger, stays inside one.
+    """
+    devices = jax.devices() if devices is None else devices
+    data = len(devices) // config.fsdp if config.data == -1 else config.data
+    asked = f"config.mesh: data={data} x fsdp={config.fsdp}"
+    if data * config.fsdp != len(devices):
+        raise InputError(f"{asked} does not make {len(devices)} devices")
+    sizes = collections.Counter(getattr(device, "slice_index", 0) for device in devices)
+    if len(set(sizes.values())) > 1:
+        raise InputError(f"config.mesh: slices of different sizes: {sorted(sizes.values())}")
+    if sizes[min(sizes)] % config.fsdp:
+        raise InputError(
+            f"{asked}: fsdp does not divide the {sizes[min(sizes)]} devices of a slice"
+        )
+    # Shardings propagate from the arguments; newer jax would make the axes Explicit by default.
+    auto = {"axis_names": ("data", "fsdp"), "axis_types": (AxisType.Auto,) * 2}
+    if len(sizes) == 1:
+        return jax.make_mesh((data, config.fsdp), **auto, devices=devices)
+    slices = (len(sizes), 1)
+    inside = (data // len(sizes), config.fsdp)
+    grid = mesh_utils.create_hybrid_device_mesh(
+        inside, slices, devices, allow_split_physical_axes=True
+    )
+    return Mesh(grid, **auto)
+
+
+def spec_of(name: str, shape: tuple[int, ...], mesh: Mesh) -> P:
+    """Returns the PartitionSpec of an array; what the mesh does not divide stays whole."""
+    spec = trees.match_rules(RULES, [name], default=P())[name]
+    cuts = zip(spec, shape, strict=False)
+    return P(*(axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in cuts))
+
+
+def state_shardings(state: dict, mesh: Mesh) -> dict:
+    """Returns the NamedSharding of every array of a tree (arrays or their abstract values)."""
+
+    def sharding(path, leaf) -> NamedSharding:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return NamedSharding(mesh, spec_of(name, leaf.shape, mesh))
+
+    return jax.tree_util.tree_map_with_path(sharding, state)
+
+
+def with_shardings(abstract: dict, shardings: dict) -> dict:
+    """Returns the abstract arrays of a tree with shardings."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        abstract,
+        shardings,
+    )
+
+
+def shardings_of(tree: dict) -> dict:
+    """The shardings of abstract arrays."""
+    return jax.tree.map(lambda leaf: leaf.sharding, tree)
+
+
+def gathered(params: dict, mesh: Mesh) -> dict:
+    """Returns parameters whole on every device, as the towers multiply by them; under jit.
+
+    Left cut, XLA would rather cut the activations along channels and put the whole batch on every
+    device.
+    """
+    whole = NamedSharding(mesh, P())
+    return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, whole), params)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of a batch: its rows are cut over all devices."""
+    return NamedSharding(mesh, P(mesh.axis_names))
+
+
+def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Returns the global arrays of which `batch` is this process's part, cut over all devices."""
+    sharding = batch_sharding(mesh)
+    # With several processes jax takes even this transfer for an implicit one.
+    with jax.transfer_guard_host_to_device("allow"):
+        return {
+            name: jax.make_array_from_process_local_data(sharding, array)
+            for name, array in batch.items()
+        }
+
+
+def local_batch_size(batch_size: int, mesh: Mesh, *, name: str = "config.batch_size") -> int:
+    """Returns this process's share of the global batch; every device gets the same number."""
+    if batch_size < 1:
+        raise InputError(f"{name}: {batch_size}, wanted 1 or more")
+    if batch_size % mesh.size:
+        raise InputError(f"{name}: {batch_size} is not divisible by the {mesh.size} devices")
+    return batch_size // jax.process_count()

@@ -1,0 +1,1 @@
+"""What a step costs: FLOPs, compiled memory, accelerators, the dry run."""

@@ -1,0 +1,133 @@
+"""Floating-point operations, a multiplication and an addition being two.
+
+Model FLOPs are what the mathematics asks for, of which model FLOP utilization is a share: the
+matrix products and the attention of both towers, the projections, and the search of the quantizer.
+Norms, activations, position bias and encoding are left out (1 %), and nothing counts twice. A
+program computes more, above all where it recomputes activations.
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+
+from ctclip_jax.common import trees
+from ctclip_jax.models.bert import BertConfig
+from ctclip_jax.models.ct_clip import CTCLIP, CTCLIPConfig
+from ctclip_jax.models.lora import abstract_params
+from ctclip_jax.models.vit import ViTConfig
+from ctclip_jax.training.config import PROMPT_TOKENS, TrainConfig
+from data_pipelines.reports import LABELS
+
+
+def volume_flops(config: CTCLIPConfig, *, train: bool = False) -> float:
+    """Returns the model FLOPs of the latent of one volume, without the quantizer's search.
+
+    A tower that leaves out patches in training has fewer there.
+    """
+    image = config.image
+    kernels = {
+        name: leaf.size
+        for name, leaf in trees.flatten(
+            CTCLIP(config).abstract_variables()["params"]["image"]
+        ).items()
+        if re.search(r"(patch_embed|attn|ff)/.*kernel$", name)
+    }
+    if isinstance(image, ViTConfig):
+        tokens = image.kept if train else image.tokens
+        attention = 2 * image.depth * tokens * image.dim
+        # The pool's one query is not counted, its keys and values are.
+        pool = sum(size for name, size in kernels.items() if name.startswith("pool/"))
+        pool -= kernels["pool/attn/key_value/kernel"]
+        each = sum(kernels.values()) - pool + attention
+        return 2.0 * (tokens * each + pool) + _projection_flops(config)
+    t, h, w = image.grid
+    looked_at = image.spatial_depth * h * w + image.temporal_depth * t
+    attention = 2 * looked_at * image.heads * image.dim_head
+    return 2.0 * t * h * w * (sum(kernels.values()) + attention) + _projection_flops(config)
+
+
+def _projection_flops(config: CTCLIPConfig) -> float:
+    return 2.0 * config.image.features * config.dim_latent
+
+
+def search_flops(config: CTCLIPConfig) -> float:
+    """Returns the model FLOPs of finding the codes of one volume; no gradient passes there."""
+    image = config.image
+    if isinstance(image, ViTConfig):
+        return 0.0
+    return 2.0 * math.prod(image.grid) * image.codebook_size * image.dim
+
+
+def text_flops(config: BertConfig, length: int) -> float:
+    """Returns the model FLOPs of the text tower on `length` tokens."""
+    size = config.hidden_size
+    kernels = 4 * size * size + 2 * size * config.intermediate_size
+    return 2.0 * config.num_layers * length * (kernels + 2 * length * size)
+
+
+def step_flops(config: TrainConfig) -> float:
+    """Returns the model FLOPs of one training step, over all devices.
+
+    A gradient costs twice the forward; an encoder that is frozen as a whole has none. What is not
+    encoded (texts that the loss does not read, volumes of frozen latents) costs nothing.
+    """
+    model = config.model
+    names = trees.flatten(abstract_params(CTCLIP(model).init, config.lora))
+    rates = trees.match_rules(config.optim.rules, names, default=1.0)
+
+    def passes(tower: str, encoder: float, projection: float) -> float:
+        """Of an encoder and its projection, whose own gradient is half of what follows it."""
+        own = re.compile(f"(lora/)?{tower}/")
+        if any(rates[name] for name in names if own.match(name)):
+            return 3 * (encoder + projection)
+        return encoder + (2 if rates[f"{tower}_projection/kernel"] else 1) * projection
+
+    def texts(count: int, length: int) -> float:
+        projection = 2.0 * model.text.hidden_size * model.dim_latent
+        return count * passes("text", text_flops(model.text, length), projection)
+
+    flops = 0.0
+    if config.loss.reads_volumes and not config.data.frozen_latents:
+        projection = _projection_flops(model)
+        volume = passes("image", volume_flops(model, train=True) - projection, projection)
+        flops += config.batch_size * (volume + search_flops(model))
+    if config.loss.reads_texts:
+        flops += texts(config.batch_size * config.data.texts, config.data.max_length)
+    if config.loss.name == "prompts":
+        flops += texts(2 * len(LABELS), PROMPT_TOKENS)
+    return flops
+
+
+def program_flops(program: ClosedJaxpr | Jaxpr) -> float:
+    """Returns the FLOPs of the matrix products of a traced program, over all devices.
+
+    Unlike XLA's cost analysis, which takes every loop for one round, a loop counts as often as it
+    runs (once, where that is not known). Recomputation counts; of branches the dearest.
+    """
+    return sum(map(_equation_flops, program.eqns))
+
+
+def _equation_flops(equation: JaxprEqn) -> float:
+    name, params = equation.primitive.name, equation.params
+    if name == "dot_general":
+        (contracted, _), _ = params["dimension_numbers"]
+        shape = equation.invars[0].aval.shape
+        sums = math.prod(shape[axis] for axis in contracted)
+        return 2.0 * equation.outvars[0].aval.size * sums
+    inner = [program_flops(program) for program in _programs(params)]
+    if name == "cond":
+        return max(inner)
+    rounds = params["length"] if name == "scan" else 1
+    devices = params["mesh"].size if name == "shard_map" else 1
+    return float(rounds * devices * sum(inner))
+
+
+def _programs(params: dict[str, Any]) -> Iterator[ClosedJaxpr | Jaxpr]:
+    """The programs inside an equation: bodies, branches, functions called."""
+    for value in params.values():
+        for each in value if isinstance(value, tuple) else (value,):
+            if isinstance(each, (ClosedJaxpr, Jaxpr)):
+                yield each

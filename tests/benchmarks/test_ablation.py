@@ -1,0 +1,42 @@
+"""The ablation of recipes: equal compute, and each recipe one change of another."""
+
+import dataclasses
+
+import pytest
+
+from benchmarks.ablation import RECIPES, experiment
+from ctclip_jax.common import trees
+from ctclip_jax.common.sharding import make_mesh
+from ctclip_jax.cost.flops import step_flops
+from ctclip_jax.training.validation import check_config
+
+VOLUMES = 18_000
+PLAN = {"seed", "steps", "quantize_ramp", "log_every"}
+
+
+def flat(config) -> dict:
+    return trees.flatten(dataclasses.asdict(config))
+
+
+def recipe(name: str):
+    return experiment(name, 3, shards="shards", volumes=VOLUMES)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_a_run_within_the_budget(name):
+    config, published = recipe(name), recipe("published")
+    check_config(config, tokenizer=None, mesh=make_mesh(config.mesh))
+    wanted = published.steps * step_flops(published)
+    assert config.steps * step_flops(config) == pytest.approx(wanted, rel=2e-3)
+    assert published.steps * published.batch_size == VOLUMES
+    assert config.seed == 3
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if RECIPES[name].built_on])
+def test_a_recipe_changes_what_it_says_and_nothing_else(name):
+    config, before = flat(recipe(name)), flat(recipe(RECIPES[name].built_on))
+    changed = {key for key in config | before if config.get(key) != before.get(key)} - PLAN
+    said = RECIPES[name].changes
+    allowed = {key.replace("tower", "model/image").replace(".", "/") for key in said}
+    assert changed
+    assert all(any(key.startswith(each) for each in allowed) for key in changed), changed - allowed

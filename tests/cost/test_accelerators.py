@@ -1,0 +1,40 @@
+"""The table of accelerators, by the names that jax gives them."""
+
+import pytest
+
+from ctclip_jax.cost.accelerators import ACCELERATORS, accelerator_of
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("TPU v4", "TPU v4"),
+        ("TPU v5 lite", "TPU v5e"),
+        ("TPU v5", "TPU v5p"),
+        ("TPU v5p", "TPU v5p"),
+        ("TPU v6 lite", "TPU v6e"),
+        ("NVIDIA H200", "H200"),
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA H100 PCIe", "H100 PCIe"),
+        ("NVIDIA A100-SXM4-40GB", "A100 40GB"),
+        ("NVIDIA A100-SXM4-80GB", "A100 80GB"),
+        ("NVIDIA L40S", "L40S"),
+        ("NVIDIA GeForce RTX 4090", "RTX 4090"),
+    ],
+)
+def test_device_kinds_are_known(kind, name):
+    assert accelerator_of(kind).name == name
+
+
+@pytest.mark.parametrize("kind", ["cpu", "NVIDIA GeForce RTX 3060", "TPU v9"])
+def test_what_is_not_in_the_table_is_none(kind):
+    assert accelerator_of(kind) is None
+
+
+@pytest.mark.parametrize("accelerator", [known for _, known in ACCELERATORS])
+def test_peaks_are_of_the_right_unit(accelerator):
+    """FLOP/s, bytes and bytes/s: a slip of a thousand or of bits for bytes leaves these bounds."""
+    assert 1e14 < accelerator.bf16_flops < 3e15
+    assert 1.5e10 < accelerator.memory_bytes < 3e11
+    assert 100 < accelerator.bf16_flops / accelerator.memory_bandwidth < 1000
+    assert 2 < accelerator.memory_bandwidth / accelerator.link_bandwidth < 100

@@ -1,0 +1,282 @@
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from data_pipelines import resample, shard_tasks, shards
+from data_pipelines.errors import InputError
+from data_pipelines.formats import read_nifti
+from data_pipelines.hounsfield import calibrate
+from data_pipelines.shards.verify import verify
+from data_pipelines.sources.ct_rate import read_collection
+from data_pipelines.tokenizers import load_tokenizer
+from tests.scan_tree import chest_hu, scan_path, table_path, write_nifti, write_table, write_tree
+
+ROOT = Path(__file__).parents[2]
+REAL_CT = ROOT.parent / "shared" / "real_ct"
+GEOMETRY = resample.Geometry(shape=(8, 14, 12), spacing=(12.0, 7.5, 7.5))
+GRID = {"spacing_xyz": (5, 5, 8), "geometry": GEOMETRY}
+
+
+def prepare(tree, out, split="train", geometry=GEOMETRY, mode="sound"):
+    collection = read_collection(tree, split)
+    tasks = shard_tasks.plan(collection, out, split, geometry=geometry, mode=mode)
+    for task in tasks:
+        if not task.shard.complete:
+            shard_tasks.run(task)
+    shards.finish(out)
+
+
+def run_binary(*arguments):
+    command = [sys.executable, "-m", "data_pipelines.prepare", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_the_binary_prepares_both_splits_and_a_tokenizer(tmp_path):
+    tree, out = tmp_path / "tree", tmp_path / "shards"
+    names = write_tree(tree, "train", 3) + write_tree(tree, "valid", 2)
+    arguments = [f"--data={tree}", f"--out={out}", "--shape=8,14,12", "--spacing=12,7.5,7.5"]
+    arguments += ["--processes=2", "--sentencepiece_vocab=200"]
+    first = run_binary(*arguments)
+    assert first.returncode == 0, first.stderr
+    assert "3/3" in first.stderr and "volumes/s" in first.stderr
+    assert "train: 3 prepared, 0 skipped\n  HU        rescaled 3\n" in first.stderr
+    found = [r["volume_name"] for s in ("train", "valid") for r in shards.read_reports(out, s)]
+    assert found == names
+    assert shards.preparation(out, "valid")["spacing"] == [12.0, 7.5, 7.5]
+    assert load_tokenizer(out / "tokenizer.model").vocab_size <= 200
+    assert list(verify(out)) == []
+    second = run_binary(*arguments)
+    assert second.returncode == 0 and "3/3" not in second.stderr
+    assert "valid: 2 prepared" in second.stderr
+
+
+WRONG = {
+    "--shape=8,14": "--shape: three numbers z,x,y, not 8,14",
+    "--spacing=1,0,1": "a grid of (240, 480, 480) voxels of (1.0, 0.0, 1.0) mm",
+    "--window=0,a": "--window: two numbers low,high, not 0,a",
+    "--task=2/2": "--task: I/N with I from 0 to N - 1, not 2/2",
+    "extra": "unexpected argument extra",
+    "--splits=all": "--splits: 'all' is no name of a split",
+    "--splits=hold-out": "--splits: 'hold-out' is no name of a split",
+    "--source=rad_chestct": "--label_map: RAD-ChestCT needs one",
+    "--source=manifest --columns=path": "--columns: OURS=THEIRS,..., not path",
+    "--runner=DirectRunner": "--runner=DirectRunner: Apache Beam is not here",
+}
+IN_ONE_PROCESS = """
+import sys
+from absl import flags
+from absl.testing import flagsaver
+from data_pipelines import prepare
+from data_pipelines.errors import InputError
+for line in sys.stdin.read().splitlines():
+    with flagsaver.flagsaver():
+        try:
+            prepare.main(flags.FLAGS(["prepare", *line.split()]))
+            print("accepted")
+        except InputError as error:
+            print(error)
+"""
+
+
+def test_wrong_arguments_are_one_line(tmp_path):
+    write_tree(tmp_path, "train", 1)
+    common = f"--data={tmp_path} --out={tmp_path / 'out'} --splits=train"
+    result = subprocess.run(
+        [sys.executable, "-c", IN_ONE_PROCESS],
+        input="".join(f"{common} {wrong}\n" for wrong in WRONG),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    for line, (wrong, message) in zip(result.stdout.splitlines(), WRONG.items(), strict=True):
+        assert message in line, wrong
+
+
+def test_no_data_is_one_line(tmp_path):
+    result = run_binary(f"--data={tmp_path}", f"--out={tmp_path / 'out'}")
+    assert result.returncode == 2
+    assert result.stderr.startswith("error:") and len(result.stderr.splitlines()) == 1
+    assert "train_reports.csv: no such table" in result.stderr
+
+
+def test_a_record_holds_the_volume_its_report_and_the_decisions(tmp_path):
+    (name,) = write_tree(tmp_path, "train", 1)
+    prepare(tmp_path, tmp_path / "out")
+    record = shards.read(tmp_path / "out", "train")[0]
+    expected = resample.preprocess_fixed_point(
+        chest_hu(), slope=1, intercept=0, steps_per_hu=1, **GRID
+    )
+    np.testing.assert_array_equal(record["volume"], expected * 16)
+    assert np.all(record["volume"][:, -1] == -16000) and record["volume"].max() > 0
+    assert (record["volume_name"], record["patient"]) == (name, "train_1")
+    assert record["spacing"].tolist() == [12, 7.5, 7.5]
+    assert record["window"].tolist() == [-1000, 1000] and record["steps_per_hu"] == 1
+    path = scan_path(tmp_path, name, folder="train")
+    assert record["provenance"] == {
+        "file": str(path),
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "values": "rescaled",
+        "slope": 1,
+        "intercept": -1024,
+        "hu_min": chest_hu().min(),
+        "hu_max": chest_hu().max(),
+        "axes": "stored",
+        "size": "20x18x12",
+        "spacing": "5x5x8",
+        "spacing_from": "table",
+        "spacing_disputed": False,
+    }
+    provenance = pd.read_csv(tmp_path / "out/provenance.csv")
+    assert provenance.VolumeName.tolist() == [name] and provenance.spacing_from[0] == "table"
+
+
+def test_both_uploads_of_a_scan_give_one_volume(tmp_path):
+    names = write_tree(tmp_path, "train", 2)
+    flipped = chest_hu()[::-1, ::-1]
+    affine = np.array([[5.0, 0, 0, -50], [0, 5, 0, -45], [0, 0, 8, 10], [0, 0, 0, 1]])
+    write_nifti(scan_path(tmp_path, names[1], folder="train_fixed"), flipped, affine)
+    prepare(tmp_path, tmp_path / "out")
+    first, second = shards.read(tmp_path / "out", "train")
+    assert [r["provenance"]["values"] for r in (first, second)] == ["rescaled", "stored"]
+    np.testing.assert_array_equal(first["volume"], second["volume"])
+
+
+@pytest.mark.parametrize(
+    ("mode", "clip"),
+    [("published_train", "after_resampling"), ("published_inference", "before_resampling")],
+)
+def test_the_published_modes_reach_the_volume(tmp_path, mode, clip):
+    write_tree(tmp_path, "train", 1)
+    path = read_collection(tmp_path, "train").cases[0].path()
+    metal = chest_hu() + np.int16(1024)
+    metal[10, 9, 6] = 4000
+    write_nifti(path, metal, np.diag([5.0, 5, 8, 1]))
+    prepare(tmp_path, tmp_path / "out", mode=mode)
+    record = shards.read(tmp_path / "out", "train")[0]
+    expected = resample.preprocess_fixed_point(
+        metal, slope=1, intercept=-1024, clip=clip, dtype=np.float64, **GRID
+    )
+    np.testing.assert_array_equal(record["volume"], expected)
+    assert record["provenance"]["axes"] == "stored" and record["steps_per_hu"] == 16
+    assert shards.preparation(tmp_path / "out", "train")["mode"] == mode
+
+
+def test_the_sound_mode_is_the_published_inference_within_a_hounsfield_unit(tmp_path):
+    write_tree(tmp_path, "train", 1)
+    volume = {}
+    for mode in ("sound", "published_inference"):
+        prepare(tmp_path, tmp_path / mode, mode=mode)
+        volume[mode] = shards.read(tmp_path / mode, "train")[0]["volume"].astype(int)
+    assert 0 < np.abs(volume["sound"] - volume["published_inference"]).max() <= 16
+
+
+def test_bad_scans_end_in_a_skip_with_a_reason(tmp_path):
+    *names, good = write_tree(tmp_path, "train", 10)
+    paths = [scan_path(tmp_path, name, folder="train") for name in names]
+    paths[0].write_bytes(paths[0].read_bytes()[:-50])
+    paths[1].unlink()
+    write_nifti(paths[2], np.stack([chest_hu()] * 2, axis=-1))
+    write_nifti(paths[3], np.zeros((9, 9, 9), np.int16))
+    write_nifti(paths[4], np.full((9, 9, 9), np.nan, np.float32))
+    write_nifti(paths[5], (chest_hu() + np.int16(1024)) * np.int16(3))
+    paths[6].write_bytes(b"")
+    (tmp_path / "dataset/metadata/no_chest_train.txt").write_text(names[7])
+    metadata = pd.read_csv(table_path(tmp_path, "train", "metadata"))
+    metadata.loc[8, "ZSpacing"] = None
+    write_table(table_path(tmp_path, "train", "metadata"), metadata)
+    prepare(tmp_path, tmp_path / "out")
+    skipped = shards.read_skipped(tmp_path / "out", "train")
+    reasons = {s.volume_name: s.reason for s in skipped}
+    expected = ["damaged", "no such file", "4-D", "every voxel is 0", "finite", "no chest in HU"]
+    expected += ["damaged", "without a chest", "no voxel spacing"]
+    assert len(reasons) == 9
+    for name, reason in zip(names, expected, strict=True):
+        assert reason in reasons[name], name
+    table = pd.read_csv(tmp_path / "out/skipped.csv")
+    assert set(table.VolumeName) == set(names)
+    assert [r["volume_name"] for r in shards.read_reports(tmp_path / "out", "train")] == [good]
+
+
+def test_nothing_usable_is_an_input_error_and_leaves_room_for_another_try(tmp_path):
+    (name,) = write_tree(tmp_path, "train", 1)
+    path = scan_path(tmp_path, name, folder="train")
+    content = path.read_bytes()
+    path.unlink()
+    arguments = [f"--data={tmp_path}", f"--out={tmp_path / 'out'}", "--splits=train"]
+    result = run_binary(*arguments, "--shape=8,14,12", "--spacing=12,7.5,7.5")
+    message = result.stderr.splitlines()[-1]
+    assert result.returncode == 2 and "nothing of train could be prepared" in message
+    assert "no such file" in message
+    path.write_bytes(content)
+    prepare(tmp_path, tmp_path / "out")
+    assert len(shards.read(tmp_path / "out", "train")) == 1
+
+
+def test_only_missing_shards_are_prepared_again(tmp_path):
+    names = write_tree(tmp_path, "train", 4)
+    out = tmp_path / "out"
+    prepare(tmp_path, out)
+    whole = [record["volume_name"] for record in shards.read(out, "train")]
+    (out / "train-00002-of-00004.jsonl").unlink()
+    (out / "dataset_info.json").unlink()
+    kept = {path: path.stat().st_mtime_ns for path in out.glob("*.jsonl")}
+    scan_path(tmp_path, names[0], folder="train").unlink()
+    prepare(tmp_path, out)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert [record["volume_name"] for record in shards.read(out, "train")] == whole == names
+
+
+def test_another_geometry_in_the_same_folder_is_an_input_error(tmp_path):
+    write_tree(tmp_path, "train", 1)
+    prepare(tmp_path, tmp_path / "out")
+    with pytest.raises(InputError, match="another preparation of train .spacing differ"):
+        prepare(tmp_path, tmp_path / "out", geometry=resample.Geometry((8, 14, 12), (9, 7, 7)))
+
+
+needs_real_ct = pytest.mark.skipif(
+    not REAL_CT.is_dir(), reason="the real CT is not beside the repository"
+)
+
+
+@needs_real_ct
+@pytest.mark.parametrize("loader", ["train", "infer"])
+def test_a_real_ct_through_preparation_equals_the_published_loaders(tmp_path, loader):
+    about = json.loads((REAL_CT / "golden.json").read_text())
+    (name,) = write_tree(tmp_path, "train", 1)
+    scan = REAL_CT / "example_ct_sm.nii.gz"
+    scan_path(tmp_path, name, folder="train").write_bytes(scan.read_bytes())
+    xy, z = about["xy_spacing_string"], about["z_spacing"]
+    columns = {"RescaleSlope": 1, "RescaleIntercept": 0, "ZSpacing": z, "XYSpacing": xy}
+    write_table(table_path(tmp_path, "train", "metadata"), {"VolumeName": [name]} | columns)
+    mode = {"train": "published_train", "infer": "published_inference"}[loader]
+    # The published loaders ignore the affine of this RAS file.
+    prepare(tmp_path, tmp_path / "out", geometry=resample.Geometry(), mode=mode)
+    volume = shards.read(tmp_path / "out", "train")[0]["volume"] / np.float32(16_000)
+
+    golden = np.load(REAL_CT / "golden.npz")
+    errors = [np.abs(volume[::8, ::8, ::8] - golden[f"{loader}/stride8"]).max()]
+    for frame in (90, 120, 149):
+        errors.append(np.abs(volume[frame] - golden[f"{loader}/slice{frame}"]).max())
+    assert max(errors) <= 1e-4, "the preprocessing left the published one; do not regenerate"
+    box = tuple(map(slice, about["box_zhw_lo"], about["box_zhw_hi"]))
+    hu = golden[f"{loader}/hu_int16_box[::1,::3,::3]"]
+    assert np.abs(1000 * volume[box][:, ::3, ::3] - hu).max() <= 0.5 + 0.1
+    outside = np.ones(volume.shape, bool)
+    outside[box] = False
+    assert np.all(volume[outside] == -1)
+
+
+@needs_real_ct
+def test_a_real_ct_is_understood_without_its_table():
+    scan = read_nifti(REAL_CT / "example_ct_sm.nii.gz")
+    found = calibrate(scan, slope=1.0, intercept=-1024.0)
+    assert (found.values, found.axes, found.grid) == ("stored", "header", "header")
+    np.testing.assert_array_equal(found.voxels, scan.voxels[::-1, ::-1])
+    assert found.spacing_xyz == (3, 3, 3)

@@ -1,0 +1,79 @@
+"""The conversion command: the same file after a round trip, and one line for what is wrong."""
+
+import hashlib
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from ctclip_jax.checkpoints.tensor_files import read_tensors, write_tensors
+from ctclip_jax.checkpoints.torch_geometry import Geometry
+from ctclip_jax.convert import to_export, to_torch
+
+TINY = Geometry(image_size=40, patch_size=10, frames=20, text_heads=2)
+
+
+@pytest.fixture(scope="module")
+def state(golden_dir):
+    with np.load(golden_dir / "tiny.npz") as golden:
+        return {name[6:]: golden[name] for name in golden.files if name.startswith("state/")}
+
+
+def run(*arguments):
+    command = [sys.executable, "-m", "ctclip_jax.convert", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".pt"])
+def test_round_trip_gives_the_file_again_bit_for_bit(state, tmp_path, ending):
+    if ending == ".pt":
+        pytest.importorskip("torch")
+    source, back = tmp_path / f"tiny{ending}", tmp_path / f"back{ending}"
+    write_tensors(source, state)
+    to_export(source, tmp_path / "export", geometry=TINY)
+    to_torch(tmp_path / "export", back)
+    again = read_tensors(back)
+    assert again.keys() == state.keys()
+    for key, value in state.items():
+        assert again[key].dtype == value.dtype and again[key].shape == value.shape, key
+        assert again[key].tobytes() == value.tobytes(), key
+
+
+def test_provenance_names_the_file_its_hash_and_what_was_dropped(state, tmp_path):
+    source = tmp_path / "tiny.safetensors"
+    position_ids = "text_transformer.embeddings.position_ids"
+    write_tensors(source, state | {position_ids: np.arange(64)[None]})
+    to_export(source, tmp_path / "export", geometry=TINY)
+    provenance = json.loads((tmp_path / "export" / "provenance.json").read_text())
+    assert provenance["source"] == "tiny.safetensors"
+    assert provenance["sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
+    assert provenance["dropped"] == [position_ids]
+    assert not provenance["classifier"]
+    assert provenance["parameters"]["image_projection"] == 512 * 16
+
+
+def test_command_converts_both_ways(state, tmp_path):
+    source, export, back = (tmp_path / name for name in ("a.safetensors", "b", "c.safetensors"))
+    write_tensors(source, state)
+    geometry = ("--image_size=40,40", "--patch_size=10", "--frames=20", "--text_heads=2")
+    geometry += ("--spacing=3,1.5,1.5",)
+    assert run(f"--source={source}", f"--out={export}", *geometry).returncode == 0
+    described = json.loads((export / "config.json").read_text())
+    assert described["model"]["image"]["spacing"] == [3.0, 1.5, 1.5]
+    assert run(f"--source={export}", f"--out={back}").returncode == 0
+    assert read_tensors(back).keys() == state.keys()
+
+
+def test_wrong_use_of_the_command_is_one_line(state, tmp_path):
+    source = tmp_path / "tiny.safetensors"
+    write_tensors(source, state)
+    result = run(f"--source={source}", f"--out={tmp_path / 'export'}")
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].startswith(
+        f"error: {source.name}: its shapes do not tell"
+    )
+    result = run(f"--source={source}", f"--out={tmp_path / 'export'}", "--spacing=3,0,1")
+    assert result.returncode == 2 and "--spacing: three numbers z,x,y, not 3,0,1" in result.stderr
+    assert not (tmp_path / "export").exists()

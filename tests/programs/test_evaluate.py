@@ -1,0 +1,574 @@
+"""The evaluation binary on a tiny model and tiny shards: its files, and one line for bad input."""
+
+import dataclasses
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+
+import ctclip_jax
+from configs import evaluation
+from ctclip_jax.checkpoints.exports import save_export
+from ctclip_jax.common.configs import from_dict
+from ctclip_jax.evaluate import Inputs, evaluate
+from ctclip_jax.evaluation import latents
+from ctclip_jax.evaluation.protocol import ProtocolConfig
+from ctclip_jax.models.bert import BertConfig
+from ctclip_jax.models.ct_clip import CTCLIP, CTCLIPConfig
+from ctclip_jax.models.ct_vit import CTViTConfig
+from data_pipelines import shards
+from data_pipelines.errors import InputError
+from data_pipelines.reports import LABELS, split_sentences
+from data_pipelines.tokenizers import train_sentencepiece
+from tests.records import make_record, settings
+
+SHAPE, VOLUMES, SHARDS = (8, 16, 16), 14, 3
+
+
+def record(index: int) -> shards.Record:
+    """Volume `index`: two reconstructions a scan; the labels are the bits of the scan's number."""
+    rng = np.random.default_rng(index)
+    scan = index // 2
+    labels = np.array([(scan >> i) & 1 if i < 3 else 0 for i in range(18)], np.int8)
+    named = [label for label, present in zip(LABELS, labels, strict=True) if present]
+    return make_record(
+        f"valid_{scan}_a_{index % 2 + 1}.nii.gz",
+        rng.integers(-16000, 16000, SHAPE).astype(np.int16),
+        labels=labels,
+        findings=f"Scan {scan}. " + " ".join(f"{name} is seen." for name in named),
+        impressions="Not given.",
+    )
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A folder of shards with a tokenizer."""
+    folder = tmp_path_factory.mktemp("shards")
+    records = [record(index) for index in range(VOLUMES)]
+    planned = shards.begin(folder, "valid", settings=settings(SHAPE, count=SHARDS))
+    for shard in planned:
+        shards.write_shard(shard, records[shard.index :: SHARDS])
+    shards.finish(folder)
+    texts = [row["findings"] for row in records] + [f"{label} is present." for label in LABELS]
+    train_sentencepiece(texts, folder / "tokenizer.model", 100)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def export(prepared, tmp_path_factory):
+    """The export of a tiny model of random weights."""
+    config = CTCLIPConfig(
+        image=CTViTConfig(
+            dim=16,
+            image_size=SHAPE[1:],
+            patch_size=(8, 8),
+            frames=SHAPE[0],
+            temporal_patch_size=4,
+            spatial_depth=1,
+            temporal_depth=1,
+            heads=1,
+            dim_head=16,
+            codebook_size=8,
+        ),
+        text=BertConfig(
+            vocab_size=100,
+            hidden_size=16,
+            num_layers=1,
+            num_heads=2,
+            intermediate_size=16,
+            max_positions=32,
+        ),
+        dim_latent=8,
+    )
+    folder = tmp_path_factory.mktemp("export")
+    save_export(
+        folder,
+        CTCLIP(config).init(jax.random.key(0)),
+        config={
+            "model": dataclasses.asdict(config),
+            "max_length": 24,
+            "report": "joined",
+            "pool_sentences": True,
+        },
+        tokenizer=prepared / "tokenizer.model",
+    )
+    return folder
+
+
+def protocol(variant: str = "", **changes) -> ProtocolConfig:
+    """That of configs/evaluation.py, with few resamples."""
+    config = evaluation.get_config(variant).to_dict() | {"resamples": 20, "batch_size": 4}
+    return from_dict(ProtocolConfig, config | changes)
+
+
+@pytest.fixture(scope="module")
+def inputs(export, prepared):
+    return Inputs(model=str(export), shards=str(prepared))
+
+
+@pytest.fixture(scope="module")
+def out(inputs, tmp_path_factory):
+    """The folder of a finished evaluation."""
+    folder = tmp_path_factory.mktemp("out")
+    evaluate(inputs, folder, protocol=protocol())
+    return folder
+
+
+def zipped(**arrays) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+def read(folder, name="metrics.json"):
+    return json.loads((folder / name).read_text())
+
+
+def test_metrics_have_the_documented_keys(out, export, prepared):
+    metrics = read(out)
+    assert metrics["schema"] == 1 and metrics["protocol"] == "sound"
+    assert metrics["volumes"] == VOLUMES
+    assert metrics["scans"] == metrics["patients"] == VOLUMES // 2
+    assert metrics["source"]["model"] == str(export)
+    assert metrics["source"]["shards"] == str(prepared)
+    assert metrics["source"]["scores"] == "zero_shot"
+    assert metrics["source"]["prompts"] == [["{} is present.", "{} is not present."]]
+    assert metrics["intervals"]["resamples"] == 20
+    detection = metrics["detection"]
+    assert detection["macro"]["labels"] == 3 and detection["macro"]["of"] == 18
+    without = detection["macro_without_left_out"]
+    assert without["of"] == 16 and without["left_out"] == ["Medical material", "Lymphadenopathy"]
+    assert list(detection["per_label"]) == list(LABELS)
+    known = detection["per_label"]["Medical material"]
+    assert known["positive"] == 6 and known["negative"] == 8
+    assert known["auroc"]["low"] <= known["auroc"]["value"] <= known["auroc"]["high"]
+    absent = detection["per_label"]["Emphysema"]["auroc"]
+    assert absent == {"value": None, "reason": "one class: all 14 volumes are negative"}
+    search = metrics["retrieval"]["report_to_volume"]
+    assert search["pool"] == search["queries"] == VOLUMES
+    assert search["recall"]["10"]["chance"] == pytest.approx(10 / VOLUMES)
+    assert 0 <= metrics["retrieval"]["volume_to_volume"]["label_overlap"]["5"]["value"] <= 1
+
+
+def test_tables_and_latents_have_every_volume_once(out):
+    scores = pd.read_csv(out / "scores.csv", index_col="VolumeName")
+    labels = pd.read_csv(out / "labels.csv", index_col="VolumeName")
+    cases = pd.read_csv(out / "cases.csv", index_col="VolumeName")
+    saved = np.load(out / "latents.npz")
+    expected = sorted((record(index) for index in range(VOLUMES)), key=lambda r: r["volume_name"])
+    names = [row["volume_name"] for row in expected]
+    assert list(scores.columns) == list(labels.columns) == list(LABELS)
+    assert list(scores.index) == list(labels.index) == list(cases.index) == names
+    assert sorted(saved["names"]) == names
+    np.testing.assert_array_equal(labels, [row["labels"] for row in expected])
+    assert cases.report.iloc[3].startswith("Scan 1.")
+    assert saved["image"].shape == saved["text"].shape == (VOLUMES, 8)
+    np.testing.assert_allclose(np.linalg.norm(saved["image"], axis=1), 1, atol=1e-5)
+
+
+def test_scores_are_those_of_the_public_api(out, export):
+    volumes = [shards.decompress(record(index)["volume"], SHAPE) for index in (0, 5)]
+    expected = ctclip_jax.load(export).detect(np.stack(volumes))
+    names = [record(index)["volume_name"] for index in (0, 5)]
+    scores = pd.read_csv(out / "scores.csv", index_col="VolumeName").loc[names]
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
+
+
+def test_a_report_is_read_as_the_export_says_or_as_the_protocol_does(inputs, out, export, tmp_path):
+    evaluate(inputs, tmp_path, protocol=protocol(pool_sentences=False))
+    saved = [np.load(folder / "latents.npz") for folder in (tmp_path, out)]
+    row = saved[0]["names"].tolist().index(record(5)["volume_name"])
+    whole, pooled = (arrays["text"][row] for arrays in saved)
+    model = ctclip_jax.load(export)
+    report = record(5)["findings"]
+    np.testing.assert_allclose(whole, model.encode_text([report])[0], atol=1e-5)
+    mean = model.encode_text(split_sentences(report)).mean(axis=0)
+    np.testing.assert_allclose(pooled, mean / np.linalg.norm(mean), atol=1e-5)
+
+
+def test_texts_are_cut_where_the_protocol_says(inputs, tmp_path):
+    evaluate(inputs, tmp_path, protocol=protocol(max_length=3))
+    short = np.load(tmp_path / "latents.npz")["text"]
+    assert len(np.unique(short.round(5), axis=0)) < VOLUMES // 2
+
+
+def test_the_page_shows_volumes_and_their_reports(out, tmp_path):
+    html = (out / "report.html").read_text(encoding="utf-8")
+    assert html.count("data:image/jpeg") >= 4
+    assert "Scan 6. Arterial wall calcification is seen. Cardiomegaly is seen." in html
+    assert "\\toprule" in (out / "table.tex").read_text()
+    evaluate(Inputs(from_scores=str(out)), tmp_path, protocol=protocol())
+    assert "data:image/jpeg" in (tmp_path / "report.html").read_text(), "source.json knows them"
+    (out / "source.json").rename(tmp_path / "source.json")
+    evaluate(Inputs(from_scores=str(out)), tmp_path / "b", protocol=protocol())
+    (tmp_path / "source.json").rename(out / "source.json")
+    assert "data:image/jpeg" not in (tmp_path / "b" / "report.html").read_text()
+
+
+def without_source(folder):
+    metrics = read(folder)
+    return {name: value for name, value in metrics.items() if name not in ("source", "notes")}
+
+
+def test_saved_latents_and_saved_scores_give_the_same_figures(out, tmp_path):
+    evaluate(Inputs(from_latents=str(out)), tmp_path / "a", protocol=protocol())
+    assert without_source(tmp_path / "a") == without_source(out)
+    evaluate(Inputs(from_scores=str(out)), tmp_path / "b", protocol=protocol())
+    again = without_source(tmp_path / "b")
+    assert again["retrieval"] == {"reason": "no latents are given"}
+    assert again["detection"] == without_source(out)["detection"]
+
+
+def test_other_prompts_take_the_model_once(inputs, out, export, tmp_path):
+    again = Inputs(from_latents=str(out))
+    with pytest.raises(InputError, match="no latent of the prompt 'There is Medical material.'"):
+        evaluate(again, tmp_path, protocol=protocol("training"))
+    with_model = dataclasses.replace(again, model=str(export))
+    evaluate(with_model, tmp_path / "a", protocol=protocol("ensemble"))
+    assert without_source(tmp_path / "a")["detection"] != without_source(out)["detection"]
+
+
+def test_a_stopped_run_continues_where_it_was(inputs, out, tmp_path, monkeypatch):
+    encoded = []
+    real = latents.encoding.encode_volumes
+
+    def encode_volumes(batches, *, rows, encode_image):
+        if len(encoded) == 2:
+            raise KeyboardInterrupt
+        encoded.append(list(rows))
+        return real(batches, rows=rows, encode_image=encode_image)
+
+    monkeypatch.setattr(latents.encoding, "encode_volumes", encode_volumes)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(inputs, tmp_path, protocol=protocol())
+    assert len(list((tmp_path / "encoding").iterdir())) == 2
+    done = encoded.copy()
+    encoded.clear()
+    evaluate(inputs, tmp_path, protocol=protocol())
+    assert len(encoded) == 1 and sorted(sum(done + encoded, [])) == list(range(VOLUMES))
+    assert not (tmp_path / "encoding").exists()
+    assert without_source(tmp_path) == without_source(out)
+    encoded.clear()
+    evaluate(inputs, tmp_path, protocol=protocol())
+    assert not encoded, "nothing is encoded twice"
+
+
+def test_slices_make_the_same_figures(inputs, out, tmp_path):
+    for index in (2, 0, 1):
+        sliced = dataclasses.replace(inputs, task=(index, 3))
+        found = evaluate(sliced, tmp_path, protocol=protocol())
+        assert (found is None) == (index != 1), "the last slice makes the figures"
+    assert without_source(tmp_path) == without_source(out)
+
+
+def assert_same_figures(folder, out):
+    pairs = [pd.read_csv(each / "figures.csv", index_col="figure") for each in (folder, out)]
+    pd.testing.assert_frame_equal(*pairs, rtol=0, atol=1e-6)
+
+
+def test_the_number_of_devices_and_the_batch_change_no_figure(inputs, out, tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
+    evaluate(inputs, tmp_path, protocol=protocol(batch_size=3))
+    assert_same_figures(tmp_path, out)
+
+
+def test_the_order_of_the_volumes_in_the_shards_changes_no_figure(inputs, out, tmp_path):
+    (shard,) = shards.begin(tmp_path / "shards", "valid", settings=settings(SHAPE))
+    order = np.random.default_rng(0).permutation(VOLUMES)
+    shards.write_shard(shard, [record(index) for index in order])
+    shards.finish(tmp_path / "shards")
+    mixed = dataclasses.replace(inputs, shards=str(tmp_path / "shards"))
+    evaluate(mixed, tmp_path / "out", protocol=protocol())
+    assert_same_figures(tmp_path / "out", out)
+
+
+def test_latents_of_another_model_are_not_mixed(inputs, out, export, tmp_path):
+    with pytest.raises(InputError, match="results of another report.*another --out"):
+        evaluate(inputs, out, protocol=protocol(report="impressions"))
+    other = ctclip_jax.load(export)
+    other.variables["params"]["temperature"] = np.float32(0.5)
+    save_export(
+        tmp_path / "other",
+        jax.device_get(other.variables),
+        config=read(export, "config.json"),
+        tokenizer=export / "tokenizer.model",
+    )
+    changed = dataclasses.replace(inputs, model=str(tmp_path / "other"))
+    with pytest.raises(InputError, match="results of another model_sha256"):
+        evaluate(changed, out, protocol=protocol())
+    with pytest.raises(InputError, match="its latents are of another model"):
+        evaluate(
+            Inputs(model=str(tmp_path / "other"), from_latents=str(out)),
+            tmp_path,
+            protocol=protocol(),
+        )
+
+
+def test_bfloat16_is_an_option(inputs, out, tmp_path):
+    evaluate(inputs, tmp_path, protocol=protocol(dtype="bfloat16"))
+    assert read(tmp_path, "source.json")["dtype"] == "bfloat16"
+    exact, rounded = (np.load(folder / "latents.npz")["image"] for folder in (out, tmp_path))
+    assert 0 < np.median(np.abs(exact - rounded)) < 0.02
+
+
+def test_published_thresholds_take_no_validation(out, tmp_path):
+    inputs = Inputs(from_scores=str(out), validation=str(out))
+    with pytest.raises(InputError, match="--validation: the published thresholds are fitted on"):
+        evaluate(inputs, tmp_path, protocol=protocol(), published=True)
+
+
+def test_published_protocol_has_no_intervals_and_says_so(out, tmp_path):
+    evaluate(Inputs(from_latents=str(out)), tmp_path, protocol=protocol(), published=True)
+    metrics = read(tmp_path)
+    assert metrics["protocol"] == "published" and metrics["intervals"] is None
+    assert metrics["detection"]["thresholds"] == "fitted on the same volumes, as published"
+    assert "low" not in metrics["detection"]["macro"]["auroc"]
+    assert set(metrics["retrieval"]["volume_to_volume"]) == {"queries", "pool", "published_map"}
+
+
+def test_latents_of_anyone_take_prompts_and_temperature_of_the_model(out, export, tmp_path, capsys):
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "labels.csv").write_bytes((out / "labels.csv").read_bytes())
+    saved = np.load(out / "latents.npz")
+    np.savez(theirs / "latents.npz", names=saved["names"], image=saved["image"])
+    np.savez(theirs / "prompts.npz", prompts=np.array(["x"]), latents=np.zeros((1, 3)))
+    alone = evaluate(Inputs(from_latents=str(theirs)), tmp_path / "a", protocol=protocol())
+    assert alone["detection"] == {"reason": "no scores are given"}
+    assert alone["notes"][-1].startswith("no scores: latents.npz has no temperature")
+    inputs = Inputs(from_latents=str(theirs), model=str(export))
+    scored = evaluate(inputs, tmp_path / "b", protocol=protocol())
+    assert "taken to be of the one given" in scored["notes"][-1]
+    expected = read(out)["detection"]["per_label"]["Medical material"]["auroc"]["value"]
+    assert scored["detection"]["per_label"]["Medical material"]["auroc"]["value"] == expected
+
+
+def test_thresholds_of_a_validation_folder(out, tmp_path):
+    inputs = Inputs(from_scores=str(out), validation=str(out))
+    metrics = evaluate(inputs, tmp_path, protocol=protocol())
+    assert metrics["detection"]["thresholds"] == "fitted on the validation volumes"
+    assert metrics["validation"] == str(out)
+    assert metrics["notes"][-1].startswith("7 patients are among the validation volumes too")
+    assert "temperature" in metrics["calibration"]["Medical material"]
+
+
+def test_the_folder_that_is_read_is_never_written(out, tmp_path):
+    for reading in ({"from_scores": str(out)}, {"from_latents": str(out)}):
+        with pytest.raises(InputError, match="is the folder that is read; choose another"):
+            evaluate(Inputs(**reading), out, protocol=protocol())
+
+
+def test_results_of_two_runs_are_never_mixed(inputs, out, tmp_path):
+    (tmp_path / "latents.npz").write_bytes((out / "latents.npz").read_bytes())
+    for each in (inputs, Inputs(from_scores=str(out))):
+        with pytest.raises(InputError, match="holds results without a source.json"):
+            evaluate(each, tmp_path, protocol=protocol())
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    for name in ("labels.csv", "scores.csv"):
+        (theirs / name).write_bytes((out / name).read_bytes())
+    evaluate(Inputs(from_scores=str(out)), tmp_path / "o", protocol=protocol())
+    with pytest.raises(InputError, match="holds results of another folder"):
+        evaluate(Inputs(from_scores=str(theirs)), tmp_path / "o", protocol=protocol())
+    evaluate(Inputs(from_scores=str(theirs)), tmp_path / "p", protocol=protocol())
+
+
+def test_what_changes_latents_is_told_from_what_does_not(inputs, out, export, prepared, tmp_path):
+    model = ctclip_jax.load(export)
+    told = latents.describe(model, str(export), folder=str(prepared), split="valid")
+    texts = ctclip_jax.load(export, max_length=5)
+    other = latents.describe(texts, str(export), folder=str(prepared), split="valid")
+    assert {name for name in told if told[name] != other[name]} == {"tokens_sha256"}
+    heads = dataclasses.replace(model.config.text, num_heads=1)
+    model.config = dataclasses.replace(model.config, text=heads, dtype="bfloat16")
+    other = latents.describe(model, str(export), folder=str(prepared), split="valid")
+    assert {name for name in told if told[name] != other[name]} == {"model_sha256", "dtype"}
+
+
+def test_shards_that_have_gone_leave_the_page_without_slices(out, tmp_path):
+    evaluate(Inputs(from_scores=str(out)), tmp_path / "a", protocol=protocol())
+    source = read(tmp_path / "a", "source.json") | {"shards": str(tmp_path)}
+    (tmp_path / "a" / "source.json").write_text(json.dumps(source))
+    evaluate(Inputs(from_scores=str(tmp_path / "a")), tmp_path / "b", protocol=protocol())
+    assert "data:image/jpeg" not in (tmp_path / "b" / "report.html").read_text()
+
+
+def test_bad_options_are_told_before_anything_is_encoded(inputs, tmp_path, monkeypatch):
+    monkeypatch.setattr(latents, "encode_split", None)
+    for changes in ({"scores": "classifier"}, {"prompts": (("Seen.", "Not {}."),)}):
+        with pytest.raises(InputError):
+            evaluate(inputs, tmp_path, protocol=protocol(**changes))
+    with pytest.raises(InputError, match="absent/scores.csv: no such table"):
+        evaluate(dataclasses.replace(inputs, validation="absent"), tmp_path, protocol=protocol())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("prompts.npz", b"PK torn", "prompts.npz: not a file of arrays"),
+        ("prompts.npz", zipped(prompts=["x"]), "wanted prompts and latents, a row each"),
+        ("source.json", b"[1]", "source.json: no JSON object"),
+    ],
+)
+def test_broken_files_of_an_earlier_run_are_named(out, tmp_path, name, content, message):
+    for path in out.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        evaluate(Inputs(from_latents=str(tmp_path)), tmp_path / "o", protocol=protocol())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"temperature": np.ones(2)}, "latents.npz: temperature of shape"),
+        ({"image": np.eye(14, 9, dtype=np.float32) + 1, "text": None}, "is not of the size 9"),
+    ],
+)
+def test_latents_that_do_not_fit_their_prompts_are_named(out, tmp_path, change, message):
+    for path in out.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    arrays = dict(np.load(out / "latents.npz")) | change
+    kept = {name: array for name, array in arrays.items() if array is not None}
+    np.savez(tmp_path / "latents.npz", **kept)
+    with pytest.raises(InputError, match=message):
+        evaluate(Inputs(from_latents=str(tmp_path)), tmp_path / "o", protocol=protocol())
+
+
+def test_a_corrupt_part_is_named_and_the_others_are_kept(inputs, tmp_path):
+    evaluate(dataclasses.replace(inputs, task=(0, 3)), tmp_path, protocol=protocol())
+    (part,) = (tmp_path / "encoding").iterdir()
+    part.write_bytes(b"PK torn")
+    evaluate(dataclasses.replace(inputs, task=(1, 3)), tmp_path, protocol=protocol())
+    with pytest.raises(InputError, match=f"{part.name}: not a file of arrays"):
+        evaluate(inputs, tmp_path, protocol=protocol())
+    assert len(list((tmp_path / "encoding").iterdir())) == 3
+    part.unlink()
+    assert evaluate(inputs, tmp_path, protocol=protocol())
+
+
+def test_progress_says_volumes_speed_and_time_left(capsys):
+    batches = [{"row": np.array([0, 1])}, {"row": np.array([2, -1])}]
+    assert len(list(latents.Progress(3)(batches))) == 2
+    line = capsys.readouterr().err
+    assert "3/3 volumes" in line and "volumes/s" in line and "0:00 left" in line
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"split": "test"}, "no split 'test'"),
+        ({"model": None}, "give --model and --shards, or --from_latents, or --from_scores"),
+        ({"model": "absent"}, "absent"),
+        ({"from_scores": "x"}, "--from_scores goes without --model"),
+        ({"from_latents": "x", "task": (1, 2)}, "--task is of encoding"),
+        ({"shards": "absent"}, "absent: no split 'valid' was prepared here"),
+    ],
+)
+def test_wrong_inputs_are_one_clear_line(inputs, tmp_path, changes, message):
+    with pytest.raises(InputError, match=message) as error:
+        evaluate(dataclasses.replace(inputs, **changes), tmp_path, protocol=protocol())
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"report": "published_inference"}, "'published_inference' has no sentences"),
+        ({"report": "all", "pool_sentences": False}, "report form 'all' is none of"),
+        ({"dtype": "float8"}, "dtype: 'float8' is none of"),
+        ({"prompts": (("Seen.", "Not {}."),)}, "prompt 'Seen.': has no {}"),
+        ({"scores": "classifier"}, "this model has no trained classifier"),
+    ],
+)
+def test_wrong_protocols_are_one_clear_line(inputs, tmp_path, changes, message):
+    with pytest.raises(InputError, match=message) as error:
+        evaluate(inputs, tmp_path, protocol=protocol(**changes))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("ensemble", "votes"), ("scores", "x"), ("folds", 1), ("level", 1.0), ("prompts", ())],
+)
+def test_a_protocol_that_cannot_be_is_an_input_error(name, value):
+    with pytest.raises(InputError, match=f"config.{name}: .*wanted"):
+        protocol(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"window": [-1350.0, 150.0]}, r"window \(-1350.0, 150.0\); .* wants \(-1000.0, 1000.0\)"),
+        ({"shape": [4, 16, 16]}, r"shape \(4, 16, 16\); .* wants \(8, 16, 16\)"),
+    ],
+)
+def test_shards_of_another_kind_are_an_input_error(inputs, tmp_path, changes, message):
+    planned = settings(SHAPE) | changes
+    (shard,) = shards.begin(tmp_path, "valid", settings=planned)
+    shards.write_shard(shard, [record(0)])
+    shards.finish(tmp_path)
+    other = dataclasses.replace(inputs, shards=str(tmp_path))
+    with pytest.raises(InputError, match=message):
+        evaluate(other, tmp_path / "out", protocol=protocol())
+
+
+def test_rad_chestct_labels_are_read_from_the_shards(inputs, tmp_path):
+    labels = ["Medical material", "Calcification", "Emphysema"]
+    records = [
+        record(index)
+        | {"labels": np.array([1, index % 2, -1], np.int8), "findings": ""}
+        | {"impressions": ""}
+        for index in range(4)
+    ]
+    (shard,) = shards.begin(tmp_path, "valid", settings=settings(SHAPE, labels=labels))
+    shards.write_shard(shard, records)
+    shards.finish(tmp_path)
+    other = dataclasses.replace(inputs, shards=str(tmp_path))
+    metrics = evaluate(other, tmp_path / "out", protocol=protocol())
+    assert list(metrics["detection"]["per_label"]) == labels
+    assert metrics["detection"]["macro"]["labels"] == 1
+    unknown = metrics["detection"]["per_label"]["Emphysema"]["auroc"]
+    assert unknown["reason"] == "no volume has this label known"
+    assert set(metrics["retrieval"]) == {"volume_to_volume"}, "there are no reports"
+    scores = pd.read_csv(tmp_path / "out" / "scores.csv", index_col="VolumeName")
+    volumes = np.stack([shards.decompress(each["volume"], SHAPE) for each in records])
+    parts = ["Arterial wall calcification", "Coronary artery wall calcification"]
+    expected = ctclip_jax.load(inputs.model).detect(volumes, labels=parts).max(axis=1)
+    names = [each["volume_name"] for each in records]
+    np.testing.assert_allclose(scores.Calcification[names], expected, atol=1e-6)
+
+
+def run(*arguments):
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "ctclip_jax.evaluate", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=root)
+
+
+def test_the_binary_takes_saved_scores_and_a_config(out, tmp_path):
+    ended = run(f"--from_scores={out}", f"--out={tmp_path}", "--config.resamples=10")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.startswith("mean AUROC 0.")
+    assert read(tmp_path)["intervals"]["resamples"] == 10
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--from_scores=absent", "error: absent/scores.csv: no such table"),
+        ("--config=configs/absent.py", "error: --config: [Errno 2] No such file"),
+        ("--config=configs/evaluation.py:loud", "error: configs/evaluation.py:loud: none of inf"),
+        ("--config.resample=1", "error: 'resample' Did you mean \"resamples\""),
+    ],
+)
+def test_the_binary_ends_with_one_line_for_bad_input(tmp_path, flag, message):
+    ended = run("--from_scores=absent", f"--out={tmp_path}", flag)
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines()[-1].startswith(message)
+    assert "Traceback" not in ended.stderr

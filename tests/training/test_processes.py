@@ -1,0 +1,147 @@
+"""Several processes: the switch, and that they train what one process trains."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ctclip_jax.checkpoints.exports import load_export
+from ctclip_jax.common.trees import flatten
+from ctclip_jax.train import train
+from ctclip_jax.training import processes
+from data_pipelines.errors import InputError
+from tests.tiny_run import tiny_config, write_tiny_shards
+
+ROOT = Path(__file__).parents[2]
+STEPS = 20
+# Four tokens a volume: what counts is who has which volume.
+CHANGES = {
+    "model.image.frames": 8,
+    "model.image.image_size": (16, 16),
+    "mesh.fsdp": 2,
+    "optim.schedule": "constant",  # so that runs of other lengths are one program
+    "steps": STEPS,
+    "checkpoint.every": STEPS // 2,
+}
+
+
+def test_a_process_alone_joins_nobody(monkeypatch):
+    monkeypatch.setattr("jax.distributed.initialize", lambda *_: pytest.fail("it joined"))
+    processes.start("")
+
+
+@pytest.mark.parametrize(
+    ("switch", "arguments"),
+    [("auto", ()), ("10.0.0.1:1234,16,15", ("10.0.0.1:1234", 16, 15))],
+)
+def test_what_jax_is_told(switch, arguments, monkeypatch):
+    told = []
+    monkeypatch.setattr("jax.distributed.initialize", lambda *given: told.append(given))
+    processes.start(switch)
+    assert told == [arguments]
+
+
+@pytest.mark.parametrize(
+    "switch", ["automatic", "host,2,0", "host:1234", "host:1234,2", "host:1234,2,2", "host:1,0,0"]
+)
+def test_another_switch_is_one_line(switch):
+    with pytest.raises(InputError, match=f"--distributed={switch}: wanted 'auto' or HOST:PORT,"):
+        processes.start(switch)
+
+
+def test_auto_where_there_is_no_cluster_is_one_line(monkeypatch):
+    def initialize():
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr("jax.distributed.initialize", initialize)
+    with pytest.raises(InputError, match="--distributed=auto: no TPU pod, SLURM or Open MPI"):
+        processes.start("auto")
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> Path:
+    return write_tiny_shards(tmp_path_factory.mktemp("shards"), shape=(8, 16, 16))
+
+
+def start_two(workdir: Path, shards: Path, **changes) -> list[subprocess.Popen]:
+    """Two processes of four devices each, on loopback; what is compiled stays beside the shards."""
+    address = f"127.0.0.1:{free_port()}"
+    command = [sys.executable, "main.py", "--config=configs/phantoms.py:smoke"]
+    command += [f"--workdir={workdir}", f"--config.data.shards={shards}"]
+    command += ["--config.text_warmup.steps=0"]
+    command += [f"--config.{name}={value}" for name, value in (CHANGES | changes).items()]
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=4")
+    return [
+        subprocess.Popen(
+            [*command, f"--distributed={address},2,{index}"],
+            cwd=ROOT,
+            env={
+                **os.environ,
+                "XLA_FLAGS": flags,
+                "JAX_COMPILATION_CACHE_DIR": str(shards / "compiled"),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+
+
+def finish(processes: list[subprocess.Popen]) -> str:
+    """What the first process printed, once all have ended well."""
+    printed = []
+    for process in processes:
+        with process:
+            output, errors = process.communicate()
+        assert process.returncode == 0, errors
+        printed.append(output)
+    return printed[0]
+
+
+def test_two_processes_train_what_one_process_trains(shards, tmp_path):
+    train(tiny_config(shards, **CHANGES), tmp_path / "alone")
+    expected = losses(tmp_path / "alone")
+    assert len(expected) == STEPS
+
+    finish(start_two(tmp_path / "together", shards))
+    assert losses(tmp_path / "together") == pytest.approx(expected, abs=1e-5)
+    weights = [flatten(load_export(tmp_path / run / "export")[0]) for run in ("together", "alone")]
+    assert weights[0].keys() == weights[1].keys()
+    for name, weight in weights[1].items():
+        np.testing.assert_allclose(weights[0][name], weight, atol=1e-4, err_msg=name)
+
+
+def test_two_processes_stop_at_one_step_and_one_process_goes_on(shards, tmp_path):
+    forever = {"steps": 100_000, "checkpoint.every": 100_000}
+    processes = start_two(tmp_path, shards, **forever)
+    metrics = tmp_path / "metrics.jsonl"
+    while not (metrics.exists() and metrics.read_text().count("\n") > 3):
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.05)
+    processes[1].send_signal(signal.SIGTERM)
+    (stopped,) = re.findall(r"stopped by SIGTERM after step (\d+)", finish(processes))
+    assert len(losses(tmp_path)) == int(stopped)
+    config = tiny_config(shards, **CHANGES | {"steps": int(stopped) + 2})
+    train(config, tmp_path)
+    train(config, tmp_path / "alone")
+    assert losses(tmp_path) == pytest.approx(losses(tmp_path / "alone"), abs=1e-4)
+
+
+def losses(workdir: Path) -> list[float]:
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
