@@ -15,7 +15,6 @@ model.safetensors with the published key names.
 """
 
 import sys
-from collections.abc import Sequence
 from logging import CRITICAL, getLogger
 from pathlib import Path
 
@@ -48,9 +47,7 @@ _TOPOLOGY = flags.DEFINE_string(
 _EXPORT = flags.DEFINE_bool("export", False, "Export the newest checkpoint of --workdir, no more.")
 
 
-def main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-        raise InputError(f"unexpected argument {argv[1]!r}")
+def main() -> None:
     # orbax and tensorflow-datasets tell everything they do; the progress would drown in it.
     logging.set_verbosity(logging.WARNING)
     # A save that fails is raised by the next one; orbax's threads would log it many times before.

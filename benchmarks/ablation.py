@@ -211,8 +211,7 @@ def _mean(values: Sequence[float]) -> float:
     return round(statistics.mean(values), 4)
 
 
-def main(argv: Sequence[str]) -> None:
-    del argv
+def main() -> None:
     out = Path(OUT.value)
     where = {"shards": SHARDS.value, "valid": VALID.value, "volumes": VOLUMES.value}
     for seed in range(SEEDS.value):

@@ -17,7 +17,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -139,7 +138,7 @@ def _at(curves: tuple[list, list], i: int) -> bool:
     return curves[0][i : i + 1] != curves[1][i : i + 1]
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     rng = random.Random(SEED)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

@@ -5,8 +5,6 @@ beside our ViT and a plain PyTorch model with the same weights, in turns.
     python -m benchmarks.encode --size=full --dtype=bfloat16 --batch=8   # on a GPU
 """
 
-from collections.abc import Sequence
-
 import jax
 import numpy as np
 
@@ -31,8 +29,7 @@ class Encoder:
         return self.compiled(self.variables, volumes)
 
 
-def main(argv: Sequence[str]) -> None:
-    del argv
+def main() -> None:
     config = speed.train_config()
     batch, towers = speed.random_batch(config), {"ours": config, speed.VIT: speed.with_vit(config)}
     encoders = {name: Encoder(tower.model, batch["image"]) for name, tower in towers.items()}

@@ -9,7 +9,6 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 from benchmarks import measure
 from ctclip_jax.evaluate import Inputs, evaluate
 from ctclip_jax.evaluation import detection, files
-from ctclip_jax.evaluation.dataset import Study
+from ctclip_jax.evaluation.dataset import EvalSet
 from ctclip_jax.evaluation.protocol import ProtocolConfig
 from data_pipelines.errors import run_main
 from data_pipelines.reports import LABELS, PROMPTS
@@ -28,7 +27,7 @@ PROTOCOL = ProtocolConfig(prompts=(PROMPTS,))
 REPEATS, ONE_BY_ONE = 5, 10  # runs of which the median counts; resamples that scikit-learn is given
 
 
-def draw_study(seed: int) -> Study:
+def draw_study(seed: int) -> EvalSet:
     """Volumes whose labels, scores and latents know of each other."""
     rng = np.random.default_rng(seed)
     scan = np.sort(np.concatenate([np.arange(SCANS), rng.integers(0, SCANS, VOLUMES - SCANS)]))
@@ -41,7 +40,7 @@ def draw_study(seed: int) -> Study:
     def unit(latents: np.ndarray) -> np.ndarray:
         return (latents / np.linalg.norm(latents, axis=1, keepdims=True)).astype(np.float32)
 
-    return Study(
+    return EvalSet(
         names=np.array([f"valid_{s:04d}_a_{i:04d}" for i, s in enumerate(scan)]),
         patients=np.array([f"valid_{p}" for p in patient]),
         scans=np.array([f"valid_{p}/{s}" for p, s in zip(patient, scan, strict=True)]),
@@ -95,7 +94,7 @@ def resamples() -> tuple[float, float]:
     return statistics.median(seconds), statistics.median(sklearn_seconds)
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     ours, sklearn = measure.in_new_process(resamples).value
     whole = measure.in_new_process(whole_run)
     measure.save(

@@ -6,7 +6,6 @@ The largest absolute difference from the numbers that the PyTorch original gave 
 (tests/golden/tiny.npz); gradients are relative to the largest entry of their tensor.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -56,7 +55,7 @@ def differences() -> dict[str, float]:
 
     def loss(params: dict):
         outputs, statistics = model(variables | {"params": params}, batch, train=True)
-        codebook = model.move_codebook(variables["codebook"], statistics)
+        codebook = model.update_codebook(variables["codebook"], statistics)
         return softmax_loss(outputs, batch)[0], codebook
 
     (_, codebook), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
@@ -85,8 +84,7 @@ def _largest(difference) -> float:
     return float(jnp.abs(jnp.asarray(difference)).max())
 
 
-def main(argv: Sequence[str]) -> None:
-    del argv
+def main() -> None:
     measure.save("exactness", {"differences": differences()})
 
 

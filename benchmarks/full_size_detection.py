@@ -12,7 +12,7 @@ a few of those passes are timed in turns with ours.
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ def detect(scan: Path, weights: Path, vocabulary: Path, passes: int) -> dict[str
     model = timed(
         "open the weights", lambda: ctclip_jax.load(weights, tokenizer=vocabulary), into=once
     )
-    finder = timed("encode 36 prompts", classifiers.by_prompts, model, into=once)
+    finder = timed("encode 36 prompts", classifiers.zero_shot_classifier, model, into=once)
     published = Published(model)
     volume = model.prepare(scan).volume
     timed("first volume", finder.detect, volume[None], into=once)
@@ -113,8 +113,7 @@ def detect(scan: Path, weights: Path, vocabulary: Path, passes: int) -> dict[str
     }
 
 
-def main(argv: Sequence[str]) -> None:
-    del argv
+def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         weights, vocabulary = folder / "random.safetensors", folder / "vocab.txt"

@@ -4,7 +4,6 @@ python -m benchmarks.full_size_weights
 """
 
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +27,7 @@ def count_equal(first: Path, second: Path) -> dict[str, int]:
     return {"tensors": len(one.keys() | two.keys()), "equal": len(equal)}
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         sources = [Path(scratch) / "source.safetensors", Path(scratch) / "source.pt"]
         numbers = measure.in_new_process(random_weights.write, sources).value

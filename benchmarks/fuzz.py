@@ -13,7 +13,6 @@ import tempfile
 import time
 import zipfile
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -98,15 +97,14 @@ def nasty_zip(rng: np.random.Generator) -> bytes:
     return buffer.getvalue()
 
 
-def main(argv: Sequence[str]) -> None:
-    del argv
+def main() -> None:
     logging.set_verbosity(logging.FATAL)
     rng, counts, crashes, slowest = np.random.default_rng(SEED.value), Counter(), [], 0.0
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         valid, inbox = seeds(folder), folder / "uploads"
         inbox.mkdir()
-        finder = classifiers.by_prompts(ctclip_jax.load(write_tiny_export(folder)))
+        finder = classifiers.zero_shot_classifier(ctclip_jax.load(write_tiny_export(folder)))
         analyses = Analyses(finder, most_bytes=MOST_BYTES, keep_uploads=False)
         elsewhere = {path for path in folder.iterdir()}
         end = time.monotonic() + 60 * MINUTES.value

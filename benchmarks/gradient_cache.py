@@ -7,8 +7,6 @@ of the TPUs of a topology in bfloat16. Both are what `main.py --dry_run` says of
 arguments, temporaries and results, the moments of Adam, and the next micro-batch on its way.
 """
 
-from collections.abc import Sequence
-
 import jax
 from absl import flags
 
@@ -35,8 +33,7 @@ def report(batch_size: int, micro_batch_size: int, *, topology: str) -> StepRepo
     return step_report(from_dict(TrainConfig, config.to_dict()), topology=topology)
 
 
-def main(argv: Sequence[str]) -> None:
-    del argv
+def main() -> None:
     topology = TOPOLOGY.value
     plain = report(MICRO_BATCH, 0, topology=topology)
     cached = report(BATCH, MICRO_BATCH, topology=topology)

@@ -120,10 +120,9 @@ def measured(finder: Detector, label: str, count: int, reference: Reference) -> 
     }
 
 
-def main(argv: Sequence[str]) -> None:
-    del argv
+def main() -> None:
     model = ctclip_jax.load(MODEL.value)
-    finder = classifiers.by_prompts(model)
+    finder = classifiers.zero_shot_classifier(model)
     reference = mean_of(model, SHARDS.value, "train", volumes=AVERAGED, batch_size=BATCH)
     rows = [measured(finder, label, COUNT.value, reference) for label in LABELS]
     measure.save("heatmaps", {"phantoms": COUNT.value, "averaged": AVERAGED, "rows": rows})

@@ -11,7 +11,6 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import measure, synthetic_ct
@@ -19,8 +18,8 @@ from data_pipelines import malloc, shards
 from data_pipelines.errors import run_main
 from data_pipelines.resample import Geometry
 from data_pipelines.shard_tasks import prepare_case
-from data_pipelines.sources.case import Case
-from data_pipelines.text_sampler import TextChoice
+from data_pipelines.sources.case import CaseRecord
+from data_pipelines.text_sampler import TextSampler
 from data_pipelines.tokenizers import load_tokenizer, train_sentencepiece
 
 VOLUMES, BATCH_SIZE, ROUNDS, BATCHES = 16, 2, 5, 24
@@ -35,7 +34,7 @@ REPORT = (
 def write(folder: Path) -> None:
     """A CT, and shards that hold it again and again, with a tokenizer."""
     synthetic_ct.write(folder / "ct.nii.gz")
-    case = Case("a_1.nii.gz", "a", "a", (folder / "ct.nii.gz",))
+    case = CaseRecord("a_1.nii.gz", "a", "a", (folder / "ct.nii.gz",))
     record = prepare_case(case, geometry=GEOMETRY, mode="sound")
     names = [f"train_{number}_a_1.nii.gz" for number in range(VOLUMES)]
     findings, impressions = REPORT
@@ -64,7 +63,7 @@ def open_ours(folder: Path, cores: int) -> None:
     batches = loader.train_loader(
         [folder / "shards"],
         split="train",
-        texts=TextChoice(shuffle=True),
+        texts=TextSampler(shuffle=True),
         tokenizer=load_tokenizer(folder / "tokenizer.model"),
         max_length=128,
         batch_size=BATCH_SIZE,
@@ -127,7 +126,7 @@ def in_turns(folder: Path) -> dict[str, list[float]]:
     return found
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     megabytes = 2 * GEOMETRY.shape[0] * GEOMETRY.shape[1] * GEOMETRY.shape[2] / 1e6
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

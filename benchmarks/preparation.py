@@ -5,7 +5,6 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from data_pipelines.formats import read_scan
 from data_pipelines.hounsfield import calibrate
 from data_pipelines.resample import Geometry, preprocess_fixed_point
 from data_pipelines.shard_tasks import prepare_case
-from data_pipelines.sources.case import Case
+from data_pipelines.sources.case import CaseRecord
 
 ROUNDS = 5
 LARGE = (1024, 1024, 500)
@@ -44,7 +43,7 @@ def compare(path: Path) -> dict[str, float]:
     torch.set_num_threads(1)
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     seconds: dict[str, list[float]] = {"ours": [], "straightforward": [], "to a record": []}
-    case = Case("a_1.nii.gz", "a", "a", (path,))
+    case = CaseRecord("a_1.nii.gz", "a", "a", (path,))
     ways = {
         "ours": lambda: ours(path),
         "straightforward": lambda: published_loading.load(
@@ -70,11 +69,11 @@ def compare(path: Path) -> dict[str, float]:
 
 def worker_peak_gib(path: Path) -> float:
     """Peak memory of a process that prepares one volume."""
-    prepare_case(Case("a_1.nii.gz", "a", "a", (path,)), geometry=Geometry(), mode="sound")
+    prepare_case(CaseRecord("a_1.nii.gz", "a", "a", (path,)), geometry=Geometry(), mode="sound")
     return round(measure.peak_gib(), 2)
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         path, large = Path(scratch) / "ct.nii.gz", Path(scratch) / "large.nii.gz"
         measure.in_new_process(synthetic_ct.write, path)

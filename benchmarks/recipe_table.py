@@ -120,8 +120,7 @@ def write_docs(rows: Sequence[dict]) -> None:
     measure.write_table(DOCS, head, table)
 
 
-def main(argv: Sequence[str]) -> None:
-    del argv
+def main() -> None:
     rows = [row_of(*budget, recipe) for budget in BUDGETS for recipe in RECIPES]
     shares = {recipe: round(share_of_peak(recipe), 4) for recipe in RECIPES}
     measure.save("recipe_table", {"share_of_peak": shares, "rows": rows})

@@ -4,8 +4,6 @@ own, drawing the latents and labels included. Fails if a process needs 2 GiB or 
     python -m benchmarks.retrieval
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 from jaxtyping import Float
 
@@ -44,7 +42,7 @@ def nearest_labels() -> None:
     assert abs(overlap / chance - 1) < 0.05, f"overlap {overlap}, by chance {chance}"
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     stages = {task.__name__: measure.in_new_process(task) for task in (find, nearest_labels)}
     measure.save(
         "retrieval",

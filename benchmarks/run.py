@@ -1,7 +1,5 @@
 """All benchmarks, one after the other: `python -m benchmarks.run`, as `make bench` does."""
 
-from collections.abc import Sequence
-
 from benchmarks import (
     chaos,
     encode,
@@ -19,12 +17,12 @@ from benchmarks import (
 from data_pipelines.errors import run_main
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     full_size = (full_size_weights, full_size_detection)
     data = (preparation, loader, two_epochs)
     training = (encode, train_step, gradient_cache, chaos)
     for benchmark in (exactness, *full_size, *data, evaluation, retrieval, *training):
-        benchmark.main(argv)
+        benchmark.main()
 
 
 if __name__ == "__main__":

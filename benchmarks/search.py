@@ -8,7 +8,6 @@ too, of the smallest store takes 100 ms.
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +101,7 @@ def measured(count: int, kind: str) -> dict[str, Any]:
     return results | {"approximate_index": built}
 
 
-def main(argv: Sequence[str]) -> None:
-    del argv
+def main() -> None:
     sizes = sorted(map(int, CASES.value))
     results = {str(size): measured(size, "clustered") for size in sizes}
     results[f"{sizes[0]}, random directions"] = measured(sizes[0], "random")

@@ -7,7 +7,7 @@ the library itself on this device.
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +55,7 @@ def measured(weights: Path, vocabulary: Path, out: Path, rounds: int) -> dict[st
     }
 
 
-def main(argv: Sequence[str]) -> None:
-    del argv
+def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         weights, vocabulary = folder / "random.safetensors", folder / "vocab.txt"

@@ -10,7 +10,6 @@ the tower knows of findings and of their absence.
 import dataclasses
 import statistics
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -71,8 +70,7 @@ def read_labels(model: load.Model) -> float:
     return float(np.mean([roc_auc_score(labels[:, i], scores[:, i]) for i in range(len(LABELS))]))
 
 
-def main(argv: Sequence[str]) -> None:
-    del argv
+def main() -> None:
     found = {
         objective: [round(auroc(objective, seed), 4) for seed in range(SEEDS.value)]
         for objective in ("none", *OBJECTIVES)

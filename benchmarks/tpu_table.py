@@ -178,8 +178,7 @@ def write_docs(rows: Sequence[dict]) -> None:
     measure.write_table(DOCS, head, table)
 
 
-def main(argv: Sequence[str]) -> None:
-    del argv
+def main() -> None:
     rows = [row_of(system) for system in SYSTEMS]
     measure.save("tpu_table", {"rows": rows})
     write_docs(rows)

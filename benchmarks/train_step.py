@@ -6,8 +6,6 @@ the same start, in turns.
     python -m benchmarks.train_step --size=full --dtype=bfloat16 --batch=8 --remat=dots  # on a GPU
 """
 
-from collections.abc import Sequence
-
 import jax
 
 from benchmarks import blocks, measure, speed
@@ -36,8 +34,7 @@ class OurSteps:
         return float(metrics["loss"])
 
 
-def main(argv: Sequence[str]) -> None:
-    del argv
+def main() -> None:
     config = speed.train_config()
     batch, towers = speed.random_batch(config), {"ours": config, speed.VIT: speed.with_vit(config)}
     steps = {name: OurSteps(tower) for name, tower in towers.items()}

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from data_pipelines import loader, shards
 from data_pipelines.errors import run_main
 from data_pipelines.shards.verify import verify
 from data_pipelines.sources.phantoms.dataset import write_tree
-from data_pipelines.text_sampler import TextChoice
+from data_pipelines.text_sampler import TextSampler
 from data_pipelines.tokenizers import load_tokenizer
 
 SCANS, PROCESSES, BATCH_SIZE, EPOCHS = 2000, 2, 8, 2
@@ -44,7 +44,7 @@ def read(folder: Path, index: int, interrupted: bool) -> Fingerprints:
         return loader.train_loader(
             [folder],
             split="train",
-            texts=TextChoice(shuffle=True),
+            texts=TextSampler(shuffle=True),
             tokenizer=load_tokenizer(folder / "tokenizer.model"),
             max_length=64,
             batch_size=BATCH_SIZE,
@@ -97,7 +97,7 @@ def check_epochs(folder: Path, parts: list[Fingerprints]) -> None:
         assert len(scans) == len(set(scans)) == SCANS, f"epoch {epoch}: a scan is missing or twice"
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     seconds: dict[str, float] = {}
 
     def timed(name: str, work: Callable[[], Any]) -> Any:

@@ -8,16 +8,15 @@ expected calibration error before it and after it; after it on the patients that
 one fold of five at a time. Take volumes like those that the model will meet, and no test set.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from absl import flags
 
 from ctclip_jax import Model, load
-from ctclip_jax.checkpoints.exports import require_export
+from ctclip_jax.checkpoints.exports import resolve_export
 from ctclip_jax.evaluation import detection, files
-from ctclip_jax.evaluation.dataset import Study
+from ctclip_jax.evaluation.dataset import EvalSet
 from ctclip_jax.evaluation.latents import fingerprint
 from ctclip_jax.evaluation.metrics import bootstrap
 from ctclip_jax.evaluation.metrics.reliability import (
@@ -32,7 +31,7 @@ from data_pipelines.errors import InputError, run_main
 FOLDS, SEED = 5, 0
 
 
-def fit(study: Study, column: int) -> Curve:
+def fit(study: EvalSet, column: int) -> Curve:
     """The curve of one label of a study that has both values of it."""
     labels, scores, _ = study.labeled(column)
     fitted = fit_isotonic(labels, scores)
@@ -44,7 +43,7 @@ def fit(study: Study, column: int) -> Curve:
     )
 
 
-def errors(study: Study, column: int) -> tuple[float, float]:
+def errors(study: EvalSet, column: int) -> tuple[float, float]:
     """The expected calibration error of a label, and that after fits on other patients."""
     labels, scores, rows = study.labeled(column)
     folds = bootstrap.folds(study.patients[rows], count=FOLDS, seed=SEED)
@@ -60,13 +59,13 @@ def errors(study: Study, column: int) -> tuple[float, float]:
     return before, after
 
 
-def _patients(study: Study, column: int) -> int:
+def _patients(study: EvalSet, column: int) -> int:
     """Of how many patients a label is known."""
     *_, rows = study.labeled(column)
     return len(np.unique(study.patients[rows]))
 
 
-def calibrate(model: Model, study: Study) -> tuple[Calibration, dict[str, tuple[float, float]]]:
+def calibrate(model: Model, study: EvalSet) -> tuple[Calibration, dict[str, tuple[float, float]]]:
     """The calibration of a model on a study of its scores, and the errors of each label.
 
     Raises:
@@ -96,11 +95,9 @@ def define_flags() -> None:
     flags.DEFINE_string("scores", None, "Folder that ctclip_jax.evaluate wrote.", required=True)
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Calibrates what the flags say and prints the errors."""
-    if len(argv) > 1:
-        raise InputError(f"unexpected argument {argv[1]!r}")
-    folder = require_export(flags.FLAGS.model)
+    folder = resolve_export(flags.FLAGS.model)
     found, label_errors = calibrate(load(folder), files.read_scores(Path(flags.FLAGS.scores)))
     calibration.write(folder, found)
     for name, (before, after) in label_errors.items():

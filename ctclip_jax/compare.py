@@ -7,7 +7,6 @@ Prints the differences B - A, and writes OUT/comparison.json and OUT/comparison.
 """
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
@@ -17,7 +16,7 @@ from ctclip_jax.common.configs import from_dict
 from ctclip_jax.evaluation import comparison, files
 from ctclip_jax.evaluation.protocol import ProtocolConfig
 from ctclip_jax.reporting.comparison import lines, page
-from data_pipelines.errors import InputError, run_main
+from data_pipelines.errors import run_main
 from data_pipelines.files import make_folder, write_text
 
 
@@ -27,13 +26,11 @@ def define_flags() -> None:
     flags.DEFINE_string("out", None, "Folder to write into; none: only print.")
 
 
-def main(argv: Sequence[str]) -> None:
+def main(folder_a: str, folder_b: str) -> None:
     """Compares the two folders of the command line."""
-    if len(argv) != 3:
-        raise InputError("wanted: compare A B, two folders")
-    a, b = (files.read_results(Path(folder)) for folder in argv[1:])
+    a, b = (files.read_results(Path(folder)) for folder in (folder_a, folder_b))
     protocol = from_dict(ProtocolConfig, configs.read())
-    found = comparison.compare(a, b, protocol=protocol) | {"folders": argv[1:]}
+    found = comparison.compare(a, b, protocol=protocol) | {"folders": [folder_a, folder_b]}
     for note in found["notes"]:
         print(f"note: {note}", file=sys.stderr)
     print("\n".join(lines(found)))

@@ -12,7 +12,6 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
@@ -79,9 +78,7 @@ def to_torch(source: Path, out: Path) -> None:
     write_tensors(out, weights, label_informed=export.get("label_informed", False))
 
 
-def main(argv: Sequence[str]) -> None:
-    if argv[1:]:
-        raise InputError(f"unexpected arguments: {' '.join(argv[1:])}")
+def main() -> None:
     source, out = Path(FLAGS.source), Path(FLAGS.out)
     if out.exists():
         raise InputError(f"{out}: exists already")

@@ -19,7 +19,7 @@ from ctclip_jax import Model, load
 from ctclip_jax.common import configs
 from ctclip_jax.common.configs import from_dict
 from ctclip_jax.evaluation import files, latents, suite
-from ctclip_jax.evaluation.dataset import Study
+from ctclip_jax.evaluation.dataset import EvalSet
 from ctclip_jax.evaluation.detection import Predictions
 from ctclip_jax.evaluation.protocol import ProtocolConfig
 from ctclip_jax.inference import scoring, zero_shot
@@ -88,7 +88,7 @@ def evaluate(
 def write_report(
     inputs: Inputs,
     out: Path,
-    study: Study,
+    study: EvalSet,
     *,
     metrics: dict[str, Any],
     predictions: Predictions | None,
@@ -109,7 +109,7 @@ def write_report(
     write_text(out / "table.tex", latex.table(metrics, "This model"))
 
 
-def read_pictures(inputs: Inputs, study: Study, *, rows: Sequence[int]) -> dict[int, bytes]:
+def read_pictures(inputs: Inputs, study: EvalSet, *, rows: Sequence[int]) -> dict[int, bytes]:
     """Slices of the volumes of `rows`, as far as the shards that are given, or that the latents
     were made of, are there and have them."""
     folder = inputs.shards or study.source.get("shards", "")
@@ -148,7 +148,7 @@ def check(inputs: Inputs, out: Path, *, published: bool) -> None:
         raise InputError(f"--out={out}: is the folder that is read; choose another")
 
 
-def read_study(inputs: Inputs, out: Path, *, protocol: ProtocolConfig) -> Study | None:
+def read_study(inputs: Inputs, out: Path, *, protocol: ProtocolConfig) -> EvalSet | None:
     """The volumes with all that `inputs` give of them; None while slices are missing."""
     if inputs.from_scores:
         return files.read_scores(Path(inputs.from_scores))
@@ -177,7 +177,9 @@ def open_model(inputs: Inputs, protocol: ProtocolConfig) -> Model:
     )
 
 
-def read_scored(folder: Path, model: Model | None, *, protocol: ProtocolConfig, out: Path) -> Study:
+def read_scored(
+    folder: Path, model: Model | None, *, protocol: ProtocolConfig, out: Path
+) -> EvalSet:
     """The study of a folder of latents, scored by prompts or classifier, or by its scores.csv."""
     study, arrays = files.read_latents(folder)
     known = study.source.get("model_sha256")
@@ -219,10 +221,8 @@ def define_flags() -> None:
     flags.DEFINE_string("out", None, "Folder to write into.", required=True)
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Evaluates what the flags say and prints the headline figures."""
-    if len(argv) > 1:
-        raise InputError(f"unexpected argument {argv[1]!r}")
     values = flags.FLAGS
     given = {field.name: values[field.name].value for field in dataclasses.fields(Inputs)}
     inputs = Inputs(**given | {"task": parse_slice(values.task)})

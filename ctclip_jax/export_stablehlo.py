@@ -71,9 +71,9 @@ def write(model: Model, out: Path, *, platforms: Sequence[str]) -> None:
     programs, findings = export_encoders(model, platforms), None
     tokenizer = model.tokenizer.path if model.tokenizer and TEXT in programs else None
     if "classifier" in model.variables["params"]:
-        findings = classifiers.by_classifier(model)
+        findings = classifiers.trained_classifier(model)
     elif tokenizer:
-        findings = classifiers.by_prompts(model)
+        findings = classifiers.zero_shot_classifier(model)
     make_folder(out.absolute().parent)
     with scratch_folder(epath.Path(out.absolute().parent)) as scratch:
         for name, program in programs.items():
@@ -177,10 +177,8 @@ def define_flags() -> None:
     flags.DEFINE_list("platforms", list(PLATFORMS), "What the programs run on.")
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Exports what the flags say."""
-    if len(argv) > 1:
-        raise InputError(f"unexpected argument {argv[1]!r}")
     values = flags.FLAGS
     out = Path(values.out)
     if out.exists():

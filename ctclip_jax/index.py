@@ -22,12 +22,12 @@ from ctclip_jax import Model, load
 from ctclip_jax.case_store import Entry, Store, adding, build_approximate
 from ctclip_jax.case_store.store import Addition
 from ctclip_jax.evaluation.latents import fingerprint
-from ctclip_jax.inference.scans import BadScan, list_scans, read_ahead
+from ctclip_jax.inference.scans import SkippedCase, list_scans, read_ahead
 from data_pipelines import shards
 from data_pipelines.errors import InputError, run_main
 from data_pipelines.reports import LABELS
 from data_pipelines.resample import STEPS_PER_HU
-from data_pipelines.sources.case import Case
+from data_pipelines.sources.case import CaseRecord
 
 SEGMENT_CASES, SEGMENT_SECONDS = 1024, 300  # what a kill can cost
 
@@ -43,11 +43,11 @@ def of_shards(folder: str, split: str, *, rows: Sequence[tuple[int, dict]]) -> I
 
 
 def of_scans(
-    model: Model, cases: Sequence[Case], *, workers: int, bad: list[BadScan]
+    model: Model, cases: Sequence[CaseRecord], *, workers: int, bad: list[SkippedCase]
 ) -> Iterator[Item]:
     """Scans as they are read; those that cannot be used go into `bad`."""
     for scan in read_ahead(model, cases, workers=workers):
-        if isinstance(scan, BadScan):
+        if isinstance(scan, SkippedCase):
             bad.append(scan)
             continue
         told = {name: getattr(scan.case, name) for name in _TOLD}
@@ -119,12 +119,12 @@ def define_flags() -> None:
     flags.DEFINE_bool("approximate", False, "Make an approximate index of the whole store.")
 
 
-def main(argv: Sequence[str]) -> None:
+def main(*patterns: str) -> None:
     """Adds what the flags say."""
-    values, patterns = flags.FLAGS, argv[1:]
+    values = flags.FLAGS
     if values.shards and (values.scans or patterns):
         raise InputError("--shards: one source at a time; scans go in by themselves")
-    bad: list[BadScan] = []
+    bad: list[SkippedCase] = []
     if values.shards or values.scans or patterns or not values.approximate:
         add(values, patterns, bad)
     if values.approximate:
@@ -136,7 +136,7 @@ def main(argv: Sequence[str]) -> None:
         sys.exit(1)
 
 
-def add(values: flags.FlagValues, patterns: Sequence[str], bad: list[BadScan]) -> None:
+def add(values: flags.FlagValues, patterns: Sequence[str], bad: list[SkippedCase]) -> None:
     """Adds the cases of shards, or of scans, and tells how many."""
     cases = (
         []

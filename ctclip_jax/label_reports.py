@@ -104,10 +104,8 @@ def define_flags() -> None:
     flags.DEFINE_string("out", None, "Folder to write into.", required=True)
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Labels what the flags say."""
-    if len(argv) > 1:
-        raise InputError(f"unexpected argument {argv[1]!r}")
     values = flags.FLAGS
     if bool(values.reports) == bool(values.shards):
         raise InputError("give --reports or --shards")

@@ -32,10 +32,10 @@ from ctclip_jax.evaluation import files
 from ctclip_jax.evaluation.protocol import SCORES
 from ctclip_jax.inference import classifiers, heatmap_png, heatmaps
 from ctclip_jax.inference.classifiers import Detector
-from ctclip_jax.inference.scans import BadScan, ReadScan, list_scans, read_ahead
+from ctclip_jax.inference.scans import ReadScan, SkippedCase, list_scans, read_ahead
 from data_pipelines.errors import InputError, run_main
 from data_pipelines.shard_tasks import provenance
-from data_pipelines.sources.case import Case
+from data_pipelines.sources.case import CaseRecord
 
 SHOWN = 3  # findings a line, where there are several scans
 
@@ -77,7 +77,7 @@ def write(predicted: Predicted, finder: Detector, out: Path, *, maps: int) -> No
         content["calibrated"] = _by_name(finder.names, predicted.calibrated)
     if maps:
         content["heatmaps"] = {
-            "of": finder.model.explained_by,
+            "of": finder.model.attribution_method,
             "findings": [finder.names[column] for column in drawn],
         }
     for column in drawn:
@@ -90,7 +90,7 @@ def draw_map(predicted: Predicted, finder: Detector, folder: Path, *, column: in
     name, geometry = finder.names[column], finder.model.geometry
     probability, prepared = predicted.probabilities[column], predicted.scan.prepared
     contributions = predicted.contributions[column]
-    file, how = file_name(name), finder.model.explained_by
+    file, how = file_name(name), finder.model.attribution_method
     heatmap_png.draw(
         folder / f"{file}.png",
         prepared.volume,
@@ -171,23 +171,23 @@ def make_detector(model: Model, *, scores: str, prompts: str | None) -> Detector
     if scores == "classifier":
         if prompts:
             raise InputError("--prompts: a classifier reads none; give --scores=zero_shot")
-        return classifiers.by_classifier(model)
-    return classifiers.by_prompts(
+        return classifiers.trained_classifier(model)
+    return classifiers.zero_shot_classifier(
         model, classifiers.read_findings(Path(prompts)) if prompts else None
     )
 
 
 def run(
     finder: Detector,
-    cases: Sequence[Case],
+    cases: Sequence[CaseRecord],
     out: Path | None,
     *,
     batch_size: int,
     maps: int,
     workers: int,
-) -> list[BadScan]:
+) -> list[SkippedCase]:
     """Predicts all scans, prints them, and returns those that could not be used."""
-    bad: list[BadScan] = []
+    bad: list[SkippedCase] = []
     if out:
         check_file_names([case.volume_name for case in cases])
         check_file_names(finder.names)
@@ -205,7 +205,7 @@ def run(
 
         batch: list[ReadScan] = []
         for scan in read_ahead(finder.model, cases, workers=workers):
-            if isinstance(scan, BadScan):
+            if isinstance(scan, SkippedCase):
                 bad.append(scan)
                 bar.write(f"error: {scan.reason}", file=sys.stderr)
                 bar.update()
@@ -234,12 +234,12 @@ def define_flags() -> None:
     flags.DEFINE_enum("dtype", None, ("float32", "bfloat16"), "Of the large matrix products.")
 
 
-def main(argv: Sequence[str]) -> None:
+def main(*patterns: str) -> None:
     """Predicts what the flags say; status 1 if a scan could not be used."""
     values = flags.FLAGS
     if values.heatmaps and not values.out:
         raise InputError("--heatmaps: pictures need a folder, --out")
-    cases = list_scans(argv[1:], values.scans, split=values.split)
+    cases = list_scans(patterns, values.scans, split=values.split)
     for table in ("scores.csv", "calibrated.csv") if values.out else ():
         if (Path(values.out) / table).exists():
             raise InputError(f"{values.out}: has a {table} already; choose another --out")

@@ -7,14 +7,12 @@ when the mean of other scans is taken away (docs/predict.md). Some hundred volum
 without, are enough. It is for towers with a codebook, whose contributions are exact.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 from absl import flags
 from tqdm import tqdm
 
 from ctclip_jax import Model, load
-from ctclip_jax.checkpoints.exports import require_export
+from ctclip_jax.checkpoints.exports import resolve_export
 from ctclip_jax.inference import attribution, baseline
 from ctclip_jax.inference.baseline import Reference
 from ctclip_jax.models.ct_clip import CTCLIP
@@ -54,12 +52,10 @@ def define_flags() -> None:
     flags.DEFINE_integer("batch_size", 8, "Volumes computed at a time.", lower_bound=1)
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Averages what the flags say."""
-    if len(argv) > 1:
-        raise InputError(f"unexpected argument {argv[1]!r}")
     values = flags.FLAGS
-    folder = require_export(values.model)
+    folder = resolve_export(values.model)
     found = mean_of(
         load(folder),
         values.shards,

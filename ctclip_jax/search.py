@@ -99,10 +99,8 @@ def define_flags() -> None:
     flags.DEFINE_string("json", None, "File to write the cases to as well.")
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Searches for what the flags say."""
-    if len(argv) > 1:
-        raise InputError(f"unexpected argument {argv[1]!r}")
     values = flags.FLAGS
     if bool(values.text) == bool(values.volume):
         raise InputError("give --text or --volume")

@@ -1,5 +1,6 @@
 """One error for bad input, and the entry point that turns it into one line."""
 
+import inspect
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -11,11 +12,12 @@ class InputError(ValueError):
     """Input that cannot be used; its message is one line naming the file and the cause."""
 
 
-def run_main(
-    main: Callable[[Sequence[str]], None], define_flags: Callable[[], None] = lambda: None
-) -> None:
-    """Runs `main(argv)` under absl after `define_flags()`; bad input ends it with `error: ...` and
-    status 2.
+def run_main(main: Callable[..., None], define_flags: Callable[[], None] = lambda: None) -> None:
+    """Runs `main(*arguments)` under absl after `define_flags()`; bad input prints `error: ...` and
+    exits with status 2.
+
+    `arguments` are the positional ones of the command line; the signature of `main` says how many
+    it takes.
 
     Bad input is an InputError, or what ml_collections raises for a config file that is not there
     and for a key that it does not have; or a package that is missing, since those of cloud paths
@@ -27,7 +29,11 @@ def run_main(
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.ERROR)
         try:
-            main(argv)
+            try:
+                inspect.signature(main).bind(*argv[1:])
+            except TypeError as error:
+                raise InputError(f"{error}; got {' '.join(argv[1:]) or 'none'}") from None
+            main(*argv[1:])
         except (InputError, ImportError) as error:
             _fail(error)
 

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from data_pipelines.errors import InputError
-from data_pipelines.formats.stored import UNKNOWN_SPACING, Scan
+from data_pipelines.formats.stored import UNKNOWN_SPACING, StoredVolume
 
 Trust = Literal["data", "tables"]
 
@@ -29,7 +29,7 @@ _AXIS_OF = {"R": 0, "L": 0, "A": 1, "P": 1, "I": 2, "S": 2}
 
 
 @dataclasses.dataclass(frozen=True)
-class Calibrated:
+class OrientedVolume:
     """Voxels with all that `volumes.preprocess` needs, and where each piece came from.
 
     HU is `slope * voxels + intercept`, between the two of `hu_range`; `values` is "stored" or
@@ -55,14 +55,14 @@ class Calibrated:
 
 
 def calibrate(
-    scan: Scan,
+    scan: StoredVolume,
     *,
     slope: float = math.nan,
     intercept: float = math.nan,
     spacing: tuple[float, float, float] = (math.nan,) * 3,
     axes: str = "",
     trust: Trust = "data",
-) -> Calibrated:
+) -> OrientedVolume:
     """Decides HU, axes and spacing of a scan. What the tables claim is `slope`, `intercept`,
     `spacing` (mm; z, x, y), NaN where they are silent, and `axes`: where the stored axes run to,
     such as "LPS" or "SAL", "" where they are silent.
@@ -94,7 +94,7 @@ def calibrate(
         claims["table"] = (x, y, z)
         grid = _best_spacing(claims, voxels.shape)
     ends = sorted((slope * lowest + intercept, slope * highest + intercept))
-    return Calibrated(
+    return OrientedVolume(
         voxels=voxels,
         slope=slope,
         intercept=intercept,
@@ -132,7 +132,7 @@ def from_lps(
     return nib.orientations.apply_orientation(voxels, moves)
 
 
-def hu_likeness(voxels: Shaped[np.ndarray, "x y z"], *, slope: float, intercept: float) -> float:
+def chest_hu_score(voxels: Shaped[np.ndarray, "x y z"], *, slope: float, intercept: float) -> float:
     """How well `slope * voxels + intercept` fits a chest in HU: the smaller of its shares of air
     and lung (-1100 to -700 HU) and of soft tissue (-200 to 200 HU).
 
@@ -187,17 +187,17 @@ def _value_range(voxels: Shaped[np.ndarray, "x y z"]) -> tuple[float, float]:
     return lowest, highest
 
 
-def _rescaled(scan: Scan, slope: float, intercept: float) -> tuple[float, float]:
+def _rescaled(scan: StoredVolume, slope: float, intercept: float) -> tuple[float, float]:
     """The claim of a table on top of the file's own scale."""
     return slope * scan.slope, slope * scan.intercept + intercept
 
 
-def _hu(scan: Scan, *, slope: float, intercept: float) -> tuple[float, float, str]:
+def _hu(scan: StoredVolume, *, slope: float, intercept: float) -> tuple[float, float, str]:
     choices = {"stored": (scan.slope, scan.intercept)}
     if math.isfinite(slope) and math.isfinite(intercept):
         choices["rescaled"] = _rescaled(scan, slope, intercept)
     likeness = {
-        name: hu_likeness(scan.voxels, slope=a, intercept=b) for name, (a, b) in choices.items()
+        name: chest_hu_score(scan.voxels, slope=a, intercept=b) for name, (a, b) in choices.items()
     }
     best = max(likeness, key=likeness.get)
     if likeness[best] < _SMALLEST_SHARE:

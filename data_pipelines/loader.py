@@ -21,7 +21,7 @@ from data_pipelines.batching import Compressed, batches
 from data_pipelines.errors import InputError
 from data_pipelines.reports import given_parts
 from data_pipelines.shards import Record, ShardSource
-from data_pipelines.text_sampler import TextChoice
+from data_pipelines.text_sampler import TextSampler
 from data_pipelines.tokenizers import Tokenizer
 
 
@@ -29,7 +29,7 @@ def train_loader(
     folders: Sequence[epath.PathLike],
     *,
     split: str,
-    texts: TextChoice | None,
+    texts: TextSampler | None,
     tokenizer: Tokenizer,
     max_length: int,
     batch_size: int,
@@ -189,7 +189,7 @@ class _TrainExample(grain.transforms.RandomMap):
     """(folder, record) -> the record tokenized, its volume compressed."""
 
     sources: Sequence[ShardSource | _Rows]
-    texts: TextChoice | None
+    texts: TextSampler | None
     tokenizer: Tokenizer
     max_length: int
     shift: int

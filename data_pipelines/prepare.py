@@ -63,9 +63,9 @@ _LABEL_MAP = config_flags.DEFINE_config_file(
 )
 
 
-def main(argv: Sequence[str]) -> None:
-    if len(argv) > 1 and _RUNNER.value == _POOL:
-        raise InputError(f"unexpected argument {argv[1]}")
+def main(*beam_options: str) -> None:
+    if beam_options and _RUNNER.value == _POOL:
+        raise InputError(f"unexpected argument {beam_options[0]!r}")
     logging.set_verbosity(logging.WARNING)
     geometry, (index, count), here = _geometry(), parse_slice(_TASK.value), _RUNNER.value == _POOL
     for split in _SPLITS.value:
@@ -80,7 +80,7 @@ def main(argv: Sequence[str]) -> None:
             )
             missing = [task for task in plans[split][index::count] if not task.shard.complete]
             if not here:
-                beam.run(missing, runner=_RUNNER.value, options=argv[1:])
+                beam.run(missing, runner=_RUNNER.value, options=beam_options)
             elif missing:
                 runners.run(missing, processes=_PROCESSES.value, split=split)
         unusable = [_conclude(split, tasks) for split, tasks in plans.items()]

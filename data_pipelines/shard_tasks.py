@@ -13,9 +13,9 @@ from jaxtyping import Int16
 
 from data_pipelines import hounsfield, resample, shards
 from data_pipelines.errors import InputError
-from data_pipelines.formats import Scan, read_scan
-from data_pipelines.hounsfield import Calibrated
-from data_pipelines.sources.case import Case, Collection
+from data_pipelines.formats import StoredVolume, read_scan
+from data_pipelines.hounsfield import OrientedVolume
+from data_pipelines.sources.case import CaseRecord, Collection
 
 Outcome = shards.Record | shards.Skipped
 
@@ -43,13 +43,13 @@ MODES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Prepared:
+class PreparedVolume:
     """A volume on the grid, int16 (f, h, w) in steps of 1 / `steps_per_hu` HU; the file at `path`
     as it was read, and what was decided of it."""
 
     path: epath.Path
-    scan: Scan
-    calibrated: Calibrated
+    scan: StoredVolume
+    calibrated: OrientedVolume
     volume: Int16[np.ndarray, "f h w"]
     steps_per_hu: int
 
@@ -59,7 +59,7 @@ class Task:
     """One shard to write: all that a worker anywhere needs to know."""
 
     shard: shards.Shard
-    cases: Sequence[Case]
+    cases: Sequence[CaseRecord]
     geometry: resample.Geometry
     mode: str
 
@@ -111,7 +111,7 @@ def run(task: Task) -> Done:
     return Done(len(task.cases) - skipped, skipped)
 
 
-def prepare_case(case: Case, *, geometry: resample.Geometry, mode: str) -> Outcome:
+def prepare_case(case: CaseRecord, *, geometry: resample.Geometry, mode: str) -> Outcome:
     """The record of a case, its volume compressed, or the reason why there is none."""
     if case.skip:
         return shards.Skipped(case.volume_name, case.skip)
@@ -139,7 +139,9 @@ def prepare_case(case: Case, *, geometry: resample.Geometry, mode: str) -> Outco
     }
 
 
-def prepare_scan(case: Case, *, geometry: resample.Geometry, mode: str = "sound") -> Prepared:
+def prepare_scan(
+    case: CaseRecord, *, geometry: resample.Geometry, mode: str = "sound"
+) -> PreparedVolume:
     """The volume of a case, read from its file. Raises InputError if it cannot be used."""
     how, path = MODES[mode], case.path()
     scan = read_scan(path)
@@ -161,10 +163,10 @@ def prepare_scan(case: Case, *, geometry: resample.Geometry, mode: str = "sound"
         dtype=how.dtype,
         steps_per_hu=how.steps_per_hu,
     )
-    return Prepared(path, scan, found, volume, how.steps_per_hu)
+    return PreparedVolume(path, scan, found, volume, how.steps_per_hu)
 
 
-def provenance(prepared: Prepared) -> dict[str, str | float | bool]:
+def provenance(prepared: PreparedVolume) -> dict[str, str | float | bool]:
     """What was read and decided; sizes and spacings are those of the file, axes (x, y, z)."""
     found = prepared.calibrated
     low, high = found.hu_range

@@ -10,7 +10,7 @@ from data_pipelines.reports import SENTENCE_FORMS, Form, report_sentences, repor
 
 
 @dataclasses.dataclass(frozen=True)
-class TextChoice:
+class TextSampler:
     """A form of the whole report; its sentences in random order with `shuffle`; or, with
     `sentences` = (lo, hi), `texts` random choices of lo to hi sentences each.
 

@@ -42,10 +42,8 @@ def define_flags() -> None:
     flags.DEFINE_integer("vocab_size", 8000, "Pieces at most.", lower_bound=1)
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Trains on the reports that the flags name."""
-    if len(argv) > 1:
-        raise InputError(f"unexpected argument {argv[1]!r}")
     values = flags.FLAGS
     if epath.Path(values.out).suffix != ".model":
         raise InputError(f"{values.out}: a SentencePiece file ends with .model")

@@ -60,7 +60,7 @@ def make_store(folder: Path, finder: classifiers.Detector, scans: list[Path]) ->
 def served(folder: Path, scans: list[Path]) -> Iterator[Served]:
     """The page on a free port of this machine."""
     model = ctclip_jax.load(write_tiny_export(folder, init_temperature=4.0))
-    finder, uploads = classifiers.by_prompts(model), folder / "uploads"
+    finder, uploads = classifiers.zero_shot_classifier(model), folder / "uploads"
     uploads.mkdir()
     searcher = Searcher(make_store(folder / "store", finder, scans))
     analyses = Analyses(finder, most_bytes=MOST_BYTES, keep_uploads=False)

@@ -44,10 +44,10 @@ class FakeCLIP:
         return jax.eval_shape(self.init)
 
     def encode(
-        self, variables, batch, *, keys, quantize, image_keys=None
+        self, variables, batch, *, keys, quantize, patch_dropout_keys=None
     ) -> tuple[dict[str, Array], dict]:
         params, codebook = variables["params"], variables["codebook"]
-        del image_keys
+        del patch_dropout_keys
         latents = {}
         if "input_ids" in batch:
             latents["text"] = self.encode_text(variables, batch["input_ids"], None, keys=keys)
@@ -78,7 +78,7 @@ class FakeCLIP:
             outputs["report_logits"] = latents["text"] @ params["report_classifier"]["kernel"]
         return outputs | ({"bias": params["logit_bias"]} if "logit_bias" in params else {})
 
-    def move_codebook(self, codebook, statistics):
+    def update_codebook(self, codebook, statistics):
         return vector_quantizer.update(codebook, statistics, decay=DECAY)
 
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from ctclip_jax.evaluation.dataset import STRATA, Study
+from ctclip_jax.evaluation.dataset import STRATA, EvalSet
 
 
 def unit(values: np.ndarray) -> np.ndarray:
@@ -30,10 +30,10 @@ def make_study(patients: int = 30, *, labels=("Emphysema", "Cardiomegaly"), seed
         "strata": {name: np.full(len(patient), "") for name in STRATA},
         "source": {"model": "a model"},
     }
-    return Study(**study | changes)
+    return EvalSet(**study | changes)
 
 
-def shuffled(study: Study, seed: int = 0) -> Study:
+def shuffled(study: EvalSet, seed: int = 0) -> EvalSet:
     """The same volumes under other names, so that the scans come in another order."""
     _, scan = np.unique(study.scans, return_inverse=True)
     order = np.argsort(np.random.default_rng(seed).permutation(scan.max() + 1)[scan], kind="stable")

@@ -85,7 +85,7 @@ def find_export(path: Path) -> Path:
     return path / "export" if (path / "export").is_dir() else _newest(path)
 
 
-def require_export(path: Path) -> Path:
+def resolve_export(path: Path) -> Path:
     """The export at `path`, or of a run's WORKDIR, to which something is to be added.
 
     Raises:

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import webbrowser
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from absl import flags
@@ -102,13 +102,11 @@ def define_flags() -> None:
     flags.DEFINE_bool("open_browser", True, "Open the page.")
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
     """Serves the page until it is interrupted."""
     values = flags.FLAGS
     if MISSING:
         raise InputError(f"the page needs {MISSING}: pip install 'ctclip-jax[demo]'")
-    if len(argv) > 1:
-        raise InputError(f"unexpected argument {argv[1]!r}")
     if values.keep_uploads and not values.folder:
         raise InputError("--keep_uploads: say where, with --folder")
     if not values.checkpoint and not DEMO.exists():
@@ -116,7 +114,11 @@ def main(argv: Sequence[str]) -> None:
     listening = listen(values.port)
     model = load(values.checkpoint or DEMO, tokenizer=values.tokenizer)
     classifier = values.scores == "classifier"
-    finder = classifiers.by_classifier(model) if classifier else classifiers.by_prompts(model)
+    finder = (
+        classifiers.trained_classifier(model)
+        if classifier
+        else classifiers.zero_shot_classifier(model)
+    )
     searcher, most_bytes = open_searcher(values.store, model), values.max_upload_mb << 20
     address = f"http://{HOST}:{listening.getsockname()[1]}"
     analyses = Analyses(finder, most_bytes=most_bytes, keep_uploads=values.keep_uploads)

@@ -103,7 +103,9 @@ class Analyses:
             finding = classifiers.worded(name.replace("{", "(").replace("}", ")"))
             asked = self._worker.submit(
                 lambda: self._explain(
-                    analysis, classifiers.by_prompts(self.finder.model, [finding]), names=[name]
+                    analysis,
+                    classifiers.zero_shot_classifier(self.finder.model, [finding]),
+                    names=[name],
                 )
             )
             asked.result()

@@ -66,7 +66,7 @@ class Page:
         return JSONResponse(
             {
                 "labels": list(finder.names),
-                "method": model.explained_by,
+                "method": model.attribution_method,
                 "label_informed": model.label_informed or finder.positive,
                 "calibrated_on": finder.calibration.fitted_on if finder.calibration else None,
                 "cases": len(self.searcher.store) if self.searcher else 0,

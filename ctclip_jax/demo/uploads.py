@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from data_pipelines.errors import InputError
-from data_pipelines.formats.dicom import is_passed_over
+from data_pipelines.formats.dicom import is_ignored_file
 
 SUFFIXES = (".nii.gz", ".nii", ".npz", ".dcm", ".zip")
 MOST_FILES = 5000  # of a series
@@ -68,7 +68,7 @@ def unpack(path: Path, *, most_bytes: int) -> Path:
                 raise InputError(f"a zip of {len(members)} files; at most {MOST_FILES}")
             for number, member in enumerate(members):
                 name = member.filename.replace("\\", "/").rpartition("/")[2]
-                if is_passed_over(name):
+                if is_ignored_file(name):
                     continue
                 ending = ".dcm" if name.lower().endswith(".dcm") else ""  # read_scan trusts it
                 target = folder / f"IM{number}{ending}"

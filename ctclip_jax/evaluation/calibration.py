@@ -3,11 +3,11 @@
 from typing import Any
 
 from ctclip_jax.evaluation import detection
-from ctclip_jax.evaluation.dataset import Study
+from ctclip_jax.evaluation.dataset import EvalSet
 from ctclip_jax.evaluation.metrics import reliability
 
 
-def evaluate(study: Study, *, validation: Study | None) -> dict[str, dict[str, Any]]:
+def evaluate(study: EvalSet, *, validation: EvalSet | None) -> dict[str, dict[str, Any]]:
     """Per label: expected calibration error, Brier score and the reliability curve; with a
     validation study also the error after a temperature and after an isotonic fit on it."""
     found = {}
@@ -30,7 +30,7 @@ def evaluate(study: Study, *, validation: Study | None) -> dict[str, dict[str, A
     return found
 
 
-def _recalibrated(labels, scores, validation: Study, label: str) -> dict[str, float]:
+def _recalibrated(labels, scores, validation: EvalSet, label: str) -> dict[str, float]:
     column = validation.label_names.index(label)
     if detection.missing_reason(validation, column):
         return {}

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Num
 
 from ctclip_jax.evaluation import detection
-from ctclip_jax.evaluation.dataset import Study
+from ctclip_jax.evaluation.dataset import EvalSet
 from ctclip_jax.evaluation.estimates import figure, mean_over, number
 from ctclip_jax.evaluation.metrics import bootstrap, delong, label_overlap, ranking
 from ctclip_jax.evaluation.metrics.label_overlap import OVERLAP_K
@@ -18,10 +18,10 @@ from ctclip_jax.evaluation.protocol import ProtocolConfig
 from data_pipelines.errors import InputError
 
 SCHEMA = 1
-Pair = tuple[Study, Study]
+Pair = tuple[EvalSet, EvalSet]
 
 
-def compare(a: Study, b: Study, *, protocol: ProtocolConfig) -> dict[str, Any]:
+def compare(a: EvalSet, b: EvalSet, *, protocol: ProtocolConfig) -> dict[str, Any]:
     """Every difference b - a, on the volumes and labels that both have.
 
     Both are resampled together, so that what the volumes have in common falls out. Each model has
@@ -58,7 +58,7 @@ def compare(a: Study, b: Study, *, protocol: ProtocolConfig) -> dict[str, Any]:
     return found
 
 
-def in_common(a: Study, b: Study) -> Pair:
+def in_common(a: EvalSet, b: EvalSet) -> Pair:
     """Both studies, of the volumes and labels that both have."""
     names = np.intersect1d(a.names, b.names)
     labels = tuple(label for label in a.label_names if label in b.label_names)
@@ -80,7 +80,7 @@ def in_common(a: Study, b: Study) -> Pair:
     return dataclasses.replace(first, **groups), dataclasses.replace(second, **groups)
 
 
-def _part(study: Study, names: np.ndarray, labels: tuple[str, ...]) -> Study:
+def _part(study: EvalSet, names: np.ndarray, labels: tuple[str, ...]) -> EvalSet:
     cut = study.take(np.searchsorted(study.names, names))
     columns = [study.label_names.index(label) for label in labels]
     scores = None if cut.scores is None else cut.scores[:, columns]
@@ -89,7 +89,7 @@ def _part(study: Study, names: np.ndarray, labels: tuple[str, ...]) -> Study:
     )
 
 
-def _notes(a: Study, b: Study, pair: Pair) -> list[str]:
+def _notes(a: EvalSet, b: EvalSet, pair: Pair) -> list[str]:
     notes = []
     for name, whole, part in (("A", a, pair[0]), ("B", b, pair[1])):
         notes += [f"{name}: {note}" for note in whole.notes]

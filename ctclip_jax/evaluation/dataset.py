@@ -14,7 +14,7 @@ STRATA = ("sex", "age", "manufacturer", "kernel", "slice_spacing")
 
 
 @dataclasses.dataclass(frozen=True)
-class Study:
+class EvalSet:
     """One row a volume, sorted by name, so that no figure depends on the order of files.
 
     Attributes:
@@ -55,7 +55,7 @@ class Study:
         rows = np.flatnonzero(self.labels[:, column] >= 0)
         return self.labels[rows, column], self.scores[rows, column], rows
 
-    def take(self, rows: np.ndarray) -> "Study":
+    def take(self, rows: np.ndarray) -> "EvalSet":
         """The study of these rows, in increasing order, alone."""
         cut = {
             field.name: value[rows]
@@ -78,7 +78,7 @@ def from_rows(
     texts: Sequence[str],
     labels: Sequence[str],
     source: Mapping[str, Any],
-) -> Study:
+) -> EvalSet:
     """The study of the rows of a prepared split (`data_pipelines.shards.read_reports`).
 
     Args:
@@ -92,7 +92,7 @@ def from_rows(
     order = np.argsort(np.array([row["volume_name"] for row in rows]), kind="stable")
     rows = [rows[i] for i in order]
     strata = [row["strata"] | {"slice_spacing": _slice_spacing(row)} for row in rows]
-    return Study(
+    return EvalSet(
         names=np.array([row["volume_name"] for row in rows]),
         patients=np.array([row["patient"] for row in rows]),
         scans=np.array([f"{row['patient']}/{row['scan']}" for row in rows]),

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Num
 
-from ctclip_jax.evaluation.dataset import Study
+from ctclip_jax.evaluation.dataset import EvalSet
 from ctclip_jax.evaluation.estimates import figure, number
 from ctclip_jax.evaluation.metrics import bootstrap, classification, delong
 from ctclip_jax.evaluation.metrics.classification import AT_THRESHOLD, RANKING
@@ -40,7 +40,7 @@ class Predictions:
 
 
 def predict(
-    study: Study, *, protocol: ProtocolConfig, published: bool, validation: Study | None
+    study: EvalSet, *, protocol: ProtocolConfig, published: bool, validation: EvalSet | None
 ) -> Predictions:
     """Thresholds fitted on the validation study, or cross-fitted over folds of patients, or, as
     published, on the volumes that they are judged on."""
@@ -69,12 +69,12 @@ def predict(
     return Predictions(rule, thresholds, tuple(missing), published)
 
 
-def missing_reasons(study: Study) -> tuple[str, ...]:
+def missing_reasons(study: EvalSet) -> tuple[str, ...]:
     """For each label why it has no figures; empty where it has."""
     return tuple(missing_reason(study, column) for column in range(len(study.label_names)))
 
 
-def missing_reason(study: Study, column: int) -> str:
+def missing_reason(study: EvalSet, column: int) -> str:
     """Why a label has no figures; empty if it has."""
     labels, scores, _ = study.labeled(column)
     if not len(labels):
@@ -87,7 +87,7 @@ def missing_reason(study: Study, column: int) -> str:
     return ""
 
 
-def _validation_threshold(validation: Study, label: str) -> tuple[float, str]:
+def _validation_threshold(validation: EvalSet, label: str) -> tuple[float, str]:
     if label not in validation.label_names:
         return np.nan, "no threshold: the validation volumes have no such label"
     column = validation.label_names.index(label)
@@ -98,7 +98,7 @@ def _validation_threshold(validation: Study, label: str) -> tuple[float, str]:
 
 
 def sample(
-    study: Study, weights: Num[np.ndarray, "n b"], *, predictions: Predictions | None = None
+    study: EvalSet, weights: Num[np.ndarray, "n b"], *, predictions: Predictions | None = None
 ) -> Samples:
     """Every metric of every label under every weighting: metric -> (labels, b).
 
@@ -133,7 +133,7 @@ def macro(samples: Samples, rows: np.ndarray | slice = slice(None)) -> dict[str,
     return means
 
 
-def weights_of(study: Study, protocol: ProtocolConfig, *, intervals: bool) -> np.ndarray:
+def weights_of(study: EvalSet, protocol: ProtocolConfig, *, intervals: bool) -> np.ndarray:
     """A column of ones, and the resamples of patients after it if there are to be intervals."""
     once = np.ones((len(study.names), 1), np.uint16)
     if not intervals or protocol.resamples == 0:
@@ -143,7 +143,7 @@ def weights_of(study: Study, protocol: ProtocolConfig, *, intervals: bool) -> np
 
 
 def evaluate(
-    study: Study,
+    study: EvalSet,
     predictions: Predictions,
     weights: Num[np.ndarray, "n b"],
     *,
@@ -187,7 +187,7 @@ def _means(samples: Samples, rows: np.ndarray, protocol: ProtocolConfig) -> dict
 
 
 def _label_figures(
-    study: Study,
+    study: EvalSet,
     column: int,
     samples: Samples,
     predictions: Predictions,

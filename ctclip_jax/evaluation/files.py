@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ctclip_jax.evaluation.dataset import STRATA, Study, identity, repeated
+from ctclip_jax.evaluation.dataset import STRATA, EvalSet, identity, repeated
 from ctclip_jax.evaluation.estimates import named_figures
 from data_pipelines.errors import InputError
 from data_pipelines.files import make_folder, read_json, write_text
@@ -31,7 +31,7 @@ LABEL_CELLS = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
 LABEL_CELLS |= {"": -1, "-1": -1, "-1.0": -1}  # unknown
 
 
-def write_study(folder: Path, study: Study) -> None:
+def write_study(folder: Path, study: EvalSet) -> None:
     """Writes labels.csv, cases.csv, source.json and, if there are scores, scores.csv."""
     make_folder(folder)
     labels = pd.DataFrame(study.labels, columns=study.label_names, index=study.names)
@@ -65,7 +65,7 @@ def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:
     write_table(folder / "figures.csv", figures, key="figure")
 
 
-def read_scores(folder: Path) -> Study:
+def read_scores(folder: Path) -> EvalSet:
     """The study of a folder with scores.csv and labels.csv.
 
     Raises:
@@ -79,12 +79,12 @@ def read_scores(folder: Path) -> Study:
     return _with_scores(study, table, path)
 
 
-def with_scores(study: Study, folder: Path) -> Study:
+def with_scores(study: EvalSet, folder: Path) -> EvalSet:
     """The study with what scores.csv of the folder has for its volumes and labels."""
     return _with_scores(study, read_rows(folder / "scores.csv"), folder / "scores.csv")
 
 
-def _with_scores(study: Study, table: Table, path: Path) -> Study:
+def _with_scores(study: EvalSet, table: Table, path: Path) -> EvalSet:
     columns = _columns(table)
     scores = np.full(study.labels.shape, np.nan)
     for column, label in enumerate(study.label_names):
@@ -106,7 +106,7 @@ def _quoted(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names))
 
 
-def read_latents(folder: Path) -> tuple[Study, dict[str, np.ndarray]]:
+def read_latents(folder: Path) -> tuple[EvalSet, dict[str, np.ndarray]]:
     """The study of a folder with latents.npz and labels.csv, without scores, and whatever else
     latents.npz has beside names, image and text.
 
@@ -151,7 +151,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise InputError(f"{path}: not a file of arrays ({error}{hint})") from error
 
 
-def read_results(folder: Path) -> Study:
+def read_results(folder: Path) -> EvalSet:
     """The study of a folder with labels.csv, with latents or scores or both, whichever is there.
 
     Raises:
@@ -165,7 +165,7 @@ def read_results(folder: Path) -> Study:
 
 def read_labeled(
     folder: Path, *, names: np.ndarray, what: str, labels: Sequence[str] | None = None
-) -> Study:
+) -> EvalSet:
     """The study of the volumes `names` (sorted), as labels.csv and cases.csv know them; `what` is
     that of the volumes which they were found by; `labels` are those that count, if not all."""
     path = folder / "labels.csv"
@@ -190,7 +190,7 @@ def read_labeled(
         absent = "" if labels is None else " that has scores"
         notes.append(f"labels.csv: no label{absent}, and not used: {_quoted(others)}")
     cases, told = _read_cases(folder / "cases.csv", names)
-    return Study(
+    return EvalSet(
         names=names,
         label_names=tuple(cells),
         labels=np.array([[c.get(n, -1) for c in cells.values()] for n in names], np.int8),

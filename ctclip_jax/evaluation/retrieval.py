@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Integer, Num
 
-from ctclip_jax.evaluation.dataset import Study
+from ctclip_jax.evaluation.dataset import EvalSet
 from ctclip_jax.evaluation.estimates import Figure, figure, mean_over, median_over
 from ctclip_jax.evaluation.metrics import label_overlap, ranking
 from ctclip_jax.evaluation.metrics.label_overlap import OVERLAP_K
@@ -15,7 +15,7 @@ from ctclip_jax.evaluation.protocol import ProtocolConfig
 
 
 def evaluate(
-    study: Study, weights: Num[np.ndarray, "n b"], *, protocol: ProtocolConfig
+    study: EvalSet, weights: Num[np.ndarray, "n b"], *, protocol: ProtocolConfig
 ) -> dict[str, Any]:
     """Every way of searching, with the level of chance and intervals over patients.
 
@@ -51,7 +51,7 @@ def first_of(names: np.ndarray, rows: Integer[np.ndarray, " m"]) -> Integer[np.n
     return rows[np.unique(names[rows], return_index=True)[1]]
 
 
-def evaluate_published(study: Study) -> dict[str, Any]:
+def evaluate_published(study: EvalSet) -> dict[str, Any]:
     """As the published numbers were made, faults included: report i is that of volume i, and
     "MAP@K" is a running mean of label overlaps over a gallery that holds the query itself."""
     present = (study.labels == 1).astype(int)
@@ -100,7 +100,7 @@ def _search_figures(
 
 
 def _neighbor_figures(
-    study: Study, weights: Num[np.ndarray, "n b"], *, level: float
+    study: EvalSet, weights: Num[np.ndarray, "n b"], *, level: float
 ) -> dict[str, Any]:
     """Label overlap (published as MAP), true MAP and nDCG of the volumes nearest to a volume."""
     pool = int((study.labels == 1).any(axis=1).sum())

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Num
 
 from ctclip_jax.evaluation import detection
-from ctclip_jax.evaluation.dataset import Study
+from ctclip_jax.evaluation.dataset import EvalSet
 from ctclip_jax.evaluation.estimates import figure
 from ctclip_jax.evaluation.protocol import ProtocolConfig
 from data_pipelines.sources.tables import first_number
@@ -19,7 +19,7 @@ UNKNOWN = "unknown"
 
 
 def evaluate(
-    study: Study, weights: Num[np.ndarray, "n b"], *, protocol: ProtocolConfig
+    study: EvalSet, weights: Num[np.ndarray, "n b"], *, protocol: ProtocolConfig
 ) -> dict[str, Any]:
     """AUROC and average precision of every part, each a mean over the labels that it can measure;
     their number stands beside, since means over other labels are no comparison."""
@@ -43,7 +43,7 @@ def evaluate(
     return found
 
 
-def banded(study: Study) -> dict[str, np.ndarray]:
+def banded(study: EvalSet) -> dict[str, np.ndarray]:
     """What the volumes are split by, numbers as bands; strata that nothing is known of left out."""
     makers = {
         "age": lambda text: band(years(text), AGES, unit="years"),

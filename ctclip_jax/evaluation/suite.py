@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from ctclip_jax.evaluation import calibration, detection, retrieval, subgroups
-from ctclip_jax.evaluation.dataset import Study
+from ctclip_jax.evaluation.dataset import EvalSet
 from ctclip_jax.evaluation.detection import Predictions
 from ctclip_jax.evaluation.protocol import ProtocolConfig
 
@@ -16,11 +16,11 @@ NO_LATENTS = "no latents are given"
 
 
 def evaluate(
-    study: Study,
+    study: EvalSet,
     *,
     protocol: ProtocolConfig,
     published: bool = False,
-    validation: Study | None = None,
+    validation: EvalSet | None = None,
 ) -> tuple[dict[str, Any], Predictions | None]:
     """The content of metrics.json, and what is predicted (None without scores).
 
@@ -68,7 +68,7 @@ def evaluate(
     return metrics, predictions
 
 
-def _notes(study: Study, validation: Study | None) -> list[str]:
+def _notes(study: EvalSet, validation: EvalSet | None) -> list[str]:
     notes = []
     if study.text is not None and (silent := int(np.isnan(study.text).any(axis=1).sum())):
         notes.append(f"{silent} volumes have no report and are not searched for")

@@ -36,7 +36,7 @@ def evidence(
 ) -> Num[Array, "b ..."]:
     """What `contributions` are made of: the tokens (b, t, h, w, d) of volumes in [-1, 1], or int16
     in steps of 1/16 HU; the volumes themselves for a tower without a codebook."""
-    return model.encode_tokens(variables, image) if model.quantizes else image
+    return model.quantized_tokens(variables, image) if model.quantizes else image
 
 
 def contributions(

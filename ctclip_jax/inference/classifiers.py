@@ -105,7 +105,7 @@ class Detector:
         return Detection(self.names, latents, probabilities, calibrated)
 
 
-def by_prompts(model: Model, findings: Sequence[Finding] | None = None) -> Detector:
+def zero_shot_classifier(model: Model, findings: Sequence[Finding] | None = None) -> Detector:
     """Zero-shot detection (CT-CLIP, arXiv 2403.17834); the texts are encoded here, once.
 
     `findings` are the 18 labels in the published wording if None: only they are calibrated.
@@ -126,7 +126,7 @@ def by_prompts(model: Model, findings: Sequence[Finding] | None = None) -> Detec
     )
 
 
-def by_classifier(model: Model) -> Detector:
+def trained_classifier(model: Model) -> Detector:
     """Detection by the trained classifier of a fine-tuned model. Raises InputError without one."""
     classifier = model.classifier
     if len(classifier["bias"]) != len(LABELS):

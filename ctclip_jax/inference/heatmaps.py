@@ -13,11 +13,11 @@ from jaxtyping import Float32
 from data_pipelines.files import publish, scratch_folder
 from data_pipelines.hounsfield import from_lps
 from data_pipelines.resample import Geometry, grid_positions
-from data_pipelines.shard_tasks import Prepared
+from data_pipelines.shard_tasks import PreparedVolume
 
 
 def over_scan(
-    contributions: Float32[np.ndarray, "t h w"], prepared: Prepared, geometry: Geometry
+    contributions: Float32[np.ndarray, "t h w"], prepared: PreparedVolume, geometry: Geometry
 ) -> tuple[Float32[np.ndarray, "x y z"], np.ndarray]:
     """The contribution of the patch of each voxel of a scan, 0 outside the grid; and the affine of
     the scan, voxel indices to RAS millimeters.
@@ -43,7 +43,7 @@ def over_scan(
 def write_nifti(
     path: Path,
     contributions: Float32[np.ndarray, "t h w"],
-    prepared: Prepared,
+    prepared: PreparedVolume,
     *,
     geometry: Geometry,
     description: str,

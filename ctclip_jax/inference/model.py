@@ -20,8 +20,8 @@ from ctclip_jax.models.ct_clip import CTCLIP, CTCLIPConfig
 from data_pipelines.errors import InputError
 from data_pipelines.reports import LABELS, PROMPTS, prompt_text
 from data_pipelines.resample import STEPS_PER_HU, Geometry
-from data_pipelines.shard_tasks import Prepared, prepare_scan
-from data_pipelines.sources.case import Case
+from data_pipelines.shard_tasks import PreparedVolume, prepare_scan
+from data_pipelines.sources.case import CaseRecord
 from data_pipelines.tokenizers import Tokenizer
 
 _encode_image = jax.jit(CTCLIP.encode_image, static_argnums=0)
@@ -93,16 +93,16 @@ class Model:
         """The factor of the cosine in the logits: exp of the trained parameter."""
         return float(np.exp(self._parameter("temperature")))
 
-    def prepare(self, scan: str | Path | Case) -> Prepared:
+    def prepare(self, scan: str | Path | CaseRecord) -> PreparedVolume:
         """Reads a chest CT, NIfTI, a DICOM folder or .npz, onto the grid that the model takes.
 
-        HU, axes and spacing are decided from the data and, of a `Case`, from what tables say of
-        it. The `volume` of what is returned is int16 in steps of 1/16 HU.
+        HU, axes and spacing come from the data and, for a `CaseRecord`, from its tables.
+        The `volume` of what is returned is int16 in steps of 1/16 HU.
 
         Raises InputError, which names the file, if it cannot be used.
         """
-        if not isinstance(scan, Case):
-            scan = Case(volume_name=str(scan), patient="", scan="", paths=(epath.Path(scan),))
+        if not isinstance(scan, CaseRecord):
+            scan = CaseRecord(volume_name=str(scan), patient="", scan="", paths=(epath.Path(scan),))
         try:
             found = prepare_scan(scan, geometry=self.geometry)
         except InputError as error:
@@ -157,7 +157,7 @@ class Model:
         return self._in_batches(_unit_tokens, evidence, batch_size=batch_size)
 
     @property
-    def explained_by(self) -> str:
+    def attribution_method(self) -> str:
         """What `explain` makes of this tower, in words."""
         how = attribution.method(CTCLIP(self.config))
         return f"{how}, against the mean of {self.reference.of}" if self.reference else how

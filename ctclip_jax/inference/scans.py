@@ -12,30 +12,30 @@ from etils import epath
 
 from ctclip_jax.inference.model import Model
 from data_pipelines.errors import InputError
-from data_pipelines.shard_tasks import Prepared
+from data_pipelines.shard_tasks import PreparedVolume
 from data_pipelines.sources import manifest
-from data_pipelines.sources.case import Case
+from data_pipelines.sources.case import CaseRecord
 
 
 @dataclasses.dataclass(frozen=True)
 class ReadScan:
     """A scan that can be used."""
 
-    case: Case
-    prepared: Prepared
+    case: CaseRecord
+    prepared: PreparedVolume
 
 
 @dataclasses.dataclass(frozen=True)
-class BadScan:
+class SkippedCase:
     """A scan that cannot be used, and the one line that says why."""
 
-    case: Case
+    case: CaseRecord
     reason: str
 
 
 def list_scans(
     patterns: Sequence[str], table: str | None = None, *, split: str, by_path: bool = False
-) -> list[Case]:
+) -> list[CaseRecord]:
     """The scans that are meant, each once and with a name of its own.
 
     A pattern that is no file itself stands for what it matches. `table` is a manifest
@@ -52,7 +52,7 @@ def list_scans(
     paths = expand(patterns)
     called = [_as_text(str(path.absolute())) for path in paths] if by_path else names_of(paths)
     cases = [
-        Case(volume_name=name, patient=name, scan=name, paths=(epath.Path(path),))
+        CaseRecord(volume_name=name, patient=name, scan=name, paths=(epath.Path(path),))
         for name, path in zip(called, paths, strict=True)
     ]
     cases += manifest.read_collection(table, split).cases if table else []
@@ -91,21 +91,21 @@ def _as_text(name: str) -> str:
 
 
 def read_ahead(
-    model: Model, cases: Sequence[Case], *, workers: int
-) -> Iterator[ReadScan | BadScan]:
+    model: Model, cases: Sequence[CaseRecord], *, workers: int
+) -> Iterator[ReadScan | SkippedCase]:
     """Reads scans onto the grid of a model in so many threads, in their order; no more of them than
     `workers` wait in memory."""
 
-    def read(case: Case) -> ReadScan | BadScan:
+    def read(case: CaseRecord) -> ReadScan | SkippedCase:
         if case.skip:
-            return BadScan(case, f"{case.volume_name}: {case.skip}")
+            return SkippedCase(case, f"{case.volume_name}: {case.skip}")
         try:
             return ReadScan(case, model.prepare(case))
         except InputError as error:
-            return BadScan(case, str(error))
+            return SkippedCase(case, str(error))
         except Exception as error:  # a fault of ours; the other scans are read all the same
             cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            return BadScan(case, f"{case.path()}: {cause}")
+            return SkippedCase(case, f"{case.path()}: {cause}")
 
     left = iter(cases)
     with ThreadPoolExecutor(workers) as pool:

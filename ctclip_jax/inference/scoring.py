@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from ctclip_jax.evaluation.dataset import Study
+from ctclip_jax.evaluation.dataset import EvalSet
 from ctclip_jax.evaluation.protocol import ProtocolConfig
 from ctclip_jax.inference import load, zero_shot
 from data_pipelines.errors import InputError
@@ -17,7 +17,7 @@ SAYS = ("scores", "prompts", "ensemble")
 
 
 def scores(
-    study: Study,
+    study: EvalSet,
     arrays: Mapping[str, np.ndarray],
     *,
     prompts: Mapping[str, np.ndarray],
@@ -67,7 +67,7 @@ def told(protocol: ProtocolConfig) -> dict[str, Any]:
 
 
 def _classified(
-    study: Study, arrays: Mapping[str, np.ndarray], *, protocol: ProtocolConfig
+    study: EvalSet, arrays: Mapping[str, np.ndarray], *, protocol: ProtocolConfig
 ) -> Float[np.ndarray, "n labels"]:
     if "classifier_kernel" not in arrays:
         raise InputError(NO_CLASSIFIER)

@@ -89,12 +89,12 @@ class CTCLIP:
         """Unit-length latents of CT volumes in [-1, 1], or int16 in steps of 1/16 HU."""
         with jax.default_matmul_precision("float32"):
             if self.quantizes:
-                features = pooled(self.encode_tokens(variables, image), self.config.image.head)
+                features = pooled(self.quantized_tokens(variables, image), self.config.image.head)
             else:
                 features = self._image_tower_of(variables)(image)
             return self.project_image(variables, features)
 
-    def encode_tokens(
+    def quantized_tokens(
         self, variables: Variables, image: Num[Array, "b f h w"]
     ) -> Float[Array, "b t h w d"]:
         """The codes of the patches of CT volumes, for a tower that quantizes."""
@@ -135,18 +135,22 @@ class CTCLIP:
         *,
         train: bool,
         keys: Key | None = None,
-        image_keys: Key | None = None,
+        patch_dropout_keys: Key | None = None,
         quantize: Float[Array, ""] | float = 1.0,
     ) -> tuple[dict[str, Array], Statistics | None]:
         """Both towers on a batch of `image`, `input_ids` and `attention_mask`.
 
         Returns `({'image', 'text', 'temperature'[, 'bias']}, statistics)`. In training the
-        gradient passes the quantizer straight through, and `move_codebook` takes the statistics;
+        gradient passes the quantizer straight through, and `update_codebook` takes the statistics;
         otherwise the image tower gets no gradient and there are none, as published.
         """
         if train:
             latents, statistics = self.encode(
-                variables, batch, keys=keys, image_keys=image_keys, quantize=quantize
+                variables,
+                batch,
+                keys=keys,
+                patch_dropout_keys=patch_dropout_keys,
+                quantize=quantize,
             )
         else:
             image = self.encode_image(variables, batch["image"])
@@ -160,7 +164,7 @@ class CTCLIP:
         batch: dict[str, Array],
         *,
         keys: Key | None = None,
-        image_keys: Key | None = None,
+        patch_dropout_keys: Key | None = None,
         quantize: Float[Array, ""] | float = 1.0,
     ) -> tuple[dict[str, Array], Statistics]:
         """Latents `{'image'[, 'text']}` in training, and the statistics of the codebook.
@@ -168,16 +172,16 @@ class CTCLIP:
         A batch with `latent` in place of `image` has been through the image tower, one with neither
         has no image latents: its statistics are {}. Texts may be absent; their ids are (b l), or
         (b k l) for k texts of each volume, whose latents (b k, d) stand together. `keys` (b), one
-        for each volume, switch the dropout of texts on, `image_keys` that of patches. `quantize` is
-        the weight of the quantized against the plain tokens; a tower that does not quantize has no
-        statistics.
+        for each volume, switch the dropout of texts on, `patch_dropout_keys` that of patches.
+        `quantize` is the weight of the quantized against the plain tokens; a tower
+        that does not quantize has no statistics.
         """
         latents, statistics = {}, {}
         if "latent" in batch:
             latents["image"] = batch["latent"]
         elif "image" in batch:
             latents["image"], statistics = self._encode_and_count(
-                variables, batch["image"], image_keys, quantize
+                variables, batch["image"], patch_dropout_keys, quantize
             )
         if "input_ids" in batch:
             latents["text"] = self._encode_texts(variables, batch, keys)
@@ -200,7 +204,7 @@ class CTCLIP:
             outputs["report_logits"] = _linear(params["report_classifier"], latents["text"])
         return outputs
 
-    def move_codebook(self, codebook: Codebook, statistics: Statistics) -> Codebook:
+    def update_codebook(self, codebook: Codebook, statistics: Statistics) -> Codebook:
         """The codebook after a training step on the batch of these statistics."""
         return vector_quantizer.update(codebook, statistics, decay=self.config.image.codebook_decay)
 

@@ -5,7 +5,7 @@ from html import escape
 from math import ceil
 from typing import Any
 
-from ctclip_jax.evaluation.dataset import Study
+from ctclip_jax.evaluation.dataset import EvalSet
 from ctclip_jax.evaluation.detection import Predictions
 from ctclip_jax.reporting import plots
 from ctclip_jax.reporting.tables import SEARCHES
@@ -31,7 +31,7 @@ KINDS = {  # kind of curve -> its name, what it shows
 }
 
 
-def label_curves(metrics: Metrics, study: Study, predictions: Predictions | None) -> str:
+def label_curves(metrics: Metrics, study: EvalSet, predictions: Predictions | None) -> str:
     """A grid for each kind of curve, of which one is seen at a time."""
     grids = {kind: "" for kind in KINDS}
     for column, label in enumerate(study.label_names):
@@ -52,7 +52,7 @@ def label_curves(metrics: Metrics, study: Study, predictions: Predictions | None
 
 
 def _panels(
-    metrics: Metrics, study: Study, predictions: Predictions | None, column: int
+    metrics: Metrics, study: EvalSet, predictions: Predictions | None, column: int
 ) -> dict[str, str]:
     """Kind of curve -> its drawing."""
     label = study.label_names[column]

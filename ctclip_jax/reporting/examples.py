@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ctclip_jax.evaluation.dataset import Study
+from ctclip_jax.evaluation.dataset import EvalSet
 from ctclip_jax.evaluation.detection import Predictions
 from ctclip_jax.evaluation.metrics.ranking import find
 
@@ -36,7 +36,7 @@ class Retrieval:
     nearest: tuple[int, ...]
 
 
-def confident(study: Study, predictions: Predictions) -> tuple[Case, ...]:
+def confident(study: EvalSet, predictions: Predictions) -> tuple[Case, ...]:
     """For each label the true positive and the false positive of the highest score, and the false
     negative of the lowest; fewer where there is none."""
     predicted = predictions.of(study.scores)
@@ -56,7 +56,7 @@ def confident(study: Study, predictions: Predictions) -> tuple[Case, ...]:
     return tuple(found)
 
 
-def spread(study: Study, count: int) -> tuple[Retrieval, ...]:
+def spread(study: EvalSet, count: int) -> tuple[Retrieval, ...]:
     """What `count` reports find; they are spread evenly over the scans that have a report, so that
     none is chosen by how well it does."""
     if study.text is None or study.image is None:
@@ -68,7 +68,7 @@ def spread(study: Study, count: int) -> tuple[Retrieval, ...]:
     return tuple(_retrieve(study, int(row)) for row in rows[places])
 
 
-def _retrieve(study: Study, row: int) -> Retrieval:
+def _retrieve(study: EvalSet, row: int) -> Retrieval:
     text, names = study.text[[row]], study.names
     found = find(text, study.image, query_names=names[[row]], gallery_names=names)
     similarity = study.image.astype(np.float64) @ text[0].astype(np.float64)

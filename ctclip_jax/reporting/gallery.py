@@ -8,7 +8,7 @@ from itertools import groupby
 import numpy as np
 from jaxtyping import Float
 
-from ctclip_jax.evaluation.dataset import Study
+from ctclip_jax.evaluation.dataset import EvalSet
 from ctclip_jax.evaluation.detection import Predictions
 from ctclip_jax.reporting.examples import (
     FALSE_NEGATIVE,
@@ -31,7 +31,7 @@ Pictures = Mapping[int, bytes]
 
 
 def case_list(
-    study: Study, predictions: Predictions, cases: Iterable[Case], pictures: Pictures
+    study: EvalSet, predictions: Predictions, cases: Iterable[Case], pictures: Pictures
 ) -> str:
     """A closed element a label, with its cases."""
     parts = []
@@ -46,7 +46,7 @@ def case_list(
     return f'<div class="cases">{"".join(parts)}</div>'
 
 
-def _case(study: Study, predictions: Predictions, case: Case, pictures: Pictures) -> str:
+def _case(study: EvalSet, predictions: Predictions, case: Case, pictures: Pictures) -> str:
     column = study.label_names.index(case.label)
     title, which, kind = KINDS[case.kind]
     score, threshold = study.scores[case.row, column], predictions.thresholds[case.row, column]
@@ -59,12 +59,12 @@ def _case(study: Study, predictions: Predictions, case: Case, pictures: Pictures
 """
 
 
-def retrieval_list(study: Study, retrievals: Iterable[Retrieval], pictures: Pictures) -> str:
+def retrieval_list(study: EvalSet, retrievals: Iterable[Retrieval], pictures: Pictures) -> str:
     """A panel a report, with the volumes nearest to it."""
     return "".join(_retrieval(study, each, pictures) for each in retrievals)
 
 
-def _retrieval(study: Study, found: Retrieval, pictures: Pictures) -> str:
+def _retrieval(study: EvalSet, found: Retrieval, pictures: Pictures) -> str:
     shared = np.flatnonzero(study.labels[found.row] == 1).tolist()
     results = []
     for place, row in enumerate(found.nearest, 1):
@@ -86,13 +86,13 @@ def _retrieval(study: Study, found: Retrieval, pictures: Pictures) -> str:
 """
 
 
-def _volume(study: Study, row: int, pictures: Pictures) -> str:
+def _volume(study: EvalSet, row: int, pictures: Pictures) -> str:
     name = str(study.names[row])
     shown = picture(pictures.get(row), alt=f"Axial, coronal and sagittal slices of {name}")
     return f'{shown}<p class="name">{escape(name)}</p>'
 
 
-def _labels(study: Study, row: int, *, marked: Collection[int] = ()) -> str:
+def _labels(study: EvalSet, row: int, *, marked: Collection[int] = ()) -> str:
     """The labels that the volume has; the columns `marked` stand out."""
     chips = [
         chip(study.label_names[column], "marked" if column in marked else "")
@@ -108,7 +108,7 @@ def excerpt(report: str) -> str:
     return escape(textwrap.shorten(str(report), EXCERPT, placeholder=" …"))
 
 
-def map_panel(study: Study, places: Float[np.ndarray, "n 2"], *, first: int) -> str:
+def map_panel(study: EvalSet, places: Float[np.ndarray, "n 2"], *, first: int) -> str:
     """A canvas with a point a volume, which a script draws, colored by a label that is chosen: at
     first by that of the column `first`."""
     laid = np.isfinite(places).all(axis=1)

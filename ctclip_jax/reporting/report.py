@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from ctclip_jax.evaluation.dataset import Study
+from ctclip_jax.evaluation.dataset import EvalSet
 from ctclip_jax.evaluation.detection import Predictions
 from ctclip_jax.reporting import curves, gallery, overview, tables
 from ctclip_jax.reporting.examples import Case, Retrieval
@@ -18,7 +18,7 @@ Metrics = Mapping[str, Any]
 
 def page(
     metrics: Metrics,
-    study: Study,
+    study: EvalSet,
     *,
     predictions: Predictions | None = None,
     latent_map: Float[np.ndarray, "n 2"] | None = None,
@@ -69,7 +69,7 @@ def _labels(metrics: Metrics) -> str:
     return section("labels", "Detection of labels", about=about, body=body)
 
 
-def _curves(metrics: Metrics, study: Study, predictions: Predictions | None) -> str:
+def _curves(metrics: Metrics, study: EvalSet, predictions: Predictions | None) -> str:
     if "per_label" not in metrics["detection"] or study.scores is None:
         return ""
     body = curves.label_curves(metrics, study, predictions)
@@ -108,7 +108,7 @@ def _retrieval(metrics: Metrics) -> str:
     return section("retrieval", "Retrieval", about=about, body=body)
 
 
-def _map(metrics: Metrics, study: Study, latent_map: Float[np.ndarray, "n 2"] | None) -> str:
+def _map(metrics: Metrics, study: EvalSet, latent_map: Float[np.ndarray, "n 2"] | None) -> str:
     if latent_map is None:
         return ""
     about = (
@@ -121,7 +121,7 @@ def _map(metrics: Metrics, study: Study, latent_map: Float[np.ndarray, "n 2"] | 
     return section("map-of-latents", "Map of latents", about=about, body=body)
 
 
-def _cases(study: Study, predictions, cases: Iterable[Case], pictures: gallery.Pictures) -> str:
+def _cases(study: EvalSet, predictions, cases: Iterable[Case], pictures: gallery.Pictures) -> str:
     if not cases or predictions is None:
         return ""
     about = (
@@ -132,7 +132,7 @@ def _cases(study: Study, predictions, cases: Iterable[Case], pictures: gallery.P
     return section("cases", "Most confident cases", about=about, body=body)
 
 
-def _examples(study: Study, retrievals: Iterable[Retrieval], pictures: gallery.Pictures) -> str:
+def _examples(study: EvalSet, retrievals: Iterable[Retrieval], pictures: gallery.Pictures) -> str:
     if not retrievals:
         return ""
     about = (

@@ -9,7 +9,7 @@ from ctclip_jax.models.ct_clip import CTCLIPConfig
 from ctclip_jax.models.lora import LoraConfig
 from ctclip_jax.training.losses import LossConfig
 from ctclip_jax.training.optim import OptimConfig
-from data_pipelines.text_sampler import TextChoice
+from data_pipelines.text_sampler import TextSampler
 
 PROMPT_TOKENS = 16  # about the longest of a prompt, where no tokenizer can say
 
@@ -55,9 +55,9 @@ class DataConfig:
         return tuple(filter(None, self.shards.split(",")))
 
     @property
-    def text_choice(self) -> TextChoice:
+    def text_sampler(self) -> TextSampler:
         """What of a report is a text. Raises InputError if it cannot be chosen."""
-        return TextChoice(self.report, self.shuffle_sentences, self.sentences, self.texts)
+        return TextSampler(self.report, self.shuffle_sentences, self.sentences, self.texts)
 
     @property
     def tokenizer_path(self) -> Path:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from ctclip_jax.common.shapes import Variables
 from ctclip_jax.evaluation import encode, suite
-from ctclip_jax.evaluation.dataset import Study, from_rows
+from ctclip_jax.evaluation.dataset import EvalSet, from_rows
 from ctclip_jax.evaluation.encoder import ShardedEncoder
 from ctclip_jax.evaluation.estimates import named_figures
 from ctclip_jax.evaluation.protocol import ProtocolConfig
@@ -64,7 +64,7 @@ class Evaluation:
             print(f"step {step}: {suite.headline(metrics)}", flush=True)
         return metrics["detection"]["macro"]["auroc"]["value"]
 
-    def _study(self, variables: Variables) -> Study:
+    def _study(self, variables: Variables) -> EvalSet:
         order = np.argsort([row["volume_name"] for row in self._rows], kind="stable")
         image = self._encoder.volumes(
             variables, self._folder, split=self._config.split, rows=self._chosen

@@ -57,7 +57,7 @@ def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
     return schedule
 
 
-def trained_of(params: dict, config: OptimConfig) -> dict:
+def trainable_params(params: dict, config: OptimConfig) -> dict:
     """The part of `params` that is trained; the multiplier of a frozen one is 0."""
     leaves = trees.flatten(params)
     multipliers = trees.match_rules(config.rules, leaves, default=1.0)
@@ -103,7 +103,7 @@ def gradient_norms(grads: dict) -> dict[str, jax.Array]:
 def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
     """Returns clipping, Adam, decoupled weight decay and learning rates as one transformation.
 
-    It takes the trained parameters alone (`trained_of`), so that frozen ones have no state
+    It takes the trained parameters alone (`trainable_params`), so that frozen ones have no state
     and no part in the norm. Its state is a plain dict: count, mu, nu.
     """
     adam = optax.scale_by_adam(config.b1, config.b2, config.eps)

@@ -52,7 +52,7 @@ def make_loader(run: Run, *, latents: Sequence[np.ndarray] = ()) -> grain.Datase
     return loader.train_loader(
         data.folders,
         split=data.split,
-        texts=data.text_choice if loss.reads_texts else None,
+        texts=data.text_sampler if loss.reads_texts else None,
         tokenizer=run.tokenizer,
         max_length=data.max_length,
         batch_size=local_batch_size(config.batch_size // config.micro_batches, run.learner.mesh),

@@ -29,7 +29,7 @@ from ctclip_jax.training.optim import (
     gradient_norms,
     learning_rate,
     make_optimizer,
-    trained_of,
+    trainable_params,
 )
 from data_pipelines.reports import LABELS, prompt_text
 from data_pipelines.tokenizers import Tokenizer
@@ -135,7 +135,7 @@ def make_objective(learner: Learner) -> Objective:
     model, loss = learner.config.model, learner.config.loss
     drops = loss.classifies and model.classifier_dropout > 0
     return Objective(
-        split=lambda state: trained_of(state["params"], learner.config.optim),
+        split=lambda state: trainable_params(state["params"], learner.config.optim),
         encode=functools.partial(_encode, learner),
         contrast=functools.partial(_contrast, learner),
         update=functools.partial(_update, learner),
@@ -170,7 +170,7 @@ def _prompts(config: TrainConfig, tokenizer: Tokenizer | None) -> dict[str, np.n
 def _make_state(learner: Learner, variables: Variables) -> dict:
     key = jax.random.key(learner.config.seed)
     params = lora.with_adapters(variables["params"], learner.config.lora, key)
-    trained = trained_of(params, learner.config.optim)
+    trained = trainable_params(params, learner.config.optim)
     state = {
         "step": jnp.zeros((), jnp.int32),
         "skipped": jnp.zeros((), jnp.int32),
@@ -192,7 +192,7 @@ def _encode(learner: Learner, trained: dict, state: dict, batch: dict[str, Array
         {"params": params, "codebook": state["codebook"]},
         batch,
         keys=texts,
-        image_keys=images,
+        patch_dropout_keys=images,
         quantize=quantizer_weight(learner.config.quantize_ramp, state["step"]),
     )
 
@@ -221,7 +221,7 @@ def _update(
     learner: Learner, state: dict, grads: dict, statistics: dict, loss: Array, metrics: dict
 ):
     config, model = learner.config, learner.model
-    trained = trained_of(state["params"], config.optim)
+    trained = trainable_params(state["params"], config.optim)
     updates, opt = learner.optimizer.update(grads, state["opt"], trained)
     trained = optax.apply_updates(trained, updates)
     if config.loss.max_temperature and "temperature" in trained:
@@ -231,7 +231,7 @@ def _update(
     # The codebook moves without a gradient, but it belongs to the image tower.
     name = "image/codebook"
     if statistics and trees.match_rules(config.optim.rules, [name], default=1.0)[name]:
-        codebook = model.move_codebook(codebook, statistics)
+        codebook = model.update_codebook(codebook, statistics)
     after = state | {
         "params": trees.overlay(state["params"], trained),
         "codebook": codebook,

@@ -266,7 +266,7 @@ def _check_micro_batches(config: TrainConfig, mesh: Mesh) -> None:
 
 
 def _check_texts(config: TrainConfig, tokenizer: Tokenizer | None) -> None:
-    _ = config.data.text_choice  # an InputError if there is none
+    _ = config.data.text_sampler  # an InputError if there is none
     text = config.model.text
     lengths = {"data": config.data.max_length, "evaluation": config.evaluation.max_length}
     if config.text_warmup.steps:

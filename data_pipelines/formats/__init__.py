@@ -5,12 +5,12 @@ from etils import epath
 from data_pipelines.formats.dicom import read_dicom
 from data_pipelines.formats.nifti import read_nifti
 from data_pipelines.formats.npz import read_npz
-from data_pipelines.formats.stored import Scan
+from data_pipelines.formats.stored import StoredVolume
 
-__all__ = ["Scan", "read_dicom", "read_nifti", "read_npz", "read_scan"]
+__all__ = ["StoredVolume", "read_dicom", "read_nifti", "read_npz", "read_scan"]
 
 
-def read_scan(path: epath.PathLike) -> Scan:
+def read_scan(path: epath.PathLike) -> StoredVolume:
     """Reads a scan: a folder or a .dcm file as DICOM, an .npz archive, anything else as NIfTI.
 
     Raises InputError, which names the file, if it cannot be used."""

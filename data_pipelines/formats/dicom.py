@@ -20,7 +20,7 @@ from jaxtyping import Float, Shaped
 from pydicom.errors import BytesLengthException, InvalidDicomError
 
 from data_pipelines.errors import InputError
-from data_pipelines.formats.stored import Scan, check_size
+from data_pipelines.formats.stored import StoredVolume, check_size
 
 _MAGIC, _MAGIC_AT = b"DICM", 128
 _DAMAGE = (
@@ -76,7 +76,7 @@ class _Header:
         return float(self.position @ np.cross(*self.directions))
 
 
-def read_dicom(path: epath.PathLike) -> Scan:
+def read_dicom(path: epath.PathLike) -> StoredVolume:
     """Reads a folder with one CT series, one slice per file, sorted by position; files beside it
     that are not DICOM, and hidden ones, are left alone.
 
@@ -90,7 +90,7 @@ def read_dicom(path: epath.PathLike) -> Scan:
         one_scale = len({(h.slope, h.intercept, h.pixel_type) for h in headers}) == 1
         voxels, sha256 = _read_pixels(headers, rescale=not one_scale)
     affine = _affine(headers)
-    return Scan(
+    return StoredVolume(
         voxels=voxels,
         slope=headers[0].slope if one_scale else 1.0,
         intercept=headers[0].intercept if one_scale else 0.0,
@@ -101,7 +101,7 @@ def read_dicom(path: epath.PathLike) -> Scan:
 
 
 @contextlib.contextmanager
-def _blaming(path: epath.Path) -> Iterator[None]:
+def naming_file(path: epath.Path) -> Iterator[None]:
     """Turns what goes wrong with one file into an InputError that names it."""
     try:
         yield
@@ -121,21 +121,21 @@ def _told(error: Exception) -> str:
 def _dicom_files(path: epath.Path) -> list[epath.Path]:
     if not path.is_dir():
         return [path]
-    with _blaming(path):
+    with naming_file(path):
         found = [file for file in sorted(path.iterdir()) if _is_dicom(file)]
     if not found:
         raise InputError(f"{path}: no DICOM files in this folder")
     return found
 
 
-def is_passed_over(name: str) -> bool:
+def is_ignored_file(name: str) -> bool:
     """Whether a file of this name is none of the slices of its folder: hidden, or a CD's index."""
     return name.startswith(".") or name.upper() == "DICOMDIR"
 
 
 def _is_dicom(file: epath.Path) -> bool:
     """By its content. One called .dcm is taken at its word: if damaged, its slice is missing."""
-    if is_passed_over(file.name) or file.is_dir():
+    if is_ignored_file(file.name) or file.is_dir():
         return False
     with file.open("rb") as content:
         start = content.read(_MAGIC_AT + len(_MAGIC))
@@ -143,7 +143,7 @@ def _is_dicom(file: epath.Path) -> bool:
 
 
 def _read_header(path: epath.Path) -> _Header:
-    with _blaming(path):
+    with naming_file(path):
         with path.open("rb") as file:
             tags = pydicom.dcmread(file, stop_before_pixels=True)
         _check_is_ct_slice(tags)
@@ -244,7 +244,7 @@ def _read_pixels(
     """The stored values, or those of the slices' own scales, and the digest of file digests."""
     voxels, digests = None, hashlib.sha256()
     for k, header in enumerate(ordered):
-        with _blaming(header.path):
+        with naming_file(header.path):
             content = header.path.read_bytes()
             plane = pydicom.dcmread(io.BytesIO(content)).pixel_array
             if rescale:

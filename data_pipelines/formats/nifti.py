@@ -15,7 +15,7 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
 from data_pipelines.errors import InputError
-from data_pipelines.formats.stored import READ_BYTES, HashedFile, Scan, check_size
+from data_pipelines.formats.stored import READ_BYTES, HashedFile, StoredVolume, check_size
 
 # What it logs of a damaged header, it raises as well.
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL + 1)
@@ -33,7 +33,7 @@ _DAMAGE = (
 )
 
 
-def read_nifti(path: epath.PathLike) -> Scan:
+def read_nifti(path: epath.PathLike) -> StoredVolume:
     """Reads a 3-D single-file NIfTI-1, gzipped or not, to its last byte (so that gzip's checksum
     is compared). Raises InputError if the file is absent, damaged or no 3-D scalar volume."""
     try:
@@ -53,7 +53,7 @@ def read_nifti(path: epath.PathLike) -> Scan:
     except _DAMAGE as error:
         cause = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{path}: damaged or no NIfTI file ({cause})") from error
-    return Scan(
+    return StoredVolume(
         voxels=voxels,
         slope=1.0 if slope is None else slope,
         intercept=0.0 if intercept is None else intercept,

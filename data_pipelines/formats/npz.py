@@ -9,12 +9,12 @@ from etils import epath
 from jaxtyping import Shaped
 
 from data_pipelines.errors import InputError
-from data_pipelines.formats.stored import HashedFile, Scan, check_size
+from data_pipelines.formats.stored import HashedFile, StoredVolume, check_size
 
 _KEY = "ct"
 
 
-def read_npz(path: epath.PathLike) -> Scan:
+def read_npz(path: epath.PathLike) -> StoredVolume:
     """Reads the array `ct` of an .npz file, or its only array; an .npz knows nothing of position.
 
     Raises InputError if the file is absent, damaged or has no such 3-D array of numbers."""
@@ -29,7 +29,7 @@ def read_npz(path: epath.PathLike) -> Scan:
     except Exception as error:  # zipfile, zlib and numpy raise all kinds for a damaged file
         cause = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{path}: damaged or no .npz file ({cause})") from error
-    return Scan(voxels, sha256=sha256)
+    return StoredVolume(voxels, sha256=sha256)
 
 
 def _read_array(archive: zipfile.ZipFile) -> Shaped[np.ndarray, "x y z"]:

@@ -17,7 +17,7 @@ _LARGEST_VOLUME_BYTES = 1 << 34
 
 
 @dataclasses.dataclass(frozen=True)
-class Scan:
+class StoredVolume:
     """Voxels as stored: their value is `slope * voxels + intercept` by the file itself.
 
     `affine` maps voxel indices to RAS millimeters; None if the file has no valid one.

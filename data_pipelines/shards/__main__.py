@@ -6,7 +6,6 @@ python -m data_pipelines.shards show SHARDS NAME     prints a record and draws N
 
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from absl import logging
@@ -17,9 +16,9 @@ from data_pipelines.shards.reader import find, preparation, read, read_reports, 
 from data_pipelines.shards.verify import verify
 
 
-def main(argv: Sequence[str]) -> None:
+def main(*arguments: str) -> None:
     logging.set_verbosity(logging.WARNING)
-    match argv[1:]:
+    match arguments:
         case ["verify", folder]:
             _verify(folder)
         case ["show", folder, name]:

@@ -11,7 +11,7 @@ UNKNOWN = -1
 
 
 @dataclasses.dataclass(frozen=True)
-class Case:
+class CaseRecord:
     """One volume of a source: its file, its report and what the tables claim of its voxels.
 
     `paths` are where its file may lie; the first that is there counts. `scan` is unique within the
@@ -47,4 +47,4 @@ class Collection:
     """The cases of one split of a source, sorted by name, and the names of their labels."""
 
     labels: tuple[str, ...]
-    cases: Sequence[Case]
+    cases: Sequence[CaseRecord]

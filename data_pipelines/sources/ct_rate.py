@@ -14,7 +14,7 @@ from etils import epath
 
 from data_pipelines.errors import InputError
 from data_pipelines.reports import LABELS
-from data_pipelines.sources.case import Case, Collection
+from data_pipelines.sources.case import CaseRecord, Collection
 from data_pipelines.sources.tables import (
     DICOM_STRATA,
     Table,
@@ -80,7 +80,7 @@ def _stem(volume_name: str) -> str:
 
 def _case(
     root: epath.Path, split: str, volume_name: str, *, tables: Sequence[Table], no_chest: set[str]
-) -> Case:
+) -> CaseRecord:
     report, labels, metadata = (table.rows.get(volume_name, {}) for table in tables)
     patient, scan = named = parse_volume_name(volume_name) or ("", "")
     uploads = (root / folder / patient / scan / volume_name for folder in (f"{split}_fixed", split))
@@ -90,7 +90,7 @@ def _case(
     if _stem(volume_name) in no_chest:
         reasons += ["in the list of scans without a chest"]
     xy = first_number(metadata.get("XYSpacing", ""))
-    return Case(
+    return CaseRecord(
         volume_name=volume_name,
         patient=patient,
         scan=scan,

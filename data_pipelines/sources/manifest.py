@@ -19,7 +19,7 @@ from etils import epath
 
 from data_pipelines.errors import InputError
 from data_pipelines.reports import LABELS
-from data_pipelines.sources.case import UNKNOWN, Case, Collection
+from data_pipelines.sources.case import UNKNOWN, CaseRecord, Collection
 from data_pipelines.sources.tables import (
     Row,
     first_number,
@@ -101,10 +101,10 @@ def _reason(name: str, row: Row) -> str:
     return ""
 
 
-def _case(folder: epath.Path, name: str, row: Row, *, skip: str) -> Case:
+def _case(folder: epath.Path, name: str, row: Row, *, skip: str) -> CaseRecord:
     name = name if name.isprintable() else repr(name)
     x = first_number(row["spacing_x"])
-    return Case(
+    return CaseRecord(
         volume_name=name,
         patient=row["patient"] or name,
         scan=row["scan"] or name,

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from etils import epath
 
 from data_pipelines.errors import InputError
-from data_pipelines.sources.case import Case, Collection
+from data_pipelines.sources.case import CaseRecord, Collection
 from data_pipelines.sources.tables import (
     DICOM_STRATA,
     Row,
@@ -61,7 +61,7 @@ def read_collection(
         row = table.rows.get(name, {})
         about = {k: v for k, v in metadata.rows.get(name, {}).items() if v != _NOT_FOUND}
         cases.append(
-            Case(
+            CaseRecord(
                 volume_name=name,
                 patient=about.get(_PATIENT) or name,
                 scan=name,

@@ -21,7 +21,7 @@ def test_loss_codebook_and_gradients_are_ours(tiny, best):
     def step(params):
         def loss(params):
             outputs, statistics = model(variables | {"params": params}, batch, train=True)
-            moved = model.move_codebook(variables["codebook"], statistics)
+            moved = model.update_codebook(variables["codebook"], statistics)
             return make_loss(LossConfig("softmax"))(outputs, batch)[0], moved
 
         return jax.value_and_grad(loss, has_aux=True)(params)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.errors import InputError
-from data_pipelines.formats import Scan
+from data_pipelines.formats.stored import StoredVolume
 from data_pipelines.hounsfield import calibrate, to_lps
 from tests.scan_tree import chest_hu
 
@@ -14,7 +14,7 @@ RAS = np.array([[5.0, 0, 0, -50], [0, 5, 0, -45], [0, 0, 8, 10], [0, 0, 0, 1]])
 
 
 def scan(voxels, affine=None, spacing_xyz=(1.0, 1.0, 1.0), slope=1.0, intercept=0.0):
-    return Scan(voxels, slope, intercept, affine, spacing_xyz)
+    return StoredVolume(voxels, slope, intercept, affine, spacing_xyz)
 
 
 def hu(calibrated):

@@ -10,12 +10,12 @@ from data_pipelines.batching import shifted
 from data_pipelines.errors import InputError
 from data_pipelines.loader import eval_loader, moved, train_loader
 from data_pipelines.reports import split_sentences
-from data_pipelines.text_sampler import TextChoice
+from data_pipelines.text_sampler import TextSampler
 from data_pipelines.tokenizers import load_tokenizer, train_sentencepiece
 
 WORDS = ["heart", "lung", "aorta", "rib", "spine", "liver", "bronchus", "node", "nodule", "vessel"]
 FINDINGS = [f"The {word} is normal. No {word} calcification. A {word} is seen" for word in WORDS]
-WHOLE = TextChoice()
+WHOLE = TextSampler()
 IMPRESSIONS = [f"Normal {word}. Follow the {word}." for word in WORDS]
 
 
@@ -145,29 +145,29 @@ def test_a_batch_may_be_larger_than_the_set(start):
 
 
 def test_the_seed_decides_the_batches(start):
-    first = take(start(seed=1, choice=TextChoice(sentences=(1, 2))), 4)
-    assert_equal(first, take(start(seed=1, choice=TextChoice(sentences=(1, 2))), 4))
-    assert numbers(first) != numbers(take(start(seed=2, choice=TextChoice(sentences=(1, 2))), 4))
+    first = take(start(seed=1, choice=TextSampler(sentences=(1, 2))), 4)
+    assert_equal(first, take(start(seed=1, choice=TextSampler(sentences=(1, 2))), 4))
+    assert numbers(first) != numbers(take(start(seed=2, choice=TextSampler(sentences=(1, 2))), 4))
 
 
 @pytest.mark.parametrize("consumed", [0, 1, 4])
 def test_resumed_equals_uninterrupted(start, consumed):
-    iterator = start(choice=TextChoice(sentences=(1, 3)))
+    iterator = start(choice=TextSampler(sentences=(1, 3)))
     take(iterator, consumed)
     state = iterator.get_state()
     expected = take(iterator, 5)
-    resumed = start(choice=TextChoice(sentences=(1, 3)))
+    resumed = start(choice=TextSampler(sentences=(1, 3)))
     resumed.set_state(state)
     assert_equal(take(resumed, 5), expected)
 
 
 def test_worker_processes_resume_too(start):
     flags.FLAGS.mark_as_parsed()  # grain's workers take the flags of their parent
-    iterator = start(choice=TextChoice(sentences=(1, 3)), workers=1, batch_size=5)
+    iterator = start(choice=TextSampler(sentences=(1, 3)), workers=1, batch_size=5)
     first = take(iterator, 4)
     assert sorted(numbers(first)) == sorted(list(range(10)) * 2)
     state = iterator.get_state()
-    resumed = start(choice=TextChoice(sentences=(1, 3)), workers=1, batch_size=5)
+    resumed = start(choice=TextSampler(sentences=(1, 3)), workers=1, batch_size=5)
     resumed.set_state(state)
     assert_equal(take(resumed, 3), take(iterator, 3))
 
@@ -223,7 +223,7 @@ def test_scans_of_two_patients_may_have_one_name(start, tmp_path):
 
 @pytest.mark.parametrize("processes", [2, 3])
 def test_what_is_drawn_does_not_depend_on_the_number_of_processes(start, processes):
-    options = {"batch_size": 1, "shift": 1, "choice": TextChoice(sentences=(1, 2))}
+    options = {"batch_size": 1, "shift": 1, "choice": TextSampler(sentences=(1, 2))}
     alone = take(start(**options), 12)
     shared = [
         take(start(process_index=index, process_count=processes, **options), 12 // processes)
@@ -285,7 +285,7 @@ def test_volumes_of_two_grids_are_an_input_error(start, folder, tmp_path):
 
 
 def test_sentences_in_another_order_each_epoch(start, tokenizer):
-    batches = take(start(batch_size=10, max_length=64, choice=TextChoice(shuffle=True)), 6)
+    batches = take(start(batch_size=10, max_length=64, choice=TextSampler(shuffle=True)), 6)
     texts = {number: set() for number in range(10)}
     for batch in batches:
         for number, ids in zip(numbers([batch]), batch["input_ids"], strict=True):
@@ -299,7 +299,7 @@ def test_more_processes_than_volumes_is_an_input_error(start):
 
 
 def test_sentences_are_chosen_anew_each_epoch(start, tokenizer):
-    batches = take(start(batch_size=10, choice=TextChoice(sentences=(1, 2))), 8)
+    batches = take(start(batch_size=10, choice=TextSampler(sentences=(1, 2))), 8)
     texts = {number: set() for number in range(10)}
     for batch in batches:
         for number, ids in zip(numbers([batch]), batch["input_ids"], strict=True):
@@ -308,7 +308,7 @@ def test_sentences_are_chosen_anew_each_epoch(start, tokenizer):
 
 
 def test_several_texts_of_a_volume(start, tokenizer):
-    (batch,) = take(start(batch_size=4, choice=TextChoice(sentences=(1, 1), texts=2)), 1)
+    (batch,) = take(start(batch_size=4, choice=TextSampler(sentences=(1, 1), texts=2)), 1)
     assert batch["input_ids"].shape == batch["attention_mask"].shape == (4, 2, 24)
     assert (batch["input_ids"][:, 0] != batch["input_ids"][:, 1]).any()
 
@@ -332,7 +332,7 @@ def test_a_sentence_comes_from_one_part(start, tokenizer):
     """Also where Findings end without a full stop."""
     seen = {
         tuple(ids)
-        for batch in take(start(batch_size=10, choice=TextChoice(sentences=(1, 1))), 12)
+        for batch in take(start(batch_size=10, choice=TextSampler(sentences=(1, 1))), 12)
         for ids in batch["input_ids"]
     }
     parts = [FINDINGS[:9], IMPRESSIONS[1:9]]

@@ -61,7 +61,7 @@ WRONG = {
     "--spacing=1,0,1": "a grid of (240, 480, 480) voxels of (1.0, 0.0, 1.0) mm",
     "--window=0,a": "--window: two numbers low,high, not 0,a",
     "--task=2/2": "--task: I/N with I from 0 to N - 1, not 2/2",
-    "extra": "unexpected argument extra",
+    "extra": "unexpected argument 'extra'",
     "--splits=all": "--splits: 'all' is no name of a split",
     "--splits=hold-out": "--splits: 'hold-out' is no name of a split",
     "--source=rad_chestct": "--label_map: RAD-ChestCT needs one",
@@ -77,7 +77,7 @@ from data_pipelines.errors import InputError
 for line in sys.stdin.read().splitlines():
     with flagsaver.flagsaver():
         try:
-            prepare.main(flags.FLAGS(["prepare", *line.split()]))
+            prepare.main(*flags.FLAGS(["prepare", *line.split()])[1:])
             print("accepted")
         except InputError as error:
             print(error)

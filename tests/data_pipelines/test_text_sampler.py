@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.errors import InputError
-from data_pipelines.text_sampler import TextChoice, choose_sentences
+from data_pipelines.text_sampler import TextSampler, choose_sentences
 
 REPORT = ("One. Two. Three.", "Four.")
 
@@ -14,20 +14,20 @@ def draw(choice, report=REPORT, seed=0):
 
 
 def test_a_whole_report_in_any_form():
-    assert draw(TextChoice()) == ["One. Two. Three. Four."]
-    assert draw(TextChoice("published_inference")) == ["One. Two. Three.Four."]
+    assert draw(TextSampler()) == ["One. Two. Three. Four."]
+    assert draw(TextSampler("published_inference")) == ["One. Two. Three.Four."]
 
 
 def test_shuffled_sentences_are_all_of_them():
-    texts = {draw(TextChoice(shuffle=True), seed=seed)[0] for seed in range(20)}
+    texts = {draw(TextSampler(shuffle=True), seed=seed)[0] for seed in range(20)}
     assert len(texts) > 10
     assert all(sorted(text.split()) == ["Four.", "One.", "Three.", "Two."] for text in texts)
-    assert draw(TextChoice(shuffle=True), report=("", "Not given.")) == [""]
+    assert draw(TextSampler(shuffle=True), report=("", "Not given.")) == [""]
 
 
 def test_choices_of_sentences():
-    assert len(draw(TextChoice("impressions", sentences=(1, 1), texts=3))) == 3
-    assert draw(TextChoice("impressions", sentences=(1, 2))) == ["Four."]
+    assert len(draw(TextSampler("impressions", sentences=(1, 1), texts=3))) == 3
+    assert draw(TextSampler("impressions", sentences=(1, 2))) == ["Four."]
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_choices_of_sentences():
 )
 def test_a_choice_that_cannot_be_made_is_an_input_error(wrong, message):
     with pytest.raises(InputError, match=message):
-        TextChoice(**wrong)
+        TextSampler(**wrong)
 
 
 def test_choose_sentences():

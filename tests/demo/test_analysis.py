@@ -286,7 +286,7 @@ def test_the_end_of_the_program_leaves_no_upload(export, scans, tmp_path, stop):
     [
         (["--checkpoint=nowhere"], "nowhere"),
         (["--keep_uploads", "--checkpoint=x"], "--keep_uploads: say where, with --folder"),
-        (["x.nii"], "unexpected argument 'x.nii'"),
+        (["x.nii"], "too many positional arguments; got x.nii"),
         (["--port=65536"], "65536"),
     ],
 )

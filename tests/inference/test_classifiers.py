@@ -38,19 +38,19 @@ def volumes(model):
 
 
 def test_by_prompts_is_detection(model, volumes):
-    finder = classifiers.by_prompts(model)
+    finder = classifiers.zero_shot_classifier(model)
     found = finder.detect(volumes)
     assert found.names == LABELS
     np.testing.assert_allclose(found.probabilities, model.detect(volumes), atol=1e-6)
 
 
 def test_by_classifier_is_classification(model, volumes):
-    found = classifiers.by_classifier(model).detect(volumes)
+    found = classifiers.trained_classifier(model).detect(volumes)
     np.testing.assert_allclose(found.probabilities, model.classify(volumes), atol=1e-6)
     assert found.calibrated is None
 
 
-@pytest.mark.parametrize("make", [classifiers.by_prompts, classifiers.by_classifier])
+@pytest.mark.parametrize("make", [classifiers.zero_shot_classifier, classifiers.trained_classifier])
 def test_contributions_and_bias_are_the_logit(model, volumes, make):
     finder = make(model)
     found, contributions = finder.explain(model.evidence(volumes))
@@ -65,7 +65,7 @@ def test_findings_of_ones_own(model, volumes, tmp_path):
     table.write_text("finding,present,absent\nEmphysema,,\nStent,A stent.,No stent.\n")
     findings = classifiers.read_findings(table)
     assert findings[0] == classifiers.worded("Emphysema")
-    finder = classifiers.by_prompts(model, findings)
+    finder = classifiers.zero_shot_classifier(model, findings)
     found = finder.detect(volumes)
     text = model.encode_text(["A stent.", "No stent."])
     margin = model.temperature * model.encode_image(volumes) @ (text[0] - text[1])
@@ -98,7 +98,7 @@ def test_a_calibration_is_read_back_and_applied(model, volumes, tmp_path):
     found = model.calibration.apply(("Emphysema", LABELS[1]), given)
     assert np.isnan(found[:, 0]).all()
     np.testing.assert_allclose(found[:, 1], [0, 0.05, 0.3, 0.5], atol=1e-6)
-    calibrated = classifiers.by_prompts(model).detect(volumes).calibrated
+    calibrated = classifiers.zero_shot_classifier(model).detect(volumes).calibrated
     assert np.isfinite(calibrated).any(axis=0).tolist() == [name == LABELS[1] for name in LABELS]
 
 

@@ -9,7 +9,7 @@ from data_pipelines.errors import InputError
 from data_pipelines.hounsfield import to_lps
 from data_pipelines.resample import Geometry, preprocess
 from data_pipelines.shard_tasks import prepare_scan
-from data_pipelines.sources.case import Case
+from data_pipelines.sources.case import CaseRecord
 from tests.dicom_series import chest_slices
 from tests.dicom_series import write as write_dicom
 from tests.scan_tree import chest_hu
@@ -20,7 +20,7 @@ GEOMETRY = Geometry(shape=(16, 12, 20), spacing=(9.0, 11.0, 7.0))
 
 
 def prepared(path):
-    case = Case(volume_name="", patient="", scan="", paths=(path,))
+    case = CaseRecord(volume_name="", patient="", scan="", paths=(path,))
     return prepare_scan(case, geometry=GEOMETRY)
 
 

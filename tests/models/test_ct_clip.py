@@ -54,7 +54,7 @@ def step(tiny):
         def loss(params):
             variables = {"params": params, "codebook": codebook}
             outputs, statistics = model(variables, batch, train=True)
-            moved = model.move_codebook(codebook, statistics)
+            moved = model.update_codebook(codebook, statistics)
             return softmax_loss(outputs, batch)[0], moved
 
         (value, moved), grads = jax.value_and_grad(loss, has_aux=True)(params)

@@ -10,7 +10,7 @@ import pytest
 import ctclip_jax
 from ctclip_jax import calibrate
 from ctclip_jax.evaluation import files
-from ctclip_jax.evaluation.dataset import Study
+from ctclip_jax.evaluation.dataset import EvalSet
 from ctclip_jax.evaluation.latents import fingerprint
 from data_pipelines.errors import InputError
 from data_pipelines.reports import LABELS
@@ -41,7 +41,7 @@ def study(model):
     scores = rng.random((VOLUMES, 2))
     labels = np.stack([rng.random(VOLUMES) < scores[:, 0] / 2, np.zeros(VOLUMES)], axis=1)
     names = np.array([f"v{i:03}" for i in range(VOLUMES)])
-    return Study(
+    return EvalSet(
         names=names,
         patients=names,
         scans=names,

@@ -58,7 +58,7 @@ def export(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finder(export):
-    return classifiers.by_prompts(ctclip_jax.load(export))
+    return classifiers.zero_shot_classifier(ctclip_jax.load(export))
 
 
 def probabilities(finder, path):
@@ -219,4 +219,4 @@ def test_scans_are_read_in_order_and_few_at_a_time():
         found.append(scan)
         assert len(reading) <= len(found) + 2
     assert [scan.case.volume_name for scan in found] == list("0123456")
-    assert isinstance(found[2], scans.BadScan) and "ZeroDivisionError" in found[2].reason
+    assert isinstance(found[2], scans.SkippedCase) and "ZeroDivisionError" in found[2].reason

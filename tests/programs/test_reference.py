@@ -36,7 +36,7 @@ def make_model(folder, **changes):
 
 def test_maps_add_up_to_the_logit_less_the_mean_one(folder):
     model = make_model(folder)
-    finder = classifiers.by_prompts(model)
+    finder = classifiers.zero_shot_classifier(model)
     found = mean_of(model, str(folder), "train", volumes=99, batch_size=2)
     assert found.of == f"5 volumes of {folder}, train"
     volumes = np.stack([record["volume"] for record in shards.read(folder, "train")])
@@ -44,7 +44,7 @@ def test_maps_add_up_to_the_logit_less_the_mean_one(folder):
     model.reference = found
     _, maps = finder.explain(model.evidence(volumes))
     np.testing.assert_allclose(maps.sum((2, 3, 4)), logits - logits.mean(axis=0), atol=1e-4)
-    assert model.explained_by == f"exact contributions, against the mean of {found.of}"
+    assert model.attribution_method == f"exact contributions, against the mean of {found.of}"
 
 
 def test_the_program(folder, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from configs import evaluation
 from ctclip_jax.common.configs import from_dict
 from ctclip_jax.evaluation import suite
-from ctclip_jax.evaluation.dataset import Study
+from ctclip_jax.evaluation.dataset import EvalSet
 from ctclip_jax.evaluation.protocol import ProtocolConfig
 from ctclip_jax.reporting import examples, latex, plots, published
 from ctclip_jax.reporting.latent_map import latent_map
@@ -27,7 +27,7 @@ def protocol(**changes):
     return dataclasses.replace(config, resamples=20, **changes)
 
 
-def make_study(volumes=40, labels=LABELS) -> Study:
+def make_study(volumes=40, labels=LABELS) -> EvalSet:
     """Two volumes a scan; one label is absent, one unknown in part, names and reports are evil."""
     rng = np.random.default_rng(0)
     scan = np.arange(volumes) // 2
@@ -37,7 +37,7 @@ def make_study(volumes=40, labels=LABELS) -> Study:
     latents = rng.normal(size=(2, volumes, 6))
     latents /= np.linalg.norm(latents, axis=-1, keepdims=True)
     image, text = latents[0], latents[1][scan]
-    return Study(
+    return EvalSet(
         names=np.array([f"v{i:03d}{EVIL}" for i in range(volumes)]),
         patients=np.array([f"p{s}" for s in scan]),
         scans=np.array([f"p{s}/s" for s in scan]),

@@ -14,7 +14,7 @@ from ctclip_jax.training.optim import (
     clip_by_global_norm,
     learning_rate,
     make_optimizer,
-    trained_of,
+    trainable_params,
     weight_decays,
 )
 from data_pipelines.errors import InputError
@@ -86,7 +86,7 @@ def test_clipping_leaves_small_gradients_alone():
 def test_frozen_parameters_have_no_state_and_no_part_in_the_norm():
     params = some_params()
     frozen_bias = config(rules=(("bias$", 0.0),))
-    trained = trained_of(params, frozen_bias)
+    trained = trainable_params(params, frozen_bias)
     assert set(trained) == set(params) and set(trained["dense"]) == {"kernel"}
     assert "bias" not in make_optimizer(frozen_bias, 1).init(trained)["mu"]["dense"]
 

@@ -357,7 +357,7 @@ def test_the_loaders_position_is_of_these_cases_in_this_order(shards, tmp_path):
         ("--config.optim.learning_rat=1", "error: .*learning_rat"),
         ("--config.optim.learning_rate=fast", "error: flag .*learning_rate=fast"),
         ("--wokdir=x", "error: .*wokdir"),
-        ("extra", "error: unexpected argument 'extra'"),
+        ("extra", "error: too many positional arguments; got extra"),
     ],
 )
 def test_a_wrong_command_line_is_one_clear_line(argument, message, start_main, tmp_path):

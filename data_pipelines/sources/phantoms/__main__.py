@@ -20,7 +20,7 @@ _SAMPLES = flags.DEFINE_integer("samples", 0, "Write so many scans as single fil
 _PROCESSES = flags.DEFINE_integer("processes", 2, "Scans drawn at the same time.")
 
 
-def main(_) -> None:
+def main() -> None:
     if not _OUT.value:
         raise InputError("--out: name the folder to write to")
     if _SAMPLES.value:

@@ -45,7 +45,7 @@ def write_montage(path: str | Path, *, seed: int) -> None:
     plt.close(figure)
 
 
-def main(_) -> None:
+def main() -> None:
     write_montage(_OUT.value, seed=2)
 
 

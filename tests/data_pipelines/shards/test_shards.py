@@ -241,23 +241,22 @@ def test_an_id_in_two_shards_is_found(tmp_path):
 
 def test_verify_and_show_are_commands(written, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    command = ["shards"]
-    main([*command, "verify", str(written)])
+    main("verify", str(written))
     assert capsys.readouterr().out == f"{written} is sound; volumes: train 3\n"
-    main([*command, "show", str(written), "train_2_a_1.nii.gz"])
+    main("show", str(written), "train_2_a_1.nii.gz")
     shown = capsys.readouterr().out
     record = json.loads(shown[: shown.rindex("}") + 1])
     assert record["strata"] == {"sex": "F"} and record["labels"]["Medical material"] == -1
     assert (tmp_path / "train_2_a_1.nii.gz.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(InputError, match="was skipped, truncated, or not"):
-        main([*command, "show", str(written), "train_9_a_1.nii.gz"])
+        main("show", str(written), "train_9_a_1.nii.gz")
     with pytest.raises(InputError, match="no record train_8"):
-        main([*command, "show", str(written), "train_8"])
+        main("show", str(written), "train_8")
     with pytest.raises(InputError, match="wanted: verify SHARDS, or show"):
-        main([*command, "verify"])
+        main("verify")
     flip(written / "skipped.csv")
     with pytest.raises(InputError, match="problems: 1"):
-        main([*command, "verify", str(written)])
+        main("verify", str(written))
     assert "skipped.csv: changed" in capsys.readouterr().err
 
 
