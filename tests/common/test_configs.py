@@ -1,10 +1,11 @@
-"""Nested dicts become dataclasses strictly: unknown, missing and mistyped keys are named."""
+"""Dataclasses from nested dicts: errors name the key and say what is expected."""
 
 import dataclasses
+from typing import Literal
 
 import pytest
 
-from ctclip_jax.common.configs import from_dict
+from ctclip_jax.common.configs import FractionBelowOne, PositiveInt, from_dict
 from data_pipelines.errors import InputError
 
 
@@ -21,6 +22,9 @@ class Outer:
     bias: float | None = None
     name: str = "x"
     flag: bool = False
+    mode: Literal["fast", "exact"] = "fast"
+    count: PositiveInt = 1
+    momentum: FractionBelowOne = 0.0
 
 
 def outer(**changes) -> Outer:
@@ -28,14 +32,14 @@ def outer(**changes) -> Outer:
 
 
 def test_values_take_the_types_of_the_fields():
-    made = outer(inner={"rate": 2, "rules": [["a", 0]]}, bias=3)
-    assert made == Outer(Inner(rate=2.0, rules=(("a", 0.0),)), size=(1, 2), bias=3.0)
-    assert isinstance(made.inner.rate, float) and isinstance(made.bias, float)
+    outer_config = outer(inner={"rate": 2, "rules": [["a", 0]]}, bias=3)
+    assert outer_config == Outer(Inner(rate=2.0, rules=(("a", 0.0),)), size=(1, 2), bias=3.0)
+    assert isinstance(outer_config.inner.rate, float) and isinstance(outer_config.bias, float)
 
 
-def test_it_undoes_asdict():
-    made = outer(bias=0.5)
-    assert from_dict(Outer, dataclasses.asdict(made)) == made
+def test_from_dict_inverts_asdict():
+    outer_config = outer(bias=0.5)
+    assert from_dict(Outer, dataclasses.asdict(outer_config)) == outer_config
 
 
 @pytest.mark.parametrize(
@@ -49,8 +53,12 @@ def test_it_undoes_asdict():
         ({"bias": "b"}, r"config.bias: expected float, got 'b'"),
         ({"flag": 1}, r"config.flag: expected bool, got 1"),
         ({"name": None}, r"config.name: expected str, got None"),
+        ({"mode": "slow"}, r"config.mode: unknown value 'slow'; choose from fast, exact"),
+        ({"count": 0}, r"config.count: got 0, expected at least 1"),
+        ({"count": True}, r"config.count: expected int, got True"),
+        ({"momentum": 1}, r"config.momentum: got 1.0, expected in \[0, 1\)"),
     ],
 )
-def test_what_does_not_fit_is_named_in_one_line(changes, message):
+def test_errors_name_the_key(changes, message):
     with pytest.raises(InputError, match=f"^{message}$"):
         outer(**changes)
