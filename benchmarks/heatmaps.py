@@ -24,9 +24,9 @@ from ctclip_jax.inference.classifiers import Detector
 from ctclip_jax.reference import mean_of
 from data_pipelines.errors import run_main
 from data_pipelines.resample import STEPS_PER_HU, Geometry, preprocess_fixed_point
-from data_pipelines.sources.phantoms.abnormalities import SIGNS
 from data_pipelines.sources.phantoms.anatomy import random_anatomy, random_grid
 from data_pipelines.sources.phantoms.chest import Chest, draw_chest
+from data_pipelines.sources.phantoms.signs import SIGNS
 
 MODEL = flags.DEFINE_string("model", "runs/demo/train/export", "That of `make demo`.")
 SHARDS = flags.DEFINE_string("shards", "runs/demo/shards", "Those of `make demo`.")
@@ -53,7 +53,7 @@ def drawn(label: str, number: int) -> tuple[Chest, Chest]:
     rng = np.random.default_rng((SEED, number))
     anatomy = random_anatomy(rng)
     healthy = draw_chest(random_grid(rng, anatomy), anatomy, rng)
-    return healthy, SIGNS[label](healthy, rng)[0]
+    return healthy, SIGNS[label].draw(healthy, rng)[0]
 
 
 def on_grid(hu: np.ndarray, chest: Chest, geometry: Geometry) -> np.ndarray:
