@@ -9,7 +9,6 @@ the mean of the training volumes, and against the same chest without the sign.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from absl import flags
@@ -43,7 +42,6 @@ LABELS = (
     "Lung opacity",
     "Atelectasis",
 )
-DOCS = Path(__file__).parents[1] / "docs" / "predict.md"
 SEED, RESAMPLES, BATCH, AVERAGED = 7, 1000, 32, 256
 CHANGED_HU = 100.0
 
@@ -126,24 +124,6 @@ def main() -> None:
     reference = mean_of(model, SHARDS.value, "train", volumes=AVERAGED, batch_size=BATCH)
     rows = [measured(finder, label, COUNT.value, reference) for label in LABELS]
     measure.save("heatmaps", {"phantoms": COUNT.value, "averaged": AVERAGED, "rows": rows})
-    head = (
-        "sign | probability with it, without | region, % of the volume"
-        " | map by itself | against the mean scan | against the same chest without it"
-    )
-    table = [
-        (
-            row["label"],
-            f"{row['probability']:.2f}, {row['without_it']:.2f}",
-            f"{100 * row['share_of_volume']:.2f}",
-            *map(_told, (row["alone"], row["against_mean"], row["against_same"])),
-        )
-        for row in rows
-    ]
-    measure.write_table(DOCS, head, table)
-
-
-def _told(found: dict) -> str:
-    return f"{found['times']:.1f} ({found['low']:.1f} to {found['high']:.1f})"
 
 
 if __name__ == "__main__":
