@@ -20,6 +20,7 @@ from ctclip_jax.models import nnx_bridge
 from ctclip_jax.models.bert import Bert
 from ctclip_jax.models.ct_clip import CTCLIP
 from ctclip_jax.models.ct_vit import CTViT
+from ctclip_jax.models.patch_embed import cut
 from ctclip_jax.training.losses import LossConfig, make_loss
 from data_pipelines.errors import run_main
 
@@ -61,8 +62,9 @@ def differences() -> dict[str, float]:
     (_, codebook), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
     exported = export_weights({"params": grads, "codebook": codebook}, config=model.config)
     expected = {name[5:]: value for name, value in golden.items() if name.startswith("grad/")}
+    patches = cut(batch["image"], model.config.image.patch)
     stages = {
-        "patch_emb": jax.jit(image_tower.patch_embed)(batch["image"]),
+        "patch_emb": jax.jit(image_tower.patch_embed)(patches),
         "temporal_out": jax.jit(image_tower)(batch["image"]),
         "bert_last_hidden_state": jax.jit(text_tower)(batch["input_ids"], batch["attention_mask"]),
         "image_latents": outputs["image"],
