@@ -29,6 +29,8 @@ class Case:
     label: str
     kind: Literal["true positive", "false positive", "false negative"]
     row: int
+    score: float
+    threshold: float
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,9 @@ def confident_cases(eval_set: EvalSet, predictions: Predictions) -> tuple[Case, 
         )
         for kind, is_candidate, order in kinds:
             if is_candidate.any():
-                row = np.where(is_candidate, order, np.inf).argmin()
-                cases.append(Case(label, kind, int(row)))
+                row = int(np.where(is_candidate, order, np.inf).argmin())
+                threshold = predictions.thresholds[row, column]
+                cases.append(Case(label, kind, row, float(scores[row]), float(threshold)))
     return tuple(cases)
 
 

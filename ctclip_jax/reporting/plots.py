@@ -21,15 +21,11 @@ COLORS = dict(re.findall(r"--([a-z-]+): (#[0-9a-f]+);", STYLESHEET.read_text(enc
 
 MAX_POINTS = 250  # of a curve: more are not visible at this size and make the page large
 SIDE, LEFT, BOTTOM, EDGE = 100, 16, 12, 4  # pt: the frame, room for tick labels, for line widths
-GUIDE = {"color": COLORS["guide"], "linewidth": 0.7, "linestyle": (0, (3.6, 2.9))}
+GUIDE = {"color": COLORS["guide"], "linewidth": 0.7, "dashes": (3.6, 2.9), "clip_on": False}
 CURVE = {"color": COLORS["accent"], "linewidth": 1.3, "clip_on": False}
+INTERVAL = {**CURVE, "linewidth": 3.4, "alpha": 0.28, "solid_capstyle": "round"}
 # Dots are drawn above lines (zorder 2) and are not cut at the frame.
 DOTS = {"linewidths": 0, "clip_on": False, "zorder": 3}
-TEXT_CORNERS = {  # x, y, horizontal, vertical alignment
-    "bottom right": (0.96, 0.04, "right", "bottom"),
-    "top right": (0.96, 0.96, "right", "top"),
-    "top left": (0.04, 0.96, "left", "top"),
-}
 
 
 def roc(
@@ -50,7 +46,7 @@ def roc(
     if predicted is not None:
         point = predicted[labels == 0].mean(), predicted[labels == 1].mean()
         axes.scatter(*point, s=5.2**2, color=COLORS["ink"], **DOTS)
-    _write_note(axes, note, "bottom right")
+    _write_note(axes, note, x=0.96, y=0.04)
     return _to_svg(axes, "ROC curve")
 
 
@@ -72,7 +68,7 @@ def precision_recall(
     if predicted is not None and predicted.any():
         point = predicted[labels == 1].mean(), labels[predicted].mean()
         axes.scatter(*point, s=5.2**2, color=COLORS["ink"], **DOTS)
-    _write_note(axes, note, "top right")
+    _write_note(axes, note, x=0.96, y=0.96)
     return _to_svg(axes, "Precision-recall curve")
 
 
@@ -88,7 +84,7 @@ def reliability(bins: Sequence[Mapping[str, float]], *, note: str) -> Markup:
     axes.plot(score, positive, **CURVE)
     diameter = 2 + 6 * np.sqrt(count / count.max())
     axes.scatter(score, positive, s=diameter**2, color=COLORS["accent"], **DOTS)
-    _write_note(axes, note, "top left")
+    _write_note(axes, note, x=0.04, y=0.96)
     return _to_svg(axes, "Reliability curve")
 
 
@@ -110,20 +106,9 @@ def recall_at_k(estimates: Mapping[str, Mapping[str, Any]], *, top: float) -> Ma
     if all(value.get("chance") is not None for value in values):
         axes.plot(ks, [value["chance"] for value in values], **GUIDE)
     axes.plot(ks, [value["value"] for value in values], **CURVE)
-    bars = [
-        (k, value["low"], value["high"])
-        for k, value in zip(ks, values, strict=True)
-        if value.get("low") is not None and value.get("high") is not None
-    ]
-    if bars:
-        axes.vlines(
-            *zip(*bars, strict=True),
-            color=COLORS["accent"],
-            linewidth=3.4,
-            alpha=0.28,
-            capstyle="round",
-            clip_on=False,
-        )
+    for k, estimate in zip(ks, values, strict=True):
+        if estimate.get("low") is not None and estimate.get("high") is not None:
+            axes.plot((k, k), (estimate["low"], estimate["high"]), **INTERVAL)
     axes.scatter(ks, [v["value"] for v in values], s=4.4**2, color=COLORS["accent"], **DOTS)
     return _to_svg(axes, "Recall at K")
 
@@ -163,21 +148,13 @@ def thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return x[points], y[points]
 
 
-def _write_note(axes, text: str, corner: str) -> None:
-    x, y, horizontal, vertical = TEXT_CORNERS[corner]
-    # The stylesheet draws a white halo around the class "note": matplotlib's own would turn the
-    # text into outlines.
-    axes.text(
-        x,
-        y,
-        text,
-        color=COLORS["accent"],
-        fontsize=9,
-        fontweight="bold",
-        horizontalalignment=horizontal,
-        verticalalignment=vertical,
-        gid="note",
-    )
+def _write_note(axes, text: str, *, x: float, y: float) -> None:
+    """Writes into the corner near (x, y)."""
+    alignment = {"ha": "left" if x < 0.5 else "right", "va": "bottom" if y < 0.5 else "top"}
+    # The stylesheet draws a white halo around text of this class: matplotlib's own halo would turn
+    # it into outlines.
+    style = {"color": COLORS["accent"], "fontsize": 9, "fontweight": "bold", "gid": "note"}
+    axes.text(x, y, text, **style, **alignment)
 
 
 def _to_svg(axes, title: str) -> Markup:
@@ -186,7 +163,9 @@ def _to_svg(axes, title: str) -> Markup:
 
     settings = {
         "svg.fonttype": "none",  # text stays text, in the page's font
-        "svg.hashsalt": "ctclip_jax",  # ids are hashes of content and salt, not random
+        # Ids are hashes of content and salt. One salt per kind of plot: the page hides all kinds
+        # but one, and not every browser follows a reference into what is hidden.
+        "svg.hashsalt": title,
         "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib, so that layout never differs
     }
     buffer = io.StringIO()

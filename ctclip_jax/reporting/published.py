@@ -18,8 +18,7 @@ class Benchmark:
 
     Attributes:
       name: the volumes and labels.
-      metrics: those published for `CT_CLIP`, named as in metrics.json.
-      detection: model -> metric -> mean over the labels; some models lack the last metrics.
+      detection: model -> metric, as in metrics.json -> mean over the labels.
       recall: K -> Recall@K of `CT_CLIP`, report to volume; the gallery size is not published.
     """
 
@@ -27,10 +26,6 @@ class Benchmark:
     labels: frozenset[str]
     detection: Mapping[str, Mapping[str, float]]
     recall: Mapping[int, float] = field(default_factory=dict)
-
-    @property
-    def metrics(self) -> Collection[str]:
-        return self.detection[CT_CLIP].keys()
 
 
 def _by_metric(rows: Mapping[str, tuple[float, ...]]) -> dict[str, dict[str, float]]:

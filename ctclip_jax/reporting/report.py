@@ -9,7 +9,6 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from math import ceil, floor
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,9 @@ from ctclip_jax.reporting.examples import Case, Retrieval
 from ctclip_jax.reporting.published import find_benchmark
 
 Metrics = Mapping[str, Any]
-Estimate = Mapping[str, Any]  # of metrics.json: "value", and maybe "reason", "low", "high", "chance"
+Estimate = Mapping[
+    str, Any
+]  # of metrics.json: "value", and maybe "reason", "low", "high", "chance"
 Thumbnails = Mapping[int, bytes]
 
 HERE = Path(__file__).parent
@@ -95,7 +96,7 @@ def render_report(
     latent_map: Float[np.ndarray, "n 2"] | None = None,
     cases: Sequence[Case] = (),
     retrievals: Sequence[Retrieval] = (),
-    thumbnails: Thumbnails | None = None,
+    thumbnails: Mapping[int, bytes] | None = None,
 ) -> str:
     """The report of an evaluation as one HTML file; sections without input are left out.
 
@@ -106,8 +107,8 @@ def render_report(
       cases, retrievals: of `examples.confident_cases` and `examples.sample_retrievals`.
       thumbnails: row of the EvalSet -> JPEG of its slices.
     """
-    thumbnails = thumbnails or {}
     has_curves = "per_label" in metrics["detection"]
+    rows = {r.row for r in (*cases, *retrievals)}.union(*(r.nearest for r in retrievals))
     return _render(
         "report.html",
         metrics=metrics,
@@ -117,9 +118,10 @@ def render_report(
         curves=_curves(metrics, eval_set, predictions) if has_curves else None,
         subgroups=_subgroups(metrics),
         recall_curves=_recall_curves(metrics),
-        latent_map=None if latent_map is None else _map_data(metrics, eval_set, latent_map),
-        cases=_case_groups(eval_set, predictions, cases, thumbnails),
-        examples=[_example(eval_set, retrieval, thumbnails) for retrieval in retrievals],
+        latent_map=None if latent_map is None else _map_data(eval_set, latent_map),
+        cases=cases,
+        retrievals=retrievals,
+        volumes={row: _volume(eval_set, row, (thumbnails or {}).get(row)) for row in rows},
     )
 
 
@@ -233,71 +235,24 @@ def _recall_curves(metrics: Metrics) -> dict[str, Markup]:
     return {name: plots.recall_at_k(recall, top=top) for name, recall in searches.items()}
 
 
-def _map_data(
-    metrics: Metrics, eval_set: EvalSet, latent_map: Float[np.ndarray, "n 2"]
-) -> dict[str, Any]:
-    """What the script draws the map from, and the label with the highest AUROC, selected first."""
+def _map_data(eval_set: EvalSet, latent_map: Float[np.ndarray, "n 2"]) -> dict[str, list]:
+    """What the script draws the map from; a label's states of all volumes are one string."""
     is_placed = np.isfinite(latent_map).all(axis=1)
     states = np.array(["?", "0", "1"])[eval_set.labels[is_placed] + 1]
     return {
-        "first_label": next((label for label, _ in _label_rows(metrics)), None),
-        "data": {
-            "points": latent_map[is_placed].round(4).tolist(),
-            "names": eval_set.names[is_placed].tolist(),
-            "labels": ["".join(column) for column in states.T],
-        },
+        "points": latent_map[is_placed].round(4).tolist(),
+        "names": eval_set.names[is_placed].tolist(),
+        "labels": ["".join(column) for column in states.T],
     }
 
 
-def _case_groups(
-    eval_set: EvalSet,
-    predictions: Predictions | None,
-    cases: Iterable[Case],
-    thumbnails: Thumbnails,
-) -> list[dict[str, Any]]:
-    """The cases of each label, with the counts of the label."""
-    groups = []
-    for label, group in groupby(cases, key=lambda case: case.label):
-        column = eval_set.label_names.index(label)
-        labels = eval_set.labels[:, column]
-        rows = [
-            {
-                "kind": case.kind,
-                "score": eval_set.scores[case.row, column],
-                "threshold": predictions.thresholds[case.row, column],
-                "volume": _volume(eval_set, case.row, thumbnails),
-            }
-            for case in group
-        ]
-        counts = {"num_positive": (labels == 1).sum(), "num_labeled": (labels >= 0).sum()}
-        groups.append({"label": label, "cases": rows, **counts})
-    return groups
-
-
-def _example(eval_set: EvalSet, retrieval: Retrieval, thumbnails: Thumbnails) -> dict[str, Any]:
-    """A report, the rank of its volume, and the nearest volumes with what they are to it."""
-
-    def match(row: int) -> str:
-        if row == retrieval.row:
-            return "volume"
-        return "scan" if eval_set.scans[row] == eval_set.scans[retrieval.row] else "none"
-
-    return {
-        "rank": retrieval.rank,
-        "volume": _volume(eval_set, retrieval.row, thumbnails),
-        "nearest": [
-            (match(row), _volume(eval_set, row, thumbnails)) for row in retrieval.nearest
-        ],
-    }
-
-
-def _volume(eval_set: EvalSet, row: int, thumbnails: Thumbnails) -> dict[str, Any]:
-    columns = np.flatnonzero(eval_set.labels[row] == 1)
+def _volume(eval_set: EvalSet, row: int, jpeg: bytes | None) -> dict[str, Any]:
     return {
         "name": eval_set.names[row],
+        "scan": eval_set.scans[row],
         "report": str(eval_set.reports[row]),
-        "labels": [eval_set.label_names[column] for column in columns],
-        "jpeg": thumbnails.get(row),
+        "labels": [eval_set.label_names[i] for i in np.flatnonzero(eval_set.labels[row] == 1)],
+        "jpeg": jpeg and base64.b64encode(jpeg).decode(),
     }
 
 
@@ -311,9 +266,9 @@ def _render(template: str, **context: Any) -> str:
         lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    environment.globals["metric_titles"] = METRIC_TITLES
     environment.filters |= {
         "number": format,
-        "base64": lambda content: base64.b64encode(content).decode(),
         "interval": format_interval,
         "signed_interval": format_signed_interval,
         "p_value": format_p_value,
