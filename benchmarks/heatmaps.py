@@ -18,9 +18,9 @@ from einops import reduce
 import ctclip_jax
 from benchmarks import measure
 from ctclip_jax.evaluation.metrics import bootstrap
-from ctclip_jax.inference import classifiers
 from ctclip_jax.inference.baseline import Reference
-from ctclip_jax.inference.classifiers import Detector
+from ctclip_jax.inference.classifiers import Classifier
+from ctclip_jax.inference.load import Model
 from ctclip_jax.reference import mean_of
 from data_pipelines.errors import run_main
 from data_pipelines.resample import STEPS_PER_HU, Geometry, preprocess_fixed_point
@@ -78,9 +78,11 @@ def region(healthy: Chest, ill: Chest, geometry: Geometry, patch: tuple[int, ...
     return reduce(shares, "(t a) (h b) (w c) -> t h w", "mean", a=t, b=h, c=w)
 
 
-def measured(finder: Detector, label: str, count: int, reference: Reference) -> dict:
+def measured(
+    model: Model, classifier: Classifier, label: str, count: int, reference: Reference
+) -> dict:
     """One label's row: means over the phantoms, ratios of means with intervals over them."""
-    model, column = finder.model, finder.names.index(label)
+    column = classifier.names.index(label)
     geometry, patch = model.geometry, model.config.image.patch
     pairs = [drawn(label, number) for number in range(count)]
     regions = np.stack([region(*pair, geometry, patch) for pair in pairs])
@@ -91,8 +93,9 @@ def measured(finder: Detector, label: str, count: int, reference: Reference) -> 
 
     def explained(evidence: np.ndarray, against: Reference | None) -> tuple[float, np.ndarray]:
         model.reference = against
-        found, maps = finder.explain(evidence, batch_size=BATCH)
-        return float(found.probabilities[:, column].mean()), maps[:, column]
+        latents, maps = model.explain(evidence, classifier.kernel, batch_size=BATCH)
+        probabilities = classifier.probabilities(latents)
+        return float(probabilities[:, column].mean()), maps[:, column]
 
     healthy, ill = (evidence(each) for each in zip(*pairs, strict=True))
     without, calm = explained(healthy, None)
@@ -122,9 +125,9 @@ def measured(finder: Detector, label: str, count: int, reference: Reference) -> 
 
 def main() -> None:
     model = ctclip_jax.load(MODEL.value)
-    finder = classifiers.zero_shot_classifier(model)
+    classifier = model.zero_shot_classifier()
     reference = mean_of(model, SHARDS.value, "train", volumes=AVERAGED, batch_size=BATCH)
-    rows = [measured(finder, label, COUNT.value, reference) for label in LABELS]
+    rows = [measured(model, classifier, label, COUNT.value, reference) for label in LABELS]
     measure.save("heatmaps", {"phantoms": COUNT.value, "averaged": AVERAGED, "rows": rows})
     head = (
         "sign | probability with it, without | region, % of the volume"

@@ -8,7 +8,7 @@ The classifier reads the positive part of the image latent, with dropout 0.3, an
 cross-entropy with the published weights of present labels. Every volume goes through the image
 tower once, before the first step; the steps then take seconds on any machine. A published file of
 this kind is opened as any other, its classifier with it. Evaluate with
-`python -m ctclip_jax.evaluate --config.scores=classifier`; published mean AUROC 0.756 on CT-RATE.
+`python -m ctclip_jax.evaluate --config.classifier=trained`; published mean AUROC 0.756 on CT-RATE.
 With `:phantoms` it probes the model of `make demo`.
 """
 

@@ -4,7 +4,7 @@
         --config.data.shards=SHARDS --config.data.tokenizer=BiomedVLP-CXR-BERT/vocab.txt
 
 No report is read: a classifier on the image latents learns by binary cross-entropy, and the text
-tower stays as it was. Evaluate with `python -m ctclip_jax.evaluate --config.scores=classifier`.
+tower stays as it was. Evaluate with `python -m ctclip_jax.evaluate --config.classifier=trained`.
 """
 
 from ml_collections import config_dict

@@ -62,15 +62,16 @@ class Page:
         return Starlette(routes=[*pages, *api])
 
     async def about(self, request: Request) -> Response:
-        model, finder = self.analyses.finder.model, self.analyses.finder
+        model, classifier = self.analyses.model, self.analyses.classifier
+        calibration = classifier.calibration
         return JSONResponse(
             {
-                "labels": list(finder.names),
+                "labels": list(classifier.names),
                 "method": model.attribution_method,
-                "label_informed": model.label_informed or finder.positive,
-                "calibrated_on": finder.calibration.fitted_on if finder.calibration else None,
+                "label_informed": model.label_informed or classifier.relu,
+                "calibrated_on": calibration.fitted_on if calibration else None,
                 "cases": len(self.searcher.store) if self.searcher else 0,
-                "can_ask": not finder.positive,
+                "can_ask": not classifier.relu,
                 "keeps_uploads": self.analyses.keep_uploads,
                 "most_bytes": self.most_bytes,
                 "suffixes": uploads.SUFFIXES,
@@ -115,7 +116,7 @@ class Page:
 
     async def ask(self, request: Request) -> Response:
         analysis, text = self._done(request), await _words(request, "finding")
-        if self.analyses.finder.positive:
+        if self.analyses.classifier.relu:
             raise InputError("a trained classifier answers no questions")
         name = await asyncio.to_thread(self.analyses.ask, analysis, text)
         return JSONResponse(_finding(name, analysis))
@@ -215,7 +216,7 @@ def _described(analysis: Analysis, analyses: Analyses) -> dict[str, Any]:
     if analysis.state == "failed":
         told["error"] = analysis.error
     if analysis.state == "done":
-        geometry = analyses.finder.model.geometry
+        geometry = analyses.model.geometry
         told |= {
             "shape": geometry.shape,
             "spacing": geometry.spacing,

@@ -15,7 +15,7 @@ from ctclip_jax.evaluation.dataset import EvalSet, from_rows
 from ctclip_jax.evaluation.encoder import ShardedEncoder
 from ctclip_jax.evaluation.estimates import named_figures
 from ctclip_jax.evaluation.protocol import ProtocolConfig
-from ctclip_jax.inference import load, zero_shot
+from ctclip_jax.inference.classifiers import trained_classifier, zero_shot_classifier
 from ctclip_jax.models.ct_clip import CTCLIP
 from ctclip_jax.training.config import TrainConfig
 from ctclip_jax.training.metric_writer import MetricWriter
@@ -43,7 +43,9 @@ class Evaluation:
         self._rows = [rows[i] for i in self._chosen]
         self._labels = shards.preparation(self._folder, self._config.split)["labels"]
         self._protocol = ProtocolConfig(
-            prompts=self._config.prompts, scores=self._config.scores, resamples=0
+            prompts=self._config.prompts,
+            classifier="trained" if self._config.scores == "classifier" else "zero_shot",
+            resamples=0,
         )
         self._source = {"trained_with": "labels"} if config.label_informed else {}
 
@@ -75,10 +77,11 @@ class Evaluation:
             ),
             image=image,
         )
-        if self._protocol.scores == "classifier":
+        if self._protocol.classifier == "trained":
             # A model that is trained on labels alone knows no texts.
-            classifier = jax.device_get(variables["params"]["classifier"])
-            return dataclasses.replace(study, scores=load.classify(image, **classifier))
+            classifier = trained_classifier(**jax.device_get(variables["params"]["classifier"]))
+            scores = self._protocol.scores(self._labels, classifier, image)
+            return dataclasses.replace(study, scores=scores)
         text = self._encode_reports(variables)[order]
         return dataclasses.replace(
             study,
@@ -95,14 +98,12 @@ class Evaluation:
     def _zero_shot(
         self, variables: Variables, image: Float[np.ndarray, "n d"]
     ) -> Float[np.ndarray, "n labels"]:
-        prompts = zero_shot.prompt_texts(self._labels, self._protocol)
-        return zero_shot.scores(
-            image,
-            labels=self._labels,
-            prompts=dict(zip(prompts, self._text_encoder(variables)(prompts), strict=True)),
+        classifier = zero_shot_classifier(
+            self._protocol.findings(self._labels),
+            self._text_encoder(variables),
             temperature=math.exp(variables["params"]["temperature"]),
-            protocol=self._protocol,
         )
+        return self._protocol.scores(self._labels, classifier, image)
 
     def _text_encoder(self, variables: Variables) -> encode.EncodeTexts:
         return functools.partial(

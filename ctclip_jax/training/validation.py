@@ -9,7 +9,6 @@ from jax.sharding import Mesh
 
 from ctclip_jax.common import trees
 from ctclip_jax.common.sharding import local_batch_size
-from ctclip_jax.evaluation.protocol import SCORES
 from ctclip_jax.models.ct_clip import CTCLIP
 from ctclip_jax.models.ct_vit import HEADS, CTViTConfig
 from ctclip_jax.models.layers import ATTENTION, REMAT
@@ -95,7 +94,7 @@ def _check_names(config: TrainConfig) -> None:
         ("text_warmup.objective", config.text_warmup.objective, OBJECTIVES),
         ("data.report", config.data.report, FORMS),
         ("evaluation.report", config.evaluation.report, FORMS),
-        ("evaluation.scores", config.evaluation.scores, SCORES),
+        ("evaluation.scores", config.evaluation.scores, ("zero_shot", "classifier")),
     ):
         if value not in known:
             raise InputError(f"config.{name}: {value!r} is none of {', '.join(known)}")

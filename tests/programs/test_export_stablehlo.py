@@ -121,7 +121,11 @@ def test_a_classifier_and_another_tower(tmp_path):
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)["probabilities"]
     probabilities = np.array([found[label] for label in LABELS]).T
-    np.testing.assert_allclose(probabilities, model.classify(volumes), atol=1e-6)
+    np.testing.assert_allclose(
+        probabilities,
+        model.trained_classifier().probabilities(model.encode_image(volumes)),
+        atol=1e-6,
+    )
 
 
 def test_what_cannot_be_written_is_one_line(model, served, tmp_path):
