@@ -95,7 +95,7 @@ def step_flops(config: TrainConfig) -> float:
         volume = passes("image", volume_flops(model, train=True) - projection, projection)
         flops += config.batch_size * (volume + search_flops(model))
     if config.loss.reads_texts:
-        flops += texts(config.batch_size * config.data.texts, config.data.max_length)
+        flops += texts(config.batch_size * config.data.texts_per_volume, config.data.max_length)
     if config.loss.name == "prompts":
         flops += texts(2 * len(LABELS), PROMPT_TOKENS)
     return flops

@@ -143,7 +143,7 @@ def step_report(config: TrainConfig, *, topology: str = "") -> StepReport:
             name: _program_report(
                 program,
                 mesh.size,
-                runs=config.micro_batches if name in ("encode", "backward") else 1,
+                runs=config.num_micro_batches if name in ("encode", "backward") else 1,
                 resident=_resident(programs, name),
             )
             for name, program in programs.items()

@@ -11,7 +11,7 @@ from ctclip_jax.cost.flops import step_flops
 from ctclip_jax.training.validation import check_config
 
 VOLUMES = 18_000
-PLAN = {"seed", "steps", "quantize_ramp", "log_every"}
+PLAN = {"seed", "steps", "vq_ramp_steps", "log_every"}
 
 
 def flat(config) -> dict:

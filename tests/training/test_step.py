@@ -29,8 +29,8 @@ CLASSIFIER = {"model.labels": 18, "model.classifier_dropout": 0.3}
 
 def learner(model=None, devices: int = 8, **changes) -> train_step.Learner:
     """Of the fake model unless another is given."""
-    defaults = {"loss.name": "softmax", "data.texts": 1, "batch_size": VOLUMES}
-    defaults |= {"optim.learning_rate": 1e-2, "optim.warmup_steps": 0, "quantize_ramp": (0, 0)}
+    defaults = {"loss.name": "softmax", "data.texts_per_volume": 1, "batch_size": VOLUMES}
+    defaults |= {"optim.learning_rate": 1e-2, "optim.warmup_steps": 0, "vq_ramp_steps": (0, 0)}
     config = tiny_config(Path("shards"), **(defaults | changes))
     mesh = make_mesh(config.mesh, devices=jax.devices()[:devices])
     made = train_step.make_learner(config, mesh)
@@ -43,7 +43,7 @@ def learner(model=None, devices: int = 8, **changes) -> train_step.Learner:
 
 def run(learner: train_step.Learner, *batches: dict[str, np.ndarray], variables=None):
     """(state, metrics, gradient norms) after a step on each of `batches`, on the host."""
-    count = learner.config.micro_batches
+    count = learner.config.num_micro_batches
     state = train_step.new_state(learner, jax.device_get(variables or learner.model.init()))
     step = train_step.make_train_step(learner, abstract_part(learner, batches[0]))
     for batch in batches:
@@ -55,7 +55,7 @@ def run(learner: train_step.Learner, *batches: dict[str, np.ndarray], variables=
 
 def abstract_part(learner: train_step.Learner, batch: dict[str, np.ndarray]) -> dict:
     """Shapes and shardings of a micro-batch."""
-    count, sharding = learner.config.micro_batches, batch_sharding(learner.mesh)
+    count, sharding = learner.config.num_micro_batches, batch_sharding(learner.mesh)
     return {
         name: jax.ShapeDtypeStruct(
             (len(each) // count, *each.shape[1:]), each.dtype, sharding=sharding
@@ -175,26 +175,26 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(micro_batch_size):
 
 CASES = {
     "softmax": {},
-    "several texts": {"loss.name": "text_to_image", "data.texts": 3, "mesh.fsdp": 2},
+    "several texts": {"loss.name": "text_to_image", "data.texts_per_volume": 3, "mesh.fsdp": 2},
     "decoupled, twins, normals, ring": {
         "loss.name": "decoupled",
-        "loss.mask_twins": True,
-        "loss.normal_share": 0.3,
-        "loss.rows": 1,
+        "loss.mask_duplicates": True,
+        "loss.normal_target_share": 0.3,
+        "loss.block_size": 1,
         "mesh.fsdp": 4,
     },
     "several texts, normals, ring": {
         "loss.name": "text_to_image",
-        "data.texts": 3,
-        "loss.normal_share": 0.3,
-        "loss.rows": 2,
+        "data.texts_per_volume": 3,
+        "loss.normal_target_share": 0.3,
+        "loss.block_size": 2,
     },
     "locked text": {"optim.rules": (("^text/", 0.0),), "mesh.fsdp": 2},
     "frozen image, fixed temperature": {
         "optim.rules": (("^image", 0.0), ("^temperature", 0.0)),
         "mesh.fsdp": 8,
     },
-    "half quantized": {"quantize_ramp": (0, 10), "mesh.fsdp": 2},
+    "half quantized": {"vq_ramp_steps": (0, 10), "mesh.fsdp": 2},
     "labels": CLASSIFIER
     | {"loss.name": "labels", "loss.positive_weights": tuple(range(1, 19)), "mesh.fsdp": 4},
     "labels beside texts": CLASSIFIER | {"loss.label_weight": 0.5, "mesh.fsdp": 2},
@@ -213,7 +213,7 @@ def plain_gradients(name: str) -> dict:
 def of_loss(name: str) -> dict:
     """A loss with everything that it can count apart."""
     bias = {"model.logit_bias": -2.0} if name == "sigmoid" else {}
-    return {"loss.name": name, "loss.mask_twins": True, "loss.normal_share": 0.3, **bias}
+    return {"loss.name": name, "loss.mask_duplicates": True, "loss.normal_target_share": 0.3, **bias}
 
 
 @pytest.mark.parametrize("fsdp", [1, 2, 4, 8])
@@ -230,7 +230,7 @@ def test_every_loss_on_every_mesh_is_plain(name, fsdp):
 def test_sharded_and_cached_is_plain(case):
     """Gradients, codebook and metrics, dropout on."""
     changes = CASES[case]
-    batch = fake_batch(VOLUMES, changes.get("data.texts", 1))
+    batch = fake_batch(VOLUMES, changes.get("data.texts_per_volume", 1))
     if changes.get("loss.name") == "report_labels":
         del batch["image"]
     plain = gradients(learner(devices=1, **changes | {"mesh.fsdp": 1}), batch)
@@ -311,7 +311,7 @@ def test_the_real_model_in_bfloat16_cached_and_sharded_is_no_further_from_float3
     """Unquantized: a token between two codes takes either. Errors of one size, not one rounding."""
     model, variables, batch = real
     half = CTCLIP(dataclasses.replace(model.config, dtype="bfloat16"))
-    options = {"batch_size": 8, "quantize_ramp": (5, 10)}
+    options = {"batch_size": 8, "vq_ramp_steps": (5, 10)}
     exact = gradients(learner(model, devices=1, **options), batch, variables)["gradient"]
 
     def error(learner) -> float:
