@@ -58,7 +58,7 @@ def to_export(
         "report": "published_inference",
         "pool_sentences": False,
         "label_informed": label_informed
-        or imported.config.labels > 0
+        or imported.config.num_labels > 0
         or says_label_informed(source),
     }
     save_export(out, imported.variables, config=config, tokenizer=tokenizer)

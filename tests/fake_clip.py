@@ -15,12 +15,15 @@ CODES, DECAY = 16, 0.8
 
 @dataclasses.dataclass(frozen=True)
 class FakeCLIP:
-    """`image` is (b t 6) tokens, `input_ids` (b 4) or (b k 4) features; dropout acts on text and on
-    the latents that a classifier of `labels` reads; one of `report_labels` reads those of texts."""
+    """`image` is (b t 6) tokens, `input_ids` (b 4) or (b k 4) features.
+
+    Dropout acts on texts, and on the image latents that a classifier of `num_labels` reads; a
+    classifier of `num_report_labels` reads text latents.
+    """
 
     logit_bias: float | None = None
-    labels: int = 0
-    report_labels: int = 0
+    num_labels: int = 0
+    num_report_labels: int = 0
 
     def init(self) -> Variables:
         rng = np.random.default_rng(0)
@@ -33,10 +36,11 @@ class FakeCLIP:
         }
         if self.logit_bias is not None:
             params["logit_bias"] = jnp.float32(self.logit_bias)
-        if self.labels:
-            params["classifier"] = {"kernel": draw(3, self.labels), "bias": draw(self.labels)}
-        if self.report_labels:
-            params["report_classifier"] = {"kernel": draw(3, self.report_labels)}
+        if self.num_labels:
+            bias = draw(self.num_labels)
+            params["classifier"] = {"kernel": draw(3, self.num_labels), "bias": bias}
+        if self.num_report_labels:
+            params["report_classifier"] = {"kernel": draw(3, self.num_report_labels)}
         codebook = vector_quantizer.init(jax.random.key(0), codes=CODES, dim=8)
         return {"params": params, "codebook": codebook}
 

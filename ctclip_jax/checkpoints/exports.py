@@ -24,6 +24,14 @@ from data_pipelines.errors import InputError
 from data_pipelines.files import read_json
 
 WEIGHTS = "model.safetensors"
+# Keys of the model configuration in exports and checkpoints of before, and their names now.
+RENAMED_KEYS = {
+    "labels": "num_labels",
+    "report_labels": "num_report_labels",
+    "init_temperature": "init_logit_scale_log",
+    "head": "pool",
+    "drop": "patch_dropout",
+}
 
 
 def save_export(
@@ -103,7 +111,7 @@ def reads_labels(path: Path) -> bool:
     if not path.is_dir():
         return has_classifier(read_tensors(path)) or says_label_informed(path)
     described = describe_export(find_export(path))
-    return bool(described.get("label_informed") or described["model"].get("labels"))
+    return bool(described.get("label_informed") or described["model"].get("num_labels"))
 
 
 def describe_export(directory: Path) -> dict[str, Any]:
@@ -117,7 +125,10 @@ def describe_export(directory: Path) -> dict[str, Any]:
     for name in ("config.json", "variables"):
         if not (directory / name).exists():
             raise InputError(f"{directory}: not an export: no {name} in it")
-    return read_json(directory / "config.json")
+    described = read_json(directory / "config.json")
+    if "model" in described:
+        described["model"] = _with_new_keys(described["model"])
+    return described
 
 
 def export_newest(workdir: Path) -> None:
@@ -164,10 +175,17 @@ def _restore(path: Path) -> dict:
         raise InputError(f"{path}: damaged ({one_line(error)})") from error
 
 
+def _with_new_keys(config: dict[str, Any]) -> dict[str, Any]:
+    """A saved model configuration with the keys of today."""
+    renamed = {RENAMED_KEYS.get(key, key): value for key, value in config.items()}
+    return {k: _with_new_keys(v) if isinstance(v, dict) else v for k, v in renamed.items()}
+
+
 def _described(checkpoint: Path) -> dict[str, Any]:
     """What an export would say of a checkpoint, from the config that it holds."""
     path = checkpoint / "run" / "metadata"
     saved = read_json(path)["config"]
+    saved["model"] = _with_new_keys(saved["model"])
     config = from_dict(TrainConfig, saved, name=str(path))
     return {
         "model": saved["model"],

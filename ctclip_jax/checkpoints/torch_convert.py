@@ -83,7 +83,7 @@ def import_weights(
         expected = _expected_shapes(slots, config=config, text=text)
         if classifier and "classifier.bias" in tensors:
             labels = tensors["classifier.bias"].size
-            config = dataclasses.replace(config, labels=labels)
+            config = dataclasses.replace(config, num_labels=labels)
             expected |= {"classifier.weight": (labels, config.dim_latent)}
             expected |= {"classifier.bias": (labels,)}
         problems += _wrong_tensors(tensors, expected)

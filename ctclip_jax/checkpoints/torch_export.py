@@ -23,7 +23,7 @@ def export_weights(
     places that the model never uses are filled with zeros, or ones for scales. Raises InputError
     when the variables do not fit the published layout, as with a logit bias or another tower.
     """
-    if getattr(config.image, "head", "") != "flatten":
+    if getattr(config.image, "pool", "") != "flatten":
         raise InputError("PyTorch's layout knows no image tower but CT-ViT with its flat head")
     leaves = flatten(variables)
     text = "params/temperature" in leaves

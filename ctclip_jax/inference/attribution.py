@@ -72,20 +72,20 @@ def unit_tokens(
     """Tokens over the length of what the projection makes of them, c / |W f|: the latent is linear
     in them."""
     with jax.default_matmul_precision("float32"):
-        features = pooled(tokens, model.config.image.head)
+        features = pooled(tokens, model.config.image.pool)
         projected = features @ variables["params"]["image_projection"]["kernel"]
         return tokens / jnp.linalg.norm(projected, axis=-1)[:, None, None, None, None]
 
 
 def _exact(model, variables, tokens, kernel, reference, positive):
     projection = variables["params"]["image_projection"]["kernel"]
-    latents = model.project_image(variables, pooled(tokens, model.config.image.head))
+    latents = model.project_image(variables, pooled(tokens, model.config.image.pool))
     weights = jnp.einsum("cd,bkd->bkc", projection, _directions(latents, kernel, positive))
     units = unit_tokens(model, variables, tokens)
     if reference is not None:
         units = units - reference[None]
     t, h, w = tokens.shape[1:4]
-    if model.config.image.head == "mean":
+    if model.config.image.pool == "mean":
         return latents, jnp.einsum("bthwd,bkd->bkthw", units, weights) / (t * h * w)
     weights = rearrange(weights, "b k (h w d) -> b k h w d", h=h, w=w)
     return latents, jnp.einsum("bthwd,bkhwd->bkthw", units, weights) / t

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
+from ctclip_jax.common.configs import FractionBelowOne
 from ctclip_jax.common.shapes import Array, Float, Int, Key
 from ctclip_jax.models import nnx_bridge
 from ctclip_jax.models.layers import REMAT, dropout, layer_norm, split_keys
@@ -25,7 +26,7 @@ class BertConfig:
     intermediate_size: int = 3072
     max_positions: int = 512
     token_types: int = 2
-    dropout: float = 0.0
+    dropout: FractionBelowOne = 0.0
 
 
 def _init(hidden_size: int) -> nnx.Initializer:

@@ -10,11 +10,20 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
+from ctclip_jax.common.configs import FractionBelowOne, NonNegativeInt, PositiveInt
 from ctclip_jax.common.shapes import Array, Float, Int, Key, Num, Variables
 from ctclip_jax.models import nnx_bridge, vector_quantizer
 from ctclip_jax.models.bert import Bert, BertConfig
 from ctclip_jax.models.ct_vit import CTViT, CTViTConfig, pooled
-from ctclip_jax.models.layers import dropout, l2_normalize, split_keys, torch_linear_init
+from ctclip_jax.models.layers import (
+    AttentionImplementation,
+    Dtype,
+    Remat,
+    dropout,
+    l2_normalize,
+    split_keys,
+    torch_linear_init,
+)
 from ctclip_jax.models.vector_quantizer import Codebook, Statistics
 from ctclip_jax.models.vit import ViT, ViTConfig
 
@@ -23,27 +32,29 @@ from ctclip_jax.models.vit import ViT, ViTConfig
 class CTCLIPConfig:
     """The model; the defaults are the published one.
 
-    `init_temperature` and `logit_bias` are initial values: of the logarithm of the factor on the
-    similarities, and of the bias that the sigmoid loss adds to them (None: no such parameter).
-    `labels` are those of a classifier on the image latents (ClassFine, LiPro; 0: none), which in
-    training leaves out `classifier_dropout` of their numbers; `report_labels` those of one on the
-    text latents, which labels reports.
-    `dtype` is that of the large matrix products. `remat` (layers.REMAT) says what of a layer is
-    computed again for the gradient, `attention` (layers.ATTENTION) what computes that of the image
-    tower: neither changes the model.
+    Attributes:
+      dim_latent: width of the space that volumes and reports share.
+      init_logit_scale_log: initial logarithm of the scale of the similarities.
+      logit_bias: initial bias of the similarities, for the sigmoid loss; None: no such parameter.
+      num_labels: outputs of a classifier on the image latents (ClassFine, LiPro); 0: none.
+      classifier_dropout: of the image latents before that classifier, in training.
+      num_report_labels: outputs of a classifier on the text latents; 0: none.
+      dtype: of the large matrix products.
+      remat: activations that the backward pass recomputes (layers.REMAT); same numbers.
+      attention: kernel of the attention in the image tower; the same function.
     """
 
     image: CTViTConfig | ViTConfig = CTViTConfig()
     text: BertConfig = BertConfig()
-    dim_latent: int = 512
-    init_temperature: float = 1.0
+    dim_latent: PositiveInt = 512
+    init_logit_scale_log: float = 1.0
     logit_bias: float | None = None
-    labels: int = 0
-    classifier_dropout: float = 0.0
-    report_labels: int = 0
-    dtype: str = "float32"
-    remat: str = "none"
-    attention: str = "xla"
+    num_labels: NonNegativeInt = 0
+    classifier_dropout: FractionBelowOne = 0.0
+    num_report_labels: NonNegativeInt = 0
+    dtype: Dtype = "float32"
+    remat: Remat = "none"
+    attention: AttentionImplementation = "xla"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,11 +79,14 @@ class CTCLIP:
             "text_projection": {
                 "kernel": dense(keys[3], (config.text.hidden_size, config.dim_latent))
             },
-            "temperature": jnp.array(config.init_temperature, jnp.float32),
+            "temperature": jnp.array(config.init_logit_scale_log, jnp.float32),
         }
         if config.logit_bias is not None:
             params["logit_bias"] = jnp.array(config.logit_bias, jnp.float32)
-        classifiers = (("classifier", config.labels), ("report_classifier", config.report_labels))
+        classifiers = (
+            ("classifier", config.num_labels),
+            ("report_classifier", config.num_report_labels),
+        )
         for number, (name, labels) in enumerate(classifiers):
             if labels:
                 kernel = dense(jax.random.fold_in(key, number), (config.dim_latent, labels))
@@ -89,7 +103,7 @@ class CTCLIP:
         """Unit-length latents of CT volumes in [-1, 1], or int16 in steps of 1/16 HU."""
         with jax.default_matmul_precision("float32"):
             if self.quantizes:
-                features = pooled(self.quantized_tokens(variables, image), self.config.image.head)
+                features = pooled(self.quantized_tokens(variables, image), self.config.image.pool)
             else:
                 features = self._image_tower_of(variables)(image)
             return self.project_image(variables, features)
@@ -233,7 +247,7 @@ class CTCLIP:
                 statistics = vector_quantizer.statistics(
                     tokens, indices, codes=self.config.image.codebook_size
                 )
-            features = pooled(mixed, self.config.image.head)
+            features = pooled(mixed, self.config.image.pool)
             return self.project_image(variables, features), statistics
 
     def _encode_texts(self, variables, batch, keys):

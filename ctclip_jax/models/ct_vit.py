@@ -5,6 +5,7 @@ tokens. Source: CT-CLIP (arXiv 2403.17834), as its published weights behave.
 """
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,20 +25,18 @@ from ctclip_jax.models.layers import (
 )
 from ctclip_jax.models.patch_embed import PatchEmbedding, PatchGrid, cut, normalized
 
-HEADS = ("flatten", "mean")
-
 
 @dataclasses.dataclass(frozen=True)
 class CTViTConfig(PatchGrid):
     """Geometry and size of the image tower; the defaults are the published model.
 
-    `head` makes one vector of the tokens: 'flatten', as published, their mean over the slices, in a
+    `pool` makes one vector of the tokens: 'flatten', as published, their mean over the slices, in a
     row; 'mean' that of all of them, for a projection of a thousandth. Its volumes have
     voxels of `spacing` mm along (frames, height, width), and are clipped to the HU of `window`,
     which become -1 and 1.
     """
 
-    tower: str = "ct_vit"
+    tower: Literal["ct_vit"] = "ct_vit"
     dim: int = 512
     image_size: tuple[int, int] = (480, 480)
     patch_size: tuple[int, int] = (20, 20)
@@ -51,13 +50,13 @@ class CTViTConfig(PatchGrid):
     codebook_decay: float = 0.8
     spacing: tuple[float, float, float] = (1.5, 0.75, 0.75)
     window: tuple[float, float] = (-1000.0, 1000.0)
-    head: str = "flatten"
+    pool: Literal["flatten", "mean"] = "flatten"
 
     @property
     def features(self) -> int:
         """Numbers that the projection gets of a volume."""
         _, height, width = self.grid
-        return self.dim * (height * width if self.head == "flatten" else 1)
+        return self.dim * (height * width if self.pool == "flatten" else 1)
 
 
 class PositionBias(nnx.Module):
@@ -186,7 +185,7 @@ class CTViT(nnx.Module):
 
 
 def pooled(tokens: Float[Array, "b t h w d"], head: str) -> Float[Array, "b c"]:
-    """One vector of all tokens, as CTViTConfig.head says."""
+    """One vector of all tokens, as CTViTConfig.pool says."""
     if head == "mean":
         return reduce(tokens, "b t h w d -> b d", "mean")
     return rearrange(reduce(tokens, "b t h w d -> b h w d", "mean"), "b h w d -> b (h w d)")

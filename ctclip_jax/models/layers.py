@@ -6,6 +6,7 @@ position bias are float32 whatever `dtype` is.
 
 import functools
 from itertools import product
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,11 @@ from flax import nnx
 from ctclip_jax.common.shapes import Array, Float, Key
 
 ATTENTION_SCALE = 8.0  # a constant of the published model, not a function of the head size
-ATTENTION = ("xla", "cudnn")  # implementations
+
+# The choices of the configurations (`CTCLIPConfig`).
+Dtype = Literal["float32", "bfloat16"]
+Remat = Literal["none", "full", "dots"]
+AttentionImplementation = Literal["xla", "cudnn"]
 
 # What of a layer is computed again for the gradient instead of kept: nothing, all of it, or all but
 # the products of tokens with weights.

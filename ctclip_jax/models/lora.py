@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from ctclip_jax.common import trees
+from ctclip_jax.common.configs import NonNegativeInt
 from ctclip_jax.common.shapes import Key, Variables
 
 
@@ -23,7 +24,7 @@ class LoraConfig:
     What else learns is said by config.optim.rules, as always: an adapter's name begins with lora/.
     """
 
-    rank: int = 0
+    rank: NonNegativeInt = 0
     targets: tuple[str, ...] = ("/blocks/(attn/|ff/|up/|down/).*kernel$",)
 
 

@@ -7,6 +7,7 @@ they are.
 """
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 
+from ctclip_jax.common.configs import FractionBelowOne
 from ctclip_jax.common.shapes import Array, Float, Key, Num
 from ctclip_jax.models import nnx_bridge
 from ctclip_jax.models.layers import REMAT, attention, layer_norm, linear
@@ -24,12 +26,12 @@ from ctclip_jax.models.patch_embed import PatchEmbedding, PatchGrid, cut, normal
 class ViTConfig(PatchGrid):
     """Geometry and size; `dim` is a multiple of 6 and of `heads`.
 
-    `drop` is the share of the patches that a training step leaves out. Its volumes have
+    `patch_dropout` is the share of the patches that a training step leaves out. Its volumes have
     voxels of `spacing` mm along (frames, height, width), and are clipped to the HU of `window`,
     which become -1 and 1.
     """
 
-    tower: str = "vit"
+    tower: Literal["vit"] = "vit"
     dim: int = 768
     depth: int = 12
     heads: int = 12
@@ -37,7 +39,7 @@ class ViTConfig(PatchGrid):
     patch_size: tuple[int, int] = (30, 30)
     frames: int = 240
     temporal_patch_size: int = 20
-    drop: float = 0.5
+    patch_dropout: FractionBelowOne = 0.5
     spacing: tuple[float, float, float] = (1.5, 0.75, 0.75)
     window: tuple[float, float] = (-1000.0, 1000.0)
 
@@ -49,7 +51,7 @@ class ViTConfig(PatchGrid):
     @property
     def kept(self) -> int:
         """Patches of a volume that a training step reads."""
-        return max(1, round(self.tokens * (1 - self.drop)))
+        return max(1, round(self.tokens * (1 - self.patch_dropout)))
 
     @property
     def features(self) -> int:
@@ -163,7 +165,7 @@ class ViT(nnx.Module):
         with jax.named_scope("patch_embed"):
             patches = rearrange(cut(volume, config.patch), "b t h w p -> b (t h w) p")
             places = jnp.asarray(positions(config.grid, config.dim), jnp.float32)[None]
-            if keys is not None and config.drop:
+            if keys is not None and config.patch_dropout:
                 chosen = jax.vmap(self._draw)(keys)
                 patches = jnp.take_along_axis(patches, chosen[..., None], axis=1)
                 places = places[0][chosen]

@@ -94,7 +94,9 @@ def cached_step(
             waiting.append(next(batches))
             batch = put(waiting[-1])
             batch_latents, batch_statistics = encode_program(forward, batch)
-            statistics = add_program(statistics, batch_statistics) if statistics else batch_statistics
+            if statistics is not None:
+                batch_statistics = add_program(statistics, batch_statistics)
+            statistics = batch_statistics
             in_flight.append(batch_latents)
             latents.append(batch_latents)
             loss_batches.append(_select(batch, columns))

@@ -94,19 +94,16 @@ def make_train_step(
     def loss_fn(trainable: dict, state: dict, latents: Batch, batch: Batch) -> tuple[Array, Batch]:
         """The loss over the latents of the global batch, and its metrics."""
         params = trees.overlay(state["params"], trainable)
-        has_dropout = config.loss.classifies and config.model.classifier_dropout > 0
+        has_dropout = config.loss.has_classifier and config.model.classifier_dropout > 0
         keys = dropout_keys(config.seed, batch["seed"]) if has_dropout else None
         outputs = model.outputs(params, latents, keys=keys)
         if prompts:  # encoded once for the whole batch
-            is_dropped_out = lora.learns(trainable, "text")
-            step_key = jax.random.fold_in(jax.random.key(config.seed), state["step"])
-            outputs["prompts"] = model.encode_text(
-                {"params": lora.merged(gathered(params, mesh))},
-                **prompts,
-                keys=jax.random.split(step_key, len(prompts["input_ids"]))
-                if is_dropped_out
-                else None,
-            )
+            prompt_keys = None
+            if lora.learns(trainable, "text"):
+                step_key = jax.random.fold_in(jax.random.key(config.seed), state["step"])
+                prompt_keys = jax.random.split(step_key, len(prompts["input_ids"]))
+            variables = {"params": lora.merged(gathered(params, mesh))}
+            outputs["prompts"] = model.encode_text(variables, **prompts, keys=prompt_keys)
         return batch_loss(outputs, batch)
 
     def update(state: dict, grads: dict, statistics: dict, loss: Array, metrics: Batch):

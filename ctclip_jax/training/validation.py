@@ -163,10 +163,10 @@ def _validate_labels(config: TrainConfig) -> None:
     loss, model = config.loss, config.model
     scores_by_classifier = config.evaluation.every and config.evaluation.classifier == "trained"
     if loss.has_classifier or scores_by_classifier:
-        _require("model.labels", [(model.labels == len(LABELS), f"{len(LABELS)} labels")])
+        _require("model.num_labels", [(model.num_labels == len(LABELS), f"{len(LABELS)} labels")])
     if loss.name == "report_labels":
-        is_complete = model.report_labels == len(LABELS)
-        _require("model.report_labels", [(is_complete, f"{len(LABELS)} labels")])
+        is_complete = model.num_report_labels == len(LABELS)
+        _require("model.num_report_labels", [(is_complete, f"{len(LABELS)} labels")])
     if len(loss.positive_weights) not in (0, len(LABELS)):
         raise InputError(
             f"config.loss.positive_weights: got {len(loss.positive_weights)} weights, expected 0"

@@ -65,7 +65,7 @@ def test_a_vit_is_what_the_compiler_counts_and_half_of_it_where_half_is_left_out
         patch_size=(8, 8),
         frames=64,
         temporal_patch_size=8,
-        drop=0.5,
+        patch_dropout=0.5,
     )
     config = dataclasses.replace(WIDE, image=tower)
     model = CTCLIP(config)
