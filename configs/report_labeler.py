@@ -19,17 +19,11 @@ from configs.phantoms import base_config
 
 def get_config(variant: str = "") -> config_dict.ConfigDict:
     """Returns the experiment; variant 'smoke' is a tiny one of the same form."""
-<<<<<<< HEAD
     config = base_config(variant)
-    config.model.report_labels = 18
+    config.model.num_report_labels = 18
     config.data.update(
         report_format="joined", shuffle_sentences=True, one_reconstruction_per_scan=True
     )
-=======
-    config = ct_clip.get_config(variant)
-    config.model.num_report_labels = 18
-    config.data.update(report="joined", shuffle_sentences=True, one_per_scan=True)
->>>>>>> ckpt
     config.loss.name = "report_labels"
     config.optim.update(
         learning_rate=3e-5, schedule="cosine", warmup_steps=200, weight_decay=0.05, clip_norm=1.0

@@ -213,7 +213,12 @@ def plain_gradients(name: str) -> dict:
 def of_loss(name: str) -> dict:
     """A loss with everything that it can count apart."""
     bias = {"model.logit_bias": -2.0} if name == "sigmoid" else {}
-    return {"loss.name": name, "loss.mask_duplicates": True, "loss.normal_target_share": 0.3, **bias}
+    return {
+        "loss.name": name,
+        "loss.mask_duplicates": True,
+        "loss.normal_target_share": 0.3,
+        **bias,
+    }
 
 
 @pytest.mark.parametrize("fsdp", [1, 2, 4, 8])

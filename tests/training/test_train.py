@@ -14,14 +14,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from ctclip_jax.training.preemption import Preemption
+from ctclip_jax.training.run import build, loader_layout
+from ctclip_jax.training.start import initial_variables
 
 import ctclip_jax
 from ctclip_jax import train
 from ctclip_jax.checkpoints.exports import load_export, reads_labels
 from ctclip_jax.convert import to_torch
-from ctclip_jax.training.preemption import Preemption
-from ctclip_jax.training.run import build, loader_layout
-from ctclip_jax.training.start import initial_variables
 from ctclip_jax.training.validation import check_shards
 from data_pipelines import shards as shard_format
 from data_pipelines.errors import InputError
@@ -247,14 +247,20 @@ def test_given_weights_of_another_shape_are_refused(finished, shards):
             {"text_warmup.steps": 2, "text_warmup.batch_size": 7},
             "config.text_warmup.batch_size: 7 is not divisible by the 8 devices",
         ),
-        ({"loss.name": "softmax"}, "config.data.texts_per_volume: 6 texts of a volume need config.loss.name="),
+        (
+            {"loss.name": "softmax"},
+            "config.data.texts_per_volume: 6 texts of a volume need config.loss.name=",
+        ),
         (
             {"loss.name": "sigmoid", "data.texts_per_volume": 1},
             "config.model.logit_bias: none, the sigmoid loss needs one",
         ),
         ({"loss.normal_target_share": 1.5}, "config.loss.normal_target_share: 1.5, wanted 0 to 1"),
         ({"loss.block_size": -1}, "config.loss.block_size: -1, wanted 0 or more"),
-        ({"loss.block_size": 4}, "config.loss.block_size: 4 does not divide the 6 texts of a device"),
+        (
+            {"loss.block_size": 4},
+            "config.loss.block_size: 4 does not divide the 6 texts of a device",
+        ),
         ({"optim.rules": (("^txt", 0.0),)}, "config.optim.rules: '.txt' is found in no parameter"),
         ({"optim.decay_rules": (("x$", 0.0),)}, "config.optim.decay_rules: 'x.' is found in no"),
         ({"batch_size": 0}, "config.batch_size: 0, wanted 1 or more"),
@@ -262,14 +268,20 @@ def test_given_weights_of_another_shape_are_refused(finished, shards):
         ({"optim.ema": 1.0}, "config.optim.ema: 1.0, wanted 0 or more and below 1"),
         ({"micro_batch_size": 4}, "config.micro_batch_size: 4 is not divisible by the 8 devices"),
         ({"batch_size": 24, "micro_batch_size": 16}, "config.micro_batch_size: 16 does not divide"),
-        ({"data.report_format": "all"}, "config.data.report_format: 'all' is none of joined, impressions"),
+        (
+            {"data.report_format": "all"},
+            "config.data.report_format: 'all' is none of joined, impressions",
+        ),
         ({"data.texts_per_volume": 0}, "texts: 0 of a volume, wanted 1 or more"),
         ({"data.sentences_per_text": (0, 0)}, r"texts: 6 of a volume need a choice of sentences"),
         ({"data.sentences_per_text": (3, 1)}, r"sentences: \(3, 1\), wanted 1 <= lo <= hi"),
         ({"data.sentences_per_text": (0, 2)}, r"sentences: \(0, 2\), wanted 1 <= lo <= hi"),
         ({"data.report_format": "published_training"}, "sentences of published_training: only"),
         ({"data.random_shift_voxels": -1}, "shift: -1 voxels, wanted 0 or more"),
-        ({"evaluation.report_format": "all"}, "config.evaluation.report_format: 'all' is none of joined"),
+        (
+            {"evaluation.report_format": "all"},
+            "config.evaluation.report_format: 'all' is none of joined",
+        ),
         ({"evaluation.prompts": ()}, r"config.evaluation.prompts: \(\), wanted one pair"),
         ({"evaluation.prompts": (("Seen.", "Not {}."),)}, "prompt 'Seen.': has no {}"),
         ({"evaluation.every": 1}, "no split 'valid' .*; config.evaluation.every=0 trains without"),
