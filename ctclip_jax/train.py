@@ -68,9 +68,7 @@ def train(config: TrainConfig, workdir: Path) -> None:
         validate_config(config, tokenizer=tokenizer, mesh=mesh)
         model = CTCLIP(config.model)
         train_step = make_train_step(config, model, mesh, tokenizer)
-        label_informed = config.is_label_informed or (
-            config.init_from != "" and reads_labels(Path(config.init_from))
-        )
+        label_informed = is_label_informed(config)
         preemption = stack.enter_context(Preemption())
 
         # --- Weights. Order matters: 1. newest checkpoint, 2. init_from, 3. random weights; the
@@ -176,6 +174,13 @@ def train(config: TrainConfig, workdir: Path) -> None:
             config=export_description(config, label_informed=label_informed),
             tokenizer=config.data.tokenizer_path,
         )
+
+
+def is_label_informed(config: TrainConfig) -> bool:
+    """Whether labels shape the weights: through the loss, or through the weights of `init_from`."""
+    if config.is_label_informed:
+        return True
+    return config.init_from != "" and reads_labels(Path(config.init_from))
 
 
 def initial_variables(config: TrainConfig, model: CTCLIP, mesh: Mesh) -> Variables:

@@ -13,10 +13,10 @@ from ctclip_jax.common.sharding import make_mesh
 from ctclip_jax.cost import hlo
 from ctclip_jax.cost.accelerators import GIB, Accelerator, accelerator_of
 from ctclip_jax.cost.flops import program_flops
+from ctclip_jax.models.ct_clip import CTCLIP
 from ctclip_jax.training.config import TrainConfig
-from ctclip_jax.training.objective import Program
-from ctclip_jax.training.step import make_learner, make_train_step
-from ctclip_jax.training.validation import check_config
+from ctclip_jax.training.step import abstract_batch, make_train_step
+from ctclip_jax.training.validation import validate_config
 from data_pipelines.errors import InputError
 
 IN_GIB = {"M": 2**-10, "G": 1.0, "T": 2**10}
@@ -133,20 +133,22 @@ def step_report(config: TrainConfig, *, topology: str = "") -> StepReport:
     """
     devices = topology_devices(topology) if topology else jax.devices()
     mesh = make_mesh(config.mesh, devices=devices)
-    check_config(config, tokenizer=None, mesh=mesh)
-    programs = make_train_step(make_learner(config, mesh)).programs
+    validate_config(config, tokenizer=None, mesh=mesh)
+    train_step = make_train_step(config, CTCLIP(config.model), mesh)
+    batch = abstract_batch(config, mesh)
+    programs = train_step.trace(batch)
     return StepReport(
         mesh=mesh,
         accelerator=accelerator_of(devices[0].device_kind),
         memory=_memory_of(devices[0], is_here=not topology),
         programs={
             name: _program_report(
-                program,
+                traced,
                 mesh.size,
                 runs=config.num_micro_batches if name in ("encode", "backward") else 1,
-                resident=_resident(programs, name),
+                resident=_resident(name, batch, train_step.abstract_state["opt"]),
             )
-            for name, program in programs.items()
+            for name, traced in programs.items()
         },
     )
 
@@ -172,8 +174,9 @@ def topology_devices(topology: str) -> list[jax.Device]:
         raise InputError(f"--topology={topology}: {cause}; wanted e.g. v5e:4x4") from error
 
 
-def _program_report(program: Program, devices: int, *, runs: int, resident: float) -> ProgramReport:
-    traced = program.function.trace(*program.arguments)
+def _program_report(
+    traced: jax.stages.Traced, devices: int, *, runs: int, resident: float
+) -> ProgramReport:
     try:
         compiled = traced.lower().compile()
     except jax.errors.JaxRuntimeError as error:
@@ -202,16 +205,12 @@ def _readable(compiled: jax.stages.Compiled) -> hlo.Program | None:
         return None
 
 
-def _resident(programs: dict[str, Program], name: str) -> float:
-    """Bytes of a device while a program runs: the optimizer's state, if the program does not take
-    it, and the next batch, if there is one in it."""
-    *_, update = programs.values()
-    optimizer = update.arguments[0]["opt"]
-    taken = [each for each in programs[name].arguments if isinstance(each, dict)]
-    batches = [each for each in taken if "input_ids" in each]
-    return _bytes_of(batches) + (
-        0 if any("opt" in each for each in taken) else _bytes_of(optimizer)
-    )
+def _resident(name: str, batch: dict, optimizer_state: dict) -> float:
+    """Bytes on a device beside a program's arguments: the next batch, and the optimizer's state."""
+    holds_batch = name in ("train_step", "encode", "backward")
+    holds_optimizer = name in ("train_step", "update")
+    next_batch = _bytes_of(batch) if holds_batch else 0.0
+    return next_batch + (0.0 if holds_optimizer else _bytes_of(optimizer_state))
 
 
 def _bytes_of(tree: Any) -> float:

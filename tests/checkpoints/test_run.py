@@ -16,7 +16,6 @@ import pytest
 
 from ctclip_jax.checkpoints.run import Checkpointer, one_line
 from ctclip_jax.common.sharding import MeshConfig, make_mesh, state_shardings
-from ctclip_jax.training.step import abstract_state, make_train_step, new_state
 from data_pipelines.errors import InputError
 from tests.fake_clip import fake_batch
 from tests.tiny_run import tiny_config
@@ -195,26 +194,26 @@ def test_without_a_readable_checkpoint_nothing_is_touched(two, tmp_path):
 
 def test_a_run_of_eight_devices_goes_on_on_four(tmp_path):
     eight, four = (
-        steps.learner(devices=devices, **{"optim.ema": 0.9, "mesh.fsdp": fsdp})
+        steps.setup(devices=devices, **{"optim.ema": 0.9, "mesh.fsdp": fsdp})
         for devices, fsdp in ((8, 1), (4, 2))
     )
     volumes = [fake_batch(steps.VOLUMES, seed=number) for number in range(4)]
     checkpointer, loader = checkpoints(tmp_path), batches()
-    found = new_state(eight, eight.model.init())
-    train_step = make_train_step(eight, steps.abstract_part(eight, volumes[0]))
+    train_step = eight.train_step()
+    saved = train_step.init(eight.model.init())
     losses = []
     for number in range(4):
         if number == 2:
-            checkpointer.save(2, found, loader)
+            checkpointer.save(2, saved, loader)
             checkpointer.close()
-        found, metrics, _ = train_step(found, iter([volumes[number]]))
+        saved, metrics, _ = train_step.step(saved, iter([volumes[number]]))
         losses.append(float(metrics["loss"]))
-    found = checkpoints(tmp_path).restore(abstract_state(four), loader)
-    train_step = make_train_step(four, steps.abstract_part(four, volumes[0]))
+    train_step = four.train_step()
+    restored = checkpoints(tmp_path).restore(train_step.abstract_state, loader)
     for number in (2, 3):
-        found, metrics, _ = train_step(found, iter([volumes[number]]))
+        restored, metrics, _ = train_step.step(restored, iter([volumes[number]]))
         assert float(metrics["loss"]) == pytest.approx(losses[number], abs=1e-5)
-    assert int(found["step"]) == 4
+    assert int(restored["step"]) == 4
 
 
 FULL_DISK = """

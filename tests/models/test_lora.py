@@ -8,9 +8,9 @@ from ctclip_jax.common.trees import flatten
 from ctclip_jax.models import lora
 from ctclip_jax.models.ct_clip import CTCLIP
 from ctclip_jax.models.lora import LoraConfig
-from ctclip_jax.training import step
+from ctclip_jax.training.step import inference_variables
 from tests.fake_clip import FakeCLIP, fake_batch
-from tests.training.test_step import VOLUMES, learner, moved, run
+from tests.training.test_step import VOLUMES, changed_arrays, run, setup
 
 ONLY_ADAPTERS = {"lora.rank": 2, "optim.rules": (("^lora/", 1.0), ("", 0.0))}
 
@@ -25,7 +25,7 @@ def drawn(params: dict) -> dict:
 def test_new_adapters_change_nothing(tiny):
     params = tiny[1]["params"]
     adapted = lora.with_adapters(params, LoraConfig(rank=3), jax.random.key(0))
-    assert not moved(lora.merged(adapted), params)
+    assert not changed_arrays(lora.merged(adapted), params)
 
 
 def test_both_towers_are_adapted_and_nothing_but_their_products(tiny):
@@ -51,16 +51,16 @@ def test_merged_is_unmerged(tiny):
 
 
 def test_adapters_learn_alone_and_the_export_is_what_was_trained():
-    adapted, batch = learner(**ONLY_ADAPTERS), fake_batch(VOLUMES)
+    adapted, batch = setup(**ONLY_ADAPTERS), fake_batch(VOLUMES)
     state, metrics, norms = run(adapted, batch, batch, batch)
     before = FakeCLIP().init()
     base = {name: tree for name, tree in state["params"].items() if name != "lora"}
-    assert not moved(base, before["params"])
-    assert not moved(state["codebook"], before["codebook"])
+    assert not changed_arrays(base, before["params"])
+    assert not changed_arrays(state["codebook"], before["codebook"])
     assert set(norms) == {f"lora/image/blocks/up/kernel/{part}" for part in "ab"}
-    exported = step.variables_of(state)
-    assert moved(exported["params"], before["params"]) == {"image/blocks/up/kernel"}
-    without_dropout = learner(**{"optim.rules": (("^text", 0.0),)})
+    exported = inference_variables(state)
+    assert changed_arrays(exported["params"], before["params"]) == {"image/blocks/up/kernel"}
+    without_dropout = setup(**{"optim.rules": (("^text", 0.0),)})
     _, again, _ = run(without_dropout, batch, variables=exported)
     _, fourth, _ = run(adapted, batch, batch, batch, batch)
     assert float(again["loss"]) == pytest.approx(float(fourth["loss"]), rel=1e-5)

@@ -14,7 +14,7 @@ from ctclip_jax.models import nnx_bridge, patch_embed
 from ctclip_jax.models.ct_clip import CTCLIP, CTCLIPConfig
 from ctclip_jax.models.ct_vit import CTViTConfig
 from ctclip_jax.models.vit import ViT, ViTConfig, positions
-from ctclip_jax.training.validation import check_config
+from ctclip_jax.training.validation import validate_config
 from data_pipelines.errors import InputError
 from tests.tiny_run import tiny_config
 from tests.training.test_step import assert_same, gradients, learner, run, seeds
@@ -167,7 +167,7 @@ def test_a_tower_that_cannot_be_is_one_line(changes, message):
     image = dataclasses.replace(CONFIG, **changes)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, image=image))
     with pytest.raises(InputError, match=message):
-        check_config(config, tokenizer=None, mesh=make_mesh(config.mesh))
+        validate_config(config, tokenizer=None, mesh=make_mesh(config.mesh))
 
 
 def test_the_tower_is_chosen_by_its_name():
