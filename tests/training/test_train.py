@@ -172,11 +172,8 @@ def test_a_full_disk_is_one_line_and_the_run_continues_after_it(
     with start_main(workdir, longer, before=full_disk(200)) as process:
         _, errors = process.communicate()
     assert process.returncode == 2
-    line = (
-        f"error: {workdir}/checkpoints/{STEPS + 2}: not written (File too large);"
-        " the checkpoints before it are as they were"
-    )
-    assert line in errors.splitlines()
+    line = f"error: {workdir}/checkpoints/{STEPS + 2}: cannot be saved (File too large)"
+    assert any(error.startswith(line) for error in errors.splitlines())
     assert load_export(workdir / "checkpoints" / str(STEPS))
     with start_main(workdir, longer) as process:
         told, errors = process.communicate()
