@@ -21,7 +21,7 @@ from jax.profiler import StepTraceAnnotation
 from jax.sharding import Mesh
 
 import ctclip_jax
-from ctclip_jax.checkpoints.exports import reads_labels, save_export
+from ctclip_jax.checkpoints.exports import is_label_informed, save_export
 from ctclip_jax.checkpoints.run import Checkpointer, check_shapes
 from ctclip_jax.common import trees
 from ctclip_jax.common.shapes import Variables
@@ -68,7 +68,7 @@ def train(config: TrainConfig, workdir: Path) -> None:
         validate_config(config, tokenizer=tokenizer, mesh=mesh)
         model = CTCLIP(config.model)
         train_step = make_train_step(config, model, mesh, tokenizer)
-        label_informed = is_label_informed(config)
+        label_informed = uses_labels(config)
         preemption = stack.enter_context(Preemption())
 
         # --- Weights. Order matters: 1. newest checkpoint, 2. init_from, 3. random weights; the
@@ -89,6 +89,7 @@ def train(config: TrainConfig, workdir: Path) -> None:
             config.checkpoint,
             layout=loader_layout(config),
             made_by=dataclasses.asdict(config),
+            export_description=export_description(config, label_informed=label_informed),
         )
         stack.callback(checkpointer.close)
         state = checkpointer.restore(train_step.abstract_state, batches)
@@ -176,11 +177,11 @@ def train(config: TrainConfig, workdir: Path) -> None:
         )
 
 
-def is_label_informed(config: TrainConfig) -> bool:
+def uses_labels(config: TrainConfig) -> bool:
     """Whether labels shape the weights: through the loss, or through the weights of `init_from`."""
     if config.is_label_informed:
         return True
-    return config.init_from != "" and reads_labels(Path(config.init_from))
+    return config.init_from != "" and is_label_informed(Path(config.init_from))
 
 
 def initial_variables(config: TrainConfig, model: CTCLIP, mesh: Mesh) -> Variables:
@@ -257,6 +258,7 @@ def export_description(config: TrainConfig, *, label_informed: bool) -> dict:
         "pool_sentences": config.evaluation.pool_sentences,
         "max_length": config.evaluation.max_length,
         "label_informed": label_informed,
+        "tokenizer": str(config.data.tokenizer_path.absolute()),
     }
 
 

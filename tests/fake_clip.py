@@ -48,13 +48,15 @@ class FakeCLIP:
         return jax.eval_shape(self.init)
 
     def encode(
-        self, variables, batch, *, keys, quantize, patch_dropout_keys=None
+        self, variables, batch, *, text_dropout_keys, quantize, patch_dropout_keys=None
     ) -> tuple[dict[str, Array], dict]:
         params, codebook = variables["params"], variables["codebook"]
         del patch_dropout_keys
         latents = {}
         if "input_ids" in batch:
-            latents["text"] = self.encode_text(variables, batch["input_ids"], None, keys=keys)
+            latents["text"] = self.encode_text(
+                variables, batch["input_ids"], None, dropout_keys=text_dropout_keys
+            )
         if "latent" in batch:
             return latents | {"image": batch["latent"]}, {}
         if "image" not in batch:
@@ -67,17 +69,17 @@ class FakeCLIP:
         latents["image"] = l2_normalize(projected)
         return latents, vector_quantizer.statistics(tokens, indices, codes=CODES)
 
-    def encode_text(self, variables, input_ids, attention_mask, *, keys=None) -> Array:
+    def encode_text(self, variables, input_ids, attention_mask, *, dropout_keys=None) -> Array:
         del attention_mask
         kernel = variables["params"]["text"]["kernel"]
-        flat = dropout(input_ids, 0.3, keys).reshape(-1, input_ids.shape[-1])
+        flat = dropout(input_ids, 0.3, dropout_keys).reshape(-1, input_ids.shape[-1])
         return l2_normalize(flat @ kernel)
 
-    def outputs(self, params, latents, *, keys=None) -> dict[str, Array]:
+    def outputs(self, params, latents, *, dropout_keys=None) -> dict[str, Array]:
         outputs = {**latents, "temperature": jnp.exp(params["temperature"])}
         if "classifier" in params:
             kernel, bias = params["classifier"]["kernel"], params["classifier"]["bias"]
-            outputs["logits"] = dropout(latents["image"], 0.3, keys) @ kernel + bias[None]
+            outputs["logits"] = dropout(latents["image"], 0.3, dropout_keys) @ kernel + bias[None]
         if "report_classifier" in params:
             outputs["report_logits"] = latents["text"] @ params["report_classifier"]["kernel"]
         return outputs | ({"bias": params["logit_bias"]} if "logit_bias" in params else {})

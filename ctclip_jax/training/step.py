@@ -16,8 +16,8 @@ from jax.sharding import Mesh
 from ctclip_jax.common import trees
 from ctclip_jax.common.shapes import Array, Float, Int, Key, Variables
 from ctclip_jax.common.sharding import (
+    all_gather_params,
     batch_sharding,
-    gathered,
     put_batch,
     shardings_of,
     state_shardings,
@@ -77,16 +77,16 @@ def make_train_step(
 
     def encode(trainable: dict, state: dict, batch: Batch) -> tuple[Batch, dict]:
         """Latents (b d) by tower, and codebook statistics, which add up over micro-batches."""
-        params = lora.merged(gathered(trees.overlay(state["params"], trainable), mesh))
+        params = lora.merged(all_gather_params(trees.overlay(state["params"], trainable), mesh))
         # A frozen tower has no dropout either: it is a fixed function.
         keys = dropout_keys(config.seed, batch["seed"])
         text_keys, image_keys = (
-            keys if lora.learns(trainable, tower) else None for tower in ("text", "image")
+            keys if lora.is_trainable(trainable, tower) else None for tower in ("text", "image")
         )
         return model.encode(
             {"params": params, "codebook": state["codebook"]},
             batch,
-            keys=text_keys,
+            text_dropout_keys=text_keys,
             patch_dropout_keys=image_keys,
             quantize=quantizer_weight(config.vq_ramp_steps, state["step"]),
         )
@@ -96,14 +96,14 @@ def make_train_step(
         params = trees.overlay(state["params"], trainable)
         has_dropout = config.loss.has_classifier and config.model.classifier_dropout > 0
         keys = dropout_keys(config.seed, batch["seed"]) if has_dropout else None
-        outputs = model.outputs(params, latents, keys=keys)
+        outputs = model.outputs(params, latents, dropout_keys=keys)
         if prompts:  # encoded once for the whole batch
             prompt_keys = None
-            if lora.learns(trainable, "text"):
+            if lora.is_trainable(trainable, "text"):
                 step_key = jax.random.fold_in(jax.random.key(config.seed), state["step"])
                 prompt_keys = jax.random.split(step_key, len(prompts["input_ids"]))
-            variables = {"params": lora.merged(gathered(params, mesh))}
-            outputs["prompts"] = model.encode_text(variables, **prompts, keys=prompt_keys)
+            variables = {"params": lora.merged(all_gather_params(params, mesh))}
+            outputs["prompts"] = model.encode_text(variables, **prompts, dropout_keys=prompt_keys)
         return batch_loss(outputs, batch)
 
     def update(state: dict, grads: dict, statistics: dict, loss: Array, metrics: Batch):

@@ -73,7 +73,7 @@ def test_a_vit_is_what_the_compiler_counts_and_half_of_it_where_half_is_left_out
     lowered = jax.jit(model.encode_image).lower(model.abstract_variables(), volume)
     assert 0.97 < volume_flops(config) / lowered.cost_analysis()["flops"] <= 1.0
     # Attention among half of the tokens is a quarter.
-    products = 2 * 2 * 384 * tower.tokens**2
+    products = 2 * 2 * 384 * tower.num_tokens**2
     assert volume_flops(config) / 2 - volume_flops(config, train=True) == pytest.approx(
         products / 4, rel=0.05
     )

@@ -7,17 +7,17 @@ import jax
 import numpy as np
 import pytest
 
-from ctclip_jax.checkpoints.torch_export import export_weights
+from ctclip_jax.checkpoints.torch_convert import export_weights
 from ctclip_jax.common.configs import from_dict
 from ctclip_jax.common.sharding import make_mesh
 from ctclip_jax.models import nnx_bridge, patch_embed
 from ctclip_jax.models.ct_clip import CTCLIP, CTCLIPConfig
 from ctclip_jax.models.ct_vit import CTViTConfig
-from ctclip_jax.models.vit import ViT, ViTConfig, positions
+from ctclip_jax.models.vit import ViT, ViTConfig, position_embedding
 from ctclip_jax.training.validation import validate_config
 from data_pipelines.errors import InputError
 from tests.tiny_run import tiny_config
-from tests.training.test_step import assert_same, gradients, learner, run, seeds
+from tests.training.test_step import assert_same, gradients, run, seeds, setup
 
 CONFIG = ViTConfig(
     dim=24,
@@ -46,7 +46,8 @@ def volumes():
 
 
 def encode(params, volumes, keys=None):
-    return jax.jit(lambda params: nnx_bridge.bind(make, params)(volumes, keys=keys))(params)
+    tower = nnx_bridge.bind(make, params)
+    return jax.jit(lambda volumes: tower(volumes, patch_dropout_keys=keys))(volumes)
 
 
 def keys_of(count: int):
@@ -54,7 +55,7 @@ def keys_of(count: int):
 
 
 def test_every_place_has_a_position_of_its_own():
-    found = positions((3, 4, 5), 24)
+    found = position_embedding((3, 4, 5), 24)
     assert found.shape == (60, 24)
     distances = np.linalg.norm(found[:, None] - found[None], axis=-1)
     assert distances[~np.eye(60, dtype=bool)].min() > 0.1
@@ -73,17 +74,18 @@ def test_patches_that_are_left_out_are_not_seen(params, volumes):
     keys = keys_of(8)
     scaled = volumes.astype(np.float32) / 16000
     total = lambda x: encode(params, x, keys).astype(np.float32).sum()  # noqa: E731
-    gradient = patch_embed.cut(np.asarray(jax.grad(total)(scaled)), CONFIG.patch)
+    gradient = patch_embed.patchify(np.asarray(jax.grad(total)(scaled)), CONFIG.patch)
     seen = np.abs(gradient).max(axis=-1).reshape(8, -1) > 0
-    assert CONFIG.kept == CONFIG.tokens // 2
-    assert np.all(seen.sum(axis=1) == CONFIG.kept)
+    assert CONFIG.num_visible_tokens == CONFIG.num_tokens // 2
+    assert np.all(seen.sum(axis=1) == CONFIG.num_visible_tokens)
     assert len({tuple(row) for row in seen}) == 8
 
 
 def test_what_is_left_out_costs_nothing(params, volumes):
     def flops(keys) -> float:
-        program = jax.jit(lambda params, x: nnx_bridge.bind(make, params)(x, keys=keys))
-        return program.lower(params, volumes).compile().cost_analysis()["flops"]
+        tower = nnx_bridge.bind(make, params)
+        program = jax.jit(lambda volumes: tower(volumes, patch_dropout_keys=keys))
+        return program.lower(volumes).compile().cost_analysis()["flops"]
 
     assert flops(keys_of(8)) < 0.62 * flops(None)
 
@@ -97,7 +99,7 @@ def test_a_volume_is_the_same_in_any_batch(params, volumes):
 def test_all_patches_are_read_without_keys(params, volumes):
     none_left_out = dataclasses.replace(CONFIG, patch_dropout=0.0)
     tower = nnx_bridge.bind(lambda rngs: make(rngs, none_left_out), params)
-    found = jax.jit(lambda x: tower(x, keys=keys_of(8)))(volumes)
+    found = jax.jit(lambda x: tower(x, patch_dropout_keys=keys_of(8)))(volumes)
     np.testing.assert_allclose(found, encode(params, volumes), rtol=0, atol=1e-5)
 
 
@@ -119,16 +121,16 @@ def test_cached_remat_and_sharded_is_plain(model, batch):
     """Gradients and metrics, with dropout of words and of patches."""
     remat = CTCLIP(dataclasses.replace(model.config, remat="full"))
     variables = jax.jit(model.init)(jax.random.key(0))
-    expected = gradients(learner(model, devices=1, batch_size=8), batch, variables)
+    expected = gradients(setup(model, devices=1, batch_size=8), batch, variables)
     assert expected["codebook"] == {}
     assert not any(name.startswith("codebook") for name in expected["metrics"])
     options = {"devices": 4, "batch_size": 8, "micro_batch_size": 4, "mesh.fsdp": 2}
-    assert_same(gradients(learner(remat, **options), batch, variables), expected)
+    assert_same(gradients(setup(remat, **options), batch, variables), expected)
 
 
 def test_it_learns(model, batch):
     variables = jax.jit(model.init)(jax.random.key(0))
-    fast = learner(model, devices=1, batch_size=8, **{"optim.learning_rate": 3e-3})
+    fast = setup(model, devices=1, batch_size=8, **{"optim.learning_rate": 3e-3})
     _, first, _ = run(fast, batch, variables=variables)
     _, last, _ = run(fast, *[batch] * 30, variables=variables)
     assert last["loss"] < 0.7 * first["loss"]
@@ -150,7 +152,7 @@ def test_the_mean_head_reads_the_mean_of_the_tokens(tiny):
     expected = tiny[0].encode_image(tiny[1] | {"params": flat}, tiny[2]["image"])
     found = mean.encode_image(tiny[1] | {"params": small}, tiny[2]["image"])
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
-    with pytest.raises(InputError, match="PyTorch's layout knows no image tower but CT-ViT"):
+    with pytest.raises(InputError, match="no published PyTorch layout"):
         export_weights(tiny[1] | {"params": small}, config=mean.config)
 
 

@@ -266,7 +266,7 @@ def test_linear_probe_updates_only_the_classifier():
 def test_frozen_latents_equal_their_volumes():
     rules = {"optim.rules": (("^classifier", 1.0), ("", 0.0)), "loss.name": "labels"}
     probe, batch = setup(**CLASSIFIER, **rules), fake_batch(VOLUMES)
-    latents, _ = probe.model.encode(probe.model.init(), batch, keys=None, quantize=1.0)
+    latents, _ = probe.model.encode(probe.model.init(), batch, text_dropout_keys=None, quantize=1.0)
     frozen = {name: each for name, each in batch.items() if name not in ("image", "input_ids")}
     frozen["latent"] = np.asarray(latents["image"])
     assert_same(gradients(probe, frozen)["gradient"], gradients(probe, batch)["gradient"])

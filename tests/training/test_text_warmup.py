@@ -19,8 +19,8 @@ WORDS, LENGTH = 16, 4
 class BagOfWords:
     """The text tower's interface with a mean of word embeddings behind it."""
 
-    def encode_text(self, variables, input_ids, attention_mask, *, keys):
-        del keys
+    def encode_text(self, variables, input_ids, attention_mask, *, dropout_keys):
+        del dropout_keys
         embedding = variables["params"]["text"]["embed"]["word"]["embedding"]
         words = embedding[input_ids] * attention_mask[..., None]
         latents = words.mean(axis=1) @ variables["params"]["text_projection"]["kernel"]
