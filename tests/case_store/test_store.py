@@ -28,7 +28,7 @@ from ctclip_jax.models.ct_clip import CTCLIP
 from ctclip_jax.search import parse_where, text_latent
 from data_pipelines.errors import InputError
 from data_pipelines.shards import locked
-from data_pipelines.sources.phantoms.samples import write_samples
+from data_pipelines.sources.phantoms import write_samples
 from tests.studies import unit
 from tests.tiny_run import tiny_config, write_tiny_shards
 
