@@ -14,6 +14,9 @@ from pathlib import Path
 
 import numpy as np
 from absl import flags
+from ctclip_jax.training.preemption import Preemption
+from ctclip_jax.training.run import build
+from ctclip_jax.training.start import initial_variables
 from sklearn.metrics import roc_auc_score
 
 from benchmarks import measure
@@ -22,9 +25,6 @@ from ctclip_jax.common.configs import from_dict
 from ctclip_jax.evaluation.encode import encode_reports, texts_of
 from ctclip_jax.inference import load
 from ctclip_jax.training.config import TrainConfig
-from ctclip_jax.training.preemption import Preemption
-from ctclip_jax.training.run import build
-from ctclip_jax.training.start import initial_variables
 from data_pipelines import shards
 from data_pipelines.errors import run_main
 from data_pipelines.reports import LABELS, PROMPTS, prompt_text

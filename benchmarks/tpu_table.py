@@ -1,5 +1,5 @@
-"""The table of docs/scaling.md: how much of the full-size step fits on whole systems, and how fast
-it can be there. Compiled for TPUs that are not here (`pip install 'ctclip-jax[tpu]'`).
+"""The table of docs/scaling.md: how much of the full-size step fits on whole systems, and the least
+time that it can take there. Compiled for TPUs that are not here (`pip install 'ctclip-jax[tpu]'`).
 
     python -m benchmarks.tpu_table
 
@@ -8,7 +8,7 @@ The largest number of volumes on a chip is foretold from two compilations for th
 memory being linear in it, and then compiled itself for each. For GPUs there is no compiler here:
 their row takes what a chip of the first system needs and does, goes on linearly to 0.9 of the
 memory of the GPU, and divides by the peaks of the GPU. Where jax cannot read a program (TPU v5p),
-its bytes sent and its traffic are those of the first system for as many volumes. Each compilation
+its bytes sent are those of the first system for as many volumes. Each compilation
 takes minutes; what is done is kept in RESUME until all is.
 """
 
@@ -23,8 +23,8 @@ from benchmarks import measure
 from configs import ct_clip
 from ctclip_jax.common.configs import from_dict
 from ctclip_jax.cost.accelerators import GIB, accelerator_of
+from ctclip_jax.cost.dry_run import RESERVED_BY_TPU, DoesNotFit, StepTime, step_report
 from ctclip_jax.cost.flops import step_flops
-from ctclip_jax.cost.step_report import KEPT_BY_TPU, DoesNotFit, Roofline, step_report
 from ctclip_jax.training.config import TrainConfig
 from data_pipelines.errors import run_main
 
@@ -56,7 +56,7 @@ SYSTEMS = (
 )
 SOME = 4  # volumes on a chip of which it is known that they fit
 RESUME = Path("runs/tpu_table")
-PARTS = ("arithmetic", "memory", "interconnect")
+PARTS = ("arithmetic", "interconnect")
 GPU_SHARE = 0.9  # of its memory is left to a program
 
 
@@ -84,7 +84,7 @@ def compiled(system: System, volumes: int) -> dict[str, float]:
         "memory": report.memory,
         "fits": report.fits,
         "model_flops": step_flops(config) / system.chips,
-        **{name: report.total(name) for name in ("flops", "traffic", "sent")},
+        **{name: report.total(name) for name in ("flops", "sent")},
     }
 
 
@@ -126,29 +126,26 @@ def compiler(system: System) -> Callable[[int], dict]:
 
 
 def row_of(system: System) -> dict:
-    """The largest step of a system with its roofline."""
+    """The largest step of a system with its lower bound of time."""
     compile_step, chip = compiler(system), accelerator_of(system.device_kind)
     one, some = map(compiler(SYSTEMS[0]), (1, SOME))
     if system.is_gpu:
         memory = GPU_SHARE * chip.memory_bytes
         step = linear(one, some, foretold(one, some, memory)) | {"memory": memory}
     else:
-        volumes = foretold(one, some, chip.memory_bytes - KEPT_BY_TPU)
+        volumes = foretold(one, some, chip.memory_bytes - RESERVED_BY_TPU)
         step = largest(compile_step, volumes=volumes, each=bytes_of_a_volume(one, some))
-        if math.isnan(step["traffic"]):
-            like = linear(one, some, step["volumes"])
-            step |= {name: like[name] for name in ("traffic", "sent")} | {"unread": True}
-    roofline = Roofline(
+        if math.isnan(step["sent"]):
+            step |= {"sent": linear(one, some, step["volumes"])["sent"], "unread": True}
+    time = StepTime(
         arithmetic=step["flops"] / chip.bf16_flops,
-        memory=step["traffic"] / chip.memory_bandwidth,
         interconnect=step["sent"] / chip.link_bandwidth,
     )
     return {
         "system": dataclasses.asdict(system),
         **step,
-        "seconds": {**dataclasses.asdict(roofline), "step": roofline.seconds},
-        "collective_share": roofline.collective_share,
-        "model_flop_utilization": step["model_flops"] / chip.bf16_flops / roofline.seconds,
+        "seconds": {**dataclasses.asdict(time), "step": time.seconds},
+        "collective_share": time.collective_share,
     }
 
 
@@ -157,7 +154,7 @@ def write_docs(rows: Sequence[dict]) -> None:
     head = (
         "system | mesh (data x fsdp) | volumes a chip | in a step | memory a chip, GiB"
         " | TFLOP a chip: model, computed | sent by a chip, GB"
-        " | seconds: arithmetic, memory, collectives | in collectives | volumes/s at best"
+        " | seconds at least: arithmetic, collectives | in collectives at most"
     )
     table = []
     for row in rows:
@@ -172,7 +169,6 @@ def write_docs(rows: Sequence[dict]) -> None:
             f"{'~' if 'unread' in row else ''}{row['sent'] / 1e9:.2f}",
             ", ".join(f"{row['seconds'][part]:.3f}" for part in PARTS),
             f"{row['collective_share']:.0%}",
-            f"{volumes / row['seconds']['step']:.0f}",
         )
         table.append(cells)
     measure.write_table(DOCS, head, table)
