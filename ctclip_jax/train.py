@@ -21,7 +21,7 @@ from jax.profiler import StepTraceAnnotation
 from jax.sharding import Mesh
 
 import ctclip_jax
-from ctclip_jax.checkpoints import exports
+from ctclip_jax.checkpoints.exports import is_label_informed, save_export
 from ctclip_jax.checkpoints.run import Checkpointer, check_shapes
 from ctclip_jax.common import trees
 from ctclip_jax.common.shapes import Variables
@@ -68,8 +68,7 @@ def train(config: TrainConfig, workdir: Path) -> None:
         validate_config(config, tokenizer=tokenizer, mesh=mesh)
         model = CTCLIP(config.model)
         train_step = make_train_step(config, model, mesh, tokenizer)
-        label_informed = is_label_informed(config)
-        description = export_description(config, label_informed=label_informed)
+        label_informed = uses_labels(config)
         preemption = stack.enter_context(Preemption())
 
         # --- Weights. Order matters: 1. newest checkpoint, 2. init_from, 3. random weights; the
@@ -90,7 +89,7 @@ def train(config: TrainConfig, workdir: Path) -> None:
             config.checkpoint,
             layout=loader_layout(config),
             made_by=dataclasses.asdict(config),
-            export_description=description,
+            export_description=export_description(config, label_informed=label_informed),
         )
         stack.callback(checkpointer.close)
         state = checkpointer.restore(train_step.abstract_state, batches)
@@ -170,19 +169,19 @@ def train(config: TrainConfig, workdir: Path) -> None:
             profile.stop(step, state)
 
         # --- Export: the weights alone, for `ctclip_jax.load`.
-        exports.save_export(
+        save_export(
             workdir / "export",
             inference_variables(state),
-            config=description,
+            config=export_description(config, label_informed=label_informed),
             tokenizer=config.data.tokenizer_path,
         )
 
 
-def is_label_informed(config: TrainConfig) -> bool:
+def uses_labels(config: TrainConfig) -> bool:
     """Whether labels shape the weights: through the loss, or through the weights of `init_from`."""
     if config.is_label_informed:
         return True
-    return config.init_from != "" and exports.is_label_informed(Path(config.init_from))
+    return config.init_from != "" and is_label_informed(Path(config.init_from))
 
 
 def initial_variables(config: TrainConfig, model: CTCLIP, mesh: Mesh) -> Variables:
@@ -252,7 +251,7 @@ def loader_layout(config: TrainConfig) -> dict[str, int | str | list]:
 
 
 def export_description(config: TrainConfig, *, label_informed: bool) -> dict:
-    """Returns the config.json of an export of the run (`checkpoints.exports.save_export`)."""
+    """Returns what an export says of itself beside its weights."""
     return {
         "model": dataclasses.asdict(config.model),
         "report_format": config.evaluation.report_format,

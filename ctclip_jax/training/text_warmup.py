@@ -102,8 +102,9 @@ def make_warmup_step(
         ids = jnp.concatenate([batch["first_ids"], batch["second_ids"]])
         mask = jnp.concatenate([batch["first_mask"], batch["second_mask"]])
         keys = jax.random.split(step_key, len(ids))
-        latents = model.encode_text({"params": trainable}, ids, mask, dropout_keys=keys)
-        first, second = jnp.split(latents, 2)
+        first, second = jnp.split(
+            model.encode_text({"params": trainable}, ids, mask, dropout_keys=keys), 2
+        )
         outputs = {"text": first, "image": second, "temperature": jnp.exp(trainable["log_scale"])}
         loss, metrics = contrastive_loss(outputs, batch)
         accuracy = metrics["text_to_image_accuracy"]

@@ -206,7 +206,7 @@ CASES = {
     | {"loss.name": "labels", "loss.positive_weights": tuple(range(1, 19)), "mesh.fsdp": 4},
     "labels beside texts": CLASSIFIER | {"loss.label_weight": 0.5, "mesh.fsdp": 2},
     "prompts": {"loss.name": "prompts", "mesh.fsdp": 4},
-    "report labels": {"model.report_labels": 18, "loss.name": "report_labels", "mesh.fsdp": 2},
+    "report labels": {"model.num_report_labels": 18, "loss.name": "report_labels", "mesh.fsdp": 2},
     "adapters": {"lora.rank": 2, "optim.rules": (("^lora/", 1.0), ("", 0.0)), "mesh.fsdp": 2},
     "prompts, locked text": {"loss.name": "prompts", "optim.rules": (("^text/", 0.0),)},
 }

@@ -315,7 +315,7 @@ def test_weights_trained_with_labels_mark_the_run_label_informed(shards, finishe
     start = {"workdir": informed, "export": informed / "export"}
     start = start.get(form, tmp_path / "weights.safetensors")
     config = tiny_config(shards, init_from=str(start))
-    assert not config.is_label_informed and train.is_label_informed(config)
+    assert not config.is_label_informed and train.uses_labels(config)
     if form == "weights":
         sizes = {"image_size": 48, "patch_size": 8, "temporal_patch_size": 8, "frames": 24}
         assert ctclip_jax.load(start, **sizes, text_heads=2).label_informed
