@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import records
 import tensorflow_datasets as tfds
 
 from data_pipelines import shards
 from data_pipelines.errors import InputError
 from data_pipelines.shards.__main__ import main
 from data_pipelines.shards.verify import verify
+from tests import records
 from tests.records import settings
 
 ROOT = Path(__file__).parents[3]
@@ -274,7 +274,7 @@ def test_a_run_alone_and_slices_do_not_meet(tmp_path):
 def test_a_full_disk_is_one_line_and_leaves_nothing(full_disk, tmp_path):
     program = f"""
 import numpy as np
-import records
+from tests import records
 from data_pipelines import shards
 volume = np.random.default_rng(0).integers(-16000, 16000, (64, 64, 64), dtype=np.int16)
 shard, _ = shards.begin({str(tmp_path)!r}, "train", settings=records.settings(volume.shape, 2))
