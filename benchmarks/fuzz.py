@@ -24,7 +24,7 @@ from benchmarks import measure
 from ctclip_jax.demo import uploads
 from ctclip_jax.demo.analysis import Analyses
 from data_pipelines.errors import InputError, run_main
-from data_pipelines.sources.phantoms.samples import write_samples
+from data_pipelines.sources.phantoms import write_samples
 from tests.dicom_series import chest_slices
 from tests.dicom_series import write as write_dicom
 from tests.tiny_run import write_tiny_export

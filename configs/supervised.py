@@ -15,10 +15,10 @@ from configs import ct_clip_large_batch
 def get_config(variant: str = "") -> config_dict.ConfigDict:
     """Returns the experiment; variant 'smoke' is a tiny one of the same form."""
     config = ct_clip_large_batch.get_config(variant)
-    config.model.labels = 18
-    config.loss.update(name="labels", mask_twins=False)
+    config.model.num_labels = 18
+    config.loss.update(name="labels", mask_duplicates=False)
     config.optim.rules = (("^(text|temperature)", 0.0),)
-    config.evaluation.scores = "classifier"
+    config.evaluation.classifier = "trained"
     if variant != "smoke":
         # Its loss is a mean over volumes: it needs no large batch.
         config.update(batch_size=64, micro_batch_size=0)

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Float32
 
+from ctclip_jax.checkpoints.exports import CALIBRATION_FILE
 from data_pipelines.errors import InputError
 from data_pipelines.files import read_json, write_text
 
-FILE = "calibration.json"
+FILE = CALIBRATION_FILE
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,6 +33,7 @@ class Evaluation:
         model: CTCLIP,
         mesh: Mesh,
         tokenizer: Tokenizer,
+        label_informed: bool,
     ):
         """Raises InputError if there is no such split."""
         self._config, self._folder = config.evaluation, config.evaluation_shards
@@ -44,10 +45,10 @@ class Evaluation:
         self._labels = shards.preparation(self._folder, self._config.split)["labels"]
         self._protocol = ProtocolConfig(
             prompts=self._config.prompts,
-            classifier="trained" if self._config.scores == "classifier" else "zero_shot",
+            classifier=self._config.classifier,
             resamples=0,
         )
-        self._source = {"trained_with": "labels"} if config.label_informed else {}
+        self._source = {"trained_with": "labels"} if label_informed else {}
 
     def __call__(self, variables: Variables, *, step: int, writer: MetricWriter) -> float | None:
         """Writes the figures of detection and retrieval, and a line on the terminal.
@@ -91,7 +92,7 @@ class Evaluation:
 
     def _encode_reports(self, variables: Variables) -> Float[np.ndarray, "n d"]:
         config = self._config
-        reading = {"report": config.report, "pool_sentences": config.pool_sentences}
+        reading = {"report": config.report_format, "pool_sentences": config.pool_sentences}
         texts = [encode.texts_of(row, **reading) for row in self._rows]
         return encode.encode_reports(texts, encode_texts=self._text_encoder(variables))
 

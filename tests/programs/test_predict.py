@@ -26,7 +26,7 @@ from ctclip_jax.training.config import TrainConfig
 from data_pipelines.errors import InputError
 from data_pipelines.hounsfield import to_lps
 from data_pipelines.reports import LABELS, PROMPTS
-from data_pipelines.sources.phantoms.samples import write_samples
+from data_pipelines.sources.phantoms import write_samples
 from data_pipelines.tokenizers import train_sentencepiece
 from tests.dicom_series import LPS, store
 
@@ -48,7 +48,7 @@ def export(tmp_path_factory):
     tokenizer = folder.parent / "tokenizer.model"
     train_sentencepiece(texts, tokenizer, 100)
     config = phantoms.get_config("smoke")
-    config.model.init_temperature = 4.0
+    config.model.init_logit_scale_log = 4.0
     model = from_dict(TrainConfig, config.to_dict()).model
     variables = jax.jit(CTCLIP(model).init)(jax.random.key(0))
     described = {"model": config.model.to_dict(), "max_length": 24, "report": "joined"}
