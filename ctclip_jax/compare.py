@@ -1,4 +1,4 @@
-"""Compares two evaluations of the same volumes.
+"""Paired comparison of two evaluations on the same volumes.
 
     python -m ctclip_jax.compare A B [--out=OUT]
 
