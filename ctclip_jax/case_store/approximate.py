@@ -32,7 +32,7 @@ def build_approximate(folder: str | Path) -> None:
     """
     faiss = _faiss()
     store = Store.open(folder)
-    with locked(store.folder, alone=True):
+    with locked(store.folder, exclusive=True):
         latents = Store.open(folder).latents
         if not len(latents):
             raise InputError(f"{folder}: no case in it to index")

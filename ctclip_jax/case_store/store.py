@@ -67,7 +67,7 @@ class Store:
         process is writing there before it is begun."""
         path = make_folder(folder) / FILE
         if not path.exists():
-            with locked(folder, alone=True):
+            with locked(folder, exclusive=True):
                 if not path.exists():
                     content = {"model_sha256": model_sha256, "dim": dim}
                     write_text(path, json.dumps(content) + "\n")
@@ -194,7 +194,7 @@ class Addition:
 def adding(folder: str | Path) -> Iterator[Addition]:
     """Holds a store for additions. Raises InputError if another process does."""
     store = Store.open(folder)
-    with locked(folder, alone=True):
+    with locked(folder, exclusive=True):
         yield Addition(Store.open(store.folder))
 
 

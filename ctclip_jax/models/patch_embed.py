@@ -10,8 +10,7 @@ from flax import nnx
 from ctclip_jax.common.shapes import Array, Float, Num
 from ctclip_jax.models.layers import layer_norm, linear
 from data_pipelines.errors import InputError
-
-STEPS_PER_HU = 16  # of integer volumes
+from data_pipelines.resample import STEPS_PER_HU
 
 
 class PatchGrid:

@@ -9,7 +9,7 @@ from ctclip_jax.models.ct_clip import CTCLIPConfig
 from ctclip_jax.models.lora import LoraConfig
 from ctclip_jax.training.losses import LossConfig
 from ctclip_jax.training.optim import OptimConfig
-from data_pipelines.text_sampler import TextSampler
+from data_pipelines.reports import TextSampler
 
 PROMPT_TOKENS = 16  # about the longest of a prompt, where no tokenizer can say
 

@@ -64,7 +64,6 @@ def warm_up_text(variables: Variables, run: Run, preemption: Preemption) -> Vari
     pairs = text_pair_loader(
         config.data.folders,
         split=config.data.split,
-        objective=warmup.objective,
         tokenizer=run.tokenizer,
         max_length=warmup.max_length,
         batch_size=local_batch_size(warmup.batch_size, mesh),

@@ -23,7 +23,6 @@ from ctclip_jax.training.losses import LossConfig, make_loss
 from ctclip_jax.training.optim import OptimConfig, gradient_norms, make_optimizer
 from ctclip_jax.training.preemption import Preempted, Preemption
 from ctclip_jax.training.step_log import Scalars, StepLog
-from data_pipelines.text_pairs import Objective
 
 TRAINED = ("text", "text_projection")
 
@@ -70,7 +69,7 @@ def warm_up(
 
 
 def make_step(
-    model: CTCLIP, optimizer: optax.GradientTransformation, key: Key, *, objective: Objective
+    model: CTCLIP, optimizer: optax.GradientTransformation, key: Key, *, objective: str
 ) -> Callable[[dict, dict, dict[str, Array]], tuple[dict, dict, Scalars, Scalars]]:
     """Returns the jitted (trained, opt, batch) -> (trained, opt, metrics, gradient norms)."""
 

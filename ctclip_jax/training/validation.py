@@ -22,7 +22,6 @@ from data_pipelines.errors import InputError
 from data_pipelines.loader import common_geometry
 from data_pipelines.reports import FORMS, LABELS, SENTENCE_FORMS, prompt_text
 from data_pipelines.shards import preparation, read_reports
-from data_pipelines.text_pairs import OBJECTIVES
 from data_pipelines.tokenizers import Tokenizer
 
 
@@ -92,7 +91,7 @@ def _check_names(config: TrainConfig) -> None:
         ("model.attention", config.model.attention, ATTENTION),
         ("model.image.head", getattr(config.model.image, "head", HEADS[0]), HEADS),
         ("loss.name", config.loss.name, (*LOSSES, "labels", "report_labels", "prompts")),
-        ("text_warmup.objective", config.text_warmup.objective, OBJECTIVES),
+        ("text_warmup.objective", config.text_warmup.objective, ("matched_sentences",)),
         ("data.report", config.data.report, FORMS),
         ("evaluation.report", config.evaluation.report, FORMS),
         ("evaluation.scores", config.evaluation.scores, SCORES),

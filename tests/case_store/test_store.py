@@ -143,7 +143,7 @@ def test_two_do_not_add_at_once(folder):
 
 
 def test_two_do_not_begin_a_store_at_once(tmp_path):
-    with locked(tmp_path / "store", alone=True), pytest.raises(InputError, match="is writing"):
+    with locked(tmp_path / "store", exclusive=True), pytest.raises(InputError, match="is writing"):
         new_store(tmp_path / "store")
     new_store(tmp_path / "store")
 

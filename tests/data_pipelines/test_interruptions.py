@@ -14,7 +14,7 @@ from tests.scan_tree import scan_path, write_tree
 ROOT = Path(__file__).parents[2]
 KILLED_TEN_TIMES = """
 import os, random, signal, sys, time
-from data_pipelines import preparation, shards
+from data_pipelines import shard_tasks, shards
 from data_pipelines.sources.ct_rate import read_collection
 from data_pipelines.resample import Geometry
 
@@ -22,13 +22,13 @@ tree, undisturbed, disturbed = sys.argv[1:]
 geometry = Geometry((8, 14, 12), (12.0, 7.5, 7.5))
 
 def prepare(out):
-    with shards.locked(out, alone=True):
-        tasks = preparation.plan(
+    with shards.locked(out, exclusive=True):
+        tasks = shard_tasks.plan(
             read_collection(tree, "train"), out, "train", geometry=geometry, mode="sound"
         )
         for task in tasks:
             if not task.shard.complete:
-                preparation.run(task)
+                shard_tasks.run(task)
         shards.finish(out)
 
 def finished():

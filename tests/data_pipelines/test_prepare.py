@@ -1,3 +1,5 @@
+"""Preparation from a CT-RATE tree to shards: the program, modes, skips, resuming."""
+
 import hashlib
 import json
 import subprocess
@@ -11,7 +13,7 @@ import pytest
 from data_pipelines import resample, shard_tasks, shards
 from data_pipelines.errors import InputError
 from data_pipelines.formats import read_nifti
-from data_pipelines.hounsfield import calibrate
+from data_pipelines.hounsfield import resolve_hu_and_geometry
 from data_pipelines.shards.verify import verify
 from data_pipelines.sources.ct_rate import read_collection
 from data_pipelines.tokenizers import load_tokenizer
@@ -37,7 +39,7 @@ def run_binary(*arguments):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
-def test_the_binary_prepares_both_splits_and_a_tokenizer(tmp_path):
+def test_program_prepares_both_splits_and_a_tokenizer(tmp_path):
     tree, out = tmp_path / "tree", tmp_path / "shards"
     names = write_tree(tree, "train", 3) + write_tree(tree, "valid", 2)
     arguments = [f"--data={tree}", f"--out={out}", "--shape=8,14,12", "--spacing=12,7.5,7.5"]
@@ -57,16 +59,16 @@ def test_the_binary_prepares_both_splits_and_a_tokenizer(tmp_path):
 
 
 WRONG = {
-    "--shape=8,14": "--shape: three numbers z,x,y, not 8,14",
-    "--spacing=1,0,1": "a grid of (240, 480, 480) voxels of (1.0, 0.0, 1.0) mm",
-    "--window=0,a": "--window: two numbers low,high, not 0,a",
-    "--task=2/2": "--task: I/N with I from 0 to N - 1, not 2/2",
+    "--shape=8,14": "--shape: got 8,14, expected three numbers z,x,y",
+    "--spacing=1,0,1": "grid: all sizes must be above 0",
+    "--window=0,a": "--window: got 0,a, expected two numbers low,high",
+    "--task=2/2": "--task: got 2/2, expected I/N",
     "extra": "unexpected argument 'extra'",
-    "--splits=all": "--splits: 'all' is no name of a split",
-    "--splits=hold-out": "--splits: 'hold-out' is no name of a split",
-    "--source=rad_chestct": "--label_map: RAD-ChestCT needs one",
-    "--source=manifest --columns=path": "--columns: OURS=THEIRS,..., not path",
-    "--runner=DirectRunner": "--runner=DirectRunner: Apache Beam is not here",
+    "--splits=all": "--splits: invalid name 'all'",
+    "--splits=hold-out": "--splits: invalid name 'hold-out'",
+    "--source=rad_chestct": "--label_map: required",
+    "--source=manifest --columns=path": "--columns: got path, expected OURS=THEIRS",
+    "--runner=DirectRunner": "--runner=DirectRunner: Apache Beam is not installed",
 }
 IN_ONE_PROCESS = """
 import sys
@@ -99,21 +101,19 @@ def test_wrong_arguments_are_one_line(tmp_path):
         assert message in line, wrong
 
 
-def test_no_data_is_one_line(tmp_path):
+def test_missing_data_is_one_line(tmp_path):
     result = run_binary(f"--data={tmp_path}", f"--out={tmp_path / 'out'}")
     assert result.returncode == 2
     assert result.stderr.startswith("error:") and len(result.stderr.splitlines()) == 1
     assert "train_reports.csv: no such table" in result.stderr
 
 
-def test_a_record_holds_the_volume_its_report_and_the_decisions(tmp_path):
+def test_record_has_volume_report_and_provenance(tmp_path):
     (name,) = write_tree(tmp_path, "train", 1)
     prepare(tmp_path, tmp_path / "out")
     record = shards.read(tmp_path / "out", "train")[0]
-    expected = resample.preprocess_fixed_point(
-        chest_hu(), slope=1, intercept=0, steps_per_hu=1, **GRID
-    )
-    np.testing.assert_array_equal(record["volume"], expected * 16)
+    expected = resample.preprocess(chest_hu(), slope=1, intercept=0, steps_per_hu=1, **GRID)
+    np.testing.assert_array_equal(record["volume"], expected)
     assert np.all(record["volume"][:, -1] == -16000) and record["volume"].max() > 0
     assert (record["volume_name"], record["patient"]) == (name, "train_1")
     assert record["spacing"].tolist() == [12, 7.5, 7.5]
@@ -137,7 +137,7 @@ def test_a_record_holds_the_volume_its_report_and_the_decisions(tmp_path):
     assert provenance.VolumeName.tolist() == [name] and provenance.spacing_from[0] == "table"
 
 
-def test_both_uploads_of_a_scan_give_one_volume(tmp_path):
+def test_both_uploads_of_a_scan_give_the_same_volume(tmp_path):
     names = write_tree(tmp_path, "train", 2)
     flipped = chest_hu()[::-1, ::-1]
     affine = np.array([[5.0, 0, 0, -50], [0, 5, 0, -45], [0, 0, 8, 10], [0, 0, 0, 1]])
@@ -152,7 +152,7 @@ def test_both_uploads_of_a_scan_give_one_volume(tmp_path):
     ("mode", "clip"),
     [("published_train", "after_resampling"), ("published_inference", "before_resampling")],
 )
-def test_the_published_modes_reach_the_volume(tmp_path, mode, clip):
+def test_published_modes(tmp_path, mode, clip):
     write_tree(tmp_path, "train", 1)
     path = read_collection(tmp_path, "train").cases[0].path()
     metal = chest_hu() + np.int16(1024)
@@ -160,7 +160,7 @@ def test_the_published_modes_reach_the_volume(tmp_path, mode, clip):
     write_nifti(path, metal, np.diag([5.0, 5, 8, 1]))
     prepare(tmp_path, tmp_path / "out", mode=mode)
     record = shards.read(tmp_path / "out", "train")[0]
-    expected = resample.preprocess_fixed_point(
+    expected = resample.preprocess(
         metal, slope=1, intercept=-1024, clip=clip, dtype=np.float64, **GRID
     )
     np.testing.assert_array_equal(record["volume"], expected)
@@ -168,7 +168,7 @@ def test_the_published_modes_reach_the_volume(tmp_path, mode, clip):
     assert shards.preparation(tmp_path / "out", "train")["mode"] == mode
 
 
-def test_the_sound_mode_is_the_published_inference_within_a_hounsfield_unit(tmp_path):
+def test_sound_mode_is_within_a_hounsfield_unit_of_published_inference(tmp_path):
     write_tree(tmp_path, "train", 1)
     volume = {}
     for mode in ("sound", "published_inference"):
@@ -177,7 +177,7 @@ def test_the_sound_mode_is_the_published_inference_within_a_hounsfield_unit(tmp_
     assert 0 < np.abs(volume["sound"] - volume["published_inference"]).max() <= 16
 
 
-def test_bad_scans_end_in_a_skip_with_a_reason(tmp_path):
+def test_bad_scans_are_skipped_with_a_reason(tmp_path):
     *names, good = write_tree(tmp_path, "train", 10)
     paths = [scan_path(tmp_path, name, folder="train") for name in names]
     paths[0].write_bytes(paths[0].read_bytes()[:-50])
@@ -204,7 +204,7 @@ def test_bad_scans_end_in_a_skip_with_a_reason(tmp_path):
     assert [r["volume_name"] for r in shards.read_reports(tmp_path / "out", "train")] == [good]
 
 
-def test_nothing_usable_is_an_input_error_and_leaves_room_for_another_try(tmp_path):
+def test_split_without_usable_volume_is_an_input_error_and_can_be_retried(tmp_path):
     (name,) = write_tree(tmp_path, "train", 1)
     path = scan_path(tmp_path, name, folder="train")
     content = path.read_bytes()
@@ -233,7 +233,7 @@ def test_only_missing_shards_are_prepared_again(tmp_path):
     assert [record["volume_name"] for record in shards.read(out, "train")] == whole == names
 
 
-def test_another_geometry_in_the_same_folder_is_an_input_error(tmp_path):
+def test_other_geometry_in_the_same_folder_is_an_input_error(tmp_path):
     write_tree(tmp_path, "train", 1)
     prepare(tmp_path, tmp_path / "out")
     with pytest.raises(InputError, match="another preparation of train .spacing differ"):
@@ -247,7 +247,7 @@ needs_real_ct = pytest.mark.skipif(
 
 @needs_real_ct
 @pytest.mark.parametrize("loader", ["train", "infer"])
-def test_a_real_ct_through_preparation_equals_the_published_loaders(tmp_path, loader):
+def test_real_ct_equals_the_published_loaders(tmp_path, loader):
     about = json.loads((REAL_CT / "golden.json").read_text())
     (name,) = write_tree(tmp_path, "train", 1)
     scan = REAL_CT / "example_ct_sm.nii.gz"
@@ -274,9 +274,9 @@ def test_a_real_ct_through_preparation_equals_the_published_loaders(tmp_path, lo
 
 
 @needs_real_ct
-def test_a_real_ct_is_understood_without_its_table():
+def test_real_ct_is_resolved_without_a_table():
     scan = read_nifti(REAL_CT / "example_ct_sm.nii.gz")
-    found = calibrate(scan, slope=1.0, intercept=-1024.0)
-    assert (found.values, found.axes, found.grid) == ("stored", "header", "header")
+    found = resolve_hu_and_geometry(scan, slope=1.0, intercept=-1024.0)
+    assert (found.values, found.axes, found.spacing_source) == ("stored", "header", "header")
     np.testing.assert_array_equal(found.voxels, scan.voxels[::-1, ::-1])
     assert found.spacing_xyz == (3, 3, 3)

@@ -296,7 +296,7 @@ def test_given_weights_of_another_shape_are_refused(finished, shards):
             r"volumes of shape \(24, 48, 48\); config.model.image wants \(16, 48, 48\)",
         ),
         ({"model.image.window": (-900.0, 900.0)}, r"volumes of window \(-1000.0, 1000.0\); config"),
-        ({"data.weights": (1.0, 2.0)}, "weights: .* of 1 folders"),
+        ({"data.weights": (1.0, 2.0)}, "weights: .* for 1 folders"),
         ({"model.text.vocab_size": 50}, r"tokenizer.model: \d+ tokens, .*vocab_size is 50"),
         ({"data.shards": "absent"}, "absent"),
     ],
