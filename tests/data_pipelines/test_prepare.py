@@ -34,42 +34,11 @@ def prepare(tree, out, split="train", geometry=GEOMETRY, mode="sound"):
     shards.finish(out)
 
 
-def run_binary(*arguments):
+def run_program(*arguments):
     command = [sys.executable, "-m", "data_pipelines.prepare", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
-def test_program_prepares_both_splits_and_a_tokenizer(tmp_path):
-    tree, out = tmp_path / "tree", tmp_path / "shards"
-    names = write_tree(tree, "train", 3) + write_tree(tree, "valid", 2)
-    arguments = [f"--data={tree}", f"--out={out}", "--shape=8,14,12", "--spacing=12,7.5,7.5"]
-    arguments += ["--processes=2", "--sentencepiece_vocab=200"]
-    first = run_binary(*arguments)
-    assert first.returncode == 0, first.stderr
-    assert "3/3" in first.stderr and "volumes/s" in first.stderr
-    assert "train: 3 prepared, 0 skipped\n  HU        rescaled 3\n" in first.stderr
-    found = [r["volume_name"] for s in ("train", "valid") for r in shards.read_reports(out, s)]
-    assert found == names
-    assert shards.preparation(out, "valid")["spacing"] == [12.0, 7.5, 7.5]
-    assert load_tokenizer(out / "tokenizer.model").vocab_size <= 200
-    assert list(verify(out)) == []
-    second = run_binary(*arguments)
-    assert second.returncode == 0 and "3/3" not in second.stderr
-    assert "valid: 2 prepared" in second.stderr
-
-
-WRONG = {
-    "--shape=8,14": "--shape: got 8,14, expected three numbers z,x,y",
-    "--spacing=1,0,1": "grid: all sizes must be above 0",
-    "--window=0,a": "--window: got 0,a, expected two numbers low,high",
-    "--task=2/2": "--task: got 2/2, expected I/N",
-    "extra": "unexpected argument 'extra'",
-    "--splits=all": "--splits: invalid name 'all'",
-    "--splits=hold-out": "--splits: invalid name 'hold-out'",
-    "--source=rad_chestct": "--label_map: required",
-    "--source=manifest --columns=path": "--columns: got path, expected OURS=THEIRS",
-    "--runner=DirectRunner": "--runner=DirectRunner: Apache Beam is not installed",
-}
 IN_ONE_PROCESS = """
 import sys
 from absl import flags
@@ -86,23 +55,103 @@ for line in sys.stdin.read().splitlines():
 """
 
 
-def test_wrong_arguments_are_one_line(tmp_path):
-    write_tree(tmp_path, "train", 1)
-    common = f"--data={tmp_path} --out={tmp_path / 'out'} --splits=train"
+def run_lines(*lines):
+    """Runs several command lines in one process, as half of a run is imports.
+
+    Returns "accepted" or the error of each, and what was printed to stderr."""
     result = subprocess.run(
         [sys.executable, "-c", IN_ONE_PROCESS],
-        input="".join(f"{common} {wrong}\n" for wrong in WRONG),
+        input="".join(f"{line}\n" for line in lines),
         cwd=ROOT,
         capture_output=True,
         text=True,
     )
     assert result.returncode == 0, result.stderr
-    for line, (wrong, message) in zip(result.stdout.splitlines(), WRONG.items(), strict=True):
-        assert message in line, wrong
+    return result.stdout.splitlines(), result.stderr
+
+
+def command_line(tree, out, *arguments):
+    grid = "--shape=8,14,12 --spacing=12,7.5,7.5 --processes=2"
+    return " ".join((f"--data={tree} --out={out} {grid}", *arguments))
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_program_prepares_both_splits_and_a_tokenizer(tmp_path):
+    tree, out = tmp_path / "tree", tmp_path / "shards"
+    names = write_tree(tree, "train", 3) + write_tree(tree, "valid", 2)
+    arguments = [f"--data={tree}", f"--out={out}", "--shape=8,14,12", "--spacing=12,7.5,7.5"]
+    arguments += ["--processes=2", "--sentencepiece_vocab=200"]
+    first = run_program(*arguments)
+    assert first.returncode == 0, first.stderr
+    assert "3/3" in first.stderr and "volumes/s" in first.stderr
+    assert "train: 3 prepared, 0 skipped\n  HU        rescaled 3\n" in first.stderr
+    found = [r["volume_name"] for s in ("train", "valid") for r in shards.read_reports(out, s)]
+    assert found == names
+    assert shards.preparation(out, "valid")["spacing"] == [12.0, 7.5, 7.5]
+    assert load_tokenizer(out / "tokenizer.model").vocab_size <= 200
+    assert list(verify(out)) == []
+    second = run_program(*arguments)
+    assert second.returncode == 0 and "3/3" not in second.stderr
+    assert "valid: 2 prepared" in second.stderr
+
+
+WRONG = {
+    "--shape=8,14": "--shape: got 8,14, expected three numbers z,x,y",
+    "--spacing=1,0,1": "grid: all sizes must be above 0",
+    "--window=0,a": "--window: got 0,a, expected two numbers low,high",
+    "--task=2/2": "--task: got 2/2, expected I/N",
+    "extra": "unexpected argument 'extra'",
+    "--splits=all": "--splits: invalid name 'all'",
+    "--splits=hold-out": "--splits: invalid name 'hold-out'",
+    "--source=rad_chestct": "--label_map: required",
+    "--source=manifest --columns=path": "--columns: got path, expected OURS=THEIRS",
+    "--runner=DirectRunner": "--runner=DirectRunner: Apache Beam is not installed",
+}
+
+
+def test_wrong_arguments_are_one_line(tmp_path):
+    write_tree(tmp_path, "train", 1)
+    common = f"--data={tmp_path} --out={tmp_path / 'out'} --splits=train"
+    errors, _ = run_lines(*(f"{common} {wrong}" for wrong in WRONG))
+    for error, (wrong, message) in zip(errors, WRONG.items(), strict=True):
+        assert message in error, wrong
+
+
+def test_slices_of_an_array_job_write_the_same_shards(tmp_path):
+    """Of one train and two valid shards, the first slice ends with an incomplete split."""
+    tree, splits = tmp_path / "tree", "--splits=train,valid --sentencepiece_vocab=60"
+    write_tree(tree, "train", 1)
+    write_tree(tree, "valid", 2)
+    results, printed = run_lines(
+        command_line(tree, tmp_path / "slices", splits, "--task=0/2"),
+        command_line(tree, tmp_path / "slices", splits, "--task=1/2"),
+        command_line(tree, tmp_path / "whole", splits),
+    )
+    assert results == ["accepted"] * 3, printed
+    assert "valid: 1 of 2 shards are missing" in printed and "valid: 2 prepared" in printed
+    assert content(tmp_path / "slices") == content(tmp_path / "whole")
+
+
+def test_split_without_usable_volume_can_be_retried_and_does_not_cost_the_other(tmp_path):
+    tree, out = tmp_path / "tree", tmp_path / "out"
+    (name,) = write_tree(tree, "train", 1)
+    write_tree(tree, "valid", 1)
+    path = scan_path(tree, name, folder="train")
+    path.rename(tree / "scan")
+    (error,), _ = run_lines(command_line(tree, out))
+    assert "nothing of train could be prepared; first: " in error and "no such file" in error
+    assert shards.read(out, "valid")[0]["patient"] == "valid_1"
+    assert not list(out.glob("*train*"))
+    (tree / "scan").rename(path)
+    prepare(tree, out)
+    assert shards.splits(out) == ["train", "valid"]
 
 
 def test_missing_data_is_one_line(tmp_path):
-    result = run_binary(f"--data={tmp_path}", f"--out={tmp_path / 'out'}")
+    result = run_program(f"--data={tmp_path}", f"--out={tmp_path / 'out'}")
     assert result.returncode == 2
     assert result.stderr.startswith("error:") and len(result.stderr.splitlines()) == 1
     assert "train_reports.csv: no such table" in result.stderr
@@ -202,21 +251,6 @@ def test_bad_scans_are_skipped_with_a_reason(tmp_path):
     table = pd.read_csv(tmp_path / "out/skipped.csv")
     assert set(table.VolumeName) == set(names)
     assert [r["volume_name"] for r in shards.read_reports(tmp_path / "out", "train")] == [good]
-
-
-def test_split_without_usable_volume_is_an_input_error_and_can_be_retried(tmp_path):
-    (name,) = write_tree(tmp_path, "train", 1)
-    path = scan_path(tmp_path, name, folder="train")
-    content = path.read_bytes()
-    path.unlink()
-    arguments = [f"--data={tmp_path}", f"--out={tmp_path / 'out'}", "--splits=train"]
-    result = run_binary(*arguments, "--shape=8,14,12", "--spacing=12,7.5,7.5")
-    message = result.stderr.splitlines()[-1]
-    assert result.returncode == 2 and "nothing of train could be prepared" in message
-    assert "no such file" in message
-    path.write_bytes(content)
-    prepare(tmp_path, tmp_path / "out")
-    assert len(shards.read(tmp_path / "out", "train")) == 1
 
 
 def test_only_missing_shards_are_prepared_again(tmp_path):
