@@ -33,9 +33,9 @@ LABELS = (
 PROMPTS = ("{} is present.", "{} is not present.")
 """The published zero-shot prompts, positive and negative."""
 
-Form = Literal["joined", "impressions", "published_training", "published_inference"]
-FORMS = get_args(Form)
-SENTENCE_FORMS = ("joined", "impressions")
+ReportFormat = Literal["joined", "impressions", "published_training", "published_inference"]
+REPORT_FORMATS = get_args(ReportFormat)
+SENTENCE_FORMATS = ("joined", "impressions")
 """The formats that consist of sentences; the published ones may run two into one."""
 
 NOT_GIVEN = "Not given."
@@ -54,7 +54,7 @@ def prompt_text(prompt: str, label: str) -> str:
     return text
 
 
-def report_text(findings: str, impressions: str, *, form: Form = "joined") -> str:
+def report_text(findings: str, impressions: str, *, form: ReportFormat = "joined") -> str:
     """Returns the text of a report in a format; a missing part is an empty string.
 
     joined: both parts with a space between them, without missing and "Not given." parts.
@@ -63,21 +63,23 @@ def report_text(findings: str, impressions: str, *, form: Form = "joined") -> st
     published_inference: both parts without a separator, without "Not given.".
     The published formats delete quotes and parentheses, and write "nan" for a missing part.
     """
-    if form in SENTENCE_FORMS:
+    if form in SENTENCE_FORMATS:
         return " ".join(_parts(findings, impressions, form=form))
     if form == "published_training":
         return (findings or "nan").translate(_DELETED)
     if form == "published_inference":
         parts = ((part or "nan").translate(_DELETED) for part in (findings, impressions))
         return "".join(part for part in parts if part != NOT_GIVEN)
-    raise InputError(f"unknown report format {form!r}; choose from {', '.join(FORMS)}")
+    raise InputError(f"unknown report format {form!r}; choose from {', '.join(REPORT_FORMATS)}")
 
 
-def report_sentences(findings: str, impressions: str, *, form: Form = "joined") -> list[str]:
+def report_sentences(
+    findings: str, impressions: str, *, form: ReportFormat = "joined"
+) -> list[str]:
     """Returns the sentences of `report_text` in order, none of them across the two parts."""
-    if form not in SENTENCE_FORMS:
+    if form not in SENTENCE_FORMATS:
         raise InputError(
-            f"report format {form!r} has no sentences; choose from {', '.join(SENTENCE_FORMS)}"
+            f"report format {form!r} has no sentences; choose from {', '.join(SENTENCE_FORMATS)}"
         )
     return [
         sentence
@@ -86,7 +88,7 @@ def report_sentences(findings: str, impressions: str, *, form: Form = "joined") 
     ]
 
 
-def _parts(findings: str, impressions: str, *, form: Form) -> list[str]:
+def _parts(findings: str, impressions: str, *, form: ReportFormat) -> list[str]:
     parts = report_parts(findings, impressions)
     return parts[-1:] if form == "impressions" else parts
 
@@ -115,7 +117,7 @@ class TextSampler:
         `texts_per_volume` texts; (0, 0) for all.
     """
 
-    form: Form = "joined"
+    form: ReportFormat = "joined"
     shuffle: bool = False
     sentences_per_text: tuple[int, int] = (0, 0)
     texts_per_volume: int = 1
@@ -134,10 +136,10 @@ class TextSampler:
             raise InputError(
                 f"sentences_per_text: got {lo, hi}, expected 1 <= lo <= hi, or (0, 0) for all"
             )
-        if ((lo, hi) != (0, 0) or self.shuffle) and self.form not in SENTENCE_FORMS:
+        if ((lo, hi) != (0, 0) or self.shuffle) and self.form not in SENTENCE_FORMATS:
             raise InputError(
                 f"report format {self.form!r} has no sentences to choose or shuffle; choose from"
-                f" {', '.join(SENTENCE_FORMS)}"
+                f" {', '.join(SENTENCE_FORMATS)}"
             )
 
     def draw(self, findings: str, impressions: str, *, rng: np.random.Generator) -> list[str]:
