@@ -114,7 +114,7 @@ def describe(
                 "spacing_mm": list(geometry.spacing),
                 "grid": "resampled linearly to the spacing, the center cropped or padded with the"
                 " lower end of the window to the shape; `ctclip_jax.load(...).prepare(scan)` or"
-                " data_pipelines.resample.preprocess_fixed_point make it of a scan",
+                " data_pipelines.resample.preprocess make it of a scan",
             },
             "returns": {"dtype": "float32", "shape": ["b", model.config.dim_latent]},
         },

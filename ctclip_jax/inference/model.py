@@ -1,6 +1,5 @@
 """A trained CT-CLIP at work: numpy arrays in, numpy arrays out."""
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from ctclip_jax.inference.classifiers import Classifier, ClassifierKind, Finding
 from ctclip_jax.models.ct_clip import CTCLIP, CTCLIPConfig
 from data_pipelines.errors import InputError
 from data_pipelines.reports import LABELS, PROMPTS
-from data_pipelines.resample import STEPS_PER_HU, Geometry
+from data_pipelines.resample import Geometry
 from data_pipelines.shard_tasks import PreparedVolume, prepare_scan
 from data_pipelines.sources.case import CaseRecord
 from data_pipelines.tokenizers import Tokenizer
@@ -105,14 +104,10 @@ class Model:
         if not isinstance(scan, CaseRecord):
             scan = CaseRecord(volume_name=str(scan), patient="", scan="", paths=(epath.Path(scan),))
         try:
-            found = prepare_scan(scan, geometry=self.geometry)
+            return prepare_scan(scan, geometry=self.geometry)
         except InputError as error:
             path, told = str(scan.path()), str(error)
             raise InputError(told if path in told else f"{path}: {told}") from error
-        steps = STEPS_PER_HU // found.steps_per_hu
-        return dataclasses.replace(
-            found, volume=found.volume * np.int16(steps), steps_per_hu=STEPS_PER_HU
-        )
 
     def encode_image(
         self, volumes: Num[np.ndarray, "n f h w"], *, batch_size: int = 1

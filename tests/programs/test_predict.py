@@ -117,7 +117,7 @@ def test_the_program(model, export, samples, tmp_path):
     done = run(f"{samples}/*.nii.gz", bad, f"--checkpoint={export}", f"--out={out}", "--heatmaps=2")
     assert done.returncode == 1, done.stderr
     assert "1 of 3 scans could not be used" in done.stderr
-    assert f"{bad}: damaged or no NIfTI file" in done.stderr.splitlines()[-1]
+    assert f"{bad}: damaged or not a NIfTI file" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
     with (out / "scores.csv").open() as file:
         rows = {row["VolumeName"]: row for row in csv.DictReader(file)}
