@@ -40,16 +40,16 @@ WHOLE_REPORT = 272  # tokens of the longest Findings
 # here: a text warm-up on the reports, and a quantizer that sets in after half of the steps.
 PUBLISHED = {
     "batch_size": 8,
-    "data.report": "published_training",
-    "data.sentences": (0, 0),
-    "data.texts": 1,
+    "data.report_format": "published_training",
+    "data.sentences_per_text": (0, 0),
+    "data.texts_per_volume": 1,
     "data.max_length": WHOLE_REPORT,
     "model.text.max_positions": WHOLE_REPORT,
     "loss.name": "softmax",
     "optim.schedule": "constant",
     "optim.learning_rate": 5e-4,
     "optim.warmup_steps": 0,
-    "evaluation.report": "published_inference",
+    "evaluation.report_format": "published_inference",
     "evaluation.pool_sentences": False,
     "evaluation.max_length": WHOLE_REPORT,
 }
@@ -60,10 +60,10 @@ GLOBAL_BATCH = {
     "optim.warmup_steps": 50,
 }
 SENTENCES = {
-    "data.report": "impressions",
-    "data.sentences": (1, 1),
+    "data.report_format": "impressions",
+    "data.sentences_per_text": (1, 1),
     "data.max_length": 24,
-    "evaluation.report": "joined",
+    "evaluation.report_format": "joined",
     "evaluation.pool_sentences": True,
     "evaluation.max_length": 24,
 }
@@ -82,24 +82,26 @@ RECIPES = {
     "published": Recipe("", PUBLISHED),
     "+ global batch": Recipe("published", GLOBAL_BATCH),
     "+ twin masking": Recipe(
-        "+ global batch", {"loss.mask_twins": True, "data.one_per_scan": True}
+        "+ global batch", {"loss.mask_duplicates": True, "data.one_reconstruction_per_scan": True}
     ),
     "+ single sentences": Recipe("+ twin masking", SENTENCES),
     "+ six sentences a volume": Recipe(
-        "+ single sentences", {"loss.name": "text_to_image", "data.texts": 6}
+        "+ single sentences", {"loss.name": "text_to_image", "data.texts_per_volume": 6}
     ),
     "sigmoid": Recipe(
         "+ single sentences",
-        {"loss.name": "sigmoid", "model.logit_bias": -10.0, "model.init_temperature": 2.302585},
+        {"loss.name": "sigmoid", "model.logit_bias": -10.0, "model.init_logit_scale_log": 2.302585},
     ),
     "ViT": Recipe("+ single sentences", {"tower": "vit"}),
-    "label-informed": Recipe("+ single sentences", {"model.labels": 18, "loss.label_weight": 1.0}),
+    "label-informed": Recipe(
+        "+ single sentences", {"model.num_labels": 18, "loss.label_weight": 1.0}
+    ),
     "supervised": Recipe(
         "+ single sentences",
         {
-            "model.labels": 18,
+            "model.num_labels": 18,
             "loss.name": "labels",
-            "loss.mask_twins": False,
+            "loss.mask_duplicates": False,
             "text_warmup.steps": 0,
             "optim.rules": (("^(text|temperature)", 0.0),),
         },
@@ -123,7 +125,7 @@ def experiment(name: str, seed: int, *, shards: str, volumes: int) -> TrainConfi
     steps = round(budget(shards, volumes) / step_flops(config)) if name != "published" else 0
     steps = steps or volumes // config.batch_size
     ramp = (steps * 3 // 7, steps * 9 // 14)  # as in configs/phantoms.py
-    return dataclasses.replace(config, steps=steps, quantize_ramp=ramp, log_every=steps // 10)
+    return dataclasses.replace(config, steps=steps, vq_ramp_steps=ramp, log_every=steps // 10)
 
 
 def budget(shards: str, volumes: int) -> float:

@@ -13,14 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import measure
-from ctclip_jax.checkpoints.torch_convert import import_weights
-from ctclip_jax.checkpoints.torch_export import export_weights
+from ctclip_jax.checkpoints.torch_convert import export_weights, import_weights
 from ctclip_jax.checkpoints.torch_geometry import Geometry
 from ctclip_jax.models import nnx_bridge
 from ctclip_jax.models.bert import Bert
 from ctclip_jax.models.ct_clip import CTCLIP
 from ctclip_jax.models.ct_vit import CTViT
-from ctclip_jax.models.patch_embed import cut
+from ctclip_jax.models.patch_embed import patchify
 from ctclip_jax.training.losses import LossConfig, make_loss
 from data_pipelines.errors import run_main
 
@@ -52,17 +51,23 @@ def differences() -> dict[str, float]:
         lambda rngs: Bert(model.config.text, rngs, dtype="float32", remat="none"),
         variables["params"]["text"],
     )
-    outputs, _ = jax.jit(lambda v: model(v, batch, train=False))(variables)
+    texts = batch["input_ids"], batch["attention_mask"]
+    latents = {
+        "image": jax.jit(model.encode_image)(variables, batch["image"]),
+        "text": jax.jit(model.encode_text)(variables, *texts),
+    }
+    outputs = model.outputs(variables["params"], latents)
 
     def loss(params: dict):
-        outputs, statistics = model(variables | {"params": params}, batch, train=True)
+        latents, statistics = model.encode(variables | {"params": params}, batch)
+        outputs = model.outputs(params, latents)
         codebook = model.update_codebook(variables["codebook"], statistics)
         return softmax_loss(outputs, batch)[0], codebook
 
     (_, codebook), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
     exported = export_weights({"params": grads, "codebook": codebook}, config=model.config)
     expected = {name[5:]: value for name, value in golden.items() if name.startswith("grad/")}
-    patches = cut(batch["image"], model.config.image.patch)
+    patches = patchify(batch["image"], model.config.image.patch)
     stages = {
         "patch_emb": jax.jit(image_tower.patch_embed)(patches),
         "temporal_out": jax.jit(image_tower)(batch["image"]),

@@ -17,12 +17,12 @@ from einops import reduce
 import ctclip_jax
 from benchmarks import measure
 from ctclip_jax.evaluation.metrics import bootstrap
-from ctclip_jax.inference import classifiers
 from ctclip_jax.inference.baseline import Reference
-from ctclip_jax.inference.classifiers import Detector
+from ctclip_jax.inference.classifiers import Classifier
+from ctclip_jax.inference.load import Model
 from ctclip_jax.reference import mean_of
 from data_pipelines.errors import run_main
-from data_pipelines.resample import STEPS_PER_HU, Geometry, preprocess_fixed_point
+from data_pipelines.resample import Geometry, preprocess, to_hu
 from data_pipelines.sources.phantoms.anatomy import random_anatomy, random_grid
 from data_pipelines.sources.phantoms.chest import Chest, draw_chest
 from data_pipelines.sources.phantoms.signs import SIGNS
@@ -57,7 +57,7 @@ def drawn(label: str, number: int) -> tuple[Chest, Chest]:
 def on_grid(hu: np.ndarray, chest: Chest, geometry: Geometry) -> np.ndarray:
     """HU of a chest on the grid of the model, int16 in steps of 1/16 HU."""
     in_plane, between = chest.grid.spacing
-    return preprocess_fixed_point(
+    return preprocess(
         hu,
         slope=1.0,
         intercept=0.0,
@@ -71,14 +71,16 @@ def region(healthy: Chest, ill: Chest, geometry: Geometry, patch: tuple[int, ...
     low, high = geometry.window
     before, after = (np.clip(chest.hu, low, high) for chest in (healthy, ill))
     changed = np.where(np.abs(after - before) > CHANGED_HU, high, low).astype(np.float32)
-    shares = (on_grid(changed, ill, geometry) / STEPS_PER_HU - low) / (high - low)
+    shares = (to_hu(on_grid(changed, ill, geometry)) - low) / (high - low)
     t, h, w = patch
     return reduce(shares, "(t a) (h b) (w c) -> t h w", "mean", a=t, b=h, c=w)
 
 
-def measured(finder: Detector, label: str, count: int, reference: Reference) -> dict:
+def measured(
+    model: Model, classifier: Classifier, label: str, count: int, reference: Reference
+) -> dict:
     """The row of a label: means over the phantoms, ratios of means with CIs over phantoms."""
-    model, column = finder.model, finder.names.index(label)
+    column = classifier.names.index(label)
     geometry, patch = model.geometry, model.config.image.patch
     pairs = [drawn(label, number) for number in range(count)]
     regions = np.stack([region(*pair, geometry, patch) for pair in pairs])
@@ -89,8 +91,9 @@ def measured(finder: Detector, label: str, count: int, reference: Reference) -> 
 
     def explained(evidence: np.ndarray, against: Reference | None) -> tuple[float, np.ndarray]:
         model.reference = against
-        found, maps = finder.explain(evidence, batch_size=BATCH)
-        return float(found.probabilities[:, column].mean()), maps[:, column]
+        latents, maps = model.explain(evidence, classifier.kernel, batch_size=BATCH)
+        probabilities = classifier.probabilities(latents)
+        return float(probabilities[:, column].mean()), maps[:, column]
 
     healthy, ill = (evidence(chests) for chests in zip(*pairs, strict=True))
     without, calm = explained(healthy, None)
@@ -120,9 +123,9 @@ def measured(finder: Detector, label: str, count: int, reference: Reference) -> 
 
 def main() -> None:
     model = ctclip_jax.load(MODEL.value)
-    finder = classifiers.zero_shot_classifier(model)
+    classifier = model.zero_shot_classifier()
     reference = mean_of(model, SHARDS.value, "train", volumes=AVERAGED, batch_size=BATCH)
-    rows = [measured(finder, label, COUNT.value, reference) for label in LABELS]
+    rows = [measured(model, classifier, label, COUNT.value, reference) for label in LABELS]
     measure.save("heatmaps", {"phantoms": COUNT.value, "averaged": AVERAGED, "rows": rows})
 
 

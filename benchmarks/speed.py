@@ -6,6 +6,7 @@ The default size suits a CPU; use `--size=full --dtype=bfloat16` on an accelerat
 import dataclasses
 import os
 import statistics
+import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,15 +18,19 @@ from absl import flags
 from benchmarks import measure
 from configs import ct_clip, vit
 from ctclip_jax.common.configs import from_dict
-from ctclip_jax.models.layers import ATTENTION, REMAT
+from ctclip_jax.models.layers import AttentionImplementation, Remat
 from ctclip_jax.models.vit import ViTConfig
 from ctclip_jax.training.config import TrainConfig
 
 SIZE = flags.DEFINE_enum("size", "reduced", ("reduced", "full"), "Model size.")
 DTYPE = flags.DEFINE_enum("dtype", "float32", ("float32", "bfloat16"), "Dtype of matrix products.")
 BATCH = flags.DEFINE_integer("batch", 2, "Batch size.")
-REMATERIALIZE = flags.DEFINE_enum("remat", "none", tuple(REMAT), "Rematerialization policy.")
-FUSED = flags.DEFINE_enum("attention", "xla", ATTENTION, "Attention implementation.")
+REMATERIALIZE = flags.DEFINE_enum(
+    "remat", "none", typing.get_args(Remat), "Rematerialization policy."
+)
+FUSED = flags.DEFINE_enum(
+    "attention", "xla", typing.get_args(AttentionImplementation), "Attention implementation."
+)
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Number of timings per model.")
 COMPILE = flags.DEFINE_bool("torch_compile", True, "Whether PyTorch at its best is compiled.")
 

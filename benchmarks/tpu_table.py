@@ -22,8 +22,8 @@ from benchmarks import measure
 from configs import ct_clip
 from ctclip_jax.common.configs import from_dict
 from ctclip_jax.cost.accelerators import GIB, accelerator_of
+from ctclip_jax.cost.dry_run import RESERVED_BY_TPU, DoesNotFit, step_report
 from ctclip_jax.cost.flops import step_flops
-from ctclip_jax.cost.step_report import KEPT_BY_TPU, DoesNotFit, step_report
 from ctclip_jax.training.config import TrainConfig
 from data_pipelines.errors import run_main
 
@@ -130,7 +130,7 @@ def row_of(system: System) -> dict:
         memory = GPU_SHARE * chip.memory_bytes
         step = linear(one, some, extrapolated_volumes(one, some, memory)) | {"memory": memory}
     else:
-        volumes = extrapolated_volumes(one, some, chip.memory_bytes - KEPT_BY_TPU)
+        volumes = extrapolated_volumes(one, some, chip.memory_bytes - RESERVED_BY_TPU)
         step = largest(compile_step, volumes=volumes, volume_bytes=bytes_of_a_volume(one, some))
         if math.isnan(step["sent"]):
             step |= {"sent": linear(one, some, step["volumes"])["sent"], "unread": True}

@@ -26,7 +26,7 @@ from ctclip_jax.evaluation import files
 from ctclip_jax.evaluation.dataset import from_rows
 from data_pipelines import shards
 from data_pipelines.errors import InputError, run_main
-from data_pipelines.reports import LABELS, given_parts, report_text
+from data_pipelines.reports import LABELS, report_parts, report_text
 from data_pipelines.sources.tables import read_table
 
 KEYS = (files.KEY, "volume_name", "path")
@@ -49,7 +49,7 @@ def read_table_of_reports(path: Path) -> dict[str, tuple[str, str]]:
     reports = {}
     for name, row in table.rows.items():
         texts = [row[part] for part in parts]
-        if not given_parts(*texts, *[""] * (2 - len(texts))):
+        if not report_parts(*texts, *[""] * (2 - len(texts))):
             raise InputError(f"{path}: {name}: no report")
         reports[name] = (texts[0], "".join(texts[1:]))
     return reports
@@ -72,7 +72,7 @@ def label_split(model: Model, folder: str, split: str, out: Path) -> int:
     Volumes without a report get no labels.
     """
     every = sorted(shards.read_reports(folder, split), key=lambda row: row["volume_name"])
-    rows = [row for row in every if given_parts(row["findings"], row["impressions"])]
+    rows = [row for row in every if report_parts(row["findings"], row["impressions"])]
     if not rows:
         raise InputError(f"{folder}: no report in {split}")
     reports = [(row["findings"], row["impressions"]) for row in rows]

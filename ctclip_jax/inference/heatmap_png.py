@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int16
 
 from data_pipelines.files import publish, scratch_folder
-from data_pipelines.resample import STEPS_PER_HU
+from data_pipelines.resample import to_hu
 
 WINDOWS = {"lung": (-1000.0, 200.0), "mediastinum": (-160.0, 240.0), "bone": (-300.0, 1000.0)}
 """HU that are black and white; prepared volumes are clipped at -1000 and 1000."""
@@ -59,7 +59,7 @@ def draw(
     low, high = WINDOWS[window]
     for panel, slab in zip(panels.flat, chosen, strict=False):
         frame = int((slab + 0.5) * len(volume) / slabs)
-        hu = volume[frame].T / STEPS_PER_HU
+        hu = to_hu(volume[frame].T)
         panel.imshow(hu, cmap="gray", vmin=low, vmax=high, extent=extent)
         values = contributions[slab].T
         shown = panel.imshow(

@@ -24,7 +24,7 @@ def over_scan(
 
     A scan whose header knows of no axes comes along Left, Posterior, Superior, as it was read.
     """
-    found = prepared.calibrated
+    found = prepared.oriented
     positions = grid_positions(found.voxels.shape, found.spacing_xyz, geometry)
     z, x, y = zip(geometry.shape, contributions.shape, strict=True)
     patches, inside = zip(

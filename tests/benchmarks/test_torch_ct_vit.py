@@ -24,7 +24,8 @@ def our_step(tiny, batch):
     @jax.jit
     def step(params):
         def loss(params):
-            outputs, statistics = model(variables | {"params": params}, batch, train=True)
+            latents, statistics = model.encode(variables | {"params": params}, batch)
+            outputs = model.outputs(params, latents)
             codebook = model.update_codebook(variables["codebook"], statistics)
             return make_loss(LossConfig("softmax"))(outputs, batch)[0], codebook
 

@@ -10,6 +10,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
+from data_pipelines.reports import LABELS
 from data_pipelines.sources.phantoms import write_samples
 from tests.demo_server import served
 
@@ -83,13 +84,13 @@ def test_a_visit(browser, page, scans):
 
     # a bad scan is a line, and a good one can follow it
     find(browser, "#file").send_keys(str(bad_scan(scans)))
-    wait(browser, lambda b: "damaged or no NIfTI file" in find(b, "#status").text)
+    wait(browser, lambda b: "damaged or not a NIfTI file" in find(b, "#status").text)
     find(browser, "#file").send_keys(str(scans[1]))
     wait(browser, lambda b: find(b, "#study").is_displayed())
-    volume = page.finder.model.prepare(scans[1]).volume
-    expected = page.finder.detect(volume[None])
+    volume = page.model.prepare(scans[1]).volume
+    expected = page.model.detect(volume[None])[0]
     found = shown(browser)
-    for name, probability in zip(expected.names, expected.probabilities[0], strict=True):
+    for name, probability in zip(LABELS, expected, strict=True):
         assert found[name] == pytest.approx(100 * probability, abs=0.51)
     assert list(found.values()) == sorted(found.values(), reverse=True)
 
@@ -117,8 +118,8 @@ def test_a_visit(browser, page, scans):
     row.click()
     wait(browser, lambda b: find(b, "#scale").is_displayed())
     assert find(browser, "[aria-pressed=true]").get_attribute("data-finding") == name
-    column = expected.names.index(name)
-    probability = expected.probabilities[0, column]
+    column = LABELS.index(name)
+    probability = expected[column]
     logit = np.log(probability / (1 - probability))
     assert f"{logit:+.2f} in all" in find(browser, "#about-map").text
     assert pixels(browser, "sagittal") != plain
@@ -170,7 +171,7 @@ def test_of_two_scans_the_later_is_shown(browser, page, scans):
 
     # what was found for it goes with it
     find(browser, "#file").send_keys(str(bad_scan(scans)))
-    wait(browser, lambda b: "damaged or no NIfTI file" in find(b, "#status").text)
+    wait(browser, lambda b: "damaged or not a NIfTI file" in find(b, "#status").text)
     assert find(browser, "#cases-title").text == "Cases"
     assert not browser.find_elements(By.CSS_SELECTOR, "#hits li")
 

@@ -49,6 +49,7 @@ def measure(folder, variables, workdir, *, devices=8, fsdp=1, **changes):
         model=CTCLIP(config.model),
         mesh=mesh,
         tokenizer=load_tokenizer(config.data.tokenizer_path),
+        label_informed=False,
     )
     writer = MetricWriter(workdir, step=0)
     run(jax.device_put(variables, state_shardings(variables, mesh)), step=3, writer=writer)
@@ -66,7 +67,10 @@ def test_figures_are_those_of_the_exported_model(folder, variables, tmp_path):
         tmp_path / "export",
         variables,
         config={"model": dataclasses.asdict(config.model), "max_length": 24}
-        | {"report": config.evaluation.report, "pool_sentences": config.evaluation.pool_sentences},
+        | {
+            "report": config.evaluation.report_format,
+            "pool_sentences": config.evaluation.pool_sentences,
+        },
         tokenizer=config.data.tokenizer_path,
     )
     inputs = Inputs(model=str(tmp_path / "export"), shards=str(folder), split="train")
