@@ -29,8 +29,6 @@ from ctclip_jax.train import train
 from ctclip_jax.training.config import TrainConfig
 from data_pipelines.errors import InputError, run_main
 
-DOCS = Path(__file__).parents[1] / "docs" / "recipes.md"
-
 SHARDS = flags.DEFINE_string("shards", "runs/demo/shards", "Prepared phantoms to train on.")
 VALID = flags.DEFINE_string("valid", "runs/ablation/shards", "Prepared phantoms to evaluate on.")
 OUT = flags.DEFINE_string("out", "runs/ablation", "Folder of the runs.")
@@ -181,30 +179,6 @@ def figures(name: str, folders: Sequence[Path], before: Sequence[Path]) -> dict[
     return row
 
 
-def write_docs(rows: dict[str, dict]) -> None:
-    """Writes the table: means over seeds, and every seed's difference with its interval."""
-    head = (
-        "recipe | built on | steps x volumes | mean AUROC | recall@5 | difference in AUROC by seed"
-    )
-    table = []
-    for name, row in rows.items():
-        differences = (
-            f"{v:+.3f} ({lo:+.3f}, {hi:+.3f})" for v, lo, hi in row["difference_by_seed"]
-        )
-        table.append(
-            (
-                name
-                + (", label-informed" if row["labels_used"] and name != "label-informed" else ""),
-                row["built_on"],
-                f"{row['steps']:,} x {row['batch_size']}",
-                f"{row['auroc']:.3f}",
-                f"{row['recall@5']:.3f}" if "recall@5" in row else "",
-                ", ".join(differences),
-            )
-        )
-    measure.write_table(DOCS, head, table)
-
-
 def _rounded(found: dict[str, float]) -> list[float]:
     return [round(found[name], 4) for name in ("value", "low", "high")]
 
@@ -231,7 +205,6 @@ def main() -> None:
         rows[name] = {"steps": config.steps, "batch_size": config.batch_size}
         rows[name] |= figures(name, folders, before)
     measure.save("ablation", {"seeds": SEEDS.value, "volumes": VOLUMES.value, "recipes": rows})
-    write_docs(rows)
 
 
 def _run(name: str, seed: int, folder: Path, where: dict[str, Any]) -> None:

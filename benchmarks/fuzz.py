@@ -25,7 +25,7 @@ from ctclip_jax.demo import uploads
 from ctclip_jax.demo.analysis import Analyses
 from ctclip_jax.inference import classifiers
 from data_pipelines.errors import InputError, run_main
-from data_pipelines.sources.phantoms.samples import write_samples
+from data_pipelines.sources.phantoms import write_samples
 from tests.dicom_series import chest_slices
 from tests.dicom_series import write as write_dicom
 from tests.tiny_run import write_tiny_export

@@ -9,7 +9,6 @@ the mean of the training volumes, and against the same chest without the sign.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from absl import flags
@@ -24,9 +23,9 @@ from ctclip_jax.inference.classifiers import Detector
 from ctclip_jax.reference import mean_of
 from data_pipelines.errors import run_main
 from data_pipelines.resample import STEPS_PER_HU, Geometry, preprocess_fixed_point
-from data_pipelines.sources.phantoms.abnormalities import SIGNS
 from data_pipelines.sources.phantoms.anatomy import random_anatomy, random_grid
 from data_pipelines.sources.phantoms.chest import Chest, draw_chest
+from data_pipelines.sources.phantoms.signs import SIGNS
 
 MODEL = flags.DEFINE_string("model", "runs/demo/train/export", "That of `make demo`.")
 SHARDS = flags.DEFINE_string("shards", "runs/demo/shards", "Those of `make demo`.")
@@ -43,7 +42,6 @@ LABELS = (
     "Lung opacity",
     "Atelectasis",
 )
-DOCS = Path(__file__).parents[1] / "docs" / "predict.md"
 SEED, RESAMPLES, BATCH, AVERAGED = 7, 1000, 32, 256
 CHANGED_HU = 100.0
 
@@ -53,7 +51,7 @@ def drawn(label: str, number: int) -> tuple[Chest, Chest]:
     rng = np.random.default_rng((SEED, number))
     anatomy = random_anatomy(rng)
     healthy = draw_chest(random_grid(rng, anatomy), anatomy, rng)
-    return healthy, SIGNS[label](healthy, rng)[0]
+    return healthy, SIGNS[label].draw(healthy, rng)[0]
 
 
 def on_grid(hu: np.ndarray, chest: Chest, geometry: Geometry) -> np.ndarray:
@@ -126,24 +124,6 @@ def main() -> None:
     reference = mean_of(model, SHARDS.value, "train", volumes=AVERAGED, batch_size=BATCH)
     rows = [measured(finder, label, COUNT.value, reference) for label in LABELS]
     measure.save("heatmaps", {"phantoms": COUNT.value, "averaged": AVERAGED, "rows": rows})
-    head = (
-        "sign | probability with it, without | region, % of the volume"
-        " | map by itself | against the mean scan | against the same chest without it"
-    )
-    table = [
-        (
-            row["label"],
-            f"{row['probability']:.2f}, {row['without_it']:.2f}",
-            f"{100 * row['share_of_volume']:.2f}",
-            *map(_told, (row["alone"], row["against_mean"], row["against_same"])),
-        )
-        for row in rows
-    ]
-    measure.write_table(DOCS, head, table)
-
-
-def _told(found: dict) -> str:
-    return f"{found['times']:.1f} ({found['low']:.1f} to {found['high']:.1f})"
 
 
 if __name__ == "__main__":

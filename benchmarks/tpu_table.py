@@ -1,5 +1,5 @@
-"""The table of docs/scaling.md: how much of the full-size step fits on whole systems, and the least
-time that it can take there. Compiled for TPUs that are not here (`pip install 'ctclip-jax[tpu]'`).
+"""The table of docs/scaling.md: how much of the full-size step fits on whole systems, and how fast
+it can be there. Compiled for TPUs that are not here (`pip install 'ctclip-jax[tpu]'`).
 
     python -m benchmarks.tpu_table
 
@@ -8,7 +8,7 @@ The largest number of volumes on a chip is foretold from two compilations for th
 memory being linear in it, and then compiled itself for each. For GPUs there is no compiler here:
 their row takes what a chip of the first system needs and does, goes on linearly to 0.9 of the
 memory of the GPU, and divides by the peaks of the GPU. Where jax cannot read a program (TPU v5p),
-its bytes sent are those of the first system for as many volumes. Each compilation
+its bytes sent and its traffic are those of the first system for as many volumes. Each compilation
 takes minutes; what is done is kept in RESUME until all is.
 """
 
@@ -16,19 +16,17 @@ import dataclasses
 import math
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import measure
 from configs import ct_clip
 from ctclip_jax.common.configs import from_dict
 from ctclip_jax.cost.accelerators import GIB, accelerator_of
-from ctclip_jax.cost.dry_run import RESERVED_BY_TPU, DoesNotFit, StepTime, step_report
+from ctclip_jax.cost.dry_run import RESERVED_BY_TPU, DoesNotFit, step_report
 from ctclip_jax.cost.flops import step_flops
 from ctclip_jax.training.config import TrainConfig
 from data_pipelines.errors import run_main
-
-DOCS = Path(__file__).parents[1] / "docs" / "scaling.md"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +54,6 @@ SYSTEMS = (
 )
 SOME = 4  # volumes on a chip of which it is known that they fit
 RESUME = Path("runs/tpu_table")
-PARTS = ("arithmetic", "interconnect")
 GPU_SHARE = 0.9  # of its memory is left to a program
 
 
@@ -126,7 +123,7 @@ def compiler(system: System) -> Callable[[int], dict]:
 
 
 def row_of(system: System) -> dict:
-    """The largest step of a system with its lower bound of time."""
+    """The largest step of a system with its roofline."""
     compile_step, chip = compiler(system), accelerator_of(system.device_kind)
     one, some = map(compiler(SYSTEMS[0]), (1, SOME))
     if system.is_gpu:
@@ -137,47 +134,16 @@ def row_of(system: System) -> dict:
         step = largest(compile_step, volumes=volumes, each=bytes_of_a_volume(one, some))
         if math.isnan(step["sent"]):
             step |= {"sent": linear(one, some, step["volumes"])["sent"], "unread": True}
-    time = StepTime(
-        arithmetic=step["flops"] / chip.bf16_flops,
-        interconnect=step["sent"] / chip.link_bandwidth,
-    )
-    return {
-        "system": dataclasses.asdict(system),
-        **step,
-        "seconds": {**dataclasses.asdict(time), "step": time.seconds},
-        "collective_share": time.collective_share,
+    at_peaks = {
+        "arithmetic": step["flops"] / chip.bf16_flops,
+        "interconnect": step["sent"] / chip.link_bandwidth,
     }
-
-
-def write_docs(rows: Sequence[dict]) -> None:
-    """Writes the table."""
-    head = (
-        "system | mesh (data x fsdp) | volumes a chip | in a step | memory a chip, GiB"
-        " | TFLOP a chip: model, computed | sent by a chip, GB"
-        " | seconds at least: arithmetic, collectives | in collectives at most"
-    )
-    table = []
-    for row in rows:
-        system, volumes = row["system"], row["volumes"] * row["system"]["chips"]
-        cells = (
-            system["name"],
-            f"{system['chips'] // system['fsdp']} x {system['fsdp']}",
-            row["volumes"],
-            volumes,
-            f"{row['needs'] / GIB:.1f} of {row['memory'] / GIB:.1f}",
-            f"{row['model_flops'] / 1e12:.1f}, {row['flops'] / 1e12:.1f}",
-            f"{'~' if 'unread' in row else ''}{row['sent'] / 1e9:.2f}",
-            ", ".join(f"{row['seconds'][part]:.3f}" for part in PARTS),
-            f"{row['collective_share']:.0%}",
-        )
-        table.append(cells)
-    measure.write_table(DOCS, head, table)
+    return {"system": dataclasses.asdict(system), **step, "seconds": at_peaks}
 
 
 def main() -> None:
     rows = [row_of(system) for system in SYSTEMS]
     measure.save("tpu_table", {"rows": rows})
-    write_docs(rows)
     shutil.rmtree(RESUME)  # another time, of another state of the code, it is compiled anew
 
 

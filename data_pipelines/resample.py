@@ -47,6 +47,11 @@ GRIDS = {
 """The published grid, and two cheaper ones of later models."""
 
 
+def to_hu(volume: Int16[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+    """HU, float32 and exact, of a prepared volume or a part of it (int16, steps of 1/16 HU)."""
+    return volume / np.float32(STEPS_PER_HU)
+
+
 def preprocess(
     voxels: Shaped[np.ndarray, "x y z"],
     *,

@@ -12,13 +12,12 @@ import numpy as np
 import uvicorn
 
 import ctclip_jax
-from ctclip_jax.case_store import Entry, Searcher, Store, adding
+from ctclip_jax.case_store import Entry, Searcher, Store, open_for_append
 from ctclip_jax.demo.analysis import Analyses
 from ctclip_jax.demo.server import Page
 from ctclip_jax.evaluation.latents import fingerprint
 from ctclip_jax.inference import classifiers
-from ctclip_jax.reporting import thumbnails
-from data_pipelines.resample import STEPS_PER_HU
+from data_pipelines import slices
 from tests.tiny_run import write_tiny_export
 
 MOST_BYTES = 4 << 20
@@ -47,13 +46,10 @@ def make_store(folder: Path, finder: classifiers.Detector, scans: list[Path]) ->
         Entry(scan.name, findings=f"<b>Report</b> of {scan.name}.", labels={"Emphysema": 1})
         for scan in scans
     ]
-    thumbnails = [
-        thumbnails.slices(volume, spacing=model.geometry.spacing, steps_per_hu=STEPS_PER_HU)
-        for volume in volumes
-    ]
-    with adding(store.folder) as addition:
-        addition.add(entries, model.encode_image(volumes), thumbnails)
-    return Store.open(folder)
+    thumbnails = [slices.thumbnail(volume, spacing=model.geometry.spacing) for volume in volumes]
+    with open_for_append(store.folder) as writer:
+        writer.add(entries, model.encode_image(volumes), thumbnails)
+    return Store(folder)
 
 
 @contextlib.contextmanager

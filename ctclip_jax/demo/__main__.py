@@ -72,7 +72,7 @@ def open_searcher(path: str | None, model: Model) -> Searcher | None:
     """The store of cases. Raises InputError if it is of another model."""
     if not path:
         return None
-    store = Store.open(path)
+    store = Store(path)
     store.check_model(fingerprint(model))
     return Searcher(store)
 

@@ -12,10 +12,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from ctclip_jax.case_store import Hit, Searcher
+from ctclip_jax.case_store import Hit, Searcher, encode_query
 from ctclip_jax.demo import uploads
 from ctclip_jax.demo.analysis import Analyses, Analysis, Busy, hu
-from ctclip_jax.search import text_latent
 from data_pipelines.errors import InputError
 
 STATIC = Path(__file__).parent / "static"
@@ -125,14 +124,14 @@ class Page:
 
     async def search(self, request: Request) -> Response:
         text = await _words(request, "text")
-        query = await asyncio.to_thread(self.analyses.encode_text, text_latent, text)
+        query = await asyncio.to_thread(self.analyses.encode_text, encode_query, text)
         return await self._hits(query)
 
     async def thumbnail(self, request: Request) -> Response:
         row = request.path_params["row"]
         if self.searcher is None or not 0 <= row < len(self.searcher.store):
             raise InputError("no such case")
-        return Response(self.searcher.store.thumbnail(row), media_type="image/jpeg")
+        return Response(self.searcher.store.load_thumbnail(row), media_type="image/jpeg")
 
     async def _hits(self, latent: np.ndarray) -> Response:
         if self.searcher is None:

@@ -22,6 +22,8 @@ from ctclip_jax.training.metric_writer import MetricWriter
 from data_pipelines import shards
 from data_pipelines.tokenizers import Tokenizer
 
+SCORES = {"zero_shot": "zero_shot", "trained": "classifier"}
+
 
 class Evaluation:
     """Detection and retrieval of the weights as they are, on some volumes of a split."""
@@ -45,7 +47,7 @@ class Evaluation:
         self._labels = shards.preparation(self._folder, self._config.split)["labels"]
         self._protocol = ProtocolConfig(
             prompts=self._config.prompts,
-            scores={"trained": "classifier"}.get(self._config.classifier, "zero_shot"),
+            scores=SCORES[self._config.classifier],
             resamples=0,
         )
         self._source = {"trained_with": "labels"} if label_informed else {}

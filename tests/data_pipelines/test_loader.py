@@ -2,7 +2,6 @@ import multiprocessing
 
 import numpy as np
 import pytest
-import records
 from absl import flags
 
 from data_pipelines import shards
@@ -12,6 +11,7 @@ from data_pipelines.loader import eval_loader, moved, train_loader
 from data_pipelines.reports import split_sentences
 from data_pipelines.text_sampler import TextSampler
 from data_pipelines.tokenizers import load_tokenizer, train_sentencepiece
+from tests import records
 
 WORDS = ["heart", "lung", "aorta", "rib", "spine", "liver", "bronchus", "node", "nodule", "vessel"]
 FINDINGS = [f"The {word} is normal. No {word} calcification. A {word} is seen" for word in WORDS]

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import records
 
 from data_pipelines import shards
 from data_pipelines.errors import InputError
@@ -10,6 +9,7 @@ from data_pipelines.paraphrases import ABSENT, PRESENT, statement
 from data_pipelines.reports import split_sentences
 from data_pipelines.text_pairs import matched_sentences, text_pair_loader
 from data_pipelines.tokenizers import load_tokenizer, train_sentencepiece
+from tests import records
 
 FINDINGS = (
     "No pleural effusion is seen. A nodule of 8 mm in the left lung. The heart is normal.",

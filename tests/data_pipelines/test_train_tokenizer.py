@@ -5,10 +5,10 @@ import sys
 
 import numpy as np
 import pytest
-import records
 
 from data_pipelines import shards
 from data_pipelines.tokenizers import load_tokenizer
+from tests import records
 
 REPORTS = (
     ("Sağ akciğerde nodül izlendi.", "Akciğer nodülü."),

@@ -25,7 +25,7 @@ from ctclip_jax.demo.__main__ import listen
 from ctclip_jax.demo.analysis import KEPT, WAITING
 from data_pipelines.errors import InputError
 from data_pipelines.resample import STEPS_PER_HU
-from data_pipelines.sources.phantoms.samples import write_samples
+from data_pipelines.sources.phantoms import write_samples
 from tests.demo_server import MOST_BYTES, served
 from tests.dicom_series import chest_slices
 from tests.dicom_series import write as write_dicom

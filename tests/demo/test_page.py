@@ -10,7 +10,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-from data_pipelines.sources.phantoms.samples import write_samples
+from data_pipelines.sources.phantoms import write_samples
 from tests.demo_server import served
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)

@@ -26,7 +26,7 @@ from ctclip_jax.training.config import TrainConfig
 from data_pipelines.errors import InputError
 from data_pipelines.hounsfield import to_lps
 from data_pipelines.reports import LABELS, PROMPTS
-from data_pipelines.sources.phantoms.samples import write_samples
+from data_pipelines.sources.phantoms import write_samples
 from data_pipelines.tokenizers import train_sentencepiece
 from tests.dicom_series import LPS, store
 
