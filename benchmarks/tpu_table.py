@@ -123,7 +123,7 @@ def compiler(system: System) -> Callable[[int], dict]:
 
 
 def row_of(system: System) -> dict:
-    """The largest step of a system with its roofline."""
+    """The largest step of a system with its seconds at the peaks."""
     compile_step, chip = compiler(system), accelerator_of(system.device_kind)
     one, some = map(compiler(SYSTEMS[0]), (1, SOME))
     if system.is_gpu:
