@@ -84,7 +84,7 @@ def detect(scan: Path, weights: Path, vocabulary: Path, passes: int) -> dict[str
     published = Published(model)
     volume = model.prepare(scan).volume
     timed("first volume", finder.detect, volume[None], into=once)
-    timed("first heatmaps", lambda: finder.explain(model.evidence(volume[None])), into=once)
+    timed("first heatmaps", lambda: finder.explain(model.patch_features(volume[None])), into=once)
     latent, _ = published(volume)
     for _ in range(passes):
         volume = timed("read and prepare", lambda: model.prepare(scan).volume)

@@ -17,11 +17,11 @@ from einops import reduce
 
 import ctclip_jax
 from benchmarks import measure
+from ctclip_jax.calibrate import compute_baseline
 from ctclip_jax.evaluation.metrics import bootstrap
 from ctclip_jax.inference import classifiers
-from ctclip_jax.inference.baseline import Reference
 from ctclip_jax.inference.classifiers import Detector
-from ctclip_jax.reference import mean_of
+from ctclip_jax.inference.heatmaps import Baseline
 from data_pipelines.errors import run_main
 from data_pipelines.resample import STEPS_PER_HU, Geometry, preprocess_fixed_point
 from data_pipelines.sources.phantoms.abnormalities import SIGNS
@@ -78,7 +78,7 @@ def region(healthy: Chest, ill: Chest, geometry: Geometry, patch: tuple[int, ...
     return reduce(shares, "(t a) (h b) (w c) -> t h w", "mean", a=t, b=h, c=w)
 
 
-def measured(finder: Detector, label: str, count: int, reference: Reference) -> dict:
+def measured(finder: Detector, label: str, count: int, baseline: Baseline) -> dict:
     """One label's row: means over the phantoms, ratios of means with intervals over them."""
     model, column = finder.model, finder.names.index(label)
     geometry, patch = model.geometry, model.config.image.patch
@@ -87,17 +87,17 @@ def measured(finder: Detector, label: str, count: int, reference: Reference) -> 
 
     def evidence(chests: Sequence[Chest]) -> np.ndarray:
         volumes = np.stack([on_grid(np.rint(chest.hu), chest, geometry) for chest in chests])
-        return model.evidence(volumes, batch_size=BATCH)
+        return model.patch_features(volumes, batch_size=BATCH)
 
-    def explained(evidence: np.ndarray, against: Reference | None) -> tuple[float, np.ndarray]:
-        model.reference = against
+    def explained(evidence: np.ndarray, against: Baseline | None) -> tuple[float, np.ndarray]:
+        model.baseline = against
         found, maps = finder.explain(evidence, batch_size=BATCH)
         return float(found.probabilities[:, column].mean()), maps[:, column]
 
     healthy, ill = (evidence(each) for each in zip(*pairs, strict=True))
     without, calm = explained(healthy, None)
     with_it, alone = explained(ill, None)
-    _, against_mean = explained(ill, reference)
+    _, against_mean = explained(ill, baseline)
     share = regions.mean(axis=(1, 2, 3))
     drawn_rows = bootstrap.resample(np.arange(count), resamples=RESAMPLES, seed=SEED)
 
@@ -123,8 +123,10 @@ def measured(finder: Detector, label: str, count: int, reference: Reference) -> 
 def main() -> None:
     model = ctclip_jax.load(MODEL.value)
     finder = classifiers.zero_shot_classifier(model)
-    reference = mean_of(model, SHARDS.value, "train", volumes=AVERAGED, batch_size=BATCH)
-    rows = [measured(finder, label, COUNT.value, reference) for label in LABELS]
+    baseline = compute_baseline(
+        model, SHARDS.value, "train", num_volumes=AVERAGED, batch_size=BATCH
+    )
+    rows = [measured(finder, label, COUNT.value, baseline) for label in LABELS]
     measure.save("heatmaps", {"phantoms": COUNT.value, "averaged": AVERAGED, "rows": rows})
     head = (
         "sign | probability with it, without | region, % of the volume"

@@ -171,7 +171,7 @@ def open_model(inputs: Inputs, protocol: ProtocolConfig) -> Model:
         tokenizer=inputs.tokenizer,
         max_length=protocol.max_length,
         dtype=protocol.dtype,
-        report=protocol.report,
+        report_format=protocol.report,
         pool_sentences=protocol.pool_sentences,
         label_informed=inputs.label_informed or None,
     )

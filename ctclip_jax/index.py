@@ -46,13 +46,14 @@ def of_scans(
     model: Model, cases: Sequence[CaseRecord], *, workers: int, bad: list[SkippedCase]
 ) -> Iterator[Item]:
     """Scans as they are read; those that cannot be used go into `bad`."""
-    for scan in read_ahead(model, cases, workers=workers):
-        if isinstance(scan, SkippedCase):
-            bad.append(scan)
+    for item in read_ahead(model, cases, num_workers=workers):
+        if isinstance(item, SkippedCase):
+            bad.append(item)
             continue
-        told = {name: getattr(scan.case, name) for name in _TOLD}
-        labels = dict(zip(LABELS, scan.case.labels, strict=False))
-        yield _entry(told, labels), scan.prepared.volume
+        case, prepared = item
+        told = {name: getattr(case, name) for name in _TOLD}
+        labels = dict(zip(LABELS, case.labels, strict=False))
+        yield _entry(told, labels), prepared.volume
 
 
 _TOLD = ("volume_name", "patient", "findings", "impressions", "strata")
@@ -138,11 +139,7 @@ def main(*patterns: str) -> None:
 
 def add(values: flags.FlagValues, patterns: Sequence[str], bad: list[SkippedCase]) -> None:
     """Adds the cases of shards, or of scans, and tells how many."""
-    cases = (
-        []
-        if values.shards
-        else list_scans(patterns, values.scans, split=values.split, by_path=True)
-    )
+    cases = [] if values.shards else list_scans(patterns, values.scans, split=values.split)
     model = load(values.model)
     if values.shards:
         prepared = shards.preparation(values.shards, values.split)

@@ -16,7 +16,7 @@ from ctclip_jax.checkpoints.torch_export import export_weights
 from ctclip_jax.common import trees
 from ctclip_jax.common.configs import from_dict
 from ctclip_jax.common.shapes import Variables
-from ctclip_jax.inference import baseline, calibration
+from ctclip_jax.inference import calibration, heatmaps
 from ctclip_jax.models.ct_clip import CTCLIPConfig
 from ctclip_jax.models.lora import merged
 from ctclip_jax.training.config import TrainConfig
@@ -46,7 +46,7 @@ def save_export(
     directory = Path(directory).absolute()
     try:
         if jax.process_index() == 0:
-            for made in (WEIGHTS, calibration.FILE, baseline.FILE):
+            for made in (WEIGHTS, calibration.FILE, heatmaps.BASELINE_FILE):
                 (directory / made).unlink(missing_ok=True)
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(directory / "variables", variables, force=True)

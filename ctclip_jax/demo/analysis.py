@@ -139,7 +139,7 @@ class Analyses:
         self._forget(path)
         self.find(analysis.id)  # or here
         analysis.state = "encoding"
-        analysis.evidence = self.finder.model.evidence(analysis.volume[None])
+        analysis.evidence = self.finder.model.patch_features(analysis.volume[None])
         self._explain(analysis, self.finder, names=self.finder.names)
 
     def _explain(self, analysis: Analysis, finder: Detector, *, names) -> None:

@@ -84,16 +84,16 @@ class Detector:
         return self.read(self.model.encode_image(volumes, batch_size=batch_size))
 
     def explain(
-        self, evidence: Num[np.ndarray, "n ..."], *, batch_size: int = 1
+        self, features: Num[np.ndarray, "n ..."], *, batch_size: int = 1
     ) -> tuple[Detection, Float32[np.ndarray, "n k t h w"]]:
-        """Of what `Model.evidence` returns, also what each patch adds to the logit of each finding.
+        """Of `Model.patch_features`, also what each patch adds to the logit of each finding.
 
         Where they are exact, their sum and the bias are the logit; of a model with a reference,
         their sum is the logit less that of the reference, of which a classifier then reads the
         numbers that it reads of the volume.
         """
-        latents, contributions = self.model.explain(
-            evidence, self.kernel, positive=self.positive, batch_size=batch_size
+        latents, contributions = self.model.attribute(
+            features, self.kernel, relu=self.positive, batch_size=batch_size
         )
         return self.read(latents), contributions
 

@@ -10,9 +10,9 @@ from safetensors.numpy import load_file
 
 from ctclip_jax.checkpoints.exports import WEIGHTS, export_newest, load_export, save_export
 from ctclip_jax.checkpoints.run import Checkpointer
-from ctclip_jax.inference import baseline, calibration
-from ctclip_jax.inference.baseline import Reference
+from ctclip_jax.inference import calibration, heatmaps
 from ctclip_jax.inference.calibration import Calibration
+from ctclip_jax.inference.heatmaps import Baseline
 from ctclip_jax.models.ct_clip import CTCLIP
 from data_pipelines.errors import InputError
 from tests.checkpoints.test_run import LAYOUT, batches, state
@@ -36,8 +36,8 @@ def test_a_new_export_keeps_nothing_that_was_made_of_older_weights(tmp_path):
     variables = {"params": state(2)["params"], "codebook": {"embed": jnp.ones((2, 3))}}
     save_export(tmp_path, variables, config={"max_length": 7})
     fresh = {path.name for path in tmp_path.iterdir()}
-    calibration.write(tmp_path, Calibration("zero_shot", {}, "2 volumes"))
-    baseline.write(tmp_path, Reference(np.zeros((1, 1, 1, 3), np.float32), "2 volumes"))
+    calibration.save(tmp_path, Calibration("zero_shot", {}, "2 volumes"))
+    heatmaps.save_baseline(tmp_path, Baseline(np.zeros((1, 1, 1, 3), np.float32), "2 volumes"))
     (tmp_path / WEIGHTS).write_bytes(b"weights")
     save_export(tmp_path, variables, config={"max_length": 7})
     assert {path.name for path in tmp_path.iterdir()} == fresh

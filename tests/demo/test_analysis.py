@@ -91,7 +91,7 @@ def test_a_scan_goes_up_and_its_findings_come_back(page, scans, scan):
 
 
 def test_a_map_is_the_contributions(page, scans, scan):
-    evidence = page.finder.model.evidence(page.finder.model.prepare(scans[0]).volume[None])
+    evidence = page.finder.model.patch_features(page.finder.model.prepare(scans[0]).volume[None])
     _, contributions = page.finder.explain(evidence)
     name = scan["findings"][3]["name"]
     _, found = ask(page, f"/api/scans/{scan['id']}/map?finding={quote(name)}")
