@@ -92,14 +92,16 @@ RECIPES = {
     ),
     "sigmoid": Recipe(
         "+ single sentences",
-        {"loss.name": "sigmoid", "model.logit_bias": -10.0, "model.init_temperature": 2.302585},
+        {"loss.name": "sigmoid", "model.logit_bias": -10.0, "model.init_logit_scale_log": 2.302585},
     ),
     "ViT": Recipe("+ single sentences", {"tower": "vit"}),
-    "label-informed": Recipe("+ single sentences", {"model.labels": 18, "loss.label_weight": 1.0}),
+    "label-informed": Recipe(
+        "+ single sentences", {"model.num_labels": 18, "loss.label_weight": 1.0}
+    ),
     "supervised": Recipe(
         "+ single sentences",
         {
-            "model.labels": 18,
+            "model.num_labels": 18,
             "loss.name": "labels",
             "loss.mask_twins": False,
             "text_warmup.steps": 0,

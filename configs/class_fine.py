@@ -41,7 +41,7 @@ POSITIVE_WEIGHTS = (
 def get_config(variant: str = "") -> config_dict.ConfigDict:
     """Returns the experiment; variant 'smoke' is a tiny one of the same form."""
     config = ct_clip.get_config(variant)
-    config.model.update(labels=18, classifier_dropout=0.3)
+    config.model.update(num_labels=18, classifier_dropout=0.3)
     config.data.frozen_latents = True
     config.loss.update(name="labels", positive_weights=POSITIVE_WEIGHTS)
     config.optim.update(learning_rate=1e-5, weight_decay=0.1, clip_norm=1.0)

@@ -20,7 +20,7 @@ from configs import ct_clip
 def get_config(variant: str = "") -> config_dict.ConfigDict:
     """Returns the experiment; variant 'smoke' is a tiny one of the same form."""
     config = ct_clip.get_config(variant)
-    config.model.report_labels = 18
+    config.model.num_report_labels = 18
     config.data.update(report="joined", shuffle_sentences=True, one_per_scan=True)
     config.loss.name = "report_labels"
     config.optim.update(

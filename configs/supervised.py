@@ -15,7 +15,7 @@ from configs import ct_clip_large_batch
 def get_config(variant: str = "") -> config_dict.ConfigDict:
     """Returns the experiment; variant 'smoke' is a tiny one of the same form."""
     config = ct_clip_large_batch.get_config(variant)
-    config.model.labels = 18
+    config.model.num_labels = 18
     config.loss.update(name="labels", mask_twins=False)
     config.optim.rules = (("^(text|temperature)", 0.0),)
     config.evaluation.scores = "classifier"

@@ -22,7 +22,7 @@ from absl import flags
 from tqdm import tqdm
 
 from ctclip_jax import Model, load
-from ctclip_jax.checkpoints.exports import resolve_export
+from ctclip_jax.checkpoints.exports import BASELINE_FILE, CALIBRATION_FILE, resolve_export
 from ctclip_jax.evaluation import detection, files
 from ctclip_jax.evaluation.dataset import EvalSet
 from ctclip_jax.evaluation.latents import fingerprint
@@ -142,7 +142,7 @@ def main() -> None:
             curve = fitted.curves[label]
             counts = f"{curve.positive:6} of {curve.volumes}"
             print(f"{label:36} {counts}  error {before:.3f} -> {after:.3f}")
-        print(f"{folder / calibration.FILE}: {len(fitted.curves)} labels")
+        print(f"{folder / CALIBRATION_FILE}: {len(fitted.curves)} labels")
     if values.shards:
         baseline = compute_baseline(
             model,
@@ -152,7 +152,7 @@ def main() -> None:
             batch_size=values.batch_size,
         )
         heatmaps.save_baseline(folder, baseline)
-        print(f"{folder / heatmaps.BASELINE_FILE}: the mean of {baseline.source}")
+        print(f"{folder / BASELINE_FILE}: the mean of {baseline.source}")
 
 
 if __name__ == "__main__":

@@ -69,6 +69,7 @@ def run_steps(run: Run, batches: grain.DatasetIterator, preemption: Preemption) 
             config.checkpoint,
             layout=loader_layout(config),
             made_by=dataclasses.asdict(config),
+            export_description=config.export_description,
         )
         stack.callback(checkpointer.close)
         evaluation = make_evaluation(run)
@@ -152,10 +153,6 @@ def export(state: dict, run: Run) -> None:
     save_export(
         run.workdir / "export",
         variables_of(state),
-        config={
-            "model": dataclasses.asdict(run.config.model),
-            **run.config.evaluation.reading,
-            "label_informed": run.config.label_informed,
-        },
+        config=run.config.export_description,
         tokenizer=run.config.data.tokenizer_path,
     )

@@ -59,7 +59,7 @@ def make_store(folder: Path, finder: classifiers.Detector, scans: list[Path]) ->
 @contextlib.contextmanager
 def served(folder: Path, scans: list[Path]) -> Iterator[Served]:
     """The page on a free port of this machine."""
-    model = ctclip_jax.load(write_tiny_export(folder, init_temperature=4.0))
+    model = ctclip_jax.load(write_tiny_export(folder, init_logit_scale_log=4.0))
     finder, uploads = classifiers.zero_shot_classifier(model), folder / "uploads"
     uploads.mkdir()
     searcher = Searcher(make_store(folder / "store", finder, scans))

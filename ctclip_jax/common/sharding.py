@@ -96,7 +96,7 @@ def shardings_of(tree: dict) -> dict:
     return jax.tree.map(lambda leaf: leaf.sharding, tree)
 
 
-def gathered(params: dict, mesh: Mesh) -> dict:
+def all_gather_params(params: dict, mesh: Mesh) -> dict:
     """Returns parameters whole on every device, as the towers multiply by them; under jit.
 
     Left cut, XLA would rather cut the activations along channels and put the whole batch on every

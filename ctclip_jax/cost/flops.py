@@ -36,7 +36,7 @@ def volume_flops(config: CTCLIPConfig, *, train: bool = False) -> float:
         if re.search(r"(patch_embed|attn|ff)/.*kernel$", name)
     }
     if isinstance(image, ViTConfig):
-        tokens = image.kept if train else image.tokens
+        tokens = image.num_visible_tokens if train else image.num_tokens
         attention = 2 * image.depth * tokens * image.dim
         # The pool's one query is not counted, its keys and values are.
         pool = sum(size for name, size in kernels.items() if name.startswith("pool/"))

@@ -20,8 +20,8 @@ from einops import rearrange
 
 from ctclip_jax.common.shapes import Array, Float, Num, Variables
 from ctclip_jax.models.ct_clip import CTCLIP
-from ctclip_jax.models.ct_vit import pooled
-from ctclip_jax.models.patch_embed import cut, normalized
+from ctclip_jax.models.ct_vit import pool_tokens
+from ctclip_jax.models.patch_embed import normalize_intensity, patchify
 
 EXACT, GRADIENT = "exact contributions", "gradient x input"
 
@@ -72,20 +72,20 @@ def normalized_tokens(
     """Tokens divided by the norm of their projected mean, c / |W f|: the unit latent is linear in
     them."""
     with jax.default_matmul_precision("float32"):
-        mean_tokens = pooled(tokens, model.config.image.head)
+        mean_tokens = pool_tokens(tokens, model.config.image.pool)
         projected = mean_tokens @ variables["params"]["image_projection"]["kernel"]
         return tokens / jnp.linalg.norm(projected, axis=-1)[:, None, None, None, None]
 
 
 def _exact(model, variables, tokens, kernel, baseline, relu):
     projection = variables["params"]["image_projection"]["kernel"]
-    latents = model.project_image(variables, pooled(tokens, model.config.image.head))
+    latents = model.project_image(variables, pool_tokens(tokens, model.config.image.pool))
     weights = jnp.einsum("cd,bkd->bkc", projection, _directions(latents, kernel, relu))
     terms = normalized_tokens(model, variables, tokens)
     if baseline is not None:
         terms = terms - baseline[None]
     t, h, w = tokens.shape[1:4]
-    if model.config.image.head == "mean":
+    if model.config.image.pool == "mean":
         return latents, jnp.einsum("bthwd,bkd->bkthw", terms, weights) / (t * h * w)
     weights = rearrange(weights, "b k (h w d) -> b k h w d", h=h, w=w)
     return latents, jnp.einsum("bthwd,bkhwd->bkthw", terms, weights) / t
@@ -95,13 +95,13 @@ def _gradient_times_input(model, variables, image, kernel, baseline, relu):
     if baseline is not None:
         raise ValueError("a tower without a codebook has no baseline")
     # With respect to the normalized volume: a gradient of int16 voxels does not exist.
-    volume = normalized(image, model.config.image.window)
+    volume = normalize_intensity(image, model.config.image.window)
     latents, vjp = jax.vjp(lambda volume: model.encode_image(variables, volume), volume)
     directions = _directions(latents, kernel, relu)
 
     def of_direction(direction):
         (gradient,) = vjp(direction)
-        return cut(gradient * volume, model.config.image.patch).sum(axis=-1)
+        return patchify(gradient * volume, model.config.image.patch).sum(axis=-1)
 
     # One direction at a time: gradients of all of them at once would not fit into memory.
     return latents, jnp.moveaxis(jax.lax.map(of_direction, jnp.moveaxis(directions, 1, 0)), 0, 1)

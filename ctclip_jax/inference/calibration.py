@@ -11,11 +11,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Float32
 
+from ctclip_jax.checkpoints.exports import CALIBRATION_FILE
 from ctclip_jax.common.configs import from_dict
 from data_pipelines.errors import InputError
 from data_pipelines.files import read_json, write_text
-
-FILE = "calibration.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,12 +64,12 @@ class Calibration:
 def save(folder: Path, calibration: Calibration) -> None:
     """Writes calibration.json into an export."""
     text = json.dumps(dataclasses.asdict(calibration), indent=1)
-    write_text(folder / FILE, text + "\n")
+    write_text(folder / CALIBRATION_FILE, text + "\n")
 
 
 def load(folder: Path) -> Calibration | None:
     """Returns the calibration of an export, None if it has none."""
-    path = folder / FILE
+    path = folder / CALIBRATION_FILE
     if not path.exists():
         return None
     content = read_json(path)

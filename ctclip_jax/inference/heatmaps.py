@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 from jaxtyping import Float32, Int16
 
+from ctclip_jax.checkpoints.exports import BASELINE_FILE
 from data_pipelines import slices
 from data_pipelines.errors import InputError
 from data_pipelines.files import publish, scratch_folder
@@ -18,7 +19,6 @@ from data_pipelines.hounsfield import from_lps
 from data_pipelines.resample import Geometry, grid_positions
 from data_pipelines.shard_tasks import PreparedVolume
 
-BASELINE_FILE = "reference.npz"
 MAX_PANELS, PANELS_PER_ROW, PANEL_INCHES = 8, 4, 3.2
 MAX_OPACITY = 0.65
 

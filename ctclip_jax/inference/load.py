@@ -3,8 +3,8 @@
 import dataclasses
 from pathlib import Path
 
-from ctclip_jax.checkpoints.exports import find_export, load_export
-from ctclip_jax.checkpoints.tensor_files import read_tensors, says_label_informed
+from ctclip_jax.checkpoints.exports import find_export, is_label_informed, load_export
+from ctclip_jax.checkpoints.tensor_files import read_tensors
 from ctclip_jax.checkpoints.torch_convert import import_weights
 from ctclip_jax.checkpoints.torch_geometry import Geometry
 from ctclip_jax.common.configs import from_dict
@@ -59,8 +59,7 @@ def load(
         max_length = max_length or export["max_length"]
         tokenizer = tokenizer or (export["tokenizer"] and path / export["tokenizer"])
         options = {
-            # Earlier exports call it `report`.
-            "report_format": export.get("report_format", export.get("report")),
+            "report_format": export.get("report_format"),
             "pool_sentences": export.get("pool_sentences"),
             "label_informed": export.get("label_informed"),
             "calibration": calibration.load(path),
@@ -69,7 +68,7 @@ def load(
     else:
         imported = import_weights(read_tensors(path), source=str(path), geometry=geometry)
         config, variables = imported.config, imported.variables
-        options = {"label_informed": says_label_informed(path)}
+        options = {"label_informed": is_label_informed(path)}
     if dtype not in (None, "float32", "bfloat16"):
         raise InputError(f"dtype: unknown value {dtype!r}; choose from float32, bfloat16")
     arguments = {

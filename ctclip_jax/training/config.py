@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from ctclip_jax.checkpoints.run import CheckpointConfig
 from ctclip_jax.common.sharding import MeshConfig
@@ -115,8 +116,11 @@ class EvaluationConfig:
     @property
     def reading(self) -> dict[str, str | bool | int]:
         """How reports are read, as an export says it."""
-        names = ("report", "pool_sentences", "max_length")
-        return {name: getattr(self, name) for name in names}
+        return {
+            "report_format": self.report,
+            "pool_sentences": self.pool_sentences,
+            "max_length": self.max_length,
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,6 +172,16 @@ class TrainConfig:
         """Whether labels have a part in the weights: what they detect is not zero-shot then."""
         loss = self.loss
         return self.from_labels or loss.reads_labels or loss.normal_share > 0
+
+    @property
+    def export_description(self) -> dict[str, Any]:
+        """The config.json of an export of this run (`checkpoints.exports`)."""
+        return {
+            "model": dataclasses.asdict(self.model),
+            **self.evaluation.reading,
+            "label_informed": self.label_informed,
+            "tokenizer": str(self.data.tokenizer_path.absolute()),
+        }
 
     @property
     def evaluation_shards(self) -> str:

@@ -8,7 +8,7 @@ import grain
 import jax
 import numpy as np
 
-from ctclip_jax.checkpoints.exports import reads_labels
+from ctclip_jax.checkpoints.exports import is_label_informed
 from ctclip_jax.common.sharding import local_batch_size, make_mesh
 from ctclip_jax.cost.accelerators import accelerator_of
 from ctclip_jax.cost.flops import step_flops
@@ -37,7 +37,7 @@ def build(config: TrainConfig, workdir: Path) -> Run:
     """Returns the parts of a run, checked against each other."""
     check_shards(config)
     if config.init_from:
-        from_labels = config.from_labels or reads_labels(Path(config.init_from))
+        from_labels = config.from_labels or is_label_informed(Path(config.init_from))
         config = dataclasses.replace(config, from_labels=from_labels)
     tokenizer = load_tokenizer(config.data.tokenizer_path)
     mesh = make_mesh(config.mesh)

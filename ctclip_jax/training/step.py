@@ -12,8 +12,8 @@ from jax.sharding import Mesh
 from ctclip_jax.common import trees
 from ctclip_jax.common.shapes import Array, Float, Int, Key, Variables
 from ctclip_jax.common.sharding import (
+    all_gather_params,
     batch_sharding,
-    gathered,
     put_batch,
     state_shardings,
     with_shardings,
@@ -184,14 +184,16 @@ def _make_state(learner: Learner, variables: Variables) -> dict:
 
 
 def _encode(learner: Learner, trained: dict, state: dict, batch: dict[str, Array]):
-    params = lora.merged(gathered(trees.overlay(state["params"], trained), learner.mesh))
+    params = lora.merged(all_gather_params(trees.overlay(state["params"], trained), learner.mesh))
     # A text tower that is frozen has no dropout either.
     keys = dropout_keys(learner.config.seed, batch["seed"])
-    texts, images = (keys if lora.learns(trained, each) else None for each in ("text", "image"))
+    texts, images = (
+        keys if lora.is_trainable(trained, tower) else None for tower in ("text", "image")
+    )
     return learner.model.encode(
         {"params": params, "codebook": state["codebook"]},
         batch,
-        keys=texts,
+        text_dropout_keys=texts,
         patch_dropout_keys=images,
         quantize=quantizer_weight(learner.config.quantize_ramp, state["step"]),
     )
@@ -200,7 +202,7 @@ def _encode(learner: Learner, trained: dict, state: dict, batch: dict[str, Array
 def _contrast(learner: Learner, trained: dict, state: dict, latents: dict, columns: dict):
     params, seed = trees.overlay(state["params"], trained), learner.config.seed
     keys = dropout_keys(seed, columns["seed"]) if "seed" in columns else None
-    outputs = learner.model.outputs(params, latents, keys=keys)
+    outputs = learner.model.outputs(params, latents, dropout_keys=keys)
     if learner.prompts:
         outputs["prompts"] = _encode_prompts(learner, params, trained, state)
     return learner.loss_fn(outputs, columns)
@@ -210,11 +212,11 @@ def _encode_prompts(learner: Learner, params: dict, trained: dict, state: dict):
     """Once for the whole batch; with dropout of the step, if the text tower learns."""
     count = len(learner.prompts["input_ids"])
     keys = None
-    if lora.learns(trained, "text"):
+    if lora.is_trainable(trained, "text"):
         step = jax.random.fold_in(jax.random.key(learner.config.seed), state["step"])
         keys = jax.random.split(step, count)
-    variables = {"params": lora.merged(gathered(params, learner.mesh))}
-    return learner.model.encode_text(variables, **learner.prompts, keys=keys)
+    variables = {"params": lora.merged(all_gather_params(params, learner.mesh))}
+    return learner.model.encode_text(variables, **learner.prompts, dropout_keys=keys)
 
 
 def _update(

@@ -93,7 +93,7 @@ def _contrast(model: CTCLIP, trained: dict, batch: dict[str, Array], key: Key):
     ids = jnp.concatenate([batch["first_ids"], batch["second_ids"]])
     mask = jnp.concatenate([batch["first_mask"], batch["second_mask"]])
     keys = jax.random.split(key, len(ids))
-    latents = model.encode_text({"params": trained}, ids, mask, keys=keys)
+    latents = model.encode_text({"params": trained}, ids, mask, dropout_keys=keys)
     first, second = jnp.split(latents, 2)
     outputs = {"text": first, "image": second, "temperature": jnp.exp(trained["log_scale"])}
     loss, metrics = make_loss(LossConfig("softmax"))(outputs, batch)
@@ -105,7 +105,9 @@ def _masked_words(model: CTCLIP, trained: dict, batch: dict[str, Array], key: Ke
     """Which words are hidden? The embedding of words is the last layer too."""
     words, hidden = batch["second_ids"], batch["first_ids"] != batch["second_ids"]
     keys = jax.random.split(key, len(words))
-    read = model.read_text({"params": trained}, batch["first_ids"], batch["first_mask"], keys=keys)
+    read = model.text_hidden_states(
+        {"params": trained}, batch["first_ids"], batch["first_mask"], dropout_keys=keys
+    )
     with jax.default_matmul_precision("float32"):
         logits = read @ trained["text"]["embed"]["word"]["embedding"].T
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, words)

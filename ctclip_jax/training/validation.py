@@ -11,8 +11,7 @@ from ctclip_jax.common import trees
 from ctclip_jax.common.sharding import local_batch_size
 from ctclip_jax.evaluation.protocol import SCORES
 from ctclip_jax.models.ct_clip import CTCLIP
-from ctclip_jax.models.ct_vit import HEADS, CTViTConfig
-from ctclip_jax.models.layers import ATTENTION, REMAT
+from ctclip_jax.models.ct_vit import CTViTConfig
 from ctclip_jax.models.lora import abstract_params
 from ctclip_jax.models.vit import ViTConfig
 from ctclip_jax.training.config import TrainConfig
@@ -87,10 +86,6 @@ def _check_volumes(config: TrainConfig, folders: Sequence[str], split: str) -> N
 
 def _check_names(config: TrainConfig) -> None:
     for name, value, known in (
-        ("model.dtype", config.model.dtype, ("float32", "bfloat16")),
-        ("model.remat", config.model.remat, REMAT),
-        ("model.attention", config.model.attention, ATTENTION),
-        ("model.image.head", getattr(config.model.image, "head", HEADS[0]), HEADS),
         ("loss.name", config.loss.name, (*LOSSES, "labels", "report_labels", "prompts")),
         ("text_warmup.objective", config.text_warmup.objective, OBJECTIVES),
         ("data.report", config.data.report, FORMS),
@@ -106,14 +101,11 @@ def _check_image(image: CTViTConfig | ViTConfig) -> None:
     if any(size % patch for size, patch in zip(sizes, image.patch, strict=True)):
         volume, patch = (" x ".join(map(str, each)) for each in (sizes, image.patch))
         raise InputError(f"config.model.image: {volume} voxels in patches of {patch} leave a rest")
-    if isinstance(image, ViTConfig):
-        if image.dim % 6 or image.dim % image.heads:
-            raise InputError(
-                f"config.model.image.dim: {image.dim}, wanted a multiple of 6 and of"
-                f" {image.heads} heads"
-            )
-        if not 0 <= image.drop < 1:
-            raise InputError(f"config.model.image.drop: {image.drop}, wanted 0 or more and below 1")
+    if isinstance(image, ViTConfig) and (image.dim % 6 or image.dim % image.heads):
+        raise InputError(
+            f"config.model.image.dim: {image.dim}, wanted a multiple of 6"
+            f" and of {image.heads} heads"
+        )
 
 
 def _check_attention(config: TrainConfig, mesh: Mesh) -> None:
@@ -161,14 +153,7 @@ def _check_numbers(config: TrainConfig) -> None:
         ("loss.normal_share", loss.normal_share, 0 <= loss.normal_share <= 1, "0 to 1"),
         ("loss.rows", loss.rows, loss.rows >= 0, "0 or more"),
         ("loss.max_temperature", loss.max_temperature, loss.max_temperature >= 0, "0 or more"),
-        ("lora.rank", config.lora.rank, config.lora.rank >= 0, "0 or more"),
         ("loss.label_weight", loss.label_weight, loss.label_weight >= 0, "0 or more"),
-        (
-            "model.classifier_dropout",
-            config.model.classifier_dropout,
-            0 <= config.model.classifier_dropout < 1,
-            "0 or more and below 1",
-        ),
         ("optim.ema", config.optim.ema, 0 <= config.optim.ema < 1, "0 or more and below 1"),
         ("max_skipped", config.max_skipped, config.max_skipped >= 0, "0 or more"),
         (
@@ -211,11 +196,11 @@ def _parameter_names(config: TrainConfig) -> list[str]:
 
 
 def _check_labels(config: TrainConfig) -> None:
-    loss, labels = config.loss, config.model.labels
+    loss, labels = config.loss, config.model.num_labels
     scores = config.evaluation.every and config.evaluation.scores == "classifier"
     if (loss.classifies or scores) and labels != len(LABELS):
         raise InputError(
-            f"config.model.labels: {labels}, the classifier of config.loss and"
+            f"config.model.num_labels: {labels}, the classifier of config.loss and"
             f" config.evaluation.scores has {len(LABELS)}"
         )
     if len(loss.positive_weights) not in (0, len(LABELS)):
@@ -223,10 +208,10 @@ def _check_labels(config: TrainConfig) -> None:
             f"config.loss.positive_weights: {len(loss.positive_weights)} numbers"
             f" for {len(LABELS)} labels"
         )
-    if loss.name == "report_labels" and config.model.report_labels != len(LABELS):
+    if loss.name == "report_labels" and config.model.num_report_labels != len(LABELS):
         raise InputError(
-            f"config.model.report_labels: {config.model.report_labels}, the classifier of reports"
-            f" has {len(LABELS)}"
+            f"config.model.num_report_labels: {config.model.num_report_labels}, the classifier of"
+            f" reports has {len(LABELS)}"
         )
     if loss.label_weight and not loss.compares:
         raise InputError(f"config.loss.label_weight: beside {loss.name!r} there is no other loss")

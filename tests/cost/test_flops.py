@@ -65,7 +65,7 @@ def test_a_vit_is_what_the_compiler_counts_and_half_of_it_where_half_is_left_out
         patch_size=(8, 8),
         frames=64,
         temporal_patch_size=8,
-        drop=0.5,
+        patch_dropout=0.5,
     )
     config = dataclasses.replace(WIDE, image=tower)
     model = CTCLIP(config)
@@ -73,7 +73,7 @@ def test_a_vit_is_what_the_compiler_counts_and_half_of_it_where_half_is_left_out
     lowered = jax.jit(model.encode_image).lower(model.abstract_variables(), volume)
     assert 0.97 < volume_flops(config) / lowered.cost_analysis()["flops"] <= 1.0
     # Attention among half of the tokens is a quarter.
-    products = 2 * 2 * 384 * tower.tokens**2
+    products = 2 * 2 * 384 * tower.num_tokens**2
     assert volume_flops(config) / 2 - volume_flops(config, train=True) == pytest.approx(
         products / 4, rel=0.05
     )

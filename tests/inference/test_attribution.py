@@ -9,8 +9,8 @@ import pytest
 
 from ctclip_jax.inference import attribution
 from ctclip_jax.models.ct_clip import CTCLIP
-from ctclip_jax.models.ct_vit import pooled
-from ctclip_jax.models.patch_embed import cut
+from ctclip_jax.models.ct_vit import pool_tokens
+from ctclip_jax.models.patch_embed import patchify
 from ctclip_jax.models.vit import ViTConfig
 
 TOLERANCE = 1e-5
@@ -30,10 +30,10 @@ def attribute(model, variables, image, kernel, **options):
 
 @pytest.fixture(scope="module", params=["flatten", "mean"])
 def ct_clip(request, tiny):
-    """The tiny published model, and one whose head takes the mean of all tokens."""
+    """The tiny published model, and one that averages all tokens."""
     model, variables, batch = tiny
     if request.param == "mean":
-        image = dataclasses.replace(model.config.image, head="mean")
+        image = dataclasses.replace(model.config.image, pool="mean")
         model = CTCLIP(dataclasses.replace(model.config, image=image))
         kernel = variables["params"]["image_projection"]["kernel"][: image.dim]
         params = variables["params"] | {"image_projection": {"kernel": kernel}}
@@ -62,7 +62,7 @@ def test_a_contribution_is_that_of_its_token(ct_clip):
     without[:, 1, 0, 2] = 0
 
     def products(tokens):
-        return np.asarray(pooled(tokens, model.config.image.head) @ projection)
+        return np.asarray(pool_tokens(tokens, model.config.image.pool) @ projection)
 
     _, contributions = attribution.attribute(model, variables, tokens, kernel)
     norm = np.linalg.norm(products(tokens), axis=1)[:, None]
@@ -87,7 +87,7 @@ def test_a_tower_without_codebook_gets_gradient_times_input(tiny):
     mask = np.zeros(image.grid, np.float32)
     mask[1, 0, 1] = 1
     voxels = np.kron(mask, np.ones(image.patch, np.float32))
-    assert cut(voxels[None], image.patch)[0, 1, 0, 1].all()
+    assert patchify(voxels[None], image.patch)[0, 1, 0, 1].all()
 
     def product(scale):
         scaled = volumes * (1 + scale * voxels[None])
@@ -105,7 +105,7 @@ def test_a_baseline_subtracts_the_product_of_the_mean_latent(ct_clip, relu):
     normalized = attribution.normalized_tokens(model, variables, tokens)
     projection = variables["params"]["image_projection"]["kernel"]
     latents = model.encode_image(variables, image)
-    projected = pooled(normalized, model.config.image.head) @ projection
+    projected = pool_tokens(normalized, model.config.image.pool) @ projection
     np.testing.assert_allclose(projected, latents, atol=1e-6)
     baseline = normalized[:1].mean(axis=0)
     _, contributions = attribution.attribute(model, variables, tokens, kernel, baseline, relu=relu)

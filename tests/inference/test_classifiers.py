@@ -21,7 +21,7 @@ CURVE = Curve((0.2, 0.4, 0.8), (0.0, 0.1, 0.5), volumes=9, positive=3)
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = write_tiny_shards(tmp_path_factory.mktemp("shards"), shape=(24, 48, 48))
-    config = dataclasses.replace(tiny_config(folder).model, labels=len(LABELS))
+    config = dataclasses.replace(tiny_config(folder).model, num_labels=len(LABELS))
     variables = jax.jit(CTCLIP(config).init)(jax.random.key(0))
     variables["params"]["classifier"]["bias"] = np.linspace(-1, 1, 18, dtype=np.float32)
     return ctclip_jax.Model(

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from ctclip_jax.checkpoints.torch_export import export_weights
+from ctclip_jax.checkpoints.torch_convert import export_weights
 from ctclip_jax.common.trees import flatten
 from ctclip_jax.models.bert import BertConfig
 from ctclip_jax.models.ct_clip import CTCLIP, CTCLIPConfig
@@ -44,6 +44,15 @@ def to_torch(model, params, codebook):
     return export_weights({"params": params, "codebook": codebook}, config=model.config)
 
 
+def evaluate(model, variables, batch):
+    """Outputs as in evaluation: hard codes, no dropout."""
+    latents = {
+        "image": model.encode_image(variables, batch["image"]),
+        "text": model.encode_text(variables, batch["input_ids"], batch["attention_mask"]),
+    }
+    return model.outputs(variables["params"], latents)
+
+
 @pytest.fixture(scope="module")
 def step(tiny):
     """One jitted training step: (params, codebook) -> loss, gradients, next codebook."""
@@ -53,12 +62,12 @@ def step(tiny):
     def step(params, codebook):
         def loss(params):
             variables = {"params": params, "codebook": codebook}
-            outputs, statistics = model(variables, batch, train=True)
-            moved = model.update_codebook(codebook, statistics)
-            return softmax_loss(outputs, batch)[0], moved
+            latents, statistics = model.encode(variables, batch)
+            updated = model.update_codebook(codebook, statistics)
+            return softmax_loss(model.outputs(params, latents), batch)[0], updated
 
-        (value, moved), grads = jax.value_and_grad(loss, has_aux=True)(params)
-        return value, grads, moved
+        (value, updated), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        return value, grads, updated
 
     return step
 
@@ -70,14 +79,13 @@ def first_step(tiny, step):
 
 def test_latents_logits_and_loss(tiny, golden):
     model, variables, batch = tiny
-    outputs, statistics = jax.jit(lambda variables: model(variables, batch, train=False))(variables)
+    outputs = jax.jit(evaluate, static_argnums=0)(model, variables, batch)
     assert_close(outputs["text"], golden["out/text_latents"], LATENT)
     assert_close(outputs["image"], golden["out/image_latents"], LATENT)
     similarity = outputs["temperature"] * (outputs["text"] @ outputs["image"].T)
     assert_close(similarity, golden["out/sim_text_image_times_temp"], LATENT)
     assert_close(jnp.diagonal(similarity), golden["out/logits_pairs"], LATENT)
     assert_close(softmax_loss(outputs, batch)[0], golden["out/loss"], LATENT)
-    assert statistics is None, "the codebook has nothing to move by"
 
 
 def test_zero_shot_probabilities(tiny, golden):
@@ -120,8 +128,7 @@ def test_the_image_tower_gets_no_gradient_in_evaluation(tiny, golden):
     model, variables, batch = tiny
 
     def loss(params):
-        outputs, _ = model(variables | {"params": params}, batch, train=False)
-        return softmax_loss(outputs, batch)[0]
+        return softmax_loss(evaluate(model, variables | {"params": params}, batch), batch)[0]
 
     grads = jax.jit(jax.grad(loss))(variables["params"])
     assert all(not leaf.any() for leaf in jax.tree.leaves(grads["image"]))
@@ -191,8 +198,8 @@ def uneven_batch():
 
 def loss_and_grads(model, variables, batch):
     def loss(params):
-        outputs, _ = model(variables | {"params": params}, batch, train=True)
-        return jnp.sum(outputs["image"] * outputs["text"])
+        latents, _ = model.encode(variables | {"params": params}, batch)
+        return jnp.sum(latents["image"] * latents["text"])
 
     return jax.jit(jax.value_and_grad(loss))(variables["params"])
 
@@ -231,16 +238,16 @@ def test_integer_volumes_are_fixed_point_hu(uneven, uneven_batch):
 
 def test_dropout_acts_in_training_and_only_on_text(uneven, uneven_batch):
     variables = jax.jit(uneven.init)(jax.random.key(0))
-    run = jax.jit(uneven, static_argnames=("train",))
-    plain, _ = run(variables, uneven_batch, train=True)
+    encode = jax.jit(uneven.encode)
+    plain, _ = encode(variables, uneven_batch)
     keys = jax.random.split(jax.random.key(1), 2)
-    dropped, _ = run(variables, uneven_batch, train=True, keys=keys)
-    evaluated, _ = run(variables, uneven_batch, train=False, keys=keys)
+    dropped, _ = encode(variables, uneven_batch, text_dropout_keys=keys)
+    evaluated = jax.jit(evaluate, static_argnums=0)(uneven, variables, uneven_batch)
     assert jnp.abs(plain["text"] - dropped["text"]).max() > 1e-3
     assert_close(plain["text"], evaluated["text"], 1e-6)
     assert_close(plain["image"], dropped["image"], 1e-6)
     swapped = {name: each[::-1] for name, each in uneven_batch.items()}
-    again, _ = run(variables, swapped, train=True, keys=keys[::-1])
+    again, _ = encode(variables, swapped, text_dropout_keys=keys[::-1])
     assert_close(again["text"][::-1], dropped["text"], 1e-6)
 
 
@@ -248,8 +255,8 @@ def test_several_texts_of_a_volume_stand_together(uneven, uneven_batch):
     variables = jax.jit(uneven.init)(jax.random.key(0))
     texts = {name: uneven_batch[name] for name in ("input_ids", "attention_mask")}
     stacked = {name: np.stack([ids, ids[::-1]], axis=1) for name, ids in texts.items()}
-    run = jax.jit(lambda batch: uneven(variables, batch, train=False)[0]["text"])
-    alone, paired = run(uneven_batch), run(uneven_batch | stacked)
+    encode = jax.jit(lambda batch: uneven.encode(variables, batch)[0]["text"])
+    alone, paired = encode(texts), encode(stacked)
     np.testing.assert_allclose(paired[::2], alone, atol=1e-6)
     np.testing.assert_allclose(paired[1::2], alone[::-1], atol=1e-6)
 
@@ -259,7 +266,8 @@ def test_quantizer_weight_zero_passes_the_tokens(uneven, uneven_batch):
     other = variables | {"codebook": uneven.init(jax.random.key(1))["codebook"]}
 
     def image(variables, weight):
-        return uneven(variables, uneven_batch, train=True, quantize=weight)[0]["image"]
+        batch = {"image": uneven_batch["image"]}
+        return uneven.encode(variables, batch, quantize=weight)[0]["image"]
 
     assert_close(image(variables, 0.0), image(other, 0.0), 1e-6)
     assert jnp.abs(image(variables, 1.0) - image(other, 1.0)).max() > 1e-3

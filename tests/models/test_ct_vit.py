@@ -11,7 +11,7 @@ from flax import nnx
 
 from ctclip_jax.models import layers, nnx_bridge, vector_quantizer
 from ctclip_jax.models.ct_vit import Block, CTViT
-from ctclip_jax.models.patch_embed import PatchEmbedding, cut, normalized
+from ctclip_jax.models.patch_embed import PatchEmbedding, normalize_intensity, patchify
 
 TOKEN = 1e-4
 
@@ -42,7 +42,7 @@ def stages(tower, golden):
         "temporal": ("b t h w d -> b (h w) t d", "b (h w) t d -> b t h w d"),
     }
     found = {
-        "patch_emb": tower.patch_embed(cut(volume, tower.patch)),
+        "patch_emb": tower.patch_embed(patchify(volume, tower.patch)),
         "spatial_bias": tower.position_bias(h, w),
     }
     x = found["patch_emb"]
@@ -87,7 +87,7 @@ def test_scanned_tower_and_quantizer(tower, tiny, golden):
 
 
 def test_patches_of_air(tower, golden):
-    embedded = tower[0].patch_embed(cut(golden["extra/air_volume"][:, 0], tower[0].patch))
+    embedded = tower[0].patch_embed(patchify(golden["extra/air_volume"][:, 0], tower[0].patch))
     assert largest_difference(embedded, golden["extra/air_patch_emb"]) < 8e-5
 
 
@@ -97,7 +97,7 @@ def test_flax_layer_norm_defaults_would_be_caught(tower, golden, epsilon, fast_v
     wrong: PatchEmbedding = nnx.merge(graph, state)
     for norm in (wrong.norm_in, wrong.norm_out):
         norm.epsilon, norm.use_fast_variance = epsilon, fast_variance
-    patches = cut(golden["extra/air_volume"][:, 0], tower[0].patch)
+    patches = patchify(golden["extra/air_volume"][:, 0], tower[0].patch)
     embedded = wrong.norm_out(wrong.proj(wrong.norm_in(patches)))
     assert largest_difference(embedded, golden["extra/air_patch_emb"]) > 5e-4
 
@@ -189,6 +189,6 @@ def test_causal_depthwise_conv_is_the_grouped_convolution():
 def test_integers_are_brought_from_their_window_to_minus_one_and_one(window):
     low, high = window
     steps = jnp.array([16 * low, 8 * (low + high), 16 * high], jnp.int16)
-    np.testing.assert_array_equal(normalized(steps, window), [-1, 0, 1])
+    np.testing.assert_array_equal(normalize_intensity(steps, window), [-1, 0, 1])
     already = jnp.array([-1.0, 0.25], jnp.float32)
-    np.testing.assert_array_equal(normalized(already, window), already)
+    np.testing.assert_array_equal(normalize_intensity(already, window), already)

@@ -29,7 +29,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(folder):
-    config = dataclasses.replace(tiny_config(folder).model, report_labels=len(LABELS))
+    config = dataclasses.replace(tiny_config(folder).model, num_report_labels=len(LABELS))
     variables = jax.jit(CTCLIP(config).init)(jax.random.key(0))
     variables["params"]["report_classifier"]["bias"] = np.linspace(-1, 1, 18, dtype=np.float32)
     tokenizer = load_tokenizer(folder / "tokenizer.model")
@@ -87,7 +87,7 @@ def test_a_volume_without_a_report_gets_no_labels(tmp_path):
 
 def test_program(folder, tmp_path):
     """Of shards; the scores can be evaluated against the known labels beside them."""
-    export = write_tiny_export(tmp_path, report_labels=len(LABELS))
+    export = write_tiny_export(tmp_path, num_report_labels=len(LABELS))
     command = [sys.executable, "-m", "ctclip_jax.label_reports", f"--model={export}"]
     command += [f"--shards={folder}", "--split=train", f"--out={tmp_path / 'out'}"]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -118,7 +118,7 @@ def test_invalid_input_is_an_error(model, tmp_path):
     other = {
         name: array for name, array in model.variables["params"].items() if "classifier" not in name
     }
-    config = dataclasses.replace(model.config, report_labels=0)
+    config = dataclasses.replace(model.config, num_report_labels=0)
     bare = ctclip_jax.Model(config, model.variables | {"params": other}, tokenizer=model.tokenizer)
     with pytest.raises(InputError, match="report_classifier"):
         bare.label_reports(["Normal."])

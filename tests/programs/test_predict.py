@@ -51,7 +51,7 @@ def export(tmp_path_factory):
     tokenizer = folder.parent / "tokenizer.model"
     train_sentencepiece(texts, tokenizer, 100)
     config = phantoms.get_config("smoke")
-    config.model.init_temperature = 4.0
+    config.model.init_logit_scale_log = 4.0
     model = from_dict(TrainConfig, config.to_dict()).model
     variables = jax.jit(CTCLIP(model).init)(jax.random.key(0))
     described = {"model": config.model.to_dict(), "max_length": 24, "report": "joined"}

@@ -24,7 +24,7 @@ FAKE_PROMPTS = {
     "input_ids": np.random.default_rng(0).normal(size=(36, 4)).astype(np.float32),
     "attention_mask": np.ones((36, 4), np.int32),
 }
-CLASSIFIER = {"model.labels": 18, "model.classifier_dropout": 0.3}
+CLASSIFIER = {"model.num_labels": 18, "model.classifier_dropout": 0.3}
 
 
 def learner(model=None, devices: int = 8, **changes) -> train_step.Learner:
@@ -35,7 +35,7 @@ def learner(model=None, devices: int = 8, **changes) -> train_step.Learner:
     mesh = make_mesh(config.mesh, devices=jax.devices()[:devices])
     made = train_step.make_learner(config, mesh)
     sizes = config.model
-    fake = FakeCLIP(sizes.logit_bias, sizes.labels, sizes.report_labels)
+    fake = FakeCLIP(sizes.logit_bias, sizes.num_labels, sizes.num_report_labels)
     if made.prompts:
         made = dataclasses.replace(made, prompts=FAKE_PROMPTS)
     return dataclasses.replace(made, model=model or fake)
@@ -245,7 +245,7 @@ def test_a_linear_probe_moves_the_classifier_alone():
     probe, batch = learner(**CLASSIFIER, **rules), fake_batch(VOLUMES)
     del batch["input_ids"]
     state, _, norms = run(probe, batch, batch)
-    before = FakeCLIP(labels=18).init()
+    before = FakeCLIP(num_labels=18).init()
     assert moved(state["params"], before["params"]) == set(norms)
     assert set(norms) == {"classifier/kernel", "classifier/bias"}
     assert not moved(state["codebook"], before["codebook"])
@@ -254,7 +254,7 @@ def test_a_linear_probe_moves_the_classifier_alone():
 def test_frozen_latents_stand_for_their_volumes():
     rules = {"optim.rules": (("^classifier", 1.0), ("", 0.0)), "loss.name": "labels"}
     probe, batch = learner(**CLASSIFIER, **rules), fake_batch(VOLUMES)
-    latents, _ = probe.model.encode(probe.model.init(), batch, keys=None, quantize=1.0)
+    latents, _ = probe.model.encode(probe.model.init(), batch, text_dropout_keys=None, quantize=1.0)
     frozen = {name: each for name, each in batch.items() if name not in ("image", "input_ids")}
     frozen["latent"] = np.asarray(latents["image"])
     assert_same(gradients(probe, frozen)["gradient"], gradients(probe, batch)["gradient"])

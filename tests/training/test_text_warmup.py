@@ -23,12 +23,14 @@ WORDS, LENGTH = 16, 4
 class BagOfWords:
     """The text tower's interface with a mean of word embeddings behind it."""
 
-    def encode_text(self, variables, input_ids, attention_mask, *, keys):
-        words = self.read_text(variables, input_ids, attention_mask, keys=keys)
+    def encode_text(self, variables, input_ids, attention_mask, *, dropout_keys):
+        words = self.text_hidden_states(
+            variables, input_ids, attention_mask, dropout_keys=dropout_keys
+        )
         latents = words.mean(axis=1) @ variables["params"]["text_projection"]["kernel"]
         return latents / jnp.linalg.norm(latents, axis=-1, keepdims=True)
 
-    def read_text(self, variables, input_ids, attention_mask, *, keys):
+    def text_hidden_states(self, variables, input_ids, attention_mask, *, dropout_keys):
         """Every word is read with those around it."""
         embedding = variables["params"]["text"]["embed"]["word"]["embedding"]
         words = embedding[input_ids] * attention_mask[..., None]

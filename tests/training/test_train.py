@@ -172,11 +172,8 @@ def test_a_full_disk_is_one_line_and_the_run_continues_after_it(
     with start_main(workdir, longer, before=full_disk(200)) as process:
         _, errors = process.communicate()
     assert process.returncode == 2
-    line = (
-        f"error: {workdir}/checkpoints/{STEPS + 2}: not written (File too large);"
-        " the checkpoints before it are as they were"
-    )
-    assert line in errors.splitlines()
+    line = f"error: {workdir}/checkpoints/{STEPS + 2}: cannot be saved (File too large)"
+    assert any(error.startswith(line) for error in errors.splitlines())
     assert load_export(workdir / "checkpoints" / str(STEPS))
     with start_main(workdir, longer) as process:
         told, errors = process.communicate()
@@ -229,9 +226,9 @@ def test_given_weights_of_another_shape_are_refused(finished, shards):
             "config.loss.name: 'soft' is none of softmax, text_to_image, decoupled, sigmoid,"
             " labels, report_labels, prompts",
         ),
-        ({"model.dtype": "half"}, "config.model.dtype: 'half' is none of float32, bfloat16"),
-        ({"model.remat": "some"}, "config.model.remat: 'some' is none of none, full, dots"),
-        ({"model.attention": "fast"}, "config.model.attention: 'fast' is none of xla, cudnn"),
+        ({"model.dtype": "half"}, r"config\.model\.dtype: .* choose from float32, bfloat16"),
+        ({"model.remat": "some"}, r"config\.model\.remat: .* choose from none, full, dots"),
+        ({"model.attention": "fast"}, r"config\.model\.attention: .* choose from xla, cudnn"),
         ({"model.attention": "cudnn"}, "config.model.attention: 'cudnn' needs an NVIDIA GPU"),
         ({"data.max_length": 25}, "config.data.max_length: 25 tokens, the text tower has 24"),
         ({"evaluation.max_length": 200}, "config.evaluation.max_length: 200 tokens"),
@@ -313,7 +310,11 @@ def test_labels_that_nobody_has_read_train_nothing(tmp_path):
     record = make_record("train_1_a_1.nii.gz", np.zeros((24, 48, 48), np.int16), labels=unknown)
     shard_format.write_shard(shard, [record])
     shard_format.finish(tmp_path / "shards")
-    changes = {"loss.name": "labels", "model.labels": 18, "model.image.spacing": (1.5, 0.75, 0.75)}
+    changes = {
+        "loss.name": "labels",
+        "model.num_labels": 18,
+        "model.image.spacing": (1.5, 0.75, 0.75),
+    }
     with pytest.raises(InputError, match="nobody has read any"):
         check_shards(tiny_config(tmp_path / "shards", **changes))
 
