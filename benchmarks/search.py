@@ -17,7 +17,14 @@ from jaxtyping import Float32
 
 from benchmarks import measure
 from ctclip_jax import index
-from ctclip_jax.case_store import Entry, Searcher, Store, Where, adding, build_approximate
+from ctclip_jax.case_store import (
+    CaseFilter,
+    Entry,
+    Searcher,
+    Store,
+    build_approximate_index,
+    open_for_append,
+)
 from data_pipelines.errors import InputError, run_main
 
 CASES = flags.DEFINE_list("cases", ["100000", "1000000"], "Sizes of the store.")
@@ -38,7 +45,7 @@ def latents(count: int, *, seed: int, kind: str) -> Float32[np.ndarray, "n d"]:
 def fill(folder: Path, count: int, kind: str) -> None:
     """Writes a store in segments as large as those of ctclip_jax.index."""
     Store.create(folder, model_sha256="", dim=DIM)
-    with adding(folder) as addition:
+    with open_for_append(folder) as writer:
         for start in range(0, count, SEGMENT):
             rows = range(start, min(start + SEGMENT, count))
             entries = [
@@ -51,20 +58,20 @@ def fill(folder: Path, count: int, kind: str) -> None:
                 for row in rows
             ]
             drawn = latents(len(rows), seed=1 + start, kind=kind)
-            addition.add(entries, drawn, [b"picture"] * len(rows))
+            writer.add(entries, drawn, [b"picture"] * len(rows))
 
 
 def searched(folder: Path, kind: str) -> dict[str, Any]:
     """Opens a store and searches for one query after the other: exactly, among those that a filter
     lets pass, approximately."""
     start = time.perf_counter()
-    searcher = Searcher(Store.open(folder))
+    searcher = Searcher(Store(folder))
     found: dict[str, Any] = {"open_seconds": round(time.perf_counter() - start, 2)}
     filters = {
-        "exact": Where(),
-        "exact, of a label": Where({"Emphysema": 1}),
-        "exact, of a stratum": Where(strata={"sex": "F"}),
-        **({"approximate": None} if searcher.approximate else {}),
+        "exact": CaseFilter(),
+        "exact, of a label": CaseFilter({"Emphysema": 1}),
+        "exact, of a stratum": CaseFilter(strata={"sex": "F"}),
+        **({"approximate": None} if searcher.is_approximate else {}),
     }
     queries, rows = latents(QUERIES, seed=99, kind=kind)[:, None], {}
     for how, where in filters.items():
@@ -72,7 +79,7 @@ def searched(folder: Path, kind: str) -> dict[str, Any]:
         for query in (queries[0], *queries):
             start = time.perf_counter()
             mask = None if where is None else searcher.store.mask(where)
-            (hits,) = searcher.search(query, k=K, where=mask)
+            (hits,) = searcher.search(query, k=K, mask=mask)
             milliseconds.append(1e3 * (time.perf_counter() - start))
             rows[how].append([hit.row for hit in hits])
         found[how] = {
@@ -80,7 +87,7 @@ def searched(folder: Path, kind: str) -> dict[str, Any]:
             "median_ms": round(statistics.median(milliseconds[1:]), 2),
             "slowest_ms": round(max(milliseconds[1:]), 2),
         }
-    if searcher.approximate:
+    if searcher.is_approximate:
         pairs = zip(rows["exact"], rows["approximate"], strict=True)
         shared = [len(set(exact) & set(other)) / K for exact, other in pairs]
         found["approximate"][f"recall@{K}"] = round(float(np.mean(shared)), 4)
@@ -93,7 +100,7 @@ def measured(count: int, kind: str) -> dict[str, Any]:
         folder = Path(scratch) / "store"
         measure.in_new_process(fill, folder, count, kind)
         try:
-            stage = measure.in_new_process(build_approximate, folder)
+            stage = measure.in_new_process(build_approximate_index, folder)
             built = {"seconds": round(stage.seconds, 1), "peak_gib": round(stage.peak_gib, 2)}
         except InputError as error:
             built = {"reason": str(error)}

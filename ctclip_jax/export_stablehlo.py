@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import flags
 from etils import epath
 from jax import export
@@ -28,8 +29,7 @@ from ctclip_jax.checkpoints.tensor_files import write_tensors
 from ctclip_jax.common.shapes import Array
 from ctclip_jax.common.trees import flatten, unflatten
 from ctclip_jax.evaluation.files import write_json
-from ctclip_jax.inference import classifiers
-from ctclip_jax.inference.classifiers import Detector
+from ctclip_jax.inference.classifiers import Classifier
 from ctclip_jax.models.ct_clip import CTCLIP
 from data_pipelines.errors import InputError, run_main
 from data_pipelines.files import make_folder, publish_folder, scratch_folder, sha256
@@ -77,16 +77,19 @@ def save(model: Model, out: Path, *, platforms: Sequence[str]) -> None:
     programs, classifier = export_encoders(model, platforms), None
     tokenizer = model.tokenizer.path if model.tokenizer and TEXT in programs else None
     if "classifier" in model.variables["params"]:
-        classifier = classifiers.trained_classifier(model)
+        classifier = model.trained_classifier()
     elif tokenizer:
-        classifier = classifiers.zero_shot_classifier(model)
+        classifier = model.zero_shot_classifier()
     make_folder(out.absolute().parent)
     with scratch_folder(epath.Path(out.absolute().parent)) as scratch:
         for name, program in programs.items():
             (scratch / name).write_bytes(program.serialize())
         write_tensors(scratch / WEIGHTS, flatten(jax.device_get(model.variables)))
         if classifier:
-            arrays = {"kernel": classifier.kernel, "bias": classifier.bias}
+            arrays = {
+                "kernel": classifier.kernel.astype(np.float32),
+                "bias": classifier.bias.astype(np.float32),
+            }
             write_tensors(scratch / DETECTION, arrays)
         if tokenizer:
             shutil.copyfile(tokenizer, scratch / tokenizer.name)
@@ -99,7 +102,7 @@ def save(model: Model, out: Path, *, platforms: Sequence[str]) -> None:
 def serving_config(
     model: Model,
     programs: Mapping[str, export.Exported],
-    classifier: Detector | None,
+    classifier: Classifier | None,
     *,
     has_tokenizer: bool,
 ) -> dict[str, Any]:
@@ -140,7 +143,7 @@ def serving_config(
     if classifier:
         config["detection"] = {
             "labels": list(classifier.names),
-            "relu": classifier.positive,
+            "relu": classifier.relu,
             "label_informed": model.label_informed,
         }
     return config

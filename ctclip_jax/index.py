@@ -1,111 +1,88 @@
-"""Cases into a store that `ctclip_jax.search` and the page search.
+"""Adds cases to a store for search: latents, reports, labels, strata and thumbnails.
 
     python -m ctclip_jax.index --store=STORE --model=EXPORT --shards=SHARDS --split=valid
     python -m ctclip_jax.index --store=STORE --model=EXPORT --scans=scans.csv 'more/*.nii.gz'
 
-Scans are read as `ctclip_jax.predict` reads them; a table may have reports, labels and strata of
-them beside their paths (docs/data.md). Cases whose names are in the store already are left alone,
-so that an addition that was stopped goes on when it is started again. A scan that cannot be used
-is told in one line, and the status is 1 at the end. --approximate also makes an index (FAISS) of
-the whole store, for searches among millions.
+Scans are read as by `ctclip_jax.predict`; a table may give reports, labels and strata beside their
+paths (docs/data.md). Cases with a name that the store has are left alone, so an interrupted run
+continues when it is started again. Unreadable scans are reported and skipped; the exit status is
+then 1. --approximate also builds a FAISS index of the whole store, for millions of cases.
 """
 
+import itertools
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from absl import flags
+from jaxtyping import Float32, Int16
 from tqdm import tqdm
 
 from ctclip_jax import Model, load
-from ctclip_jax.case_store import Entry, Store, adding, build_approximate
-from ctclip_jax.case_store.store import Addition
+from ctclip_jax.case_store import Entry, Store, build_approximate_index, open_for_append
 from ctclip_jax.evaluation.latents import fingerprint
 from ctclip_jax.inference.scans import SkippedCase, list_scans, read_ahead
-from data_pipelines import shards
+from data_pipelines import shards, slices
 from data_pipelines.errors import InputError, run_main
 from data_pipelines.reports import LABELS
-from data_pipelines.resample import STEPS_PER_HU
-from data_pipelines.sources.case import CaseRecord
+from data_pipelines.sources.case import UNKNOWN, CaseRecord
 
-SEGMENT_CASES, SEGMENT_SECONDS = 1024, 300  # what a kill can cost
+SEGMENT_CASES, SEGMENT_SECONDS = 1024, 300  # the most work that a kill can cost
 
-Item = tuple[Entry, np.ndarray]  # a case and its volume, (f, h, w) in steps of 1/16 HU
-
-
-def of_shards(folder: str, split: str, *, rows: Sequence[tuple[int, dict]]) -> Iterator[Item]:
-    """The cases of these rows of a prepared split, each with its place in it."""
-    names, records = shards.preparation(folder, split)["labels"], shards.read(folder, split)
-    for place, told in rows:
-        labels = dict(zip(names, told["labels"], strict=True))
-        yield _entry(told, labels), records[place]["volume"]
+Case = tuple[Entry, Int16[np.ndarray, "f h w"]]  # the volume in steps of 1/16 HU
 
 
-def of_scans(
-    model: Model, cases: Sequence[CaseRecord], *, workers: int, bad: list[SkippedCase]
-) -> Iterator[Item]:
-    """Scans as they are read; those that cannot be used go into `bad`."""
-    for item in read_ahead(model, cases, num_workers=workers):
+def cases_of_shards(folder: str, split: str, *, rows: Sequence[int]) -> Iterator[Case]:
+    """Reads these rows of a prepared split."""
+    label_names, records = shards.preparation(folder, split)["labels"], shards.read(folder, split)
+    for record in (records[row] for row in rows):
+        yield _entry(record, label_names), record["volume"]
+
+
+def cases_of_scans(
+    model: Model, scans: Sequence[CaseRecord], *, workers: int, skipped: list[SkippedCase]
+) -> Iterator[Case]:
+    """Reads scans ahead of the device; appends the unreadable ones to `skipped`."""
+    for item in read_ahead(model, scans, num_workers=workers):
         if isinstance(item, SkippedCase):
-            bad.append(item)
-            continue
-        case, prepared = item
-        told = {name: getattr(case, name) for name in _TOLD}
-        labels = dict(zip(LABELS, case.labels, strict=False))
-        yield _entry(told, labels), prepared.volume
+            skipped.append(item)
+        else:
+            case, prepared = item
+            yield _entry(vars(case), LABELS), prepared.volume
 
 
-_TOLD = ("volume_name", "patient", "findings", "impressions", "strata")
+def _entry(fields: Mapping[str, Any], label_names: Sequence[str]) -> Entry:
+    # A scan that is given by its path has no labels at all, hence not strict.
+    labels = zip(label_names, fields["labels"], strict=False)
+    return Entry(
+        name=fields["volume_name"],
+        patient=fields["patient"],
+        findings=fields["findings"],
+        impressions=fields["impressions"],
+        labels={name: int(v) for name, v in labels if v != UNKNOWN and name in LABELS},
+        strata=dict(fields["strata"]),
+    )
 
 
-def _entry(told: dict, labels: dict[str, int]) -> Entry:
-    known = {name: int(value) for name, value in labels.items() if value >= 0 and name in LABELS}
-    name, patient, findings, impressions, strata = (told[each] for each in _TOLD)
-    return Entry(name, patient, findings, impressions, known, dict(strata))
-
-
-def add_all(
-    addition: Addition, model: Model, items: Iterator[Item], *, total: int, batch_size: int
-) -> int:
-    """Encodes and adds cases, a segment at a time; returns their number."""
-    added, entries, latents, thumbnails = 0, [], [], []
-    spacing, written = model.geometry.spacing, time.monotonic()
-
-    def flush() -> int:
-        if not entries:
-            return 0
-        count = addition.add(entries, np.concatenate(latents), thumbnails)
-        for each in (entries, latents, thumbnails):
-            each.clear()
-        return count
-
-    with tqdm(total=total, unit="case") as bar:
-        for batch in _batches(items, batch_size):
+def encode_segments(
+    model: Model, cases: Iterator[Case], *, num_cases: int, batch_size: int
+) -> Iterator[tuple[list[Entry], Float32[np.ndarray, "n d"], list[bytes]]]:
+    """Encodes cases in batches; yields entries, latents and thumbnails of a segment at a time."""
+    entries, latents, thumbnails, started = [], [], [], time.monotonic()
+    with tqdm(total=num_cases, unit="case") as progress:
+        while batch := list(itertools.islice(cases, batch_size)):
             volumes = np.stack([volume for _, volume in batch])
-            latents.append(model.encode_image(volumes, batch_size=batch_size))
             entries += [entry for entry, _ in batch]
-            thumbnails += [
-                thumbnails.slices(volume, spacing=spacing, steps_per_hu=STEPS_PER_HU)
-                for volume in volumes
-            ]
-            bar.update(len(batch))
-            late = time.monotonic() - written > SEGMENT_SECONDS
-            if late or len(entries) >= SEGMENT_CASES:
-                added += flush()
-                written = time.monotonic()
-        return added + flush()
-
-
-def _batches(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
-    batch: list[Item] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+            latents.append(model.encode_image(volumes, batch_size=batch_size))
+            thumbnails += [slices.thumbnail(v, spacing=model.geometry.spacing) for v in volumes]
+            progress.update(len(batch))
+            if len(entries) >= SEGMENT_CASES or time.monotonic() - started > SEGMENT_SECONDS:
+                yield entries, np.concatenate(latents), thumbnails
+                entries, latents, thumbnails, started = [], [], [], time.monotonic()
+    if entries:
+        yield entries, np.concatenate(latents), thumbnails
 
 
 def define_flags() -> None:
@@ -113,51 +90,56 @@ def define_flags() -> None:
     flags.DEFINE_string("store", None, "Folder of the store.", required=True)
     flags.DEFINE_string("model", None, "Any path that ctclip_jax.load opens.", required=True)
     flags.DEFINE_string("shards", None, "Folder that data_pipelines.prepare wrote.")
-    flags.DEFINE_string("scans", None, "A table of scans, CSV or .jsonl.")
-    flags.DEFINE_string("split", "train", "Split of the shards, or of a table that has splits.")
-    flags.DEFINE_integer("batch_size", 8, "Volumes computed at a time.", lower_bound=1)
-    flags.DEFINE_integer("workers", 2, "Scans read at a time, and kept waiting.", lower_bound=1)
-    flags.DEFINE_bool("approximate", False, "Make an approximate index of the whole store.")
+    flags.DEFINE_string("scans", None, "Table of scans, CSV or .jsonl.")
+    flags.DEFINE_string("split", "valid", "Split of the shards, or of a table with a column split.")
+    flags.DEFINE_integer("batch_size", 8, "Volumes encoded at a time.", lower_bound=1)
+    flags.DEFINE_integer("workers", 2, "Threads that read scans.", lower_bound=1)
+    flags.DEFINE_bool("approximate", False, "Build an approximate index of the whole store.")
 
 
 def main(*patterns: str) -> None:
-    """Adds what the flags say."""
+    """Adds shards or scans to the store; exit status 1 if a scan was skipped."""
     values = flags.FLAGS
-    if values.shards and (values.scans or patterns):
-        raise InputError("--shards: one source at a time; scans go in by themselves")
-    bad: list[SkippedCase] = []
-    if values.shards or values.scans or patterns or not values.approximate:
-        add(values, patterns, bad)
+    has_scans = bool(values.scans or patterns)
+    if values.shards and has_scans:
+        raise InputError("--shards: cannot be combined with scans; index them in two runs")
+    skipped: list[SkippedCase] = []
+    if values.shards or has_scans or not values.approximate:
+        index(values, patterns, skipped)
     if values.approximate:
-        build_approximate(values.store)
-    if bad:
-        print(f"{len(bad)} scans could not be used:", file=sys.stderr)
-        for scan in bad:
-            print(f"  {scan.reason}", file=sys.stderr)
+        build_approximate_index(values.store)
+    if skipped:
+        print(f"{len(skipped)} scans skipped:", file=sys.stderr)
+        print(*(f"  {scan.reason}" for scan in skipped), sep="\n", file=sys.stderr)
         sys.exit(1)
 
 
-def add(values: flags.FlagValues, patterns: Sequence[str], bad: list[SkippedCase]) -> None:
-    """Adds the cases of shards, or of scans, and tells how many."""
-    cases = [] if values.shards else list_scans(patterns, values.scans, split=values.split)
+def index(values: flags.FlagValues, patterns: Sequence[str], skipped: list[SkippedCase]) -> None:
+    """Adds the cases that the store does not have, and prints their number."""
+    if values.shards:
+        reports = shards.read_reports(values.shards, values.split)
+        names = [report["volume_name"] for report in reports]
+    else:
+        scans = list_scans(patterns, values.scans, split=values.split)
+        names = [scan.volume_name for scan in scans]
     model = load(values.model)
     if values.shards:
         prepared = shards.preparation(values.shards, values.split)
-        model.config.image.check(prepared, source=values.shards, name=str(values.model))
+        model.config.image.check(prepared, source=values.shards, name=values.model)
     dim = model.config.dim_latent
-    store = Store.create(values.store, model_sha256=fingerprint(model), dim=dim)
-    with adding(store.folder) as addition:
+    Store.create(values.store, model_sha256=fingerprint(model), dim=dim)
+    with open_for_append(values.store) as writer:
+        rows = [row for row, name in enumerate(names) if name not in writer.names]
         if values.shards:
-            given = list(enumerate(shards.read_reports(values.shards, values.split)))
-            new = [row for row in given if row[1]["volume_name"] not in addition.known]
-            items = of_shards(values.shards, values.split, rows=new)
+            cases = cases_of_shards(values.shards, values.split, rows=rows)
         else:
-            given = cases
-            new = [case for case in given if case.volume_name not in addition.known]
-            items = of_scans(model, new, workers=values.workers, bad=bad)
-        count = add_all(addition, model, items, total=len(new), batch_size=values.batch_size)
-    there = f"; {len(given) - len(new)} were there" if len(given) > len(new) else ""
-    print(f"{count} cases added: {len(Store.open(values.store))} in {values.store}{there}")
+            new = [scans[row] for row in rows]
+            cases = cases_of_scans(model, new, workers=values.workers, skipped=skipped)
+        size = values.batch_size
+        segments = encode_segments(model, cases, num_cases=len(rows), batch_size=size)
+        num_added = sum(writer.add(*segment) for segment in segments)
+    present = f"; {len(names) - len(rows)} were there" if len(names) > len(rows) else ""
+    print(f"{num_added} cases added: {len(Store(values.store))} in {values.store}{present}")
 
 
 if __name__ == "__main__":

@@ -29,9 +29,8 @@ from tqdm import tqdm
 
 from ctclip_jax import Model, load
 from ctclip_jax.evaluation import files
-from ctclip_jax.evaluation.protocol import SCORES
 from ctclip_jax.inference import classifiers, heatmaps
-from ctclip_jax.inference.classifiers import Detector
+from ctclip_jax.inference.classifiers import Classifier
 from ctclip_jax.inference.scans import SkippedCase, list_scans, read_ahead
 from data_pipelines.errors import InputError, run_main
 from data_pipelines.shard_tasks import PreparedVolume, provenance
@@ -43,11 +42,11 @@ NUM_PRINTED = 3  # findings per scan, if there are several scans
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """The findings of one scan, most probable first.
+    """The findings of one scan.
 
     `scores` has a row per finding and the columns `probability` and, if the model has a
-    calibration, `calibrated` (NaN without a curve). `contributions` (t, h, w) to their logits are
-    by finding; empty without heatmaps.
+    calibration, `calibrated` (NaN without a curve). `contributions` to their logits are by finding;
+    empty without heatmaps.
     """
 
     case: CaseRecord
@@ -55,9 +54,15 @@ class Prediction:
     scores: pd.DataFrame
     contributions: Mapping[str, Float32[np.ndarray, "t h w"]]
 
+    @property
+    def ranked(self) -> pd.DataFrame:
+        """`scores`, most probable first."""
+        return self.scores.sort_values("probability", ascending=False, kind="stable")
+
 
 def predict(
-    classifier: Detector,
+    model: Model,
+    classifier: Classifier,
     cases: Sequence[CaseRecord],
     *,
     batch_size: int,
@@ -66,46 +71,52 @@ def predict(
 ) -> Iterator[Prediction | SkippedCase]:
     """Reads scans while others are computed; with `attribute`, predictions have contributions."""
     batch = []
-    for item in read_ahead(classifier.model, cases, num_workers=num_workers):
+    for item in read_ahead(model, cases, num_workers=num_workers):
         if isinstance(item, SkippedCase):
             yield item
             continue
         batch.append(item)
         if len(batch) == batch_size:
-            yield from predict_batch(classifier, batch, attribute=attribute)
+            yield from predict_batch(model, classifier, batch, attribute=attribute)
             batch = []
     if batch:
-        yield from predict_batch(classifier, batch, attribute=attribute)
+        yield from predict_batch(model, classifier, batch, attribute=attribute)
 
 
 def predict_batch(
-    classifier: Detector, batch: Sequence[tuple[CaseRecord, PreparedVolume]], *, attribute: bool
+    model: Model,
+    classifier: Classifier,
+    batch: Sequence[tuple[CaseRecord, PreparedVolume]],
+    *,
+    attribute: bool,
 ) -> Iterator[Prediction]:
     """Predicts scans together."""
     volumes = np.stack([prepared.volume for _, prepared in batch])
     if attribute:
-        features = classifier.model.patch_features(volumes, batch_size=len(batch))
-        detection, contributions = classifier.explain(features, batch_size=len(batch))
-    else:
-        detection = classifier.detect(volumes, batch_size=len(batch))
-    for row, (case, prepared) in enumerate(batch):
-        scores = pd.DataFrame({"probability": detection.probabilities[row]}, index=detection.names)
-        if detection.calibrated is not None:
-            scores["calibrated"] = detection.calibrated[row]
-        yield Prediction(
-            case,
-            prepared,
-            scores.sort_values("probability", ascending=False, kind="stable"),
-            dict(zip(detection.names, contributions[row], strict=True)) if attribute else {},
+        features = model.patch_features(volumes, batch_size=len(batch))
+        latents, contributions = model.attribute(
+            features, classifier.kernel, relu=classifier.relu, batch_size=len(batch)
         )
+    else:
+        latents = model.encode_image(volumes, batch_size=len(batch))
+    probabilities = classifier.probabilities(latents)
+    calibrated = classifier.calibrate(probabilities)
+    for row, (case, prepared) in enumerate(batch):
+        scores = pd.DataFrame({"probability": probabilities[row]}, index=classifier.names)
+        if calibrated is not None:
+            scores["calibrated"] = calibrated[row]
+        by_finding = (
+            dict(zip(classifier.names, contributions[row], strict=True)) if attribute else {}
+        )
+        yield Prediction(case, prepared, scores, by_finding)
 
 
-def save(prediction: Prediction, classifier: Detector, out: Path, *, num_heatmaps: int) -> None:
+def save(prediction: Prediction, model: Model, out: Path, *, num_heatmaps: int) -> None:
     """Writes OUT/NAME and adds the scan to the tables."""
-    name, scores, model = prediction.case.volume_name, prediction.scores, classifier.model
+    name, scores = prediction.case.volume_name, prediction.scores
     folder = out / file_name(name)
     files.make_folder(folder)
-    findings = list(scores.index[:num_heatmaps])
+    findings = list(prediction.ranked.index[:num_heatmaps])
     for finding in findings:
         contributions = prediction.contributions[finding]
         probability, logit = scores.probability[finding], contributions.sum()
@@ -124,8 +135,6 @@ def save(prediction: Prediction, classifier: Detector, out: Path, *, num_heatmap
             geometry=model.geometry,
             description=f"{finding}: {model.attribution_method}",
         )
-    # In the order of the classifier, whatever the scan.
-    scores = scores.loc[list(classifier.names)].astype(float)
     rounded = scores.round(6).astype(object).where(scores.notna(), None)
     content = {
         "name": name,
@@ -169,21 +178,21 @@ def check_file_names(names: Sequence[str]) -> None:
 
 def format_prediction(prediction: Prediction, *, is_only: bool) -> str:
     """A table of all findings for the only scan, or the most probable ones in one line."""
-    name, scores = prediction.case.volume_name, prediction.scores
+    name, scores = prediction.case.volume_name, prediction.ranked
     if is_only:
         return f"{name}\n{scores.to_string(float_format='{:.3f}'.format, na_rep='-')}"
     top = scores.probability.head(NUM_PRINTED).items()
     return f"{name}: {', '.join(f'{finding} {value:.2f}' for finding, value in top)}"
 
 
-def build_classifier(model: Model, *, classifier: str, prompts: str | None) -> Detector:
+def build_classifier(model: Model, *, kind: str, prompts: str | None) -> Classifier:
     """The classifier of --classifier and --prompts."""
-    if classifier == "zero_shot":
+    if kind == "zero_shot":
         findings = classifiers.read_findings(Path(prompts)) if prompts else None
-        return classifiers.zero_shot_classifier(model, findings)
+        return model.zero_shot_classifier(findings)
     if prompts:
         raise InputError("--prompts: only for --classifier=zero_shot")
-    return classifiers.trained_classifier(model)
+    return model.trained_classifier()
 
 
 def define_flags() -> None:
@@ -193,7 +202,8 @@ def define_flags() -> None:
     flags.DEFINE_string("scans", None, "Table of scans, CSV or .jsonl.")
     flags.DEFINE_string("split", "valid", "Rows of a table with a column split.")
     flags.DEFINE_string("out", None, "Output folder.")
-    flags.DEFINE_enum("classifier", "zero_shot", SCORES, "Prompts, or a trained classifier.")
+    kinds = ("zero_shot", "trained", "classifier")
+    flags.DEFINE_enum("classifier", "zero_shot", kinds, "Prompts, or a trained (=classifier) head.")
     flags.DEFINE_alias("scores", "classifier")
     flags.DEFINE_string("prompts", None, "Table of other findings: finding, present, absent.")
     flags.DEFINE_integer("heatmaps", 0, "Findings per scan with heatmaps.", lower_bound=0)
@@ -211,12 +221,13 @@ def main(*patterns: str) -> None:
         raise InputError(f"{out}: already has {table}; choose another --out")
     cases = list_scans(patterns, values.scans, split=values.split)
     model = load(values.model, tokenizer=values.tokenizer, dtype=values.dtype)
-    classifier = build_classifier(model, classifier=values.classifier, prompts=values.prompts)
+    classifier = build_classifier(model, kind=values.classifier, prompts=values.prompts)
     if out:
         check_file_names([case.volume_name for case in cases])
         check_file_names(classifier.names)
         files.make_folder(out)
     predictions = predict(
+        model,
         classifier,
         cases,
         batch_size=values.batch_size,
@@ -230,7 +241,7 @@ def main(*patterns: str) -> None:
             progress.write(f"error: {item.reason}", file=sys.stderr)
             continue
         if out:
-            save(item, classifier, out, num_heatmaps=values.heatmaps)
+            save(item, model, out, num_heatmaps=values.heatmaps)
         progress.write(format_prediction(item, is_only=is_only))
     if skipped and not is_only:
         reasons = "\n  ".join(case.reason for case in skipped)

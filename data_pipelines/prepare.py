@@ -73,7 +73,7 @@ def main(*beam_options: str) -> None:
             raise InputError(f"--splits: {split!r} is no name of a split")
     collections = {split: _collection(split) for split in _SPLITS.value}
     plans = {}
-    with shards.locked(_OUT.value, alone=here and count == 1):
+    with shards.locked(_OUT.value, exclusive=here and count == 1):
         for split, collection in collections.items():
             plans[split] = shard_tasks.plan(
                 collection, _OUT.value, split, geometry=geometry, mode=_MODE.value

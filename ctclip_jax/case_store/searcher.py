@@ -1,25 +1,38 @@
-"""Search: exact on the device, or through an approximate index of a very large store."""
+"""Nearest-neighbor search over a case store: exact on the device, or approximate with FAISS."""
 
 import dataclasses
 import functools
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Float32
+from etils import epath
+from jaxtyping import Array, Bool, Float, Float32, Int
 
-from ctclip_jax.case_store.approximate import read_approximate
-from ctclip_jax.case_store.segment import Entry
-from ctclip_jax.case_store.store import Store
+from ctclip_jax.case_store.store import Entry, Store, locked_store
+from ctclip_jax.evaluation.encode import encode_reports
+from ctclip_jax.inference.load import Model
 from data_pipelines.errors import InputError
+from data_pipelines.files import publish, scratch_folder
+from data_pipelines.reports import split_sentences
 
-QUERIES = 256  # at a time
-FOUND_STEP = 16  # cases found are a multiple of this, so that few programs are compiled
+MAX_QUERIES_PER_BATCH = 256  # bounds the similarity matrix, queries x cases
+TOP_K_MULTIPLE = 16  # k is rounded up to it, so that few programs are compiled
+
+INDEX_FILE = "approximate.faiss"
+# Inverted lists (IVF): 4 sqrt(n) of them, as FAISS recommends below a million vectors, but at
+# least 40 cases per list, below which k-means has too few points per centroid.
+LISTS_PER_SQRT_CASES, MIN_CASES_PER_LIST = 4, 40
+NUM_PROBED_LISTS = 64  # more lists per query: higher recall, slower
+KMEANS_POINTS_PER_LIST, KMEANS_ITERATIONS = 64, 10
+SELF_SIMILARITY_TOLERANCE = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
 class Hit:
-    """A case that was found: its row in the store, and the cosine of its latent and the query's."""
+    """A search result: row in the store, cosine similarity to the query, and the case."""
 
     row: int
     similarity: float
@@ -29,84 +42,129 @@ class Hit:
 class Searcher:
     """A store with its latents on the device.
 
-    The approximate index is used where it covers the store and there is no filter.
+    Searches without a mask use the approximate index if there is one of all cases.
     """
 
     def __init__(self, store: Store):
         self.store = store
-        latents = store.latents
-        self._index = read_approximate(store.folder, latents)
+        latents = store.load_latents()
+        self._index = _load_approximate_index(store.folder, latents)
         self._latents = jax.device_put(latents, jax.local_devices()[0])
-        # Compiled now, so that the first query is answered as soon as the others.
-        self._exact(np.zeros((1, store.dim), np.float32), np.ones(len(store), bool), k=1)
+        # Compile now, so that the first query is as fast as the others.
+        self._search_exact(np.zeros((1, store.dim), np.float32), np.ones(len(store), bool), k=1)
 
     @property
-    def approximate(self) -> bool:
-        """Whether a search without a filter is approximate."""
+    def is_approximate(self) -> bool:
+        """Whether searches without a mask are approximate."""
         return self._index is not None
 
     def search(
         self,
-        latents: Float[np.ndarray, "q d"],
+        queries: Float[np.ndarray, "q d"],
         *,
         k: int = 10,
-        where: Bool[np.ndarray, " n"] | None = None,
+        mask: Bool[np.ndarray, " n"] | None = None,
     ) -> list[list[Hit]]:
-        """The k cases most like each query, the most similar first, equals in the order of rows;
-        of those that `where` lets pass, so there may be fewer."""
-        rows, similarities = self.nearest(latents, k=k, where=where)
+        """The k most similar cases of each query, most similar first, ties in row order.
+
+        `mask` (`Store.mask`) is applied before the k are taken; fewer pass, fewer are returned.
+        """
         return [
             [
-                Hit(int(row), float(similarity), self.store.entry(int(row)))
-                for row, similarity in zip(*each, strict=True)
+                Hit(int(row), float(similarity), self.store.load_entry(int(row)))
+                for row, similarity in zip(rows, similarities, strict=True)
                 if np.isfinite(similarity)
             ]
-            for each in zip(rows, similarities, strict=True)
+            for rows, similarities in zip(*self.nearest(queries, k=k, mask=mask), strict=True)
         ]
 
     def nearest(
         self,
-        latents: Float[np.ndarray, "q d"],
+        queries: Float[np.ndarray, "q d"],
         *,
         k: int = 10,
-        where: Bool[np.ndarray, " n"] | None = None,
-    ) -> tuple[np.ndarray, Float32[np.ndarray, "q k"]]:
-        """Rows (q, k) and their similarities; -inf where there are fewer than k.
-
-        Raises:
-          InputError: queries of another size than the latents of the store.
-        """
-        queries = np.asarray(latents, np.float32)
+        mask: Bool[np.ndarray, " n"] | None = None,
+    ) -> tuple[Int[np.ndarray, "q k"], Float32[np.ndarray, "q k"]]:
+        """Rows and cosine similarities, which are -inf where fewer than k cases pass the mask."""
+        queries = np.asarray(queries, np.float32)
         if queries.ndim != 2 or queries.shape[1] != self.store.dim:
-            raise InputError(f"queries of shape {queries.shape}; the store has {self.store.dim}")
+            raise InputError(f"queries: got shape {queries.shape}, expected (q, {self.store.dim})")
         k = min(k, len(self.store))
         if not k or not len(queries):
             return np.zeros((len(queries), 0), int), np.zeros((len(queries), 0), np.float32)
-        if self._index is not None and where is None:
+        if self._index is not None and mask is None:
             similarities, rows = self._index.search(queries, k)
             return rows, np.where(rows < 0, -np.inf, similarities)
-        return self._exact(queries, np.ones(len(self.store), bool) if where is None else where, k=k)
+        return self._search_exact(
+            queries, np.ones(len(self.store), bool) if mask is None else mask, k=k
+        )
 
-    def _exact(
-        self, queries: Float32[np.ndarray, "q d"], passes: Bool[np.ndarray, " n"], *, k: int
-    ) -> tuple[np.ndarray, Float32[np.ndarray, "q k"]]:
-        size = min(-(-k // FOUND_STEP) * FOUND_STEP, len(passes))
-        found = [
-            _nearest(self._latents, queries[start : start + QUERIES], passes, k=size)
-            for start in range(0, len(queries), QUERIES)
+    def _search_exact(
+        self, queries: Float32[np.ndarray, "q d"], mask: Bool[np.ndarray, " n"], *, k: int
+    ) -> tuple[Int[np.ndarray, "q k"], Float32[np.ndarray, "q k"]]:
+        rounded_k = min(-(-k // TOP_K_MULTIPLE) * TOP_K_MULTIPLE, len(mask))
+        batches = [
+            _top_k(self._latents, queries[start : start + MAX_QUERIES_PER_BATCH], mask, k=rounded_k)
+            for start in range(0, len(queries), MAX_QUERIES_PER_BATCH)
         ]
-        similarities, rows = (np.concatenate(each)[:, :k] for each in zip(*found, strict=True))
+        similarities, rows = (np.concatenate(part)[:, :k] for part in zip(*batches, strict=True))
         return rows, similarities
 
 
 @functools.partial(jax.jit, static_argnames="k")
-def _nearest(
-    latents: Float[Array, "n d"],
-    queries: Float[Array, "q d"],
-    passes: Bool[Array, " n"],
-    *,
-    k: int,
-) -> tuple[Float[Array, "q k"], Array]:
+def _top_k(
+    latents: Float[Array, "n d"], queries: Float[Array, "q d"], mask: Bool[Array, " n"], *, k: int
+) -> tuple[Float[Array, "q k"], Int[Array, "q k"]]:
     with jax.default_matmul_precision("float32"):
         similarities = queries @ latents.T
-    return jax.lax.top_k(jnp.where(passes[None], similarities, -jnp.inf), k)
+    return jax.lax.top_k(jnp.where(mask[None], similarities, -jnp.inf), k)
+
+
+def encode_query(model: Model, text: str) -> Float32[np.ndarray, "1 d"]:
+    """The latent of a text query, encoded as the model encodes reports."""
+    sentences = split_sentences(text) if model.pool_sentences else []
+    return encode_reports([sentences or [text]], encode_texts=model.encode_text)
+
+
+def build_approximate_index(folder: str | Path) -> None:
+    """Writes a FAISS index (arXiv 2401.08281) of all cases; locks the store meanwhile."""
+    faiss = _import_faiss()
+    with locked_store(folder) as store:
+        latents = store.load_latents()
+        if not len(latents):
+            raise InputError(f"{folder}: no cases to index")
+        largest = len(latents) // MIN_CASES_PER_LIST
+        num_lists = max(1, min(int(LISTS_PER_SQRT_CASES * np.sqrt(len(latents))), largest))
+        index = faiss.index_factory(store.dim, f"IVF{num_lists},Flat", faiss.METRIC_INNER_PRODUCT)
+        index.cp.max_points_per_centroid = KMEANS_POINTS_PER_LIST
+        index.cp.niter = KMEANS_ITERATIONS
+        index.train(latents)
+        index.add(latents)
+        with scratch_folder(epath.Path(store.folder)) as scratch:
+            faiss.write_index(index, str(scratch / INDEX_FILE))
+            publish(scratch / INDEX_FILE, epath.Path(store.folder / INDEX_FILE))
+
+
+def _load_approximate_index(folder: Path, latents: Float32[np.ndarray, "n d"]) -> Any | None:
+    """The FAISS index of exactly these latents; None if the store has none, or a stale one."""
+    path = folder / INDEX_FILE
+    if not path.exists():
+        return None
+    try:
+        index = _import_faiss().read_index(str(path))
+    except RuntimeError as error:
+        raise InputError(f"{path}: damaged ({str(error).splitlines()[0]})") from error
+    index.nprobe = NUM_PROBED_LISTS
+    if index.d != latents.shape[1] or not 0 < index.ntotal == len(latents):
+        return None
+    # The size alone does not tell: another store may have been created in the same folder.
+    ((similarity,), _) = index.search(latents[-1:], 1)
+    return index if similarity > 1 - SELF_SIMILARITY_TOLERANCE else None
+
+
+def _import_faiss() -> Any:
+    try:
+        import faiss
+    except ImportError as error:
+        raise InputError("an approximate index needs FAISS: pip install faiss-cpu") from error
+    return faiss

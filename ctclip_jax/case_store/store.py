@@ -1,4 +1,4 @@
-"""The store on disk: opened at once, whatever its size; added to, and never torn."""
+"""On-disk case store: append-only segments, atomic writes, one writer and any number of readers."""
 
 import contextlib
 import dataclasses
@@ -9,151 +9,215 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from etils import epath
 from jaxtyping import Bool, Float32, Int8
 
-from ctclip_jax.case_store.segment import Entry, Segment, write_segment
 from data_pipelines.errors import InputError
-from data_pipelines.files import make_folder, read_json, write_text
+from data_pipelines.files import make_folder, publish_folder, read_json, scratch_folder, write_text
 from data_pipelines.reports import LABELS
 from data_pipelines.shards import locked
+from data_pipelines.sources.case import UNKNOWN
 
-FILE, SEGMENT = "store.json", "segment-"
-UNIT = 1e-2  # how far a latent's length may be from 1
+MANIFEST, SEGMENT_PREFIX = "store.json", "segment-"
+NORM_TOLERANCE = 1e-2  # largest |length - 1| of a latent
 
 
 @dataclasses.dataclass(frozen=True)
-class Where:
-    """A filter: labels that must be 1 or 0, and strata that must have a value."""
+class Entry:
+    """One case. `labels` holds only annotated labels, as 0 or 1; `strata` e.g. {"sex": "F"}."""
+
+    name: str
+    patient: str = ""
+    findings: str = ""
+    impressions: str = ""
+    labels: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    strata: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class CaseFilter:
+    """Labels that must be 1 or 0, and strata that must have a value; all conditions hold."""
 
     labels: Mapping[str, int] = dataclasses.field(default_factory=dict)
     strata: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         if unknown := [name for name in self.labels if name not in LABELS]:
-            raise InputError(f"label {unknown[0]!r} is none of {', '.join(LABELS)}")
+            raise InputError(f"label: unknown {unknown[0]!r}; choose from {', '.join(LABELS)}")
+
+
+class Segment:
+    """One immutable folder of cases.
+
+    Files are opened per read: a store may have more segments than a process may have open files.
+    """
+
+    def __init__(self, folder: Path, *, dim: int):
+        """Checks that the files hold the same cases and that latents have size `dim`."""
+        self.folder = folder
+        with self._reporting_damage():
+            shape = np.load(folder / "latents.npy", mmap_mode="r").shape  # also checks file size
+            self.labels, self._lines, self._pictures = (
+                np.load(folder / f"{name}.npy") for name in ("labels", "lines", "pictures")
+            )
+            num_cases = len(self.labels)
+            is_whole = shape == (num_cases, dim) and self.labels.shape[1:] == (len(LABELS),)
+            for offsets, file in ((self._lines, "cases.jsonl"), (self._pictures, "pictures.bin")):
+                is_whole &= offsets.shape == (num_cases + 1,)
+                is_whole &= offsets[-1] == (folder / file).stat().st_size
+        if not is_whole:
+            raise InputError(f"{folder}: damaged (sizes of its files differ)")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def load_latents(self) -> Float32[np.ndarray, "n d"]:
+        """Reads the latents from disk."""
+        with self._reporting_damage():
+            return np.load(self.folder / "latents.npy")
+
+    def load_entry(self, row: int) -> Entry:
+        """Reads one case."""
+        with self._reporting_damage():
+            fields = json.loads(self._read_part("cases.jsonl", self._lines, row))
+            labels = zip(LABELS, self.labels[row].tolist(), strict=True)
+            return Entry(**fields, labels={name: v for name, v in labels if v != UNKNOWN})
+
+    def load_thumbnail(self, row: int) -> bytes:
+        """Reads the JPEG of one case."""
+        with self._reporting_damage():
+            return self._read_part("pictures.bin", self._pictures, row)
+
+    def load_names_and_strata(self) -> list[tuple[str, dict[str, str]]]:
+        """Reads every line of the segment."""
+        path = self.folder / "cases.jsonl"
+        with self._reporting_damage(), path.open(encoding="utf-8") as lines:
+            return [(case["name"], case["strata"]) for case in map(json.loads, lines)]
+
+    def _read_part(self, file: str, offsets: np.ndarray, row: int) -> bytes:
+        with (self.folder / file).open("rb") as opened:
+            opened.seek(int(offsets[row]))
+            return opened.read(int(offsets[row + 1] - offsets[row]))
+
+    @contextlib.contextmanager
+    def _reporting_damage(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, TypeError, LookupError, EOFError) as error:
+            raise InputError(f"{self.folder}: damaged ({error})") from error
 
 
 class Store:
-    """The cases of a store, as they were when it was opened.
+    """A snapshot of the cases that the store held when it was opened.
 
     Attributes:
-      folder: where it lies.
-      model_sha256: the fingerprint of the model whose latents they are.
-      dim: the size of a latent.
+      folder: root of the store.
+      model_sha256: fingerprint of the model that computed the latents.
+      dim: size of a latent.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        if not (self.folder / FILE).exists():
-            raise InputError(f"{folder}: no store of cases; ctclip_jax.index makes one")
-        content = read_json(self.folder / FILE)
+        manifest = _load_manifest(self.folder)
         try:
-            self.model_sha256, self.dim = str(content["model_sha256"]), int(content["dim"])
+            self.model_sha256, self.dim = str(manifest["model_sha256"]), int(manifest["dim"])
         except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{self.folder / FILE}: no store ({error})") from error
+            raise InputError(f"{self.folder / MANIFEST}: no case store ({error})") from error
         paths = _segment_folders(self.folder).values()
         self._segments = [Segment(path, dim=self.dim) for path in paths]
         ends = np.cumsum([len(segment) for segment in self._segments], dtype=np.int64)
         self._bounds = np.concatenate([[0], ends]).tolist()
 
     @classmethod
-    def open(cls, folder: str | Path) -> "Store":
-        """Opens a store. Raises InputError if it is none, or damaged."""
-        return cls(Path(folder))
-
-    @classmethod
     def create(cls, folder: str | Path, *, model_sha256: str, dim: int) -> "Store":
-        """Opens a store, or begins one. Raises InputError if it is of another model, or another
-        process is writing there before it is begun."""
-        path = make_folder(folder) / FILE
+        """Opens a store of this model, and creates it if the folder has none."""
+        path = make_folder(folder) / MANIFEST
         if not path.exists():
-            with locked(folder, alone=True):
-                if not path.exists():
-                    content = {"model_sha256": model_sha256, "dim": dim}
-                    write_text(path, json.dumps(content) + "\n")
-        store = cls.open(folder)
+            with locked(folder, exclusive=True):
+                if not path.exists():  # another process may have created it since
+                    manifest = {"model_sha256": model_sha256, "dim": dim}
+                    write_text(path, json.dumps(manifest) + "\n")
+        store = cls(folder)
         store.check_model(model_sha256)
         return store
 
     def check_model(self, model_sha256: str) -> None:
-        """Raises InputError if the latents are of another model."""
+        """Raises InputError if another model computed the latents."""
         if self.model_sha256 != model_sha256:
-            raise InputError(f"{self.folder}: its latents are of another model than the one given")
+            raise InputError(f"{self.folder}: its latents are of another model than --model")
 
     def __len__(self) -> int:
         return self._bounds[-1]
 
-    @property
-    def latents(self) -> Float32[np.ndarray, "n d"]:
-        """All latents, in the order of the rows; read anew each time."""
+    def load_latents(self) -> Float32[np.ndarray, "n d"]:
+        """Reads the latents of all cases from disk."""
         latents = np.empty((len(self), self.dim), np.float32)
         for segment, start in zip(self._segments, self._bounds, strict=False):
-            latents[start : start + len(segment)] = segment.latents
+            latents[start : start + len(segment)] = segment.load_latents()
         return latents
 
     @cached_property
     def labels(self) -> Int8[np.ndarray, "n labels"]:
-        """0, 1, or -1 where unknown, of the 18 labels."""
-        none = np.zeros((0, len(LABELS)), np.int8)
-        return np.concatenate([none, *(segment.labels for segment in self._segments)])
+        """0, 1 or -1 (unknown) for each of LABELS."""
+        empty = np.zeros((0, len(LABELS)), np.int8)
+        return np.concatenate([empty, *(segment.labels for segment in self._segments)])
 
     @property
     def names(self) -> list[str]:
-        """Of all cases; reads every line, once."""
-        return self._told[0]
+        """Names of all cases; the first access reads every line of the store."""
+        return self._names_and_strata[0]
 
-    def entry(self, row: int) -> Entry:
-        """One case. Raises InputError if it is damaged."""
-        segment, row = self._find(row)
-        return segment.entry(row)
+    def load_entry(self, row: int) -> Entry:
+        """Reads one case."""
+        segment, row = self._locate(row)
+        return segment.load_entry(row)
 
-    def thumbnail(self, row: int) -> bytes:
-        """The JPEG of one case."""
-        segment, row = self._find(row)
-        return segment.thumbnail(row)
+    def load_thumbnail(self, row: int) -> bytes:
+        """Reads the JPEG of one case."""
+        segment, row = self._locate(row)
+        return segment.load_thumbnail(row)
 
-    def mask(self, where: Where) -> Bool[np.ndarray, " n"]:
-        """Which cases a filter lets pass; the first one by a stratum reads every line.
-
-        Raises InputError for a stratum that no case has."""
+    def mask(self, case_filter: CaseFilter) -> Bool[np.ndarray, " n"]:
+        """The cases that pass; the first filter by a stratum reads every line of the store."""
         passes = np.ones(len(self), bool)
-        for name, value in where.labels.items():
+        for name, value in case_filter.labels.items():
             passes &= self.labels[:, LABELS.index(name)] == value
-        for name, value in where.strata.items():
-            known = self._told[1]
-            if name not in known:
-                told = ", ".join(sorted(known)) or "none"
-                raise InputError(f"{self.folder}: no stratum {name!r}; there are: {told}")
-            there = np.zeros(len(self), bool)
-            there[np.asarray(known[name].get(value, ()), np.int64)] = True
-            passes &= there
+        for name, value in case_filter.strata.items():
+            _, strata = self._names_and_strata
+            if name not in strata:
+                choices = ", ".join(sorted(strata)) or "none"
+                raise InputError(f"{self.folder}: no stratum {name!r}; choose from {choices}")
+            has_value = np.zeros(len(self), bool)
+            has_value[np.asarray(strata[name].get(value, ()), np.int64)] = True
+            passes &= has_value
         return passes
 
     @cached_property
-    def _told(self) -> tuple[list[str], dict[str, dict[str, array]]]:
-        """The names of all cases; and for every stratum, and value of it, the rows."""
+    def _names_and_strata(self) -> tuple[list[str], dict[str, dict[str, array]]]:
+        """Names by row, and rows by stratum and value; arrays, because a list of a million Python
+        integers takes four times the memory."""
         names: list[str] = []
         strata: dict[str, dict[str, array]] = {}
         for segment in self._segments:
-            for name, values in segment.names_and_strata():
+            for name, values in segment.load_names_and_strata():
                 for stratum, value in values.items():
                     rows = strata.setdefault(stratum, {}).setdefault(value, array("q"))
                     rows.append(len(names))
                 names.append(name)
         return names, strata
 
-    def _find(self, row: int) -> tuple[Segment, int]:
+    def _locate(self, row: int) -> tuple[Segment, int]:
         if not 0 <= row < len(self):
             raise IndexError(row)
-        place = int(np.searchsorted(self._bounds, row, side="right")) - 1
-        return self._segments[place], row - self._bounds[place]
+        index = int(np.searchsorted(self._bounds, row, side="right")) - 1
+        return self._segments[index], row - self._bounds[index]
 
 
-class Addition:
-    """Cases on their way into a store that nobody else adds to; made by `adding`."""
+class StoreWriter:
+    """Appends cases to a store that this process has locked; `open_for_append` creates it."""
 
     def __init__(self, store: Store):
-        self.known = set(store.names)
+        self.names = set(store.names)
         self._store = store
 
     def add(
@@ -162,43 +226,86 @@ class Addition:
         latents: Float32[np.ndarray, "n d"],
         thumbnails: Sequence[bytes],
     ) -> int:
-        """Adds the cases whose names are not `known`, the first of each name, as one segment;
-        returns their number. Those who have the store open do not see them.
+        """Writes the cases with new names as one segment and returns their number.
 
-        Raises InputError, and adds nothing, if they cannot be written or a latent is not of unit
-        length.
+        Of several entries with one name, the first counts. Open stores do not see the segment.
+        Nothing is written if a latent does not have unit length.
         """
         if latents.shape != (len(entries), self._store.dim):
             raise ValueError(f"latents of shape {latents.shape}")
-        lengths = np.linalg.norm(latents, axis=1)
-        for entry, length in zip(entries, lengths, strict=True):
-            if not abs(length - 1) <= UNIT:  # NaN would be found before all others
-                raise InputError(f"{entry.name}: a latent of length {length}, wanted 1")
-        firsts = {entry.name: row for row, entry in reversed([*enumerate(entries)])}
-        new = sorted(row for name, row in firsts.items() if name not in self.known)
-        if new:
-            chosen = [entries[row] for row in new]
-            folder = self._store.folder
-            last = max(_segment_folders(folder), default=-1)
-            write_segment(
-                folder / f"{SEGMENT}{last + 1:05}",
-                chosen,
-                latents[new],
-                [thumbnails[row] for row in new],
+        for entry, length in zip(entries, np.linalg.norm(latents, axis=1), strict=True):
+            if not abs(length - 1) <= NORM_TOLERANCE:  # negated, so that NaN fails; it ranks first
+                raise InputError(f"{entry.name}: latent of length {length}, expected 1")
+        first_rows = {entry.name: row for row, entry in reversed([*enumerate(entries)])}
+        rows = sorted(row for name, row in first_rows.items() if name not in self.names)
+        if rows:
+            last = max(_segment_folders(self._store.folder), default=-1)
+            _write_segment(
+                self._store.folder / f"{SEGMENT_PREFIX}{last + 1:05}",
+                [entries[row] for row in rows],
+                latents[rows],
+                [thumbnails[row] for row in rows],
             )
-            self.known |= firsts.keys()
-        return len(new)
+            self.names |= first_rows.keys()
+        return len(rows)
 
 
 @contextlib.contextmanager
-def adding(folder: str | Path) -> Iterator[Addition]:
-    """Holds a store for additions. Raises InputError if another process does."""
-    store = Store.open(folder)
-    with locked(folder, alone=True):
-        yield Addition(Store.open(store.folder))
+def locked_store(folder: str | Path) -> Iterator[Store]:
+    """A store that no other process appends to meanwhile."""
+    _load_manifest(Path(folder))  # a lock would create the folder
+    with locked(folder, exclusive=True):
+        yield Store(folder)
+
+
+@contextlib.contextmanager
+def open_for_append(folder: str | Path) -> Iterator[StoreWriter]:
+    """Locks a store and yields its writer."""
+    with locked_store(folder) as store:
+        yield StoreWriter(store)
+
+
+def _load_manifest(folder: Path) -> dict:
+    if not (folder / MANIFEST).exists():
+        raise InputError(f"{folder}: no case store; create one with python -m ctclip_jax.index")
+    return read_json(folder / MANIFEST)
 
 
 def _segment_folders(folder: Path) -> dict[int, Path]:
-    """The segments by their numbers, in increasing order."""
-    found = {path.name.removeprefix(SEGMENT): path for path in folder.glob(f"{SEGMENT}*")}
-    return dict(sorted((int(text), path) for text, path in found.items() if text.isdecimal()))
+    """Segments by number, in increasing order: by name, 100000 would come before 99999."""
+    paths = {path.name.removeprefix(SEGMENT_PREFIX): path for path in folder.glob("segment-*")}
+    return dict(sorted((int(text), path) for text, path in paths.items() if text.isdecimal()))
+
+
+def _write_segment(
+    folder: Path,
+    entries: Sequence[Entry],
+    latents: Float32[np.ndarray, "n d"],
+    thumbnails: Sequence[bytes],
+) -> None:
+    """Writes into a scratch folder, syncs, then renames: a kill leaves all of it or nothing."""
+    lines = [_encode_line(entry) for entry in entries]
+    labels = [[entry.labels.get(name, UNKNOWN) for name in LABELS] for entry in entries]
+    arrays = {
+        "latents": np.asarray(latents, np.float32),
+        "labels": np.array(labels, np.int8),
+        "lines": _byte_offsets(lines),
+        "pictures": _byte_offsets(thumbnails),
+    }
+    with scratch_folder(epath.Path(folder.parent)) as scratch:
+        for name, values in arrays.items():
+            np.save(scratch / f"{name}.npy", values)
+        (scratch / "cases.jsonl").write_bytes(b"".join(lines))
+        (scratch / "pictures.bin").write_bytes(b"".join(thumbnails))
+        publish_folder(scratch, folder)
+
+
+def _encode_line(entry: Entry) -> bytes:
+    fields = {**vars(entry), "strata": dict(entry.strata)}
+    del fields["labels"]  # stored as an array
+    line = json.dumps(fields, ensure_ascii=False)
+    return line.encode("utf-8", "replace") + b"\n"  # file names may hold lone surrogates
+
+
+def _byte_offsets(parts: Sequence[bytes]) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum([len(part) for part in parts], dtype=np.int64)])

@@ -20,8 +20,6 @@ from absl import flags
 from ctclip_jax import Model, load
 from ctclip_jax.case_store import Searcher, Store
 from ctclip_jax.evaluation.latents import fingerprint
-from ctclip_jax.evaluation.protocol import SCORES
-from ctclip_jax.inference import classifiers
 from data_pipelines.errors import InputError, run_main
 from data_pipelines.files import make_folder
 
@@ -72,7 +70,7 @@ def open_searcher(path: str | None, model: Model) -> Searcher | None:
     """The store of cases. Raises InputError if it is of another model."""
     if not path:
         return None
-    store = Store.open(path)
+    store = Store(path)
     store.check_model(fingerprint(model))
     return Searcher(store)
 
@@ -94,7 +92,8 @@ def define_flags() -> None:
     flags.DEFINE_string("checkpoint", None, "Any path that ctclip_jax.load opens.")
     flags.DEFINE_string("tokenizer", None, "Its vocab.txt or *.model, if not in the export.")
     flags.DEFINE_string("store", None, "Cases to search, that ctclip_jax.index wrote.")
-    flags.DEFINE_enum("scores", "zero_shot", SCORES, "By prompts, or by a trained classifier.")
+    kinds = ("zero_shot", "classifier")
+    flags.DEFINE_enum("scores", "zero_shot", kinds, "By prompts, or by a trained classifier.")
     flags.DEFINE_integer("port", 7860, "Port; 0: any that is free.", 0, 65535)
     flags.DEFINE_string("folder", None, "Folder of the uploads, else a temporary one.")
     flags.DEFINE_bool("keep_uploads", False, "Leave uploads in --folder.")
@@ -113,15 +112,11 @@ def main() -> None:
         raise InputError(f"--checkpoint: none is given, and {DEMO} of `make demo` is not there")
     listening = listen(values.port)
     model = load(values.checkpoint or DEMO, tokenizer=values.tokenizer)
-    classifier = values.scores == "classifier"
-    finder = (
-        classifiers.trained_classifier(model)
-        if classifier
-        else classifiers.zero_shot_classifier(model)
-    )
+    is_trained = values.scores == "classifier"
+    classifier = model.trained_classifier() if is_trained else model.zero_shot_classifier()
     searcher, most_bytes = open_searcher(values.store, model), values.max_upload_mb << 20
     address = f"http://{HOST}:{listening.getsockname()[1]}"
-    analyses = Analyses(finder, most_bytes=most_bytes, keep_uploads=values.keep_uploads)
+    analyses = Analyses(model, classifier, most_bytes=most_bytes, keep_uploads=values.keep_uploads)
     with upload_folder(values.folder) as folder, contextlib.closing(analyses), stoppable():
         page = Page(analyses, folder, most_bytes=most_bytes, searcher=searcher)
         print(f"{address}  (Ctrl-C ends it; research software, not a medical device)", flush=True)

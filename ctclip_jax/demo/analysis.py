@@ -12,7 +12,8 @@ import numpy as np
 
 from ctclip_jax.demo import uploads
 from ctclip_jax.inference import classifiers
-from ctclip_jax.inference.classifiers import Detector
+from ctclip_jax.inference.classifiers import Classifier
+from ctclip_jax.inference.load import Model
 from data_pipelines.errors import InputError
 from data_pipelines.resample import STEPS_PER_HU
 from data_pipelines.shard_tasks import provenance
@@ -49,8 +50,10 @@ class Analysis:
 class Analyses:
     """All scans of the page, and the one thread that works on them."""
 
-    def __init__(self, finder: Detector, *, most_bytes: int, keep_uploads: bool):
-        self.finder = finder
+    def __init__(
+        self, model: Model, classifier: Classifier, *, most_bytes: int, keep_uploads: bool
+    ):
+        self.model, self.classifier = model, classifier
         self.keep_uploads, self._most_bytes = keep_uploads, most_bytes
         self._uploads: dict[str, Path] = {}  # by id, of scans that are waited for
         self._kept: OrderedDict[str, Analysis] = OrderedDict()
@@ -100,12 +103,10 @@ class Analyses:
         if not name or len(name) > LONGEST_FINDING:
             raise InputError(f"a finding of 1 to {LONGEST_FINDING} characters")
         if name not in analysis.findings:
-            finding = classifiers.worded(name.replace("{", "(").replace("}", ")"))
+            finding = classifiers.finding_prompts(name.replace("{", "(").replace("}", ")"))
             asked = self._worker.submit(
                 lambda: self._explain(
-                    analysis,
-                    classifiers.zero_shot_classifier(self.finder.model, [finding]),
-                    names=[name],
+                    analysis, self.model.zero_shot_classifier([finding]), names=[name]
                 )
             )
             asked.result()
@@ -113,7 +114,7 @@ class Analyses:
 
     def encode_text(self, encode, text: str) -> np.ndarray:
         """The latent of words, by the thread that has the device."""
-        return self._worker.submit(encode, self.finder.model, text).result()
+        return self._worker.submit(encode, self.model, text).result()
 
     def _analyze(self, analysis: Analysis, path: Path) -> None:
         error = ""
@@ -133,21 +134,24 @@ class Analyses:
     def _read_and_encode(self, analysis: Analysis, path: Path) -> None:
         self.find(analysis.id)  # one that was dropped ends here
         analysis.state = "reading"
-        prepared = self.finder.model.prepare(uploads.unpack(path, most_bytes=self._most_bytes))
+        prepared = self.model.prepare(uploads.unpack(path, most_bytes=self._most_bytes))
         analysis.volume, analysis.provenance = prepared.volume, provenance(prepared)
         del analysis.provenance["file"], prepared
         self._forget(path)
         self.find(analysis.id)  # or here
         analysis.state = "encoding"
-        analysis.evidence = self.finder.model.patch_features(analysis.volume[None])
-        self._explain(analysis, self.finder, names=self.finder.names)
+        analysis.evidence = self.model.patch_features(analysis.volume[None])
+        self._explain(analysis, self.classifier, names=self.classifier.names)
 
-    def _explain(self, analysis: Analysis, finder: Detector, *, names) -> None:
-        found, contributions = finder.explain(analysis.evidence)
-        analysis.latent = found.latents
+    def _explain(self, analysis: Analysis, classifier: Classifier, *, names) -> None:
+        analysis.latent, contributions = self.model.attribute(
+            analysis.evidence, classifier.kernel, relu=classifier.relu
+        )
+        probabilities = classifier.probabilities(analysis.latent)
+        calibrated = classifier.calibrate(probabilities)
         for column, name in enumerate(names):
-            worth = None if found.calibrated is None else float(found.calibrated[0, column])
-            probability = float(found.probabilities[0, column])
+            worth = None if calibrated is None else float(calibrated[0, column])
+            probability = float(probabilities[0, column])
             analysis.findings[name] = (probability, worth, contributions[0, column])
 
     def _forget(self, path: Path) -> None:

@@ -12,10 +12,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from ctclip_jax.case_store import Hit, Searcher
+from ctclip_jax.case_store import Hit, Searcher, encode_query
 from ctclip_jax.demo import uploads
 from ctclip_jax.demo.analysis import Analyses, Analysis, Busy, hu
-from ctclip_jax.search import text_latent
 from data_pipelines.errors import InputError
 
 STATIC = Path(__file__).parent / "static"
@@ -62,15 +61,16 @@ class Page:
         return Starlette(routes=[*pages, *api])
 
     async def about(self, request: Request) -> Response:
-        model, finder = self.analyses.finder.model, self.analyses.finder
+        model, classifier = self.analyses.model, self.analyses.classifier
+        calibration = classifier.calibration
         return JSONResponse(
             {
-                "labels": list(finder.names),
+                "labels": list(classifier.names),
                 "method": model.attribution_method,
-                "label_informed": model.label_informed or finder.positive,
-                "calibrated_on": finder.calibration.fitted_on if finder.calibration else None,
+                "label_informed": model.label_informed or classifier.relu,
+                "calibrated_on": calibration.fitted_on if calibration else None,
                 "cases": len(self.searcher.store) if self.searcher else 0,
-                "can_ask": not finder.positive,
+                "can_ask": not classifier.relu,
                 "keeps_uploads": self.analyses.keep_uploads,
                 "most_bytes": self.most_bytes,
                 "suffixes": uploads.SUFFIXES,
@@ -115,7 +115,7 @@ class Page:
 
     async def ask(self, request: Request) -> Response:
         analysis, text = self._done(request), await _words(request, "finding")
-        if self.analyses.finder.positive:
+        if self.analyses.classifier.relu:
             raise InputError("a trained classifier answers no questions")
         name = await asyncio.to_thread(self.analyses.ask, analysis, text)
         return JSONResponse(_finding(name, analysis))
@@ -125,14 +125,14 @@ class Page:
 
     async def search(self, request: Request) -> Response:
         text = await _words(request, "text")
-        query = await asyncio.to_thread(self.analyses.encode_text, text_latent, text)
+        query = await asyncio.to_thread(self.analyses.encode_text, encode_query, text)
         return await self._hits(query)
 
     async def thumbnail(self, request: Request) -> Response:
         row = request.path_params["row"]
         if self.searcher is None or not 0 <= row < len(self.searcher.store):
             raise InputError("no such case")
-        return Response(self.searcher.store.thumbnail(row), media_type="image/jpeg")
+        return Response(self.searcher.store.load_thumbnail(row), media_type="image/jpeg")
 
     async def _hits(self, latent: np.ndarray) -> Response:
         if self.searcher is None:
@@ -215,7 +215,7 @@ def _described(analysis: Analysis, analyses: Analyses) -> dict[str, Any]:
     if analysis.state == "failed":
         told["error"] = analysis.error
     if analysis.state == "done":
-        geometry = analyses.finder.model.geometry
+        geometry = analyses.model.geometry
         told |= {
             "shape": geometry.shape,
             "spacing": geometry.spacing,

@@ -39,14 +39,19 @@ class Curve:
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """Curves by label, for the probabilities of one classifier: 'zero_shot' or 'classifier'.
+    """Curves by label, for the probabilities of one classifier.
 
-    `fitted_on` describes the volumes. The fields are the keys of calibration.json.
+    The fields are the keys of calibration.json. `scores` is the kind of the classifier, 'zero_shot'
+    or 'trained' (earlier files: 'classifier'); `fitted_on` describes the volumes.
     """
 
     scores: str
     curves: Mapping[str, Curve]
     fitted_on: str
+
+    def is_of(self, kind: str) -> bool:
+        """Whether it is for probabilities of this kind of classifier."""
+        return {"classifier": "trained"}.get(self.scores, self.scores) == kind
 
     def apply(
         self, names: Sequence[str], probabilities: Float[np.ndarray, "n k"]

@@ -9,12 +9,12 @@ from ctclip_jax.checkpoints.torch_convert import import_weights
 from ctclip_jax.checkpoints.torch_geometry import Geometry
 from ctclip_jax.common.configs import from_dict
 from ctclip_jax.inference import calibration, heatmaps
-from ctclip_jax.inference.model import Model, classify
+from ctclip_jax.inference.model import Model
 from ctclip_jax.models.ct_clip import CTCLIPConfig
 from data_pipelines.errors import InputError
 from data_pipelines.tokenizers import load_tokenizer
 
-__all__ = ["Model", "classify", "load"]
+__all__ = ["Model", "load"]
 
 
 def load(

@@ -148,23 +148,9 @@ class CTCLIP:
         `dropout_keys` (b), one for each text, switch dropout on.
         """
         with jax.default_matmul_precision("float32"), jax.named_scope("text"):
-            hidden = self.text_hidden_states(
-                variables, input_ids, attention_mask, dropout_keys=dropout_keys
-            )
-            return self._project(hidden[:, 0], variables["params"]["text_projection"]["kernel"])
-
-    def text_hidden_states(
-        self,
-        variables: Variables,
-        input_ids: Int[Array, "b l"],
-        attention_mask: Int[Array, "b l"],
-        *,
-        dropout_keys: Key | None = None,
-    ) -> Float[Array, "b l h"]:
-        """The last hidden states of tokenized texts."""
-        with jax.default_matmul_precision("float32"):
             tower = nnx_bridge.bind(self._text_tower, variables["params"]["text"])
-            return tower(input_ids, attention_mask, dropout_keys=dropout_keys)
+            hidden = tower(input_ids, attention_mask, dropout_keys=dropout_keys)
+            return self._project(hidden[:, 0], variables["params"]["text_projection"]["kernel"])
 
     def encode(
         self,
@@ -202,7 +188,7 @@ class CTCLIP:
             if ids.ndim == 3:
                 # One key for each text, in the order in which the rearranged rows stand.
                 keys = None if keys is None else jnp.ravel(split_keys(keys, ids.shape[1]).T)
-                ids, mask = (rearrange(each, "b k l -> (b k) l") for each in (ids, mask))
+                ids, mask = (rearrange(x, "b k l -> (b k) l") for x in (ids, mask))
             latents["text"] = self.encode_text(variables, ids, mask, dropout_keys=keys)
         return latents, statistics
 

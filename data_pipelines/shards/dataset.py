@@ -60,24 +60,24 @@ def settings_path(directory: epath.Path, split: str) -> epath.Path:
 
 
 @contextlib.contextmanager
-def locked(out: epath.PathLike, *, alone: bool) -> Iterator[None]:
-    """Holds the folder for a run that writes all of it `alone`, or for one of several that write
-    different shards; ends with the process. A run that is alone first takes away what a killed one
-    left unfinished. Local disks only: elsewhere it does nothing.
+def locked(out: epath.PathLike, *, exclusive: bool) -> Iterator[None]:
+    """Locks a folder for one run that writes all of it (`exclusive`), or for one of several that
+    write different shards; the lock ends with the process. An exclusive run first deletes the
+    scratch folders of a killed one. Local disks only: elsewhere it does nothing.
 
-    Raises InputError if another process holds the folder and one of the two wants to be alone."""
+    Raises InputError if another process holds a lock that excludes this one."""
     directory = make_folder(out)
     if is_remote(directory):
         yield
         return
     with open(directory / ".lock", "w") as file:
         try:
-            fcntl.flock(file, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(f"{out}: another process is writing there") from None
         except OSError:
             pass  # a disk that knows no locks
-        if alone:
+        if exclusive:
             for path in directory.glob(f"{SCRATCH}*"):
                 shutil.rmtree(path)
         yield

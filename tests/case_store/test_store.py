@@ -1,10 +1,9 @@
-"""Cases in a store: found exactly, added without loss, never torn."""
+"""Case store: exact search and filters, atomic appends, damage reports, FAISS, the two programs."""
 
 import dataclasses
 import json
 import os
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,308 +14,342 @@ import pytest
 
 import ctclip_jax
 from ctclip_jax.case_store import (
+    CaseFilter,
     Entry,
     Searcher,
     Store,
-    Where,
-    adding,
-    approximate,
-    build_approximate,
+    build_approximate_index,
+    encode_query,
+    open_for_append,
 )
 from ctclip_jax.evaluation.latents import fingerprint
 from ctclip_jax.models.ct_clip import CTCLIP
-from ctclip_jax.search import parse_where, text_latent
+from ctclip_jax.search import parse_filter
 from data_pipelines.errors import InputError
 from data_pipelines.shards import locked
-from data_pipelines.sources.phantoms.samples import write_samples
+from data_pipelines.sources.phantoms import write_samples
 from tests.studies import unit
 from tests.tiny_run import tiny_config, write_tiny_shards
 
 DIM = 16
 
 
-def drawn(count, seed=0):
+def random_latents(count, seed=0):
     return unit(np.random.default_rng(seed).normal(size=(count, DIM))).astype(np.float32)
 
 
-def entries(names, **told):
-    return [Entry(name, findings=f"Findings of {name}: é.", **told) for name in names]
+def make_entries(names, **fields):
+    return [Entry(name, findings=f"Findings of {name}: é.", **fields) for name in names]
 
 
-def new_store(folder):
+def create_store(folder):
     return Store.create(folder, model_sha256="of a test", dim=DIM).folder
 
 
-def fill(folder, names, latents, **told):
-    with adding(folder) as addition:
-        return addition.add(entries(names, **told), latents, [name.encode() for name in names])
+def append(folder, names, latents, **fields):
+    with open_for_append(folder) as writer:
+        return writer.add(make_entries(names, **fields), latents, [name.encode() for name in names])
 
 
 @pytest.fixture
 def folder(tmp_path):
     """Cases a0 to a29, women with emphysema; b0 to b19, men without; in two segments."""
-    folder, latents = new_store(tmp_path / "store"), drawn(50)
-    fill(folder, [f"a{i}" for i in range(30)], latents[:30], labels={"Emphysema": 1},
-         strata={"sex": "F"})  # fmt: skip
-    fill(folder, [f"b{i}" for i in range(20)], latents[30:], labels={"Emphysema": 0},
-         strata={"sex": "M"})  # fmt: skip
+    folder, latents = create_store(tmp_path / "store"), random_latents(50)
+    append(folder, [f"a{i}" for i in range(30)], latents[:30], labels={"Emphysema": 1},
+           strata={"sex": "F"})  # fmt: skip
+    append(folder, [f"b{i}" for i in range(20)], latents[30:], labels={"Emphysema": 0},
+           strata={"sex": "M"})  # fmt: skip
     return folder
 
 
-def test_a_search_is_exact(folder):
-    store, queries = Store.open(folder), drawn(3, seed=1)
-    cosines = queries @ store.latents.T
+def test_search_is_exact(folder):
+    store, queries = Store(folder), random_latents(3, seed=1)
+    cosines = queries @ store.load_latents().T
     expected = np.argsort(-cosines, axis=1, kind="stable")[:, :7]
     rows, similarities = Searcher(store).nearest(queries, k=7)
     np.testing.assert_array_equal(rows, expected)
     np.testing.assert_allclose(similarities, np.take_along_axis(cosines, expected, 1), atol=1e-6)
     (hits, *_) = Searcher(store).search(queries, k=7)
     assert [hit.entry.name for hit in hits] == [store.names[row] for row in expected[0]]
-    assert store.thumbnail(hits[0].row).decode() == hits[0].entry.name
+    assert store.load_thumbnail(hits[0].row).decode() == hits[0].entry.name
     assert hits[0].entry.findings == f"Findings of {hits[0].entry.name}: é."
 
 
-def test_equals_come_in_the_order_of_rows(tmp_path):
-    folder = new_store(tmp_path / "store")
-    same = np.repeat(drawn(1), 5, axis=0)
-    fill(folder, list("vwxyz"), same)
-    rows, _ = Searcher(Store.open(folder)).nearest(same[:1], k=4)
+def test_ties_are_in_row_order(tmp_path):
+    folder = create_store(tmp_path / "store")
+    same = np.repeat(random_latents(1), 5, axis=0)
+    append(folder, list("vwxyz"), same)
+    rows, _ = Searcher(Store(folder)).nearest(same[:1], k=4)
     assert rows.tolist() == [[0, 1, 2, 3]]
 
 
 def test_filters_are_exact(folder):
-    store, query = Store.open(folder), drawn(1, seed=2)
-    searching = Searcher(store)
-    (men,) = searching.search(query, k=50, where=store.mask(parse_where([], ["sex=M"])))
+    store, query = Store(folder), random_latents(1, seed=2)
+    searcher = Searcher(store)
+    (men,) = searcher.search(query, k=50, mask=store.mask(parse_filter([], ["sex=M"])))
     assert {hit.entry.name[0] for hit in men} == {"b"} and len(men) == 20
-    (ill,) = searching.search(query, k=50, where=store.mask(parse_where(["Emphysema"], [])))
+    (ill,) = searcher.search(query, k=50, mask=store.mask(parse_filter(["Emphysema"], [])))
     assert {hit.entry.name[0] for hit in ill} == {"a"} and len(ill) == 30
-    neither = store.mask(Where({"Emphysema": 1}, {"sex": "M"}))
-    assert searching.search(query, where=neither) == [[]]
-    with pytest.raises(InputError, match="no stratum 'age'; there are: sex"):
-        store.mask(Where({}, {"age": "1"}))
-    with pytest.raises(InputError, match="label 'Emphysemas' is none of"):
-        parse_where(["no:Emphysemas"], [])
-    for wrong in ("sex", "sex=", "=F"):
-        with pytest.raises(InputError, match=f"--stratum: NAME=VALUE, not {wrong}"):
-            parse_where([], [wrong])
-    with pytest.raises(InputError, match="--label: no case is two things at once of 'Emphysema'"):
-        parse_where(["Emphysema", "no:Emphysema"], [])
-    with pytest.raises(InputError, match="--stratum: no case is two things at once of 'sex'"):
-        parse_where([], ["sex=F", "sex=M", "sex=F"])
+    nobody = store.mask(CaseFilter({"Emphysema": 1}, {"sex": "M"}))
+    assert searcher.search(query, mask=nobody) == [[]]
+    with pytest.raises(InputError, match="stratum 'age'.*sex"):
+        store.mask(CaseFilter({}, {"age": "1"}))
 
 
-def test_a_case_is_added_once(folder):
-    before = Store.open(folder)
-    assert fill(folder, ["b19", "c0"], drawn(2, seed=3)) == 1
-    after = Store.open(folder)
+@pytest.mark.parametrize(
+    ("labels", "strata", "match"),
+    [
+        (["no:Emphysemas"], [], "label: unknown 'Emphysemas'"),
+        ([], ["sex"], "--stratum: got sex"),
+        ([], ["sex="], "--stratum: got sex="),
+        ([], ["=F"], "--stratum: got =F"),
+        (["Emphysema", "no:Emphysema"], [], "--label: two values"),
+        ([], ["sex=F", "sex=M", "sex=F"], "--stratum: two values"),
+    ],
+)
+def test_impossible_filters_are_errors(labels, strata, match):
+    with pytest.raises(InputError, match=match):
+        parse_filter(labels, strata)
+
+
+def test_a_filter_may_be_repeated():
+    assert parse_filter([], ["sex=F", "sex=F"]) == CaseFilter({}, {"sex": "F"})
+
+
+def test_existing_names_are_not_added_again(folder):
+    before = Store(folder)
+    assert append(folder, ["b19", "c0"], random_latents(2, seed=3)) == 1
+    after = Store(folder)
     assert len(before) == 50 and len(after) == 51 and after.names[-1] == "c0"
-    np.testing.assert_array_equal(after.latents[:50], before.latents)
-    assert fill(folder, ["b19", "c0"], drawn(2, seed=3)) == 0
+    np.testing.assert_array_equal(after.load_latents()[:50], before.load_latents())
+    assert append(folder, ["b19", "c0"], random_latents(2, seed=3)) == 0
     assert len(list(folder.glob("segment-*"))) == 3
 
 
-def test_the_first_of_a_name_is_taken(folder):
-    latents = drawn(3, seed=3)
-    assert fill(folder, ["c0", "b0", "c0"], latents) == 1
-    np.testing.assert_array_equal(Store.open(folder).latents[50:], latents[:1])
+def test_the_first_of_duplicate_names_counts(folder):
+    latents = random_latents(3, seed=3)
+    assert append(folder, ["c0", "b0", "c0"], latents) == 1
+    np.testing.assert_array_equal(Store(folder).load_latents()[50:], latents[:1])
 
 
-def test_what_no_text_can_hold_is_replaced(folder):
-    with adding(folder) as addition:
-        addition.add([Entry("c0", findings="M\udcfcller: é.")], drawn(1, seed=3), [b""])
-    assert Store.open(folder).entry(50).findings == "M?ller: é."
+def test_characters_outside_unicode_are_replaced(folder):
+    with open_for_append(folder) as writer:
+        writer.add([Entry("c0", findings="M\udcfcller: é.")], random_latents(1, seed=3), [b""])
+    assert Store(folder).load_entry(50).findings == "M?ller: é."
 
 
-def test_a_latent_that_is_none_is_one_line(folder):
-    for wrong in (np.nan, 0):
-        latents = drawn(2)
-        latents[1] = wrong
-        with pytest.raises(InputError, match="c1: a latent of length"):
-            fill(folder, ["c0", "c1"], latents)
-    assert len(Store.open(folder)) == 50
+@pytest.mark.parametrize("value", [np.nan, 0])
+def test_latents_must_have_unit_length(folder, value):
+    latents = random_latents(2)
+    latents[1] = value
+    with pytest.raises(InputError, match="c1: latent of length"):
+        append(folder, ["c0", "c1"], latents)
+    assert len(Store(folder)) == 50
 
 
-def test_two_do_not_add_at_once(folder):
-    with adding(folder), pytest.raises(InputError, match="another process is writing"):
-        fill(folder, ["c0"], drawn(1))
+def test_appending_locks_the_store(folder):
+    with open_for_append(folder), pytest.raises(InputError, match="another process"):
+        append(folder, ["c0"], random_latents(1))
 
 
-def test_two_do_not_begin_a_store_at_once(tmp_path):
-    with locked(tmp_path / "store", alone=True), pytest.raises(InputError, match="is writing"):
-        new_store(tmp_path / "store")
-    new_store(tmp_path / "store")
+def test_creating_locks_the_folder(tmp_path):
+    with (
+        locked(tmp_path / "store", exclusive=True),
+        pytest.raises(InputError, match="another process"),
+    ):
+        create_store(tmp_path / "store")
+    create_store(tmp_path / "store")
 
 
-def test_an_empty_store_finds_nothing(tmp_path):
-    searching = Searcher(Store.open(new_store(tmp_path / "store")))
-    assert searching.search(drawn(2)) == [[], []]
-    with pytest.raises(InputError, match="queries of shape"):
-        searching.nearest(drawn(2)[:, :3])
+def test_an_empty_store_has_no_hits(tmp_path):
+    searcher = Searcher(Store(create_store(tmp_path / "store")))
+    assert searcher.search(random_latents(2)) == [[], []]
+    with pytest.raises(InputError, match="queries"):
+        searcher.nearest(random_latents(2)[:, :3])
+
+
+def test_the_layout_on_disk_is_stable(tmp_path):
+    """Stores that were written before must stay readable: this one is written by hand."""
+    latents = random_latents(2)
+    labels = np.full((2, 18), -1, np.int8)
+    labels[0, 7], labels[1, 7] = 1, 0
+    fields = {"patient": "p", "findings": "é", "impressions": "", "strata": {"sex": "F"}}
+    lines = [json.dumps({"name": name, **fields}).encode() + b"\n" for name in ("a", "b")]
+    segment = tmp_path / "segment-00000"
+    segment.mkdir()
+    (tmp_path / "store.json").write_text(json.dumps({"model_sha256": "x", "dim": DIM}))
+    np.save(segment / "latents.npy", latents)
+    np.save(segment / "labels.npy", labels)
+    np.save(segment / "lines.npy", np.array([0, len(lines[0]), len(b"".join(lines))]))
+    np.save(segment / "pictures.npy", np.array([0, 1, 3]))
+    (segment / "cases.jsonl").write_bytes(b"".join(lines))
+    (segment / "pictures.bin").write_bytes(b"abb")
+    store = Store(tmp_path)
+    np.testing.assert_array_equal(store.load_latents(), latents)
+    assert store.load_entry(1) == Entry("b", **fields, labels={"Emphysema": 0})
+    assert store.load_thumbnail(1) == b"bb"
+    assert append(tmp_path, ["c"], random_latents(1)) == 1
+    files = {path.name for path in (tmp_path / "segment-00001").iterdir()}
+    assert files == {path.name for path in segment.iterdir()}
 
 
 KILLED = """
-import os, sys
+import os, sys, time
 import numpy as np
-from ctclip_jax.case_store import segment
 from data_pipelines import files
-from tests.case_store.test_store import drawn, fill
+from tests.case_store.test_store import append, random_latents
 from pathlib import Path
 
-step, reached = int(sys.argv[2]), 0
+pause_at, num_steps = int(sys.argv[2]), 0
 
-def pause(name, function):
+def pausing(function):
     def wrapper(*arguments, **options):
-        global reached
-        reached += 1
-        if reached == step:
-            print("there", flush=True)
-            __import__("time").sleep(60)
+        global num_steps
+        num_steps += 1
+        if num_steps == pause_at:
+            print("paused", flush=True)
+            time.sleep(60)
         return function(*arguments, **options)
     return wrapper
 
-segment.np.save = pause("save", np.save)
-files.os.rename = pause("rename", os.rename)
-files._to_disk = pause("to disk", files._to_disk)
-print(fill(Path(sys.argv[1]), ["c0", "c1"], drawn(2, seed=3)), flush=True)
+np.save = pausing(np.save)
+os.rename = pausing(os.rename)
+files._to_disk = pausing(files._to_disk)
+print(append(Path(sys.argv[1]), ["c0", "c1"], random_latents(2, seed=3)), flush=True)
 """
 
 
-@pytest.mark.parametrize("step", [1, 4, 7, 12])
-def test_a_kill_leaves_what_was_there(folder, step):
-    """At the first file, the last, on the way to the disk, and before the folder has its name."""
-    expected = Store.open(folder).latents
-    assert killed(folder, step=step)
-    assert list(folder.glob(".writing-*")), "the kill came too early or too late to tell anything"
-    store = Store.open(folder)
-    np.testing.assert_array_equal(store.latents, expected)
-    assert len(store.names) == 50 and store.entry(49).name == "b19"
-    assert fill(folder, ["c0", "c1"], drawn(2, seed=3)) == 2
-    assert len(Store.open(folder)) == 52 and not list(folder.glob(".writing-*"))
-
-
-def test_a_kill_after_the_name_is_given_loses_nothing(folder):
-    assert killed(folder, step=13)
-    assert Store.open(folder).names[-2:] == ["c0", "c1"]
-    assert fill(folder, ["c0", "c1"], drawn(2, seed=3)) == 0
-
-
-def killed(folder, *, step: int) -> bool:
-    """Kills a process at this step of an addition."""
+def kill_append(folder, *, step: int) -> bool:
+    """Kills a process at this step of an append; whether it got that far."""
     command = [sys.executable, "-c", KILLED, str(folder), str(step)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
-        there = writer.stdout.readline() == "there\n"
+        is_paused = writer.stdout.readline() == "paused\n"
         os.kill(writer.pid, signal.SIGKILL)
-    return there
+    return is_paused
+
+
+@pytest.mark.drill
+@pytest.mark.parametrize("step", [1, 4, 7, 12])
+def test_kill_before_the_rename_leaves_the_store_unchanged(folder, step):
+    """At the first array, the last, while files are synced, and just before the rename."""
+    expected = Store(folder).load_latents()
+    assert kill_append(folder, step=step)
+    assert list(folder.glob(".writing-*")), "killed too early or too late to prove anything"
+    store = Store(folder)
+    np.testing.assert_array_equal(store.load_latents(), expected)
+    assert len(store.names) == 50 and store.load_entry(49).name == "b19"
+    assert append(folder, ["c0", "c1"], random_latents(2, seed=3)) == 2
+    assert len(Store(folder)) == 52 and not list(folder.glob(".writing-*"))
+
+
+@pytest.mark.drill
+def test_kill_after_the_rename_keeps_the_segment(folder):
+    assert kill_append(folder, step=13)
+    assert Store(folder).names[-2:] == ["c0", "c1"]
+    assert append(folder, ["c0", "c1"], random_latents(2, seed=3)) == 0
 
 
 @pytest.mark.parametrize("file", ["latents.npy", "cases.jsonl", "pictures.bin", "labels.npy"])
-def test_a_damaged_segment_is_one_line(folder, file):
+def test_a_truncated_file_is_an_error(folder, file):
     path = folder / "segment-00001" / file
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(InputError, match="segment-00001: damaged"):
-        Store.open(folder)
+        Store(folder)
 
 
-def test_a_damaged_case_is_one_line(folder):
+def test_damaged_text_is_an_error_when_it_is_read(folder):
     path = folder / "segment-00001" / "cases.jsonl"
     path.write_bytes(b"\0" * path.stat().st_size)
-    store = Store.open(folder)
-    assert store.entry(29).name == "a29"
+    store = Store(folder)
+    assert store.load_entry(29).name == "a29"
     for read in (
-        lambda: store.entry(30),
+        lambda: store.load_entry(30),
         lambda: store.names,
-        lambda: store.mask(Where({}, {"sex": "M"})),
+        lambda: store.mask(CaseFilter({}, {"sex": "M"})),
     ):
         with pytest.raises(InputError, match="segment-00001: damaged"):
             read()
 
 
-def test_a_store_has_more_segments_than_a_process_may_open_files(tmp_path, monkeypatch):
-    folder = new_store(tmp_path / "store")
-    with adding(folder) as addition:
+def test_more_segments_than_open_files(tmp_path):
+    folder = create_store(tmp_path / "store")
+    with open_for_append(folder) as writer:
         for index in range(80):
-            addition.add(entries([f"c{index}"]), drawn(1, seed=index), [b"picture"])
+            writer.add(make_entries([f"c{index}"]), random_latents(1, seed=index), [b"picture"])
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    opened = len(os.listdir("/proc/self/fd"))
+    num_open = len(os.listdir("/proc/self/fd"))
     try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (opened + 40, limits[1]))
-        (hits,) = Searcher(Store.open(folder)).search(drawn(1, seed=79), k=1)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (num_open + 40, limits[1]))
+        (hits,) = Searcher(Store(folder)).search(random_latents(1, seed=79), k=1)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert hits[0].entry.name == "c79"
 
 
-def test_segments_are_in_the_order_of_their_numbers(folder):
+def test_segments_are_in_numeric_order(folder):
     (folder / "segment-00001").rename(folder / "segment-100000")
     (folder / "segment-00000").rename(folder / "segment-99999")
     (folder / "segment-00001.old").mkdir()
-    fill(folder, ["c0"], drawn(1, seed=3))
+    append(folder, ["c0"], random_latents(1, seed=3))
     assert (folder / "segment-100001").exists()
-    names = Store.open(folder).names
+    names = Store(folder).names
     assert (names[0], names[30], names[50]) == ("a0", "b0", "c0")
 
 
-def test_what_is_no_store_is_one_line(tmp_path):
-    with pytest.raises(InputError, match="no store of cases"):
-        Store.open(tmp_path)
-    folder = new_store(tmp_path / "store")
-    with pytest.raises(InputError, match="of another model"):
+def test_not_a_store_of_this_model(tmp_path):
+    with pytest.raises(InputError, match="no case store"):
+        Store(tmp_path)
+    with pytest.raises(InputError, match="no case store"):
+        append(tmp_path / "typo", ["c0"], random_latents(1))
+    assert not (tmp_path / "typo").exists()
+    folder = create_store(tmp_path / "store")
+    with pytest.raises(InputError, match="another model"):
         Store.create(folder, model_sha256="another", dim=DIM)
 
 
-def test_an_approximate_index_is_used_while_it_covers_the_store(folder):
+def test_the_approximate_index_is_used_while_it_covers_the_store(folder):
     pytest.importorskip("faiss", reason="an extra: pip install faiss-cpu")
-    build_approximate(folder)
-    searching, queries = Searcher(Store.open(folder)), drawn(3, seed=1)
-    assert searching.approximate
-    found = searching.search(queries, k=1)
-    rows, _ = searching.nearest(queries, k=1, where=np.ones(50, bool))
-    assert [hits[0].row for hits in found] == rows[:, 0].tolist()
-    fill(folder, ["c0"], drawn(1, seed=3))
-    assert not Searcher(Store.open(folder)).approximate
-    with adding(folder), pytest.raises(InputError, match="another process is writing"):
-        build_approximate(folder)
-    build_approximate(folder)
-    searching = Searcher(Store.open(folder))
-    assert searching.approximate
-    assert searching.search(drawn(1, seed=3), k=1)[0][0].entry.name == "c0"
+    build_approximate_index(folder)
+    searcher, queries = Searcher(Store(folder)), random_latents(3, seed=1)
+    assert searcher.is_approximate
+    hits = searcher.search(queries, k=1)
+    rows, _ = searcher.nearest(queries, k=1, mask=np.ones(50, bool))
+    assert [query_hits[0].row for query_hits in hits] == rows[:, 0].tolist()
+    append(folder, ["c0"], random_latents(1, seed=3))
+    assert not Searcher(Store(folder)).is_approximate
+    with open_for_append(folder), pytest.raises(InputError, match="another process"):
+        build_approximate_index(folder)
+    build_approximate_index(folder)
+    searcher = Searcher(Store(folder))
+    assert searcher.is_approximate
+    assert searcher.search(random_latents(1, seed=3), k=1)[0][0].entry.name == "c0"
 
 
-def test_an_approximate_index_is_added_to_until_it_has_too_few_lists(tmp_path, monkeypatch):
+def test_the_approximate_index_of_another_store_is_not_used(folder, tmp_path):
     pytest.importorskip("faiss", reason="an extra: pip install faiss-cpu")
-    folder, trained = new_store(tmp_path / "store"), []
-    train = approximate._trained
-    monkeypatch.setattr(
-        approximate, "_trained", lambda latents: trained.append(len(latents)) or train(latents)
-    )
-    for size in (100, 110, 400):
-        fill(folder, [f"c{i}" for i in range(size)], drawn(size))
-        build_approximate(folder)
-        (hits,) = Searcher(Store.open(folder)).search(drawn(size)[-1:], k=1)
-        assert hits[0].row == size - 1
-    assert trained == [100, 400]
-
-
-def test_an_approximate_index_that_is_not_of_the_store_is_not_used(folder, tmp_path):
-    pytest.importorskip("faiss", reason="an extra: pip install faiss-cpu")
-    build_approximate(folder)
-    other = new_store(tmp_path / "other")
-    fill(other, [f"c{i}" for i in range(50)], drawn(50, seed=9))
+    build_approximate_index(folder)
+    other = create_store(tmp_path / "other")
+    append(other, [f"c{i}" for i in range(50)], random_latents(50, seed=9))
     index = other / "approximate.faiss"
     index.write_bytes((folder / "approximate.faiss").read_bytes())
-    assert not Searcher(Store.open(other)).approximate
+    assert not Searcher(Store(other)).is_approximate
     index.write_bytes(index.read_bytes()[:-9])
     with pytest.raises(InputError, match=r"approximate\.faiss: damaged"):
-        Searcher(Store.open(other))
-    build_approximate(other)
-    assert Searcher(Store.open(other)).approximate
+        Searcher(Store(other))
+    build_approximate_index(other)
+    assert Searcher(Store(other)).is_approximate
 
 
-def test_without_faiss_it_is_one_line(folder, monkeypatch):
+def test_an_empty_store_is_not_indexed(tmp_path):
+    pytest.importorskip("faiss", reason="an extra: pip install faiss-cpu")
+    with pytest.raises(InputError, match="no cases"):
+        build_approximate_index(create_store(tmp_path / "store"))
+
+
+def test_missing_faiss_is_an_error(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(InputError, match="pip install faiss-cpu"):
-        build_approximate(folder)
+        build_approximate_index(folder)
 
 
 @pytest.fixture(scope="module")
@@ -346,42 +379,35 @@ def run(program, *arguments):
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
-def test_the_programs(export, tmp_path):
-    """Shards and scans go in, a bad scan costs itself, and each is found by itself."""
+@pytest.mark.drill
+def test_index_and_search(export, tmp_path):
+    """Shards and scans are added, an unreadable scan is skipped, and a scan finds itself."""
     model, shards = export
     samples = write_samples(tmp_path / "samples", count=2, seed=0)
     (samples.parent / "bad.nii").write_bytes(b"none")
     common = (f"--store={tmp_path / 'store'}", f"--model={model}")
-    done = run("index", *common, f"--shards={shards}")
+    done = run("index", *common, f"--shards={shards}", "--split=train")
     assert done.returncode == 0 and "6 cases added: 6 in" in done.stdout, done.stderr
-    done = run("index", *common, f"--scans={samples}", samples.parent / "bad.nii")
-    assert done.returncode == 1 and "2 cases added: 8 in" in done.stdout, done.stderr
-    assert "1 scans could not be used" in done.stderr and "Traceback" not in done.stderr
-    found = tmp_path / "found.json"
+    bad, by_path = samples.parent / "bad.nii", samples.parent / "sample_1.nii.gz"
+    done = run("index", *common, f"--scans={samples}", "--split=train", bad, by_path)
+    assert done.returncode == 1 and "3 cases added: 9 in" in done.stdout, done.stderr
+    assert "1 scans skipped" in done.stderr and "Traceback" not in done.stderr
+    assert str(by_path) in Store(tmp_path / "store").names
+    done = run("index", *common, by_path)
+    assert done.stdout.startswith("0 cases added: 9 in") and "1 were there" in done.stdout
+    output = tmp_path / "hits.json"
     scan = samples.parent / "sample_2.nii.gz"
-    done = run("search", *common, f"--volume={scan}", "--k=3", f"--json={found}")
+    done = run("search", *common, f"--volume={scan}", "--k=3", f"--json={output}")
     assert done.returncode == 0, done.stderr
-    first, *others = json.loads(found.read_text())
+    first, *others = json.loads(output.read_text())
     assert first["name"] == "sample_2.nii.gz" and first["similarity"] == pytest.approx(1, abs=1e-5)
+    assert list(first) == ["name", "similarity", "findings", "impressions", "labels", "strata"]
     assert len(others) == 2 and first["findings"] and "sample_2.nii.gz" in done.stdout
+    assert Store(tmp_path / "store").model_sha256 == fingerprint(ctclip_jax.load(model))
 
-    loaded = ctclip_jax.load(model)
-    store = Store.open(tmp_path / "store")
-    assert store.model_sha256 == fingerprint(loaded)
-    sentences = loaded.encode_text(["Emphysema.", "No nodule."]).mean(axis=0)
-    query = text_latent(loaded, "Emphysema. No nodule.")
+
+def test_a_query_is_pooled_over_sentences_as_reports_are(export):
+    model = ctclip_jax.load(export[0])
+    sentences = model.encode_text(["Emphysema.", "No nodule."]).mean(axis=0)
+    query = encode_query(model, "Emphysema. No nodule.")
     np.testing.assert_allclose(query[0], sentences / np.linalg.norm(sentences), atol=1e-6)
-
-
-def test_scans_of_one_name_are_cases_of_their_own(export, tmp_path):
-    """Whatever else is given with them."""
-    samples = write_samples(tmp_path / "samples", count=2, seed=0).parent
-    both = [tmp_path / patient / "ct.nii.gz" for patient in ("p1", "p2")]
-    for number, path in enumerate(both, start=1):
-        path.parent.mkdir()
-        shutil.copy(samples / f"sample_{number}.nii.gz", path)
-    common = (f"--store={tmp_path / 'store'}", f"--model={export[0]}")
-    assert "1 cases added: 1 in" in run("index", *common, both[0]).stdout
-    done = run("index", *common, *both)
-    assert "1 cases added: 2 in" in done.stdout and done.stdout.endswith("; 1 were there\n")
-    assert Store.open(tmp_path / "store").names == list(map(str, both))

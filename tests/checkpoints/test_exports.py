@@ -20,6 +20,7 @@ from ctclip_jax.checkpoints.exports import (
 from ctclip_jax.checkpoints.run import METADATA, Checkpointer
 from ctclip_jax.common.configs import from_dict
 from ctclip_jax.models.ct_clip import CTCLIP, CTCLIPConfig
+from ctclip_jax.train import export_description
 from data_pipelines.errors import InputError
 from tests.checkpoints.test_run import LAYOUT, batches, state
 from tests.tiny_run import tiny_config
@@ -110,7 +111,7 @@ def run(tmp_path_factory):
         config.checkpoint,
         layout=LAYOUT,
         made_by=dataclasses.asdict(config),
-        export_description=config.export_description,
+        export_description=export_description(config, label_informed=False),
     )
     checkpointer.save(9, {"step": jnp.int32(9), **variables, "ema": ema}, batches())
     checkpointer.close()

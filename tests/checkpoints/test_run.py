@@ -16,7 +16,7 @@ import pytest
 
 from ctclip_jax.checkpoints.run import Checkpointer, one_line
 from ctclip_jax.common.sharding import MeshConfig, make_mesh, state_shardings
-from ctclip_jax.training.step import abstract_state, make_train_step, new_state
+from ctclip_jax.train import export_description
 from data_pipelines.errors import InputError
 from tests.fake_clip import fake_batch
 from tests.tiny_run import tiny_config
@@ -32,7 +32,7 @@ def checkpoints(folder: Path, *, layout: dict = LAYOUT, **changes) -> Checkpoint
         config.checkpoint,
         layout=layout,
         made_by=dataclasses.asdict(config),
-        export_description=config.export_description,
+        export_description=export_description(config, label_informed=False),
     )
 
 
@@ -213,24 +213,24 @@ def test_without_a_readable_checkpoint_all_stay(two, tmp_path):
 
 def test_a_run_on_eight_devices_resumes_on_four(tmp_path):
     eight, four = (
-        steps.learner(devices=devices, **{"optim.ema": 0.9, "mesh.fsdp": fsdp})
+        steps.setup(devices=devices, **{"optim.ema": 0.9, "mesh.fsdp": fsdp})
         for devices, fsdp in ((8, 1), (4, 2))
     )
     volumes = [fake_batch(steps.VOLUMES, seed=number) for number in range(4)]
     checkpointer, loader = checkpoints(tmp_path), batches()
-    current = new_state(eight, eight.model.init())
-    train_step = make_train_step(eight, steps.abstract_part(eight, volumes[0]))
+    train_step = eight.train_step()
+    current = train_step.init(eight.model.init())
     losses = []
     for number in range(4):
         if number == 2:
             checkpointer.save(2, current, loader)
             checkpointer.close()
-        current, metrics, _ = train_step(current, iter([volumes[number]]))
+        current, metrics, _ = train_step.step(current, iter([volumes[number]]))
         losses.append(float(metrics["loss"]))
-    current = checkpoints(tmp_path).restore(abstract_state(four), loader)
-    train_step = make_train_step(four, steps.abstract_part(four, volumes[0]))
+    train_step = four.train_step()
+    current = checkpoints(tmp_path).restore(train_step.abstract_state, loader)
     for number in (2, 3):
-        current, metrics, _ = train_step(current, iter([volumes[number]]))
+        current, metrics, _ = train_step.step(current, iter([volumes[number]]))
         assert float(metrics["loss"]) == pytest.approx(losses[number], abs=1e-5)
     assert int(current["step"]) == 4
 

@@ -80,7 +80,7 @@ def test_a_vit_is_what_the_compiler_counts_and_half_of_it_where_half_is_left_out
 
 
 def test_a_step_is_three_forwards_and_one_search():
-    config = tiny_config(Path("shards"), batch_size=16, **{"data.texts": 2})
+    config = tiny_config(Path("shards"), batch_size=16, **{"data.texts_per_volume": 2})
     text = text_flops(config.model.text, 24)
     text += 2 * config.model.text.hidden_size * config.model.dim_latent
     image, search = volume_flops(config.model), search_flops(config.model)

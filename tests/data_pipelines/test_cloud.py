@@ -37,7 +37,7 @@ def bucket(monkeypatch):
 
 
 def prepare(tree, out):
-    with shards.locked(out, alone=True):
+    with shards.locked(out, exclusive=True):
         collection = read_collection(tree, "train")
         tasks = shard_tasks.plan(collection, out, "train", geometry=GEOMETRY, mode="sound")
         for task in tasks:

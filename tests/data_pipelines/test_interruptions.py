@@ -22,7 +22,7 @@ tree, undisturbed, disturbed = sys.argv[1:]
 geometry = Geometry((8, 14, 12), (12.0, 7.5, 7.5))
 
 def prepare(out):
-    with shards.locked(out, alone=True):
+    with shards.locked(out, exclusive=True):
         tasks = preparation.plan(
             read_collection(tree, "train"), out, "train", geometry=geometry, mode="sound"
         )

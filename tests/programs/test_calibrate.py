@@ -15,7 +15,6 @@ from ctclip_jax.common.configs import from_dict
 from ctclip_jax.evaluation import files
 from ctclip_jax.evaluation.dataset import EvalSet
 from ctclip_jax.evaluation.latents import fingerprint
-from ctclip_jax.inference import classifiers
 from ctclip_jax.models.ct_clip import CTCLIP
 from ctclip_jax.training.config import TrainConfig
 from data_pipelines import shards
@@ -134,13 +133,13 @@ def make_model(folder, **changes):
 
 def test_heatmaps_add_up_to_the_logit_minus_the_mean_logit(folder):
     model = make_model(folder)
-    classifier = classifiers.zero_shot_classifier(model)
+    classifier = model.zero_shot_classifier()
     baseline = calibrate.compute_baseline(model, str(folder), "train", num_volumes=99, batch_size=2)
     assert baseline.source == f"5 volumes of {folder}, train"
     volumes = np.stack([record["volume"] for record in shards.read(folder, "train")])
     logits = model.encode_image(volumes) @ classifier.kernel
     model.baseline = baseline
-    _, contributions = classifier.explain(model.patch_features(volumes))
+    _, contributions = model.attribute(model.patch_features(volumes), classifier.kernel)
     expected = logits - logits.mean(axis=0)
     np.testing.assert_allclose(contributions.sum((2, 3, 4)), expected, atol=1e-4)
     assert model.attribution_method == f"exact contributions, minus the mean of {baseline.source}"

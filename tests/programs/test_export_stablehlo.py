@@ -111,7 +111,7 @@ def test_program(saved, served, tmp_path):
 def test_trained_classifier_and_tower_without_codebook(tmp_path):
     """LiPro applies relu to the latent; a ViT has no codebook."""
     image = from_dict(TrainConfig, vit.get_config("smoke").to_dict()).model.image
-    model = ctclip_jax.load(write_tiny_export(tmp_path, image=image, num_labels=len(LABELS)))
+    model = ctclip_jax.load(write_tiny_export(tmp_path, image=image, num_num_labels=len(LABELS)))
     out = tmp_path / "DIR"
     export_stablehlo.save(model, out, platforms=["cpu"])
     volumes = volumes_of(model, 2)
@@ -121,7 +121,8 @@ def test_trained_classifier_and_tower_without_codebook(tmp_path):
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)["probabilities"]
     probabilities = np.array([result[label] for label in LABELS]).T
-    np.testing.assert_allclose(probabilities, model.classify(volumes), atol=1e-6)
+    expected = model.trained_classifier().probabilities(model.encode_image(volumes))
+    np.testing.assert_allclose(probabilities, expected, atol=1e-6)
 
 
 def test_existing_folders_and_unknown_platforms_are_rejected(model, served, tmp_path):

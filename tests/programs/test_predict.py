@@ -21,7 +21,7 @@ from configs import phantoms
 from ctclip_jax import predict
 from ctclip_jax.checkpoints.exports import save_export
 from ctclip_jax.common.configs import from_dict
-from ctclip_jax.inference import classifiers, scans
+from ctclip_jax.inference import scans
 from ctclip_jax.inference.calibration import Calibration, Curve
 from ctclip_jax.models.ct_clip import CTCLIP
 from ctclip_jax.training.config import TrainConfig
@@ -29,7 +29,7 @@ from data_pipelines.errors import InputError
 from data_pipelines.hounsfield import to_lps
 from data_pipelines.reports import LABELS, PROMPTS
 from data_pipelines.sources.case import CaseRecord
-from data_pipelines.sources.phantoms.samples import write_samples
+from data_pipelines.sources.phantoms import write_samples
 from data_pipelines.tokenizers import train_sentencepiece
 from tests.dicom_series import LPS, store
 
@@ -60,12 +60,12 @@ def export(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def classifier(export):
-    return classifiers.zero_shot_classifier(ctclip_jax.load(export))
+def model(export):
+    return ctclip_jax.load(export)
 
 
-def probabilities(classifier, path):
-    return classifier.detect(classifier.model.prepare(path).volume[None]).probabilities[0]
+def probabilities(model, path):
+    return model.detect(model.prepare(path).volume[None])[0]
 
 
 def reoriented(path, folder, axes):
@@ -98,13 +98,13 @@ def as_dicom(path, folder):
 
 
 @pytest.mark.parametrize("scan", ["phantom", pytest.param("real", marks=needs_real)])
-def test_probabilities_do_not_depend_on_how_a_scan_is_stored(classifier, samples, tmp_path, scan):
+def test_probabilities_do_not_depend_on_how_a_scan_is_stored(model, samples, tmp_path, scan):
     path = REAL if scan == "real" else samples / "sample_1.nii.gz"
-    expected = probabilities(classifier, path)
+    expected = probabilities(model, path)
     paths = [reoriented(path, tmp_path, axes) for axes in ("RAS", "PIR", "SLA")]
     for stored in (*paths, as_dicom(path, tmp_path / "dicom")):
-        np.testing.assert_allclose(probabilities(classifier, stored), expected, atol=1e-3)
-    other = probabilities(classifier, samples / "sample_2.nii.gz")
+        np.testing.assert_allclose(probabilities(model, stored), expected, atol=1e-3)
+    other = probabilities(model, samples / "sample_2.nii.gz")
     assert np.abs(other - expected).max() > 5e-3, "the model does not distinguish scans"
 
 
@@ -113,7 +113,7 @@ def run(*arguments):
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
-def test_program(classifier, export, samples, tmp_path):
+def test_program(model, export, samples, tmp_path):
     out, bad = tmp_path / "out", tmp_path / "bad.nii.gz"
     bad.write_bytes(b"not a scan")
     done = run(f"{samples}/*.nii.gz", bad, f"--checkpoint={export}", f"--out={out}", "--heatmaps=2")
@@ -126,7 +126,7 @@ def test_program(classifier, export, samples, tmp_path):
     assert set(rows) == {f"{samples}/sample_1.nii.gz", f"{samples}/sample_2.nii.gz"}
     for name, row in rows.items():
         assert f"{name}: " in done.stdout
-        expected = probabilities(classifier, name)
+        expected = probabilities(model, name)
         np.testing.assert_allclose([float(row[label]) for label in LABELS], expected, atol=1e-5)
         folder = out / predict.file_name(name)
         prediction = json.loads((folder / "prediction.json").read_text())
@@ -196,37 +196,37 @@ def test_invalid_arguments_are_one_line(export, arguments, message):
     assert done.stderr.count("\n") == 1
 
 
-def test_arguments_are_checked_before_scans_are_read(classifier):
+def test_arguments_are_checked_before_scans_are_read(model):
     with pytest.raises(InputError, match="no scan"):
         scans.list_scans([], split="valid")
     with pytest.raises(InputError, match=r"x\*.nii: matches nothing"):
         scans.list_scans(["x*.nii"], split="valid")
     with pytest.raises(InputError, match="--prompts"):
-        predict.build_classifier(classifier.model, classifier="classifier", prompts="y.csv")
+        predict.build_classifier(model, kind="classifier", prompts="y.csv")
 
 
-def test_file_names_that_are_not_utf8(classifier, samples, tmp_path):
+def test_file_names_that_are_not_utf8(model, samples, tmp_path):
     """A German scanner's Latin-1 name, on a disk of UTF-8."""
     path = os.fsencode(tmp_path) + b"/M\xfcller.nii.gz"
     shutil.copy(os.fsencode(samples / "sample_1.nii.gz"), path)
     cases = scans.list_scans([f"{tmp_path}/*.nii.gz"], split="valid")
     options = {"batch_size": 1, "num_workers": 1, "attribute": True}
-    (prediction,) = predict.predict(classifier, cases, **options)
-    predict.save(prediction, classifier, tmp_path, num_heatmaps=1)
+    (prediction,) = predict.predict(model, model.zero_shot_classifier(), cases, **options)
+    predict.save(prediction, model, tmp_path, num_heatmaps=1)
     with (tmp_path / "scores.csv").open() as file:
         (name,) = [row["VolumeName"] for row in csv.DictReader(file)]
     assert name == rf"{tmp_path}/M\udcfcller.nii.gz"
     assert len(list((tmp_path / predict.file_name(name)).iterdir())) == 3
 
 
-def test_calibrated_probabilities_are_in_all_outputs(classifier, samples, tmp_path):
+def test_calibrated_probabilities_are_in_all_outputs(model, samples, tmp_path):
     curve = Curve((0.0, 1.0), (0.25, 0.25), volumes=4, positive=1)
     calibration = Calibration("zero_shot", {LABELS[0]: curve}, "4 volumes")
-    calibrated = dataclasses.replace(classifier, calibration=calibration)
+    classifier = dataclasses.replace(model.zero_shot_classifier(), calibration=calibration)
     cases = scans.list_scans([str(samples / "sample_1.nii.gz")], split="valid")
     options = {"batch_size": 2, "num_workers": 1, "attribute": False}
-    (prediction,) = predict.predict(calibrated, cases, **options)
-    predict.save(prediction, calibrated, tmp_path, num_heatmaps=0)
+    (prediction,) = predict.predict(model, classifier, cases, **options)
+    predict.save(prediction, model, tmp_path, num_heatmaps=0)
     header, row = (tmp_path / "calibrated.csv").read_text().splitlines()
     assert header == f"VolumeName,{','.join(LABELS)}"
     assert row == f"{cases[0].volume_name},0.25{',' * 17}"

@@ -50,7 +50,7 @@ def test_frames_larger_than_a_slab():
 def test_no_folder_can_be_where_a_file_is(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="file: no folder can be there"):
-        shards.locked(tmp_path / "file", alone=True).__enter__()
+        shards.locked(tmp_path / "file", exclusive=True).__enter__()
 
 
 @pytest.mark.parametrize("frames", [1, 24, 47])
@@ -261,14 +261,14 @@ def test_verify_and_show_are_commands(written, tmp_path, monkeypatch, capsys):
 
 
 def test_a_run_alone_and_slices_do_not_meet(tmp_path):
-    slices = [shards.locked(tmp_path, alone=False) for _ in range(2)]
+    slices = [shards.locked(tmp_path, exclusive=False) for _ in range(2)]
     with slices[0], slices[1], pytest.raises(InputError, match="another process"):
-        shards.locked(tmp_path, alone=True).__enter__()
+        shards.locked(tmp_path, exclusive=True).__enter__()
     (tmp_path / ".writing-left").mkdir()
-    with shards.locked(tmp_path, alone=True):
+    with shards.locked(tmp_path, exclusive=True):
         assert not (tmp_path / ".writing-left").exists()
         with pytest.raises(InputError, match="another process"):
-            shards.locked(tmp_path, alone=False).__enter__()
+            shards.locked(tmp_path, exclusive=False).__enter__()
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(full_disk, tmp_path):
