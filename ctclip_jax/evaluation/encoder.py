@@ -48,7 +48,7 @@ class ShardedEncoder:
         """The latents of `texts`, in their order."""
         ids, mask = tokenizer(list(texts), max_length)
         rows = range(len(texts))
-        mine = loader.share(rows, batch_size=self._batch_size, **self._process)
+        mine = loader.rows_of_process(rows, batch_size=self._batch_size, **self._process)
         parts = mine.reshape(-1, self._batch_size)
         batches = ({"input_ids": ids[p], "attention_mask": mask[p], "row": p} for p in parts)
         return encode.by_row(self._encode(self._text, variables, batches), rows=rows)

@@ -173,7 +173,7 @@ def test_tables_and_latents_have_every_volume_once(out):
 
 
 def test_scores_are_those_of_the_public_api(out, export):
-    volumes = [shards.decompress(record(index)["volume"], SHAPE) for index in (0, 5)]
+    volumes = [shards.decode_volume(record(index)) for index in (0, 5)]
     expected = ctclip_jax.load(export).detect(np.stack(volumes))
     names = [record(index)["volume_name"] for index in (0, 5)]
     scores = pd.read_csv(out / "scores.csv", index_col="VolumeName").loc[names]
@@ -413,7 +413,7 @@ def test_bad_options_are_told_before_anything_is_encoded(inputs, tmp_path, monke
     [
         ("prompts.npz", b"PK torn", "prompts.npz: not a file of arrays"),
         ("prompts.npz", zipped(prompts=["x"]), "wanted prompts and latents, a row each"),
-        ("source.json", b"[1]", "source.json: no JSON object"),
+        ("source.json", b"[1]", "source.json: not a JSON object"),
     ],
 )
 def test_broken_files_of_an_earlier_run_are_named(out, tmp_path, name, content, message):
@@ -530,7 +530,7 @@ def test_rad_chestct_labels_are_read_from_the_shards(inputs, tmp_path):
     assert unknown["reason"] == "no volume has this label known"
     assert set(metrics["retrieval"]) == {"volume_to_volume"}, "there are no reports"
     scores = pd.read_csv(tmp_path / "out" / "scores.csv", index_col="VolumeName")
-    volumes = np.stack([shards.decompress(each["volume"], SHAPE) for each in records])
+    volumes = np.stack([shards.decode_volume(each) for each in records])
     parts = ["Arterial wall calcification", "Coronary artery wall calcification"]
     expected = ctclip_jax.load(inputs.model).detect(volumes, labels=parts).max(axis=1)
     names = [each["volume_name"] for each in records]
