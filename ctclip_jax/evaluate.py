@@ -139,119 +139,81 @@ def read_pictures(inputs: Inputs, study: EvalSet, *, rows: Sequence[int]) -> dic
     }
 
 
-def check(inputs: Inputs, out: Path, *, published: bool) -> None:
+def check_inputs(inputs: Inputs, out: Path, *, published: bool) -> None:
     """Raises InputError for inputs that contradict each other."""
     given = [name for name in ("model", "from_latents", "from_scores") if getattr(inputs, name)]
-    read = [Path(each) for each in (inputs.from_latents, inputs.from_scores) if each]
+    folders = [Path(folder) for folder in (inputs.from_latents, inputs.from_scores) if folder]
     if given == ["model"] and not inputs.shards or not given:
-        raise InputError("give --model and --shards, or --from_latents, or --from_scores")
+        raise InputError("pass --model and --shards, or --from_latents, or --from_scores")
     if "from_scores" in given and len(given) > 1:
-        raise InputError(f"--from_scores goes without --{given[0]}")
-    if read and inputs.task != (0, 1):
-        raise InputError("--task is of encoding, and there is nothing to encode")
+        raise InputError(f"--from_scores: cannot be combined with --{given[0]}")
+    if folders and inputs.task != (0, 1):
+        raise InputError("--task: there is nothing to encode")
     if published and inputs.validation:
-        raise InputError("--validation: the published thresholds are fitted on the volumes judged")
-    if any(folder.absolute() == out.absolute() for folder in read):
-        raise InputError(f"--out={out}: is the folder that is read; choose another")
+        raise InputError("--validation: published thresholds are fitted to the evaluated volumes")
+    if any(folder.absolute() == out.absolute() for folder in folders):
+        raise InputError(f"--out={out}: is also the input; choose another folder")
 
 
-def read_study(inputs: Inputs, out: Path, *, protocol: ProtocolConfig) -> EvalSet | None:
-    """The volumes with all that `inputs` give of them; None while slices are missing."""
+def load_eval_set(inputs: Inputs, out: Path, *, protocol: ProtocolConfig) -> EvalSet | None:
+    """Reads or encodes the volumes with their scores; None while shards of other tasks are missing."""
     if inputs.from_scores:
         return files.read_scores(Path(inputs.from_scores))
     model = open_model(inputs, protocol) if inputs.model else None
     if inputs.from_latents:
-        return read_scored(Path(inputs.from_latents), model, protocol=protocol, out=out)
+        return score_saved_latents(Path(inputs.from_latents), model, out=out, protocol=protocol)
     labels = shards.preparation(inputs.shards, inputs.split)["labels"]
-    check_classifier(labels, model, protocol=protocol)
-    source = latents.describe(model, inputs.model, folder=inputs.shards, split=inputs.split)
-    complete = latents.encode_split(
+    scores.check_classifier(labels, model, protocol=protocol)
+    source = encode.provenance(model, inputs.model, folder=inputs.shards, split=inputs.split)
+    eval_set = encode.encode_split(
         model, source, out, batch_size=protocol.batch_size, task=inputs.task
     )
-    return read_scored(out, model, protocol=protocol, out=out) if complete else None
+    if eval_set is None:
+        return None
+    arrays = encode.head_arrays(model)
+    return scores.add_scores(
+        eval_set, arrays, model=model, prompts_dir=out, out=out, protocol=protocol
+    )
 
 
 def open_model(inputs: Inputs, protocol: ProtocolConfig) -> Model:
-    """The model, reading reports as the protocol says, or else as its export does."""
+    """Loads the model; what the protocol leaves open is as in its export."""
     return load(
         inputs.model,
         tokenizer=inputs.tokenizer,
         max_length=protocol.max_length,
         dtype=protocol.dtype,
-        report=protocol.report_format,
+        report_format=protocol.report_format,
         pool_sentences=protocol.pool_sentences,
         label_informed=inputs.label_informed or None,
     )
 
 
-def read_scored(
-    folder: Path, model: Model | None, *, protocol: ProtocolConfig, out: Path
+def score_saved_latents(
+    folder: Path, model: Model | None, *, out: Path, protocol: ProtocolConfig
 ) -> EvalSet:
-    """The study of a folder of latents, scored by prompts or classifier, or by its scores.csv."""
-    study, arrays = files.read_latents(folder)
-    known = study.source.get("model_sha256")
-    if model and known is None:
-        told = "nothing says of which model the latents are; they are taken to be of the one given"
-        study = dataclasses.replace(study, notes=(*study.notes, told))
-        arrays |= latents.model_arrays(model)
-    elif model and known != latents.fingerprint(model):
-        raise InputError(f"{folder}: its latents are of another model than the one given")
-
-    def encode_text(texts: list[str]) -> np.ndarray:
-        kept = folder if known or not model else None
-        prompts = latents.prompt_latents(texts, model=model, folder=kept, out=out)
-        return np.stack([prompt_latent(prompts, t, dim=study.image.shape[1]) for t in texts])
-
-    classifier = make_classifier(study.label_names, arrays, encode_text, protocol=protocol)
-    if classifier is None and (folder / "scores.csv").exists():
-        return files.with_scores(study, folder)
-    if classifier is None:
-        told = "no scores: latents.npz has no temperature, and no scores.csv or --model is given"
-        return dataclasses.replace(study, notes=(*study.notes, told))
-    scores = protocol.scores(study.label_names, classifier, study.image)
-    source = {**study.source, **protocol.score_metadata()}
-    return dataclasses.replace(study, scores=scores, source=source)
-
-
-def check_classifier(labels: Sequence[str], model: Model, *, protocol: ProtocolConfig) -> None:
-    """Raises what `make_classifier` would, before anything is encoded."""
-    if protocol.classifier == "zero_shot":
-        prompt_texts(protocol.findings(labels))
-    elif "classifier" not in model.variables["params"]:
-        raise InputError(NO_TRAINED_CLASSIFIER)
-
-
-def make_classifier(
-    labels: Sequence[str],
-    arrays: Mapping[str, np.ndarray],
-    encode_text: Callable[[list[str]], np.ndarray],
-    *,
-    protocol: ProtocolConfig,
-) -> Classifier | None:
-    """The classifier of the model whose arrays are in latents.npz; None without a temperature."""
-    if protocol.classifier == "trained":
-        if "classifier_kernel" not in arrays:
-            raise InputError(NO_TRAINED_CLASSIFIER)
-        return trained_classifier(arrays["classifier_kernel"], arrays["classifier_bias"])
-    if "temperature" not in arrays:
-        return None
-    if arrays["temperature"].size != 1:
-        raise InputError(f"latents.npz: temperature of shape {arrays['temperature'].shape}")
-    return zero_shot_classifier(
-        protocol.findings(labels),
-        encode_text,
-        temperature=arrays["temperature"].item(),
-        ensemble=protocol.ensemble,
+    """Reads latents and scores them by the classifier of the protocol, or else reads scores.csv."""
+    eval_set, arrays = files.read_latents(folder)
+    model_sha256 = eval_set.source.get("model_sha256")
+    prompts_dir = folder
+    if model and model_sha256 is None:
+        eval_set = eval_set.with_notes(
+            "the latents do not say which model they are from; they are taken to be from --model"
+        )
+        arrays |= encode.head_arrays(model)
+        prompts_dir = None  # its prompts may be from another model
+    elif model and model_sha256 != encode.fingerprint(model):
+        raise InputError(f"{folder}: its latents are from another model than --model")
+    scored = scores.add_scores(
+        eval_set, arrays, model=model, prompts_dir=prompts_dir, out=out, protocol=protocol
     )
-
-
-def prompt_latent(prompts: Mapping[str, np.ndarray], text: str, *, dim: int) -> np.ndarray:
-    """The latent of a prompt; an InputError without one or if its size is another."""
-    if text not in prompts:
-        raise InputError(f"no latent of the prompt {text!r}: it takes the model (--model) as well")
-    if prompts[text].shape != (dim,):
-        raise InputError(f"the latent of the prompt {text!r} is not of the size {dim}")
-    return prompts[text]
+    if scored is not None:
+        return scored
+    if (folder / "scores.csv").exists():
+        return files.with_scores(eval_set, folder)
+    return eval_set.with_notes(
+        "no scores: latents.npz has no temperature, and there is no scores.csv or --model"
+    )
 
 
 def define_flags() -> None:
