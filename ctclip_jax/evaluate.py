@@ -29,13 +29,11 @@ from ctclip_jax.inference.classifiers import (
     trained_classifier,
     zero_shot_classifier,
 )
-from ctclip_jax.reporting import examples, latex, thumbnails
-from ctclip_jax.reporting.latent_map import latent_map
-from ctclip_jax.reporting.report import page
-from data_pipelines import shards
+from ctclip_jax.reporting import examples, latex
+from ctclip_jax.reporting.report import render_report
+from data_pipelines import shards, slices
 from data_pipelines.errors import InputError, parse_slice, run_main
 from data_pipelines.files import write_text
-from data_pipelines.resample import STEPS_PER_HU
 
 NO_TRAINED_CLASSIFIER = "config.classifier: this model has no trained classifier"
 EXAMPLES = 4
@@ -101,22 +99,23 @@ def write_report(
     predictions: Predictions | None,
 ) -> None:
     """Writes report.html, with slices if the shards are at hand, and table.tex."""
-    cases = examples.confident(study, predictions) if predictions else ()
-    searched = examples.spread(study, EXAMPLES)
-    html = page(
+    cases = examples.confident_cases(study, predictions) if predictions else ()
+    retrievals = examples.sample_retrievals(study, EXAMPLES)
+    rows = examples.rows_with_thumbnails(cases, retrievals)
+    html = render_report(
         metrics,
         study,
         predictions=predictions,
-        latent_map=None if study.image is None else latent_map(study.image, MAP_SEED),
+        latent_map=None if study.image is None else examples.latent_map(study.image, MAP_SEED),
         cases=cases,
-        retrievals=searched,
-        pictures=read_pictures(inputs, study, rows=examples.rows(cases, searched)),
+        retrievals=retrievals,
+        thumbnails=load_thumbnails(inputs, study, rows=rows),
     )
     write_text(out / "report.html", html)
-    write_text(out / "table.tex", latex.table(metrics, "This model"))
+    write_text(out / "table.tex", latex.tables(metrics, "This model"))
 
 
-def read_pictures(inputs: Inputs, study: EvalSet, *, rows: Sequence[int]) -> dict[int, bytes]:
+def load_thumbnails(inputs: Inputs, study: EvalSet, *, rows: Sequence[int]) -> dict[int, bytes]:
     """Slices of the volumes of `rows`, as far as the shards that are given, or that the latents
     were made of, are there and have them."""
     folder = inputs.shards or study.source.get("shards", "")
@@ -132,9 +131,7 @@ def read_pictures(inputs: Inputs, study: EvalSet, *, rows: Sequence[int]) -> dic
     }
     found = {row: places[name] for row in rows if (name := study.names[row]) in places}
     return {
-        row: thumbnails.slices(
-            source[place]["volume"], spacing=tuple(spacing), steps_per_hu=STEPS_PER_HU
-        )
+        row: slices.thumbnail(source[place]["volume"], spacing=spacing)
         for row, place in found.items()
     }
 

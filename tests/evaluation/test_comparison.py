@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ctclip_jax.compare import text_lines
 from ctclip_jax.evaluation import comparison, files, suite
 from ctclip_jax.evaluation.metrics import delong
 from ctclip_jax.evaluation.protocol import ProtocolConfig
-from ctclip_jax.reporting.comparison import lines, page
+from ctclip_jax.reporting.report import render_comparison
 from data_pipelines.errors import InputError
 from tests.studies import make_study
 
@@ -135,9 +136,9 @@ def test_lines_and_page_tell_every_difference(pair):
     source = {"model": "<b>model</b>"}
     pair = [dataclasses.replace(study, source=source) for study in pair]
     found = comparison.compare(*pair, protocol=PROTOCOL)
-    told = "\n".join(lines(found))
+    told = "\n".join(text_lines(found))
     assert "Emphysema" in told and "Recall@5" in told and "MRR" in told and "overlap@5" in told
-    html = page(found)
+    html = render_comparison(found)
     assert html.count("<tr>") == len(told.splitlines()) - 2, "each group has a head"
     assert "&lt;b&gt;model" in html and "<b>model" not in html
 
