@@ -1,9 +1,9 @@
-"""Compares two evaluations of the same volumes.
+"""Paired comparison of two evaluations of the same volumes.
 
     python -m ctclip_jax.compare A B [--out=OUT]
 
-A and B are folders that `ctclip_jax.evaluate` wrote, or anyone's with labels.csv and scores.csv.
-Prints the differences B - A, and writes OUT/comparison.json and OUT/comparison.html.
+A and B are folders of `ctclip_jax.evaluate`, or any with labels.csv and scores.csv. Prints the
+differences B - A, and writes OUT/comparison.json and OUT/comparison.html.
 """
 
 import sys
@@ -28,9 +28,9 @@ from data_pipelines.files import make_folder, write_text
 
 
 def define_flags() -> None:
-    """Only the binary has flags, so that importing this module adds none."""
+    """Defined here so that importing this module adds no flags."""
     configs.define(default=configs.PROTOCOL)
-    flags.DEFINE_string("out", None, "Folder to write into; none: only print.")
+    flags.DEFINE_string("out", None, "Folder to write into; without it only prints.")
 
 
 def main(folder_a: str, folder_b: str) -> None:

@@ -125,7 +125,7 @@ def describe(
             "attention_mask": {"dtype": "int32", "shape": ["b", "l"], "is": "1 token, 0 padding"},
             "longest": model.max_length,
             "returns": {"dtype": "float32", "shape": ["b", model.config.dim_latent]},
-            "report_form": model.report,
+            "report_form": model.report_format,
             "reports_by_sentences": model.pool_sentences,
             "temperature": model.temperature,
             "similarity": "temperature * latent of the volume . latent of the text",

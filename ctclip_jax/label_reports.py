@@ -58,7 +58,7 @@ def read_table_of_reports(path: Path) -> dict[str, tuple[str, str]]:
 def label_table(model: Model, path: Path, out: Path) -> int:
     """Writes the tables of a table of reports; returns their number."""
     reports = read_table_of_reports(path)
-    texts = [report_text(*parts, form=model.report) for parts in reports.values()]
+    texts = [report_text(*parts, form=model.report_format) for parts in reports.values()]
     scores = model.label_reports(texts)
     files.make_folder(out)
     _write(out, "scores.csv", list(reports), scores)
@@ -80,11 +80,11 @@ def label_split(model: Model, folder: str, split: str, out: Path) -> int:
     if unknown := set(known) - set(LABELS):
         raise InputError(f"{folder}: has labels of {min(unknown)!r}, which no labeler knows")
     source = {"shards": folder, "split": split, "trained_with": "labels"}
-    texts = [report_text(*parts, form=model.report) for parts in reports]
+    texts = [report_text(*parts, form=model.report_format) for parts in reports]
     study = from_rows(rows, texts=texts, labels=known, source=source)
     scores = model.label_reports(texts)
     columns = [LABELS.index(name) for name in known]
-    files.write_study(out, dataclasses.replace(study, scores=scores[:, columns]))
+    files.write_eval_set(out, dataclasses.replace(study, scores=scores[:, columns]))
     _write(out, "scores.csv", list(study.names), scores)
     _write(out, "predicted.csv", list(study.names), (scores > 0.5).astype(int))
     return len(rows)

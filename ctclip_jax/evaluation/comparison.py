@@ -176,9 +176,7 @@ def _compare_retrieval(
     if not len(rows):
         return {"volume_to_volume": by_volume}
     ranks = [
-        ranking.retrieval_ranks(
-            s.text[rows], s.image, query_names=names[rows], gallery_names=names
-        )
+        ranking.retrieval_ranks(s.text[rows], s.image, query_names=names[rows], gallery_names=names)
         for s in pair
     ]
     by_report = {

@@ -1,4 +1,4 @@
-"""Detection of labels: thresholds, AUROC and F1 with confidence intervals, calibration of scores."""
+"""Detection: thresholds, AUROC and F1 with confidence intervals, calibration of scores."""
 
 import dataclasses
 from typing import Any

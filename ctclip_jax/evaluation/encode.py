@@ -78,9 +78,7 @@ def _tokens_sha256(model: Model, rows: Sequence[Mapping[str, Any]]) -> str:
 
 def model_texts(model: Model, row: Mapping[str, Any]) -> list[str]:
     """The texts that the model reads of a report."""
-    return report_texts(
-        row, report_format=model.report_format, pool_sentences=model.pool_sentences
-    )
+    return report_texts(row, report_format=model.report_format, pool_sentences=model.pool_sentences)
 
 
 def encode_split(

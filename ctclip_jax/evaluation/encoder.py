@@ -70,9 +70,7 @@ class Encoder:
         )
         return self._encode(self._image, variables, batches, rows=rows, on_progress=on_progress)
 
-    def encode_texts(
-        self, variables: Variables, texts: Sequence[str]
-    ) -> Float[np.ndarray, "n d"]:
+    def encode_texts(self, variables: Variables, texts: Sequence[str]) -> Float[np.ndarray, "n d"]:
         """Unit latents of `texts`, in their order."""
         ids, mask = self._tokenizer(list(texts), self._max_length)
         batch_size = self._rows_per_process(TEXTS_PER_BATCH)

@@ -1,4 +1,4 @@
-"""Estimates as in metrics.json: a value with its confidence interval, or a reason why it is missing."""
+"""Estimates as in metrics.json: a value with its confidence interval, or why it is missing."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any

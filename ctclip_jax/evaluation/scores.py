@@ -87,7 +87,9 @@ def prompt_latents(
     if model and missing:
         latents |= dict(zip(missing, model.encode_text(missing), strict=True))
         prompts = np.array(list(latents))
-        files.write_arrays(out / "prompts.npz", prompts=prompts, latents=np.stack([*latents.values()]))
+        files.write_arrays(
+            out / "prompts.npz", prompts=prompts, latents=np.stack([*latents.values()])
+        )
     return latents
 
 

@@ -69,9 +69,9 @@ def _notes(eval_set: EvalSet, validation: EvalSet | None) -> list[str]:
         notes.append(
             f"{num_unknown} volumes have no known patient; each counts as a patient of its own"
         )
-    if eval_set.text is not None:
-        if num_silent := int(np.isnan(eval_set.text).any(axis=1).sum()):
-            notes.append(f"{num_silent} volumes have no report and are not searched for")
+    num_silent = 0 if eval_set.text is None else int(np.isnan(eval_set.text).any(axis=1).sum())
+    if num_silent:
+        notes.append(f"{num_silent} volumes have no report and are not searched for")
     if validation is not None:
         notes += [f"validation: {note}" for note in validation.notes]
         if num_shared := len(np.intersect1d(eval_set.patients, validation.patients)):

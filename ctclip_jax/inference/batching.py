@@ -42,7 +42,7 @@ class LocalDevices:
         return jax.tree.map(lambda *parts: np.concatenate(parts)[:rows], *found)
 
 
-def by_length(mask: Int[np.ndarray, "n l"]) -> list[tuple[Int[np.ndarray, " rows"], int]]:
+def group_by_length(mask: Int[np.ndarray, "n l"]) -> list[tuple[Int[np.ndarray, " rows"], int]]:
     """Which rows of a mask (1 token, 0 padding) are of like length, and how much of them to take:
     up to the last token, rounded up."""
     lasts = np.max(mask * np.arange(1, mask.shape[1] + 1), axis=1, initial=1)

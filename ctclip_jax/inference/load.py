@@ -29,7 +29,7 @@ def load(
     tokenizer: str | Path | None = None,
     max_length: int | None = None,
     dtype: str | None = None,
-    report: str | None = None,
+    report_format: str | None = None,
     pool_sentences: bool | None = None,
     label_informed: bool | None = None,
 ) -> Model:
@@ -45,7 +45,7 @@ def load(
       tokenizer: a vocab.txt or a SentencePiece .model; None: the one in the directory, if any.
       max_length: tokens of a text; None: as in training, or all that the model takes.
       dtype: of the large matrix products, 'float32' or 'bfloat16'; None: as in training.
-      report, pool_sentences: how the model reads reports; None: as in training, or as published.
+      report_format, pool_sentences: how the model reads reports; None: as in training, or as published.
       label_informed: whether it has read labels; None: as the directory or file says, which a
         published PyTorch file fine-tuned on labels (VocabFine) cannot.
 
@@ -54,7 +54,7 @@ def load(
     """
     path = Path(path)
     given = {
-        "report": report,
+        "report_format": report_format,
         "pool_sentences": pool_sentences,
         "label_informed": label_informed,
     }
@@ -74,7 +74,7 @@ def load(
         told = ("pool_sentences", "label_informed")
         reading = {name: export[name] for name in told if name in export}
         if "report_format" in export:
-            reading["report"] = export["report_format"]
+            reading["report_format"] = export["report_format"]
         reading["calibration"] = calibration.read(path)
         reading["reference"] = baseline.read(path)
     if dtype not in (None, "float32", "bfloat16"):

@@ -8,13 +8,14 @@ from pathlib import Path
 import jax
 import numpy as np
 from etils import epath
+from jax.sharding import Mesh
 from jaxtyping import Float, Float32, Int, Num
 
 from ctclip_jax.common.shapes import Variables
 from ctclip_jax.common.trees import flatten
 from ctclip_jax.inference import attribution, classifiers
 from ctclip_jax.inference.baseline import Reference
-from ctclip_jax.inference.batching import LocalDevices, by_length
+from ctclip_jax.inference.batching import LocalDevices, group_by_length
 from ctclip_jax.inference.calibration import Calibration
 from ctclip_jax.inference.classifiers import Classifier, ClassifierKind, Finding
 from ctclip_jax.models.ct_clip import CTCLIP, CTCLIPConfig
@@ -42,7 +43,7 @@ class Model:
       variables: its parameters and codebook, replicated over the local devices.
       tokenizer: what `encode_text` and `detect` use on texts; None if unknown.
       max_length: the most tokens of a text.
-      report, pool_sentences: how it reads reports (`ctclip_jax.training.config.EvaluationConfig`).
+      report_format, pool_sentences: how it reads reports (`ctclip_jax.training.config.EvaluationConfig`).
       label_informed: whether it was trained with labels, so that its detection is not zero-shot.
       calibration: what its probabilities are worth (`python -m ctclip_jax.calibrate`), if known.
       reference: what heatmaps are held against (`python -m ctclip_jax.reference`), if there is one.
@@ -55,7 +56,7 @@ class Model:
         *,
         tokenizer: Tokenizer | None = None,
         max_length: int | None = None,
-        report: str = "published_inference",
+        report_format: str = "published_inference",
         pool_sentences: bool = False,
         label_informed: bool = False,
         calibration: Calibration | None = None,
@@ -74,7 +75,7 @@ class Model:
         self.config = config
         self.tokenizer = tokenizer
         self.max_length = max_length or config.text.max_positions
-        self.report, self.pool_sentences = report, pool_sentences
+        self.report_format, self.pool_sentences = report_format, pool_sentences
         tokens = (*config.image.grid, config.image.dim)
         if reference and reference.unit_tokens.shape != tokens:
             raise InputError(f"a reference of {reference.unit_tokens.shape}, wanted {tokens}")
@@ -82,6 +83,11 @@ class Model:
         self.label_informed = label_informed or "classifier" in variables["params"]
         self._devices = LocalDevices()
         self.variables = self._devices.replicate(variables)
+
+    @property
+    def mesh(self) -> Mesh:
+        """The local devices."""
+        return self._devices.mesh
 
     @property
     def geometry(self) -> Geometry:
@@ -200,7 +206,7 @@ class Model:
         if not 0 <= input_ids.min() <= input_ids.max() < sizes.vocab_size:
             raise InputError(f"input_ids: expected 0 to {sizes.vocab_size - 1}, got others")
         # Padding changes no latent, so texts of like length go together, without their padding.
-        groups = by_length(mask)
+        groups = group_by_length(mask)
         longest = max(length for _, length in groups)
         if longest > sizes.max_positions:
             raise InputError(f"input_ids: {longest} tokens, the model takes {sizes.max_positions}")

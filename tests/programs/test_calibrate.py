@@ -11,7 +11,7 @@ import ctclip_jax
 from ctclip_jax import calibrate
 from ctclip_jax.evaluation import files
 from ctclip_jax.evaluation.dataset import EvalSet
-from ctclip_jax.evaluation.latents import fingerprint
+from ctclip_jax.evaluation.encode import fingerprint
 from data_pipelines.errors import InputError
 from data_pipelines.reports import LABELS
 from tests.tiny_run import write_tiny_export
@@ -71,7 +71,7 @@ def test_it_gives_what_scores_are_worth(model, study):
 
 def test_the_program(workdir, model, study, tmp_path):
     """The workdir of a run stands for its export."""
-    files.write_study(tmp_path, study)
+    files.write_eval_set(tmp_path, study)
     found, _ = calibrate.calibrate(model, study)
     command = [sys.executable, "-m", "ctclip_jax.calibrate", f"--scores={tmp_path}"]
     done = subprocess.run([*command, f"--model={workdir}"], capture_output=True, text=True)

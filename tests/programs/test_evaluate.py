@@ -17,7 +17,8 @@ from configs import evaluation
 from ctclip_jax.checkpoints.exports import save_export
 from ctclip_jax.common.configs import from_dict
 from ctclip_jax.evaluate import Inputs, evaluate
-from ctclip_jax.evaluation import latents
+from ctclip_jax.evaluation import encode
+from ctclip_jax.evaluation.encoder import Encoder
 from ctclip_jax.evaluation.protocol import ProtocolConfig
 from ctclip_jax.models.bert import BertConfig
 from ctclip_jax.models.ct_clip import CTCLIP, CTCLIPConfig
@@ -227,7 +228,7 @@ def test_saved_latents_and_saved_scores_give_the_same_figures(out, tmp_path):
 
 def test_other_prompts_take_the_model_once(inputs, out, export, tmp_path):
     again = Inputs(from_latents=str(out))
-    with pytest.raises(InputError, match="no latent of the prompt 'There is Medical material.'"):
+    with pytest.raises(InputError, match="'There is Medical material.': has no latent"):
         evaluate(again, tmp_path, protocol=protocol("training"))
     with_model = dataclasses.replace(again, model=str(export))
     evaluate(with_model, tmp_path / "a", protocol=protocol("ensemble"))
@@ -236,15 +237,15 @@ def test_other_prompts_take_the_model_once(inputs, out, export, tmp_path):
 
 def test_a_stopped_run_continues_where_it_was(inputs, out, tmp_path, monkeypatch):
     encoded = []
-    real = latents.encode.encode_volumes
+    encode_volumes = Encoder.encode_volumes
 
-    def encode_volumes(batches, *, rows, encode_image):
+    def encode_two_parts(self, *args, rows, **kwargs):
         if len(encoded) == 2:
             raise KeyboardInterrupt
         encoded.append(list(rows))
-        return real(batches, rows=rows, encode_image=encode_image)
+        return encode_volumes(self, *args, rows=rows, **kwargs)
 
-    monkeypatch.setattr(latents.encode, "encode_volumes", encode_volumes)
+    monkeypatch.setattr(Encoder, "encode_volumes", encode_two_parts)
     with pytest.raises(KeyboardInterrupt):
         evaluate(inputs, tmp_path, protocol=protocol())
     assert len(list((tmp_path / "encoding").iterdir())) == 2
@@ -259,11 +260,13 @@ def test_a_stopped_run_continues_where_it_was(inputs, out, tmp_path, monkeypatch
     assert not encoded, "nothing is encoded twice"
 
 
-def test_slices_make_the_same_figures(inputs, out, tmp_path):
+def test_slices_make_the_same_figures(inputs, out, tmp_path, capsys):
     for index in (2, 0, 1):
         sliced = dataclasses.replace(inputs, task=(index, 3))
         found = evaluate(sliced, tmp_path, protocol=protocol())
         assert (found is None) == (index != 1), "the last slice makes the figures"
+        total = len(range(index, VOLUMES, SHARDS))
+        assert f"{total}/{total}" in capsys.readouterr().err, "progress in volumes"
     assert without_source(tmp_path) == without_source(out)
 
 
@@ -302,7 +305,7 @@ def test_latents_of_another_model_are_not_mixed(inputs, out, export, tmp_path):
     changed = dataclasses.replace(inputs, model=str(tmp_path / "other"))
     with pytest.raises(InputError, match="results of another model_sha256"):
         evaluate(changed, out, protocol=protocol())
-    with pytest.raises(InputError, match="its latents are of another model"):
+    with pytest.raises(InputError, match="latents are from another model"):
         evaluate(
             Inputs(model=str(tmp_path / "other"), from_latents=str(out)),
             tmp_path,
@@ -319,7 +322,7 @@ def test_bfloat16_is_an_option(inputs, out, tmp_path):
 
 def test_published_thresholds_take_no_validation(out, tmp_path):
     inputs = Inputs(from_scores=str(out), validation=str(out))
-    with pytest.raises(InputError, match="--validation: the published thresholds are fitted on"):
+    with pytest.raises(InputError, match="--validation: published thresholds"):
         evaluate(inputs, tmp_path, protocol=protocol(), published=True)
 
 
@@ -344,7 +347,7 @@ def test_latents_of_anyone_take_prompts_and_temperature_of_the_model(out, export
     assert alone["notes"][-1].startswith("no scores: latents.npz has no temperature")
     inputs = Inputs(from_latents=str(theirs), model=str(export))
     scored = evaluate(inputs, tmp_path / "b", protocol=protocol())
-    assert "taken to be of the one given" in scored["notes"][-1]
+    assert "taken to be from --model" in scored["notes"][-1]
     expected = read(out)["detection"]["per_label"]["Medical material"]["auroc"]["value"]
     assert scored["detection"]["per_label"]["Medical material"]["auroc"]["value"] == expected
 
@@ -360,7 +363,7 @@ def test_thresholds_of_a_validation_folder(out, tmp_path):
 
 def test_the_folder_that_is_read_is_never_written(out, tmp_path):
     for reading in ({"from_scores": str(out)}, {"from_latents": str(out)}):
-        with pytest.raises(InputError, match="is the folder that is read; choose another"):
+        with pytest.raises(InputError, match="--out=.*is also the input"):
             evaluate(Inputs(**reading), out, protocol=protocol())
 
 
@@ -381,13 +384,13 @@ def test_results_of_two_runs_are_never_mixed(inputs, out, tmp_path):
 
 def test_what_changes_latents_is_told_from_what_does_not(inputs, out, export, prepared, tmp_path):
     model = ctclip_jax.load(export)
-    told = latents.describe(model, str(export), folder=str(prepared), split="valid")
+    told = encode.provenance(model, str(export), folder=str(prepared), split="valid")
     texts = ctclip_jax.load(export, max_length=5)
-    other = latents.describe(texts, str(export), folder=str(prepared), split="valid")
+    other = encode.provenance(texts, str(export), folder=str(prepared), split="valid")
     assert {name for name in told if told[name] != other[name]} == {"tokens_sha256"}
     heads = dataclasses.replace(model.config.text, num_heads=1)
     model.config = dataclasses.replace(model.config, text=heads, dtype="bfloat16")
-    other = latents.describe(model, str(export), folder=str(prepared), split="valid")
+    other = encode.provenance(model, str(export), folder=str(prepared), split="valid")
     assert {name for name in told if told[name] != other[name]} == {"model_sha256", "dtype"}
 
 
@@ -400,7 +403,7 @@ def test_shards_that_have_gone_leave_the_page_without_slices(out, tmp_path):
 
 
 def test_bad_options_are_told_before_anything_is_encoded(inputs, tmp_path, monkeypatch):
-    monkeypatch.setattr(latents, "encode_split", None)
+    monkeypatch.setattr(encode, "encode_split", None)
     for changes in ({"classifier": "trained"}, {"prompts": (("Seen.", "Not {}."),)}):
         with pytest.raises(InputError):
             evaluate(inputs, tmp_path, protocol=protocol(**changes))
@@ -412,8 +415,8 @@ def test_bad_options_are_told_before_anything_is_encoded(inputs, tmp_path, monke
     ("name", "content", "message"),
     [
         ("prompts.npz", b"PK torn", "prompts.npz: not a file of arrays"),
-        ("prompts.npz", zipped(prompts=["x"]), "wanted prompts and latents, a row each"),
-        ("source.json", b"[1]", "source.json: no JSON object"),
+        ("prompts.npz", zipped(prompts=["x"]), "expected prompts and latents"),
+        ("source.json", b"[1]", "source.json: "),
     ],
 )
 def test_broken_files_of_an_earlier_run_are_named(out, tmp_path, name, content, message):
@@ -427,8 +430,8 @@ def test_broken_files_of_an_earlier_run_are_named(out, tmp_path, name, content, 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"temperature": np.ones(2)}, "latents.npz: temperature of shape"),
-        ({"image": np.eye(14, 9, dtype=np.float32) + 1, "text": None}, "is not of the size 9"),
+        ({"temperature": np.ones(2)}, "latents.npz: temperature: got shape"),
+        ({"image": np.eye(14, 9, dtype=np.float32) + 1, "text": None}, "does not have the size 9"),
     ],
 )
 def test_latents_that_do_not_fit_their_prompts_are_named(out, tmp_path, change, message):
@@ -453,21 +456,14 @@ def test_a_corrupt_part_is_named_and_the_others_are_kept(inputs, tmp_path):
     assert evaluate(inputs, tmp_path, protocol=protocol())
 
 
-def test_progress_says_volumes_speed_and_time_left(capsys):
-    batches = [{"row": np.array([0, 1])}, {"row": np.array([2, -1])}]
-    assert len(list(latents.Progress(3)(batches))) == 2
-    line = capsys.readouterr().err
-    assert "3/3 volumes" in line and "volumes/s" in line and "0:00 left" in line
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"split": "test"}, "no split 'test'"),
-        ({"model": None}, "give --model and --shards, or --from_latents, or --from_scores"),
+        ({"model": None}, "pass --model and --shards, or --from_latents, or --from_scores"),
         ({"model": "absent"}, "absent"),
-        ({"from_scores": "x"}, "--from_scores goes without --model"),
-        ({"from_latents": "x", "task": (1, 2)}, "--task is of encoding"),
+        ({"from_scores": "x"}, "--from_scores: cannot be combined with --model"),
+        ({"from_latents": "x", "task": (1, 2)}, "--task: there is nothing to encode"),
         ({"shards": "absent"}, "absent: no split 'valid' was prepared here"),
     ],
 )

@@ -33,7 +33,7 @@ def model(folder):
     variables = jax.jit(CTCLIP(config).init)(jax.random.key(0))
     variables["params"]["report_classifier"]["bias"] = np.linspace(-1, 1, 18, dtype=np.float32)
     tokenizer = load_tokenizer(folder / "tokenizer.model")
-    return ctclip_jax.Model(config, variables, tokenizer=tokenizer, report="joined")
+    return ctclip_jax.Model(config, variables, tokenizer=tokenizer, report_format="joined")
 
 
 def write(path, rows: list[dict]):

@@ -1,4 +1,4 @@
-"""DeLong's covariance of AUROCs, clustered by patient; intervals, paired tests, Holm's adjustment."""
+"""DeLong's covariance of AUROCs by patient; intervals, paired tests, Holm's adjustment."""
 
 import math
 from collections.abc import Sequence

@@ -113,7 +113,9 @@ def test_ranks_are_those_of_a_slow_loop(seed):
     case = draw(seed)
     queries = draw(seed + 1).latents
     names = np.random.default_rng(seed).choice(case.scans, len(queries))
-    found = ranking.retrieval_ranks(queries, case.latents, query_names=names, gallery_names=case.scans)
+    found = ranking.retrieval_ranks(
+        queries, case.latents, query_names=names, gallery_names=case.scans
+    )
     pairs = zip(queries, names, strict=True)
     ranks = [slow_rank(query, case.latents, name, case.scans) for query, name in pairs]
     counts = [(case.scans == name).sum() for name in names]
