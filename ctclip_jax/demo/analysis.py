@@ -140,12 +140,12 @@ class Analyses:
         self._forget(path)
         self.find(analysis.id)  # or here
         analysis.state = "encoding"
-        analysis.evidence = self.model.evidence(analysis.volume[None])
+        analysis.evidence = self.model.patch_features(analysis.volume[None])
         self._explain(analysis, self.classifier, names=self.classifier.names)
 
     def _explain(self, analysis: Analysis, classifier: Classifier, *, names) -> None:
-        analysis.latent, contributions = self.model.explain(
-            analysis.evidence, classifier.kernel, positive=classifier.relu
+        analysis.latent, contributions = self.model.attribute(
+            analysis.evidence, classifier.kernel, relu=classifier.relu
         )
         probabilities = classifier.probabilities(analysis.latent)
         calibrated = classifier.calibrate(probabilities)

@@ -92,8 +92,8 @@ def test_a_scan_goes_up_and_its_findings_come_back(page, scans, scan):
 
 
 def test_a_map_is_the_contributions(page, scans, scan):
-    evidence = page.model.evidence(page.model.prepare(scans[0]).volume[None])
-    _, contributions = page.model.explain(evidence, page.analyses.classifier.kernel)
+    evidence = page.model.patch_features(page.model.prepare(scans[0]).volume[None])
+    _, contributions = page.model.attribute(evidence, page.analyses.classifier.kernel)
     name = scan["findings"][3]["name"]
     _, found = ask(page, f"/api/scans/{scan['id']}/map?finding={quote(name)}")
     assert found["shape"] == list(contributions.shape[2:])
