@@ -47,9 +47,7 @@ class Encoder:
             "process_index": jax.process_index(),
             "process_count": jax.process_count(),
         }
-        everywhere = NamedSharding(mesh, P())
-        self._image = jax.jit(functools.partial(_image, model), out_shardings=everywhere)
-        self._text = jax.jit(functools.partial(_text, model), out_shardings=everywhere)
+        self._image, self._text = _jitted(model, mesh)
 
     def encode_volumes(
         self,
@@ -112,6 +110,14 @@ class Encoder:
             by_row.update(zip(indices.tolist(), latents, strict=True))
             on_progress(int((indices >= 0).sum()))  # -1 fills up the last batch
         return np.stack([by_row[row] for row in rows])
+
+
+@functools.cache
+def _jitted(model: CTCLIP, mesh: Mesh) -> list[Callable]:
+    """Both encoders, whose results every process gets; cached, since a new jit compiles again."""
+    replicated = NamedSharding(mesh, P())
+    encoders = (functools.partial(encode, model) for encode in (_image, _text))
+    return [jax.jit(encode, out_shardings=replicated) for encode in encoders]
 
 
 def _image(model: CTCLIP, variables: Variables, batch: dict) -> tuple[jax.Array, jax.Array]:

@@ -34,7 +34,7 @@ def pair():
     return noisier(eval_set), eval_set
 
 
-def test_differences_are_those_of_the_figures(pair):
+def test_differences_of_metrics(pair):
     found = comparison.compare(*pair, protocol=PROTOCOL)
     alone = [suite.evaluate(eval_set, protocol=PROTOCOL)[0] for eval_set in pair]
     for name in ("auroc", "f1", "accuracy"):
@@ -48,7 +48,7 @@ def test_differences_are_those_of_the_figures(pair):
     assert [recall["a"], recall["b"]] == pytest.approx(sides)
 
 
-def test_what_differs_is_found_and_what_does_not_is_not(pair):
+def test_significance(pair):
     found = comparison.compare(*pair, protocol=PROTOCOL)
     changed = found["detection"]["per_label"]["Emphysema"]["auroc"]
     same = found["detection"]["per_label"]["Cardiomegaly"]["auroc"]
@@ -62,7 +62,7 @@ def test_what_differs_is_found_and_what_does_not_is_not(pair):
     assert changed["p_holm"] == pytest.approx(2 * expected), "two labels"
 
 
-def test_paired_intervals_are_narrower_than_those_of_either(pair):
+def test_paired_intervals_are_narrower(pair):
     _, eval_set = pair
     rng = np.random.default_rng(0)
     close = dataclasses.replace(eval_set, scores=eval_set.scores + 0.01 * rng.normal(size=(60, 2)))
@@ -71,7 +71,7 @@ def test_paired_intervals_are_narrower_than_those_of_either(pair):
     assert row["high"] - row["low"] < 0.3 * (alone["high"] - alone["low"])
 
 
-def test_who_knows_the_patients_groups_the_volumes_of_both(pair):
+def test_known_patients_group_the_volumes_of_both(pair):
     a, b = pair
     alone = dataclasses.replace(b, patients=b.names, scans=b.names)
     both, known, unknown = (
@@ -82,7 +82,7 @@ def test_who_knows_the_patients_groups_the_volumes_of_both(pair):
     assert (unknown["low"], unknown["high"]) == pytest.approx((-both["high"], -both["low"]))
 
 
-def test_scores_and_latents_are_nothing_in_common(pair):
+def test_scores_against_latents(pair):
     a, b = pair
     scored = dataclasses.replace(a, image=None, text=None)
     with pytest.raises(InputError, match="neither scores nor latents in common"):
@@ -103,7 +103,7 @@ def test_only_common_volumes_and_labels_are_compared(pair):
     ]
 
 
-def test_labels_that_contradict_each_other_are_named(pair):
+def test_contradicting_labels(pair):
     a, b = pair
     labels = b.labels.copy()
     labels[3, 1] = 1 - labels[3, 1]
@@ -111,7 +111,7 @@ def test_labels_that_contradict_each_other_are_named(pair):
         comparison.compare(a, dataclasses.replace(b, labels=labels), protocol=PROTOCOL)
 
 
-def test_nothing_in_common_is_an_error(pair):
+def test_nothing_in_common(pair):
     a, b = pair
     others = dataclasses.replace(b, names=np.array([f"x{name}" for name in b.names]))
     with pytest.raises(InputError, match="no volume in common"):
@@ -120,7 +120,7 @@ def test_nothing_in_common_is_an_error(pair):
         comparison.compare(a, dataclasses.replace(b, label_names=("x", "y")), protocol=PROTOCOL)
 
 
-def test_a_label_of_one_class_is_missing_and_does_not_count_for_holm(pair):
+def test_label_of_one_class_does_not_count_for_holm(pair):
     labels = pair[0].labels.copy()
     labels[:, 1] = 0
     pair = [dataclasses.replace(eval_set, labels=labels) for eval_set in pair]
@@ -143,7 +143,7 @@ def test_lines_and_page_tell_every_difference(pair):
     assert "&lt;b&gt;model" in html and "<b>model" not in html
 
 
-def test_the_binary_compares_two_folders(pair, tmp_path):
+def test_command_line(pair, tmp_path):
     for name, eval_set in zip("ab", pair, strict=True):
         files.write_eval_set(tmp_path / name, eval_set)
     command = [sys.executable, "-m", "ctclip_jax.compare", tmp_path / "a", tmp_path / "b"]

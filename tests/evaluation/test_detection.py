@@ -1,4 +1,4 @@
-"""Figures of detection: thresholds by the protocol, missing values with reasons, any order."""
+"""Detection: thresholds of each protocol, missing values with reasons, subgroups, calibration."""
 
 import dataclasses
 
@@ -75,7 +75,7 @@ def test_resamples_equal_the_corrected_bootstrap(golden_metrics):
         np.testing.assert_allclose(samples[name], expected, atol=1e-12)
 
 
-def test_blocks_of_weights_change_nothing(monkeypatch):
+def test_blocks_of_weights(monkeypatch):
     eval_set = make_eval_set()
     weights = detection.resample_weights(eval_set, PROTOCOL, intervals=True)
     whole = detection.sample_metrics(eval_set, weights)
@@ -84,7 +84,7 @@ def test_blocks_of_weights_change_nothing(monkeypatch):
         np.testing.assert_array_equal(samples, whole[name])
 
 
-def test_figures_do_not_depend_on_the_order_of_the_volumes():
+def test_order_of_volumes_does_not_matter():
     eval_set = make_eval_set(40, subgroups={"sex": np.tile(["F", "F", "M", "M"], 20)})
     straight, other = measure(eval_set), measure(shuffled(eval_set))
     assert values(other).keys() == values(straight).keys()
@@ -94,7 +94,7 @@ def test_figures_do_not_depend_on_the_order_of_the_volumes():
         assert other["calibration"][label]["ece"] == pytest.approx(row["ece"], abs=1e-6)
 
 
-def test_thresholds_are_cross_fitted_and_never_see_their_own_volumes():
+def test_thresholds_are_cross_fitted():
     eval_set = make_eval_set(40)
     protocol = dataclasses.replace(PROTOCOL, folds=4)
     found = detection.predict(eval_set, protocol=protocol, published=False, validation=None)
@@ -108,7 +108,7 @@ def test_thresholds_are_cross_fitted_and_never_see_their_own_volumes():
     assert again.thresholds[row, 0] == found.thresholds[row, 0]
 
 
-def test_thresholds_of_a_validation_study():
+def test_thresholds_from_validation_volumes():
     eval_set, validation = make_eval_set(20), make_eval_set(25, seed=9)
     found = detection.predict(eval_set, protocol=PROTOCOL, published=False, validation=validation)
     expected = classification.fit_threshold(validation.labels[:, 1], validation.scores[:, 1])
@@ -120,7 +120,7 @@ def test_thresholds_of_a_validation_study():
     assert {"temperature", "ece_temperature", "ece_isotonic"} <= fitted.keys()
 
 
-def test_a_label_that_validation_lacks_has_no_threshold():
+def test_label_missing_in_validation_volumes():
     eval_set = make_eval_set(20)
     validation = make_eval_set(20, labels=("Emphysema",), seed=3)
     row = measure(eval_set, validation=validation)["detection"]["per_label"]["Cardiomegaly"]
@@ -129,7 +129,7 @@ def test_a_label_that_validation_lacks_has_no_threshold():
     assert row["f1"] == {"value": None, "reason": reason}
 
 
-def test_a_mean_is_of_the_same_labels_in_every_resample():
+def test_macro_mean_is_over_the_same_labels_in_every_resample():
     """One label has positives in two patients, which many resamples lack; it scores perfectly."""
     eval_set = make_eval_set(40, labels=("A", "B", "rare"))
     labels, scores = eval_set.labels.copy(), eval_set.scores.copy()
@@ -161,7 +161,7 @@ def test_a_mean_is_of_the_same_labels_in_every_resample():
         ),
     ],
 )
-def test_a_label_that_cannot_be_measured_is_missing_with_its_reason(change, reason):
+def test_undefined_label_has_a_reason(change, reason):
     eval_set = make_eval_set()
     labels, scores = eval_set.labels.copy(), eval_set.scores.copy()
     change(labels[:, 0], scores[:, 0])
@@ -176,7 +176,7 @@ def test_a_label_that_cannot_be_measured_is_missing_with_its_reason(change, reas
     assert "Emphysema" not in metrics["calibration"]
 
 
-def test_positives_of_one_patient_have_an_auroc_but_no_threshold():
+def test_positives_of_one_patient():
     eval_set = make_eval_set()
     labels = eval_set.labels.copy()
     labels[:, 0] = eval_set.patients == eval_set.patients[4]
@@ -190,7 +190,7 @@ def test_positives_of_one_patient_have_an_auroc_but_no_threshold():
     assert row["f1"]["reason"] == "no threshold: too few patients of one class"
 
 
-def test_one_volume_is_measured_without_a_crash():
+def test_one_volume():
     eval_set = make_eval_set(1).take(np.array([0]))
     metrics = measure(eval_set)
     assert metrics["detection"]["macro"]["auroc"]["value"] is None
@@ -198,7 +198,7 @@ def test_one_volume_is_measured_without_a_crash():
     assert measure(eval_set, published=True)["volumes"] == 1
 
 
-def test_unknown_labels_are_left_out():
+def test_unknown_labels_do_not_count():
     eval_set = make_eval_set()
     labels = eval_set.labels.copy()
     labels[::3, 0] = -1
@@ -209,7 +209,7 @@ def test_unknown_labels_are_left_out():
     assert found["Emphysema"]["auroc"]["value"] == expected["Emphysema"]["auroc"]["value"]
 
 
-def test_means_with_and_without_the_labels_left_out():
+def test_excluded_labels():
     eval_set = make_eval_set()
     protocol = dataclasses.replace(PROTOCOL, excluded_labels=("Emphysema", "not a label"))
     found = measure(eval_set, protocol=protocol)["detection"]
@@ -221,7 +221,7 @@ def test_means_with_and_without_the_labels_left_out():
     assert "macro_without_left_out" not in measure(eval_set)["detection"]
 
 
-def test_strata_have_counts_and_the_figures_of_their_volumes():
+def test_subgroups():
     n = 60
     sexes = np.where(np.arange(n) < 20, "F", np.where(np.arange(n) < 50, "M", ""))
     eval_set = make_eval_set(
@@ -247,13 +247,13 @@ def test_strata_have_counts_and_the_figures_of_their_volumes():
         ("old", ""),
     ],
 )
-def test_bands_of_age(text, expected):
+def test_age_bins(text, expected):
     assert (
         subgroups.bin_name(subgroups.age_in_years(text), subgroups.AGES, unit="years") == expected
     )
 
 
-def test_bands_of_spacing_are_closed_below_and_may_have_their_unit():
+def test_slice_spacing_bins():
     spacings = {
         "1": "1-1.5 mm",
         "1.5 mm": "1.5-2 mm",
@@ -266,7 +266,7 @@ def test_bands_of_spacing_are_closed_below_and_may_have_their_unit():
     assert subgroups.subgroup_values(eval_set)["slice_spacing"].tolist() == list(spacings.values())
 
 
-def test_calibration_is_of_known_labels_and_recalibrated_on_others():
+def test_calibration_and_recalibration():
     rng = np.random.default_rng(0)
     scores = rng.random((4000, 2))
     labels = (rng.random((4000, 2)) < scores).astype(np.int8)
@@ -282,7 +282,7 @@ def test_calibration_is_of_known_labels_and_recalibrated_on_others():
     assert counts == [2000, (labels[:2000, 1] >= 0).sum()]
 
 
-def test_a_figure_has_its_interval_chance_or_reason():
+def test_estimate_has_interval_chance_or_reason():
     samples = np.array([0.5, *np.linspace(0, 1, 101)])
     found = estimate(samples, level=0.9, chance=0.1)
     assert found == pytest.approx({"value": 0.5, "low": 0.05, "high": 0.95, "chance": 0.1})
@@ -291,7 +291,7 @@ def test_a_figure_has_its_interval_chance_or_reason():
     assert missing == {"value": None, "reason": "too few"}
 
 
-def test_weighted_means_leave_out_what_is_undefined():
+def test_weighted_mean_ignores_undefined_values():
     weights = np.array([[1, 2], [1, 0], [1, 1]])
     found = mean_over(np.array([1.0, 2.0, np.nan]), weights)
     assert found.tolist() == [1.5, 1.0]

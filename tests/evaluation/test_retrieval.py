@@ -1,4 +1,4 @@
-"""Retrieval figures: hits by volume and by scan, twins, reports that are missing, chance."""
+"""Retrieval: hits by volume and by scan, missing reports, chance, the published protocol."""
 
 import dataclasses
 
@@ -42,7 +42,7 @@ def evaluate(eval_set, resamples=0):
     return retrieval.evaluate(eval_set, weights, protocol=PROTOCOL)
 
 
-def test_hits_are_counted_by_volume_and_by_scan(eval_set):
+def test_hits_by_volume_and_by_scan(eval_set):
     found = evaluate(eval_set)
     assert found["report_to_volume"]["pool"] == found["report_to_volume"]["queries"] == 6
     assert found["report_to_scan"]["pool"] == found["scan_to_report"]["queries"] == 4
@@ -57,7 +57,7 @@ def test_hits_are_counted_by_volume_and_by_scan(eval_set):
     assert overlap["value"] == 0.0, "the same scan is not in the gallery"
 
 
-def test_a_volume_without_a_report_is_searched_among_but_not_for(eval_set):
+def test_volume_without_a_report_is_in_the_gallery_only(eval_set):
     text = eval_set.text.copy()
     text[[4]] = np.nan
     found = evaluate(dataclasses.replace(eval_set, text=text))
@@ -67,31 +67,31 @@ def test_a_volume_without_a_report_is_searched_among_but_not_for(eval_set):
     assert found["scan_to_report"]["queries"] == found["scan_to_report"]["pool"] == 3
 
 
-def test_without_reports_volumes_are_still_compared(eval_set):
+def test_without_reports(eval_set):
     found = evaluate(dataclasses.replace(eval_set, text=None))
     assert set(found) == {"volume_to_volume"}
 
 
-def test_intervals_are_of_the_weights(eval_set):
+def test_intervals_from_weights(eval_set):
     search = evaluate(eval_set, resamples=50)["report_to_volume"]
     rank = search["mean_reciprocal_rank"]
     assert rank["low"] <= rank["value"] <= rank["high"] and rank["low"] < rank["high"]
 
 
-def test_one_volume_has_no_neighbors(eval_set):
+def test_one_volume(eval_set):
     found = evaluate(eval_set.take(np.array([0])))
     assert found["report_to_volume"]["recall"] == {}
     assert found["report_to_volume"]["median_rank"]["value"] == 1
     assert found["volume_to_volume"]["label_overlap"] == {}
 
 
-def test_no_labels_at_all_have_no_neighbors(eval_set):
+def test_no_labels(eval_set):
     found = evaluate(dataclasses.replace(eval_set, labels=np.full((6, 4), -1, np.int8)))
     assert found["volume_to_volume"]["pool"] == 0
     assert found["volume_to_volume"]["mean_average_precision"] == {}
 
 
-def test_weighted_median_is_that_of_repeated_values():
+def test_weighted_median():
     values, weights = np.array([3, 1, 2, 10]), np.array([[1, 0], [1, 5], [1, 0], [1, 1]])
     assert median_over(values, weights).tolist() == [2, 1]
     assert np.isnan(median_over(values, np.zeros((4, 1)))).all()
@@ -126,7 +126,7 @@ def test_published_protocol_of_few_volumes(eval_set):
     assert list(found["volume_to_volume"]["published_map"]) == ["1"]
 
 
-def test_unknown_labels_are_not_compared(eval_set):
+def test_unknown_labels_do_not_count(eval_set):
     labels = eval_set.labels.copy()
     labels[0] = [1, -1, -1, 1]  # x and y of the first volume are unknown
     labels[2] = [1, 1, 0, 0]

@@ -291,11 +291,11 @@ def test_chance_of_the_neighbors_is_the_mean_over_every_order(gallery):
             np.testing.assert_allclose(chance, values.mean())
 
 
-def test_a_k_beyond_the_ranking_is_an_error():
+def test_k_beyond_the_gallery():
     found = ranking.Ranks(np.array([1]), np.array([1]), 3)
     for metric in (ranking.recall_at_k, ranking.chance_of_recall):
-        with pytest.raises(ValueError, match="K is 4"):
+        with pytest.raises(ValueError, match="K: got 4"):
             metric(found, 4)
     for metric in (label_overlap.label_overlap_at_k, label_overlap.average_precision_at_k):
-        with pytest.raises(ValueError, match="K is 3"):
+        with pytest.raises(ValueError, match="K: got 3"):
             metric(neighbors_of([[0.0, 1.0]]), 3)
