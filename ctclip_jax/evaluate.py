@@ -80,12 +80,12 @@ def evaluate(
 
 def check_inputs(inputs: Inputs, out: Path, *, published: bool) -> None:
     """Raises InputError for inputs that contradict each other."""
-    given = [name for name in ("model", "from_latents", "from_scores") if getattr(inputs, name)]
+    sources = [name for name in ("model", "from_latents", "from_scores") if getattr(inputs, name)]
     folders = [Path(folder) for folder in (inputs.from_latents, inputs.from_scores) if folder]
-    if given == ["model"] and not inputs.shards or not given:
+    if sources == ["model"] and not inputs.shards or not sources:
         raise InputError("pass --model and --shards, or --from_latents, or --from_scores")
-    if "from_scores" in given and len(given) > 1:
-        raise InputError(f"--from_scores: cannot be combined with --{given[0]}")
+    if "from_scores" in sources and len(sources) > 1:
+        raise InputError(f"--from_scores: cannot be combined with --{sources[0]}")
     if folders and inputs.task != (0, 1):
         raise InputError("--task: there is nothing to encode")
     if published and inputs.validation:
