@@ -101,18 +101,22 @@ def load_eval_set(inputs: Inputs, out: Path, *, protocol: ProtocolConfig) -> Eva
     model = open_model(inputs, protocol) if inputs.model else None
     if inputs.from_latents:
         return score_saved_latents(Path(inputs.from_latents), model, out=out, protocol=protocol)
-    labels = shards.preparation(inputs.shards, inputs.split)["labels"]
-    scores.check_classifier(labels, model, protocol=protocol)
     source = encode.provenance(model, inputs.model, folder=inputs.shards, split=inputs.split)
+    files.claim_output_dir(out, source)
+    # Before the volumes are encoded, so that a wrong prompt costs seconds.
+    classifier = scores.make_classifier(
+        shards.preparation(inputs.shards, inputs.split)["labels"],
+        encode.head_arrays(model),
+        dim=model.config.dim_latent,
+        model=model,
+        prompts_dir=out,
+        out=out,
+        protocol=protocol,
+    )
     eval_set = encode.encode_split(
         model, source, out, batch_size=protocol.batch_size, task=inputs.task
     )
-    if eval_set is None:
-        return None
-    arrays = encode.head_arrays(model)
-    return scores.add_scores(
-        eval_set, arrays, model=model, prompts_dir=out, out=out, protocol=protocol
-    )
+    return eval_set and scores.add_scores(eval_set, classifier, protocol=protocol)
 
 
 def open_model(inputs: Inputs, protocol: ProtocolConfig) -> Model:
@@ -143,11 +147,17 @@ def score_saved_latents(
         prompts_dir = None  # its prompts may be from another model
     elif model and model_sha256 != encode.fingerprint(model):
         raise InputError(f"{folder}: its latents are from another model than --model")
-    scored = scores.add_scores(
-        eval_set, arrays, model=model, prompts_dir=prompts_dir, out=out, protocol=protocol
+    classifier = scores.make_classifier(
+        eval_set.label_names,
+        arrays,
+        dim=eval_set.image.shape[1],
+        model=model,
+        prompts_dir=prompts_dir,
+        out=out,
+        protocol=protocol,
     )
-    if scored is not None:
-        return scored
+    if classifier is not None:
+        return scores.add_scores(eval_set, classifier, protocol=protocol)
     if (folder / "scores.csv").exists():
         return files.with_scores(eval_set, folder)
     return eval_set.with_notes(
