@@ -22,7 +22,7 @@ from ctclip_jax.inference.classifiers import Classifier
 from ctclip_jax.inference.heatmaps import Baseline
 from ctclip_jax.inference.load import Model
 from data_pipelines.errors import run_main
-from data_pipelines.resample import STEPS_PER_HU, Geometry, preprocess_fixed_point
+from data_pipelines.resample import Geometry, preprocess, to_hu
 from data_pipelines.sources.phantoms.anatomy import random_anatomy, random_grid
 from data_pipelines.sources.phantoms.chest import Chest, draw_chest
 from data_pipelines.sources.phantoms.signs import SIGNS
@@ -57,7 +57,7 @@ def drawn(label: str, number: int) -> tuple[Chest, Chest]:
 def on_grid(hu: np.ndarray, chest: Chest, geometry: Geometry) -> np.ndarray:
     """HU of a chest on the grid of the model, int16 in steps of 1/16 HU."""
     in_plane, between = chest.grid.spacing
-    return preprocess_fixed_point(
+    return preprocess(
         hu,
         slope=1.0,
         intercept=0.0,
@@ -71,7 +71,7 @@ def region(healthy: Chest, ill: Chest, geometry: Geometry, patch: tuple[int, ...
     low, high = geometry.window
     before, after = (np.clip(chest.hu, low, high) for chest in (healthy, ill))
     changed = np.where(np.abs(after - before) > CHANGED_HU, high, low).astype(np.float32)
-    shares = (on_grid(changed, ill, geometry) / STEPS_PER_HU - low) / (high - low)
+    shares = (to_hu(on_grid(changed, ill, geometry)) - low) / (high - low)
     t, h, w = patch
     return reduce(shares, "(t a) (h b) (w c) -> t h w", "mean", a=t, b=h, c=w)
 

@@ -16,10 +16,10 @@ from pathlib import Path
 from benchmarks import measure, synthetic_ct
 from data_pipelines import malloc, shards
 from data_pipelines.errors import run_main
+from data_pipelines.reports import TextSampler
 from data_pipelines.resample import Geometry
 from data_pipelines.shard_tasks import prepare_case
 from data_pipelines.sources.case import CaseRecord
-from data_pipelines.text_sampler import TextSampler
 from data_pipelines.tokenizers import load_tokenizer, train_sentencepiece
 
 VOLUMES, BATCH_SIZE, ROUNDS, BATCHES = 16, 2, 5, 24
@@ -90,7 +90,7 @@ def open_published(keep_memory: bool) -> None:
     torch.set_num_threads(1)
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
     if keep_memory:
-        malloc.keep_large_blocks()
+        malloc.tune_malloc(malloc.LARGE_BYTES)
 
 
 def published(path: Path) -> float:

@@ -12,8 +12,8 @@ import numpy as np
 from benchmarks import measure, synthetic_ct
 from data_pipelines.errors import run_main
 from data_pipelines.formats import read_scan
-from data_pipelines.hounsfield import calibrate
-from data_pipelines.resample import Geometry, preprocess_fixed_point
+from data_pipelines.hounsfield import resolve_hu_and_geometry
+from data_pipelines.resample import Geometry, preprocess
 from data_pipelines.shard_tasks import prepare_case
 from data_pipelines.sources.case import CaseRecord
 
@@ -23,8 +23,8 @@ LARGE = (1024, 1024, 500)
 
 def ours(path: Path) -> np.ndarray:
     """Returns int16 HU on the published grid."""
-    scan = calibrate(read_scan(path))
-    return preprocess_fixed_point(
+    scan = resolve_hu_and_geometry(read_scan(path))
+    return preprocess(
         scan.voxels,
         slope=scan.slope,
         intercept=scan.intercept,

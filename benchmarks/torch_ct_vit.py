@@ -18,7 +18,7 @@ from ctclip_jax.common.trees import flatten
 from ctclip_jax.models.ct_clip import CTCLIPConfig
 from ctclip_jax.models.ct_vit import CTViTConfig
 from ctclip_jax.models.layers import ATTENTION_SCALE
-from ctclip_jax.models.patch_embed import STEPS_PER_HU
+from data_pipelines.resample import STEPS_PER_HU
 
 
 class PatchEmbedding(nn.Module):

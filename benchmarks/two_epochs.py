@@ -20,9 +20,9 @@ import numpy as np
 from benchmarks import measure
 from data_pipelines import loader, shards
 from data_pipelines.errors import run_main
+from data_pipelines.reports import TextSampler
 from data_pipelines.shards.verify import verify
 from data_pipelines.sources.phantoms import write_tree
-from data_pipelines.text_sampler import TextSampler
 from data_pipelines.tokenizers import load_tokenizer
 
 SCANS, PROCESSES, BATCH_SIZE, EPOCHS = 2000, 2, 8, 2
@@ -49,7 +49,7 @@ def read(folder: Path, index: int, interrupted: bool) -> Fingerprints:
             max_length=64,
             batch_size=BATCH_SIZE,
             seed=0,
-            one_per_scan=True,
+            one_reconstruction_per_scan=True,
             process_index=index,
             process_count=PROCESSES,
         )

@@ -20,7 +20,7 @@ from ctclip_jax.common.configs import NonNegativeInt, PositiveInt
 from ctclip_jax.common.version import code_version
 from data_pipelines.errors import InputError
 from data_pipelines.files import read_json, write_text
-from data_pipelines.loader import moved
+from data_pipelines.loader import rescale_position
 
 Layout = dict[str, Any]
 METADATA = Path("run") / "metadata"  # JSON below a checkpoint: config, code, layout, export
@@ -199,7 +199,7 @@ class Checkpointer:
         before, now = saved["processes"], self._layout["processes"]
         process = f"process_{jax.process_index() % before}-of-{before}.json"
         position = read_json(path / "loader" / process)
-        loader.set_state(position if before == now else moved(position, before, now))
+        loader.set_state(position if before == now else rescale_position(position, before, now))
         return restored
 
     def _set_aside(self, damaged: dict[int, str], *, restored_step: int) -> None:

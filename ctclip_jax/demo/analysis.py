@@ -15,7 +15,7 @@ from ctclip_jax.inference import classifiers
 from ctclip_jax.inference.classifiers import Classifier
 from ctclip_jax.inference.load import Model
 from data_pipelines.errors import InputError
-from data_pipelines.resample import STEPS_PER_HU
+from data_pipelines.resample import to_hu
 from data_pipelines.shard_tasks import provenance
 
 KEPT = 4  # scans; a full-size one takes 250 MB with its tokens
@@ -161,4 +161,4 @@ class Analyses:
 
 def hu(volume: np.ndarray) -> bytes:
     """A volume as the page reads it: int16 HU, little-endian, (f, h, w)."""
-    return (volume // STEPS_PER_HU).astype("<i2").tobytes()
+    return np.floor(to_hu(volume)).astype("<i2").tobytes()

@@ -146,7 +146,7 @@ def test_a_zip_of_a_series_whose_names_lead_nowhere(page, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        ("../x.nii.gz", b"none", "x.nii.gz: damaged or no NIfTI file"),
+        ("../x.nii.gz", b"none", "x.nii.gz: damaged or not a NIfTI file"),
         ("x.zip", b"none", "damaged or no zip file"),
         ("x.zip", zipped({"a": b"none"}), "x.zip"),
         ("x.zip", zipped({"a.dcm": b"none"}), "unreadable DICOM"),

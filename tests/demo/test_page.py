@@ -84,7 +84,7 @@ def test_a_visit(browser, page, scans):
 
     # a bad scan is a line, and a good one can follow it
     find(browser, "#file").send_keys(str(bad_scan(scans)))
-    wait(browser, lambda b: "damaged or no NIfTI file" in find(b, "#status").text)
+    wait(browser, lambda b: "damaged or not a NIfTI file" in find(b, "#status").text)
     find(browser, "#file").send_keys(str(scans[1]))
     wait(browser, lambda b: find(b, "#study").is_displayed())
     volume = page.model.prepare(scans[1]).volume
@@ -171,7 +171,7 @@ def test_of_two_scans_the_later_is_shown(browser, page, scans):
 
     # what was found for it goes with it
     find(browser, "#file").send_keys(str(bad_scan(scans)))
-    wait(browser, lambda b: "damaged or no NIfTI file" in find(b, "#status").text)
+    wait(browser, lambda b: "damaged or not a NIfTI file" in find(b, "#status").text)
     assert find(browser, "#cases-title").text == "Cases"
     assert not browser.find_elements(By.CSS_SELECTOR, "#hits li")
 
