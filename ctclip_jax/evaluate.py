@@ -190,7 +190,7 @@ def write_report(
         thumbnails=load_thumbnails(inputs, eval_set, rows=rows),
     )
     write_text(out / "report.html", html)
-    write_text(out / "table.tex", latex.tables(metrics, "This model"))
+    write_text(out / "table.tex", latex.render_tables(metrics, "This model"))
 
 
 def load_thumbnails(inputs: Inputs, eval_set: EvalSet, *, rows: Sequence[int]) -> dict[int, bytes]:
