@@ -65,7 +65,7 @@ def main() -> None:
     workdir = _workdir()
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
-    processes.start(_DISTRIBUTED.value)
+    processes.initialize(_DISTRIBUTED.value)
     train(config, workdir)
 
 

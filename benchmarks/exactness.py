@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import measure
-from ctclip_jax.checkpoints.torch_convert import import_weights
-from ctclip_jax.checkpoints.torch_export import export_weights
+from ctclip_jax.checkpoints.torch_convert import export_weights, import_weights
 from ctclip_jax.checkpoints.torch_geometry import Geometry
 from ctclip_jax.models import nnx_bridge
 from ctclip_jax.models.bert import Bert
@@ -51,10 +50,16 @@ def differences() -> dict[str, float]:
         lambda rngs: Bert(model.config.text, rngs, dtype="float32", remat="none"),
         variables["params"]["text"],
     )
-    outputs, _ = jax.jit(lambda v: model(v, batch, train=False))(variables)
+    texts = batch["input_ids"], batch["attention_mask"]
+    latents = {
+        "image": jax.jit(model.encode_image)(variables, batch["image"]),
+        "text": jax.jit(model.encode_text)(variables, *texts),
+    }
+    outputs = model.outputs(variables["params"], latents)
 
     def loss(params: dict):
-        outputs, statistics = model(variables | {"params": params}, batch, train=True)
+        latents, statistics = model.encode(variables | {"params": params}, batch)
+        outputs = model.outputs(params, latents)
         codebook = model.update_codebook(variables["codebook"], statistics)
         return softmax_loss(outputs, batch)[0], codebook
 

@@ -23,9 +23,8 @@ import ctclip_jax
 from benchmarks import measure
 from ctclip_jax.demo import uploads
 from ctclip_jax.demo.analysis import Analyses
-from ctclip_jax.inference import classifiers
 from data_pipelines.errors import InputError, run_main
-from data_pipelines.sources.phantoms.samples import write_samples
+from data_pipelines.sources.phantoms import write_samples
 from tests.dicom_series import chest_slices
 from tests.dicom_series import write as write_dicom
 from tests.tiny_run import write_tiny_export
@@ -104,8 +103,10 @@ def main() -> None:
         folder = Path(scratch)
         valid, inbox = seeds(folder), folder / "uploads"
         inbox.mkdir()
-        finder = classifiers.zero_shot_classifier(ctclip_jax.load(write_tiny_export(folder)))
-        analyses = Analyses(finder, most_bytes=MOST_BYTES, keep_uploads=False)
+        model = ctclip_jax.load(write_tiny_export(folder))
+        analyses = Analyses(
+            model, model.zero_shot_classifier(), most_bytes=MOST_BYTES, keep_uploads=False
+        )
         elsewhere = {path for path in folder.iterdir()}
         end = time.monotonic() + 60 * MINUTES.value
         while time.monotonic() < end:
@@ -116,7 +117,7 @@ def main() -> None:
             path, start = inbox / f"x{suffix}", time.monotonic()
             path.write_bytes(content)
             try:
-                finder.model.prepare(uploads.unpack(path, most_bytes=MOST_BYTES))
+                model.prepare(uploads.unpack(path, most_bytes=MOST_BYTES))
                 counts[f"{suffix} read"] += 1
             except InputError as error:
                 counts[f"{suffix} refused"] += 1

@@ -9,7 +9,6 @@ the mean of the training volumes, and against the same chest without the sign.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from absl import flags
@@ -18,15 +17,15 @@ from einops import reduce
 import ctclip_jax
 from benchmarks import measure
 from ctclip_jax.evaluation.metrics import bootstrap
-from ctclip_jax.inference import classifiers
 from ctclip_jax.inference.baseline import Reference
-from ctclip_jax.inference.classifiers import Detector
+from ctclip_jax.inference.classifiers import Classifier
+from ctclip_jax.inference.load import Model
 from ctclip_jax.reference import mean_of
 from data_pipelines.errors import run_main
 from data_pipelines.resample import STEPS_PER_HU, Geometry, preprocess_fixed_point
-from data_pipelines.sources.phantoms.abnormalities import SIGNS
 from data_pipelines.sources.phantoms.anatomy import random_anatomy, random_grid
 from data_pipelines.sources.phantoms.chest import Chest, draw_chest
+from data_pipelines.sources.phantoms.signs import SIGNS
 
 MODEL = flags.DEFINE_string("model", "runs/demo/train/export", "That of `make demo`.")
 SHARDS = flags.DEFINE_string("shards", "runs/demo/shards", "Those of `make demo`.")
@@ -43,7 +42,6 @@ LABELS = (
     "Lung opacity",
     "Atelectasis",
 )
-DOCS = Path(__file__).parents[1] / "docs" / "predict.md"
 SEED, RESAMPLES, BATCH, AVERAGED = 7, 1000, 32, 256
 CHANGED_HU = 100.0
 
@@ -53,7 +51,7 @@ def drawn(label: str, number: int) -> tuple[Chest, Chest]:
     rng = np.random.default_rng((SEED, number))
     anatomy = random_anatomy(rng)
     healthy = draw_chest(random_grid(rng, anatomy), anatomy, rng)
-    return healthy, SIGNS[label](healthy, rng)[0]
+    return healthy, SIGNS[label].draw(healthy, rng)[0]
 
 
 def on_grid(hu: np.ndarray, chest: Chest, geometry: Geometry) -> np.ndarray:
@@ -78,9 +76,11 @@ def region(healthy: Chest, ill: Chest, geometry: Geometry, patch: tuple[int, ...
     return reduce(shares, "(t a) (h b) (w c) -> t h w", "mean", a=t, b=h, c=w)
 
 
-def measured(finder: Detector, label: str, count: int, reference: Reference) -> dict:
+def measured(
+    model: Model, classifier: Classifier, label: str, count: int, reference: Reference
+) -> dict:
     """One label's row: means over the phantoms, ratios of means with intervals over them."""
-    model, column = finder.model, finder.names.index(label)
+    column = classifier.names.index(label)
     geometry, patch = model.geometry, model.config.image.patch
     pairs = [drawn(label, number) for number in range(count)]
     regions = np.stack([region(*pair, geometry, patch) for pair in pairs])
@@ -91,8 +91,9 @@ def measured(finder: Detector, label: str, count: int, reference: Reference) -> 
 
     def explained(evidence: np.ndarray, against: Reference | None) -> tuple[float, np.ndarray]:
         model.reference = against
-        found, maps = finder.explain(evidence, batch_size=BATCH)
-        return float(found.probabilities[:, column].mean()), maps[:, column]
+        latents, maps = model.explain(evidence, classifier.kernel, batch_size=BATCH)
+        probabilities = classifier.probabilities(latents)
+        return float(probabilities[:, column].mean()), maps[:, column]
 
     healthy, ill = (evidence(each) for each in zip(*pairs, strict=True))
     without, calm = explained(healthy, None)
@@ -122,28 +123,10 @@ def measured(finder: Detector, label: str, count: int, reference: Reference) -> 
 
 def main() -> None:
     model = ctclip_jax.load(MODEL.value)
-    finder = classifiers.zero_shot_classifier(model)
+    classifier = model.zero_shot_classifier()
     reference = mean_of(model, SHARDS.value, "train", volumes=AVERAGED, batch_size=BATCH)
-    rows = [measured(finder, label, COUNT.value, reference) for label in LABELS]
+    rows = [measured(model, classifier, label, COUNT.value, reference) for label in LABELS]
     measure.save("heatmaps", {"phantoms": COUNT.value, "averaged": AVERAGED, "rows": rows})
-    head = (
-        "sign | probability with it, without | region, % of the volume"
-        " | map by itself | against the mean scan | against the same chest without it"
-    )
-    table = [
-        (
-            row["label"],
-            f"{row['probability']:.2f}, {row['without_it']:.2f}",
-            f"{100 * row['share_of_volume']:.2f}",
-            *map(_told, (row["alone"], row["against_mean"], row["against_same"])),
-        )
-        for row in rows
-    ]
-    measure.write_table(DOCS, head, table)
-
-
-def _told(found: dict) -> str:
-    return f"{found['times']:.1f} ({found['low']:.1f} to {found['high']:.1f})"
 
 
 if __name__ == "__main__":

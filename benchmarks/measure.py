@@ -8,7 +8,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,20 +56,6 @@ def kept(path: Path, function: Callable, *arguments: Any) -> Any:
         path.write_text(json.dumps(value))
     print(path.read_text(), flush=True)
     return json.loads(path.read_text())
-
-
-def write_table(path: Path, head: str, rows: Sequence[Sequence[Any]]) -> None:
-    """Puts a table in the place of the one that this benchmark has in a page of the docs; `head`
-    are its columns, `a | b | c`."""
-    script = Path(sys.argv[0]).stem
-    begin, end = f"<!-- made by benchmarks/{script}.py -->\n", "<!-- end of it -->\n"
-    lines = [head, " | ".join("---" for _ in head.split(" | "))]
-    lines += [" | ".join(map(str, row)) for row in rows]
-    before, mark, rest = path.read_text().partition(begin)
-    if not mark:
-        raise ValueError(f"{path}: no line {begin!r} for the table")
-    table = "".join(f"| {line} |\n" for line in lines)
-    path.write_text(before + begin + table + end + rest.partition(end)[2])
 
 
 def save(name: str, results: dict[str, Any]) -> None:

@@ -11,7 +11,6 @@ benchmarks.train_step (MEASURED). What is compiled is kept in RESUME until all i
 
 import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import measure
@@ -20,11 +19,10 @@ from benchmarks.tpu_table import GPU_SHARE, linear
 from configs import ct_clip_large_batch, low_cost, vit
 from ctclip_jax.common.configs import from_dict
 from ctclip_jax.cost.accelerators import GIB, accelerator_of
-from ctclip_jax.cost.step_report import step_report
+from ctclip_jax.cost.dry_run import step_report
 from ctclip_jax.training.config import TrainConfig
 from data_pipelines.errors import run_main
 
-DOCS = Path(__file__).parents[1] / "docs" / "recipes.md"
 RESUME = Path("runs/recipe_table")
 
 STAND_IN, CHIPS = "v5p:2x2x1", 4
@@ -97,34 +95,10 @@ def row_of(budget: str, device_kind: str, devices: int, recipe: str) -> dict:
     }
 
 
-def write_docs(rows: Sequence[dict]) -> None:
-    """Writes the table."""
-    head = (
-        "budget | recipe | batch | micro-batch | memory a GPU, GiB | TFLOP a volume"
-        " | volumes seen | hours"
-    )
-    table = []
-    for row in rows:
-        cells = [row["budget"], f"`{row['recipe']}`", row["batch_size"]]
-        if "hours" in row:
-            cells += [
-                row["micro_batch_size"],
-                f"{row['needs_gib']} of {row['memory_gib']}",
-                row["tflop_of_a_volume"],
-                f"{row['steps'] * row['batch_size']:,}",
-                row["hours"],
-            ]
-        else:
-            cells += ["-", f"{row['needs_gib']} with one volume: too little", "", "", ""]
-        table.append(cells)
-    measure.write_table(DOCS, head, table)
-
-
 def main() -> None:
     rows = [row_of(*budget, recipe) for budget in BUDGETS for recipe in RECIPES]
     shares = {recipe: round(share_of_peak(recipe), 4) for recipe in RECIPES}
     measure.save("recipe_table", {"share_of_peak": shares, "rows": rows})
-    write_docs(rows)
     shutil.rmtree(RESUME)  # another time, of another state of the code, it is compiled anew
 
 

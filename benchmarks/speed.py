@@ -7,6 +7,7 @@ import dataclasses
 import os
 import statistics
 import time
+import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,15 +18,19 @@ from absl import flags
 
 from configs import ct_clip, vit
 from ctclip_jax.common.configs import from_dict
-from ctclip_jax.models.layers import ATTENTION, REMAT
+from ctclip_jax.models.layers import AttentionImplementation, Remat
 from ctclip_jax.models.vit import ViTConfig
 from ctclip_jax.training.config import TrainConfig
 
 SIZE = flags.DEFINE_enum("size", "reduced", ("reduced", "full"), "That of the model.")
 DTYPE = flags.DEFINE_enum("dtype", "float32", ("float32", "bfloat16"), "Of the matrix products.")
 BATCH = flags.DEFINE_integer("batch", 2, "Volumes at a time.")
-REMATERIALIZE = flags.DEFINE_enum("remat", "none", tuple(REMAT), "What the gradient recomputes.")
-FUSED = flags.DEFINE_enum("attention", "xla", ATTENTION, "What computes the attention.")
+REMATERIALIZE = flags.DEFINE_enum(
+    "remat", "none", typing.get_args(Remat), "What the gradient recomputes."
+)
+FUSED = flags.DEFINE_enum(
+    "attention", "xla", typing.get_args(AttentionImplementation), "What computes the attention."
+)
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Timings of each, in turns.")
 COMPILE = flags.DEFINE_bool("torch_compile", True, "Compile PyTorch's best form.")
 

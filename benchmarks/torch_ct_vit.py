@@ -192,7 +192,7 @@ class CTCLIP(nn.Module):
         self.codebook = Quantizer(image)
         self.image_projection = nn.Linear(h * w * image.dim, config.dim_latent, bias=False)
         self.text_projection = nn.Linear(config.text.hidden_size, config.dim_latent, bias=False)
-        self.temperature = nn.Parameter(torch.tensor(config.init_temperature))
+        self.temperature = nn.Parameter(torch.tensor(config.init_logit_scale_log))
         low, high = image.window
         self.center, self.half = STEPS_PER_HU * (high + low) / 2, STEPS_PER_HU * (high - low) / 2
 

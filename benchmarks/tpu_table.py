@@ -16,19 +16,17 @@ import dataclasses
 import math
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import measure
 from configs import ct_clip
 from ctclip_jax.common.configs import from_dict
 from ctclip_jax.cost.accelerators import GIB, accelerator_of
+from ctclip_jax.cost.dry_run import RESERVED_BY_TPU, DoesNotFit, step_report
 from ctclip_jax.cost.flops import step_flops
-from ctclip_jax.cost.step_report import KEPT_BY_TPU, DoesNotFit, Roofline, step_report
 from ctclip_jax.training.config import TrainConfig
 from data_pipelines.errors import run_main
-
-DOCS = Path(__file__).parents[1] / "docs" / "scaling.md"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +54,6 @@ SYSTEMS = (
 )
 SOME = 4  # volumes on a chip of which it is known that they fit
 RESUME = Path("runs/tpu_table")
-PARTS = ("arithmetic", "memory", "interconnect")
 GPU_SHARE = 0.9  # of its memory is left to a program
 
 
@@ -84,7 +81,7 @@ def compiled(system: System, volumes: int) -> dict[str, float]:
         "memory": report.memory,
         "fits": report.fits,
         "model_flops": step_flops(config) / system.chips,
-        **{name: report.total(name) for name in ("flops", "traffic", "sent")},
+        **{name: report.total(name) for name in ("flops", "sent")},
     }
 
 
@@ -133,55 +130,20 @@ def row_of(system: System) -> dict:
         memory = GPU_SHARE * chip.memory_bytes
         step = linear(one, some, foretold(one, some, memory)) | {"memory": memory}
     else:
-        volumes = foretold(one, some, chip.memory_bytes - KEPT_BY_TPU)
+        volumes = foretold(one, some, chip.memory_bytes - RESERVED_BY_TPU)
         step = largest(compile_step, volumes=volumes, each=bytes_of_a_volume(one, some))
-        if math.isnan(step["traffic"]):
-            like = linear(one, some, step["volumes"])
-            step |= {name: like[name] for name in ("traffic", "sent")} | {"unread": True}
-    roofline = Roofline(
-        arithmetic=step["flops"] / chip.bf16_flops,
-        memory=step["traffic"] / chip.memory_bandwidth,
-        interconnect=step["sent"] / chip.link_bandwidth,
-    )
-    return {
-        "system": dataclasses.asdict(system),
-        **step,
-        "seconds": {**dataclasses.asdict(roofline), "step": roofline.seconds},
-        "collective_share": roofline.collective_share,
-        "model_flop_utilization": step["model_flops"] / chip.bf16_flops / roofline.seconds,
+        if math.isnan(step["sent"]):
+            step |= {"sent": linear(one, some, step["volumes"])["sent"], "unread": True}
+    at_peaks = {
+        "arithmetic": step["flops"] / chip.bf16_flops,
+        "interconnect": step["sent"] / chip.link_bandwidth,
     }
-
-
-def write_docs(rows: Sequence[dict]) -> None:
-    """Writes the table."""
-    head = (
-        "system | mesh (data x fsdp) | volumes a chip | in a step | memory a chip, GiB"
-        " | TFLOP a chip: model, computed | sent by a chip, GB"
-        " | seconds: arithmetic, memory, collectives | in collectives | volumes/s at best"
-    )
-    table = []
-    for row in rows:
-        system, volumes = row["system"], row["volumes"] * row["system"]["chips"]
-        cells = (
-            system["name"],
-            f"{system['chips'] // system['fsdp']} x {system['fsdp']}",
-            row["volumes"],
-            volumes,
-            f"{row['needs'] / GIB:.1f} of {row['memory'] / GIB:.1f}",
-            f"{row['model_flops'] / 1e12:.1f}, {row['flops'] / 1e12:.1f}",
-            f"{'~' if 'unread' in row else ''}{row['sent'] / 1e9:.2f}",
-            ", ".join(f"{row['seconds'][part]:.3f}" for part in PARTS),
-            f"{row['collective_share']:.0%}",
-            f"{volumes / row['seconds']['step']:.0f}",
-        )
-        table.append(cells)
-    measure.write_table(DOCS, head, table)
+    return {"system": dataclasses.asdict(system), **step, "seconds": at_peaks}
 
 
 def main() -> None:
     rows = [row_of(system) for system in SYSTEMS]
     measure.save("tpu_table", {"rows": rows})
-    write_docs(rows)
     shutil.rmtree(RESUME)  # another time, of another state of the code, it is compiled anew
 
 

@@ -13,8 +13,9 @@ from benchmarks.torch_rivals import rivals
 from ctclip_jax.common.shapes import Variables
 from ctclip_jax.common.sharding import make_mesh
 from ctclip_jax.cost.flops import step_flops
+from ctclip_jax.models.ct_clip import CTCLIP
 from ctclip_jax.training.config import TrainConfig
-from ctclip_jax.training.step import make_learner, make_train_step, new_state
+from ctclip_jax.training.step import abstract_batch, make_train_step
 from data_pipelines.errors import run_main
 
 
@@ -22,12 +23,13 @@ class OurSteps:
     """One step of our training after the other, on the same batch."""
 
     def __init__(self, config: TrainConfig):
-        learner = make_learner(config, make_mesh(config.mesh))
-        self.variables: Variables = jax.jit(learner.model.init)(jax.random.key(config.seed))
-        self._state = new_state(learner, jax.tree.map(jax.numpy.copy, self.variables))
-        self._step = make_train_step(learner)
-        function, arguments = self._step.programs["train_step"]
-        self.compiled = function.lower(*arguments).compile()
+        mesh, model = make_mesh(config.mesh), CTCLIP(config.model)
+        train_step = make_train_step(config, model, mesh)
+        self.variables: Variables = jax.jit(model.init)(jax.random.key(config.seed))
+        self._state = train_step.init(jax.tree.map(jax.numpy.copy, self.variables))
+        self._step = train_step.step
+        traced = train_step.trace(abstract_batch(config, mesh))["train_step"]
+        self.compiled = traced.lower().compile()
 
     def __call__(self, batch: dict) -> float:
         self._state, metrics, _ = self._step(self._state, iter([batch]))

@@ -21,7 +21,7 @@ from benchmarks import measure
 from data_pipelines import loader, shards
 from data_pipelines.errors import run_main
 from data_pipelines.shards.verify import verify
-from data_pipelines.sources.phantoms.dataset import write_tree
+from data_pipelines.sources.phantoms import write_tree
 from data_pipelines.text_sampler import TextSampler
 from data_pipelines.tokenizers import load_tokenizer
 

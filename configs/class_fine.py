@@ -8,13 +8,13 @@ The classifier reads the positive part of the image latent, with dropout 0.3, an
 cross-entropy with the published weights of present labels. Every volume goes through the image
 tower once, before the first step; the steps then take seconds on any machine. A published file of
 this kind is opened as any other, its classifier with it. Evaluate with
-`python -m ctclip_jax.evaluate --config.scores=classifier`; published mean AUROC 0.756 on CT-RATE.
+`python -m ctclip_jax.evaluate --config.classifier=trained`; published mean AUROC 0.756 on CT-RATE.
 With `:phantoms` it probes the model of `make demo`.
 """
 
 from ml_collections import config_dict
 
-from configs import ct_clip
+from configs.phantoms import base_config
 
 POSITIVE_WEIGHTS = (
     9.211362733,
@@ -40,16 +40,16 @@ POSITIVE_WEIGHTS = (
 
 def get_config(variant: str = "") -> config_dict.ConfigDict:
     """Returns the experiment; variant 'smoke' is a tiny one of the same form."""
-    config = ct_clip.get_config(variant)
-    config.model.update(labels=18, classifier_dropout=0.3)
+    config = base_config(variant)
+    config.model.update(num_labels=18, classifier_dropout=0.3)
     config.data.frozen_latents = True
     config.loss.update(name="labels", positive_weights=POSITIVE_WEIGHTS)
     config.optim.update(learning_rate=1e-5, weight_decay=0.1, clip_norm=1.0)
     config.optim.rules = (("^classifier", 1.0), ("", 0.0))
-    config.evaluation.update(every=0, scores="classifier")  # it would encode volumes again
+    config.evaluation.update(every=0, classifier="trained")  # it would encode volumes again
     if variant == "phantoms":
         config.update(steps=8000, batch_size=64, init_from="runs/demo/train/export")
-        config.data.update(texts=1, shift=0)
+        config.data.update(texts_per_volume=1, random_shift_voxels=0)
         config.text_warmup.steps = 0
         config.optim.update(learning_rate=1e-2, schedule="cosine")
         config.loss.positive_weights = ()

@@ -13,13 +13,9 @@ the 18 labels. With `:smoke` after the file name everything shrinks to seconds o
 
 from ml_collections import config_dict
 
-from configs import phantoms
-
 
 def get_config(variant: str = "") -> config_dict.ConfigDict:
     """Returns the experiment; variant 'smoke' is a tiny one of the same form."""
-    if variant == "phantoms":
-        return phantoms.get_config()
     config = config_dict.create(
         seed=0,
         model=dict(
@@ -37,7 +33,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
                 codebook_decay=0.8,
                 spacing=(1.5, 0.75, 0.75),
                 window=(-1000.0, 1000.0),
-                head="flatten",
+                pool="flatten",
             ),
             text=dict(
                 vocab_size=30522,
@@ -50,28 +46,28 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
                 dropout=0.1,
             ),
             dim_latent=512,
-            init_temperature=1.0,
+            init_logit_scale_log=1.0,
             logit_bias=config_dict.placeholder(float),
-            labels=0,
+            num_labels=0,
             classifier_dropout=0.0,
-            report_labels=0,
+            num_report_labels=0,
             dtype="float32",
             remat="none",
             attention="xla",
         ),
         data=dict(
             shards="",
-            weights=(),
+            mixture_weights=(),
             split="train",
-            one_per_scan=False,
-            report="published_training",
+            one_reconstruction_per_scan=False,
+            report_format="published_training",
             shuffle_sentences=False,
-            sentences=(0, 0),
-            texts=1,
-            shift=0,
+            sentences_per_text=(0, 0),
+            texts_per_volume=1,
+            random_shift_voxels=0,
             tokenizer="",
             max_length=512,
-            workers=0,
+            num_workers=0,
             frozen_latents=False,
         ),
         batch_size=8,
@@ -79,9 +75,9 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
         steps=100_001,
         loss=dict(
             name="softmax",
-            mask_twins=False,
-            normal_share=0.0,
-            rows=0,
+            mask_duplicates=False,
+            normal_target_share=0.0,
+            block_size=0,
             max_temperature=0.0,
             label_weight=0.0,
             positive_weights=(),
@@ -100,9 +96,8 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
             decay_rules=(),
             ema=0.0,
         ),
-        quantize_ramp=(0, 0),
+        vq_ramp_steps=(0, 0),
         text_warmup=dict(
-            objective="matched_sentences",
             steps=0,
             batch_size=256,
             learning_rate=1e-4,
@@ -116,7 +111,6 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
         wandb="",
         profile=(0, 0),
         init_from="",
-        from_labels=False,
         lora=dict(rank=0, targets=("/blocks/(attn/|ff/|up/|down/).*kernel$",)),
         evaluation=dict(
             every=5000,
@@ -125,14 +119,14 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
             split="valid",
             batch_size=8,
             prompts=(("{} is present.", "{} is not present."),),
-            report="published_inference",
+            report_format="published_inference",
             pool_sentences=False,
             max_length=512,
-            scores="zero_shot",
+            classifier="zero_shot",
         ),
     )
     if variant not in ("", "smoke"):
-        raise ValueError(f"configs/ct_clip.py:{variant}: the variants are 'smoke' and 'phantoms'")
+        raise ValueError(f"configs/ct_clip.py:{variant}: unknown variant; the only one is 'smoke'")
     if variant == "smoke":  # on volumes like those of the demo
         config.model.image.update(
             dim=32, image_size=(48, 48), patch_size=(16, 16), frames=24, temporal_patch_size=8

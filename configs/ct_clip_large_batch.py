@@ -12,18 +12,20 @@ Start from CXR-BERT in the text tower with `--config.init_from=...`.
 
 from ml_collections import config_dict
 
-from configs import ct_clip
+from configs.phantoms import base_config
 
 SCANS, EPOCHS = 24_128, 40
 
 
 def get_config(variant: str = "") -> config_dict.ConfigDict:
     """Returns the experiment; variant 'smoke' is a tiny one of the same form."""
-    config = ct_clip.get_config(variant)
+    config = base_config(variant)
     config.model.update(dtype="bfloat16", remat="dots")
-    config.data.update(one_per_scan=True, report="joined", shuffle_sentences=True)
-    config.evaluation.report = "joined"
-    config.loss.update(mask_twins=True, max_temperature=100.0)
+    config.data.update(
+        one_reconstruction_per_scan=True, report_format="joined", shuffle_sentences=True
+    )
+    config.evaluation.report_format = "joined"
+    config.loss.update(mask_duplicates=True, max_temperature=100.0)
     config.optim.update(
         learning_rate=1e-4, schedule="cosine", b2=0.98, weight_decay=0.05, clip_norm=1.0
     )

@@ -16,7 +16,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     """Returns the experiment; variant 'smoke' is a tiny one of the same form."""
     config = ct_clip_large_batch.get_config(variant)
     config.loss.name = "sigmoid"
-    config.model.update(init_temperature=2.302585, logit_bias=-10.0)
+    config.model.update(init_logit_scale_log=2.302585, logit_bias=-10.0)
     if variant != "smoke":
         config.batch_size = 64
         config.steps = ct_clip_large_batch.EPOCHS * ct_clip_large_batch.SCANS // config.batch_size

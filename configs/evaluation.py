@@ -24,20 +24,20 @@ PROMPTS["ensemble"] = sum(PROMPTS.values(), ())
 def get_config(variant: str = "") -> config_dict.ConfigDict:
     """Returns the protocol with the prompts that `variant` names."""
     if (variant or "inference") not in PROMPTS:
-        raise ValueError(f"configs/evaluation.py:{variant}: none of {', '.join(PROMPTS)}")
+        raise ValueError(f"unknown variant {variant!r}; choose from {', '.join(PROMPTS)}")
     return config_dict.create(
         prompts=PROMPTS[variant or "inference"],
         ensemble="latents",
-        scores="zero_shot",
-        combined=(
+        classifier="zero_shot",
+        merged_labels=(
             # Of RAD-ChestCT (configs/labels/rad_chestct.py).
             (
                 "Calcification",
                 ("Arterial wall calcification", "Coronary artery wall calcification"),
             ),
         ),
-        left_out=("Medical material", "Lymphadenopathy"),
-        report=config_dict.placeholder(str),
+        excluded_labels=("Medical material", "Lymphadenopathy"),
+        report_format=config_dict.placeholder(str),
         pool_sentences=config_dict.placeholder(bool),
         max_length=config_dict.placeholder(int),
         batch_size=8,

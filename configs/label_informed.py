@@ -16,6 +16,6 @@ from configs import ct_clip_large_batch
 def get_config(variant: str = "") -> config_dict.ConfigDict:
     """Returns the experiment; variant 'smoke' is a tiny one of the same form."""
     config = ct_clip_large_batch.get_config(variant)
-    config.model.labels = 18
+    config.model.num_labels = 18
     config.loss.label_weight = 1.0
     return config

@@ -18,7 +18,7 @@ from configs import ct_clip_large_batch
 def get_config(variant: str = "") -> config_dict.ConfigDict:
     """Returns the experiment; variant 'smoke' is a tiny one of the same form."""
     config = ct_clip_large_batch.get_config(variant)
-    config.model.image.head = "mean"
+    config.model.image.pool = "mean"
     if not variant:
         config.model.image.update(image_size=(192, 192), patch_size=(12, 12))
         config.model.image.update(frames=96, temporal_patch_size=6, spacing=(3.0, 1.5, 1.5))

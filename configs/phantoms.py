@@ -20,128 +20,40 @@ after 9 minutes on two cores. With `:smoke` after the file name it runs in secon
 
 from ml_collections import config_dict
 
+from configs import ct_clip
+
 
 def get_config(variant: str = "") -> config_dict.ConfigDict:
     """Returns the experiment; variant 'smoke' is a tiny one of the same form."""
-    config = config_dict.create(
-        seed=0,
-        model=dict(
-            image=dict(
-                dim=64,
-                image_size=(48, 48),
-                patch_size=(8, 8),
-                frames=24,
-                temporal_patch_size=8,
-                spatial_depth=1,
-                temporal_depth=1,
-                heads=2,
-                dim_head=32,
-                codebook_size=512,
-                codebook_decay=0.8,
-                spacing=(12.0, 7.5, 7.5),
-                window=(-1000.0, 1000.0),
-                head="flatten",
-            ),
-            text=dict(
-                vocab_size=1000,
-                hidden_size=64,
-                num_layers=2,
-                num_heads=2,
-                intermediate_size=128,
-                max_positions=24,
-                token_types=2,
-                dropout=0.0,
-            ),
-            dim_latent=64,
-            init_temperature=2.0,
-            logit_bias=config_dict.placeholder(float),
-            labels=0,
-            classifier_dropout=0.0,
-            report_labels=0,
-            dtype="float32",
-            remat="none",
-            attention="xla",
-        ),
-        data=dict(
-            shards="runs/demo/shards",
-            weights=(),
-            split="train",
-            one_per_scan=False,
-            report="impressions",
-            shuffle_sentences=False,
-            sentences=(1, 1),
-            texts=6,
-            shift=1,
-            tokenizer="",
-            max_length=24,
-            workers=0,
-            frozen_latents=False,
-        ),
-        batch_size=32,
-        micro_batch_size=0,
-        steps=4200,
-        loss=dict(
-            name="text_to_image",
-            mask_twins=False,
-            normal_share=0.0,
-            rows=0,
-            max_temperature=0.0,
-            label_weight=0.0,
-            positive_weights=(),
-            prompts=("{} is present. ", "{} is not present. "),
-        ),
-        optim=dict(
-            learning_rate=1.5e-3,
-            schedule="cosine",
-            warmup_steps=100,
-            b1=0.9,
-            b2=0.99,
-            eps=1e-8,
-            weight_decay=0.01,
-            clip_norm=1.0,
-            rules=(("^text", 0.2), ("^temperature", 5.0)),
-            decay_rules=(),
-            ema=0.0,
-        ),
-        quantize_ramp=(1800, 2700),
-        text_warmup=dict(
-            objective="matched_sentences",
-            steps=400,
-            batch_size=128,
-            learning_rate=1e-3,
-            temperature=5.0,
-            max_length=24,
-        ),
-        mesh=dict(data=-1, fsdp=1),
-        checkpoint=dict(every=500, keep=2, best=1),
-        max_skipped=0,
-        log_every=50,
-        wandb="",
-        profile=(0, 0),
-        init_from="",
-        from_labels=False,
-        lora=dict(rank=0, targets=("/blocks/(attn/|ff/|up/|down/).*kernel$",)),
-        evaluation=dict(
-            every=1400,
-            volumes=0,
-            shards="",
-            split="valid",
-            batch_size=32,
-            prompts=(("{} is present.", "{} is not present."),),
-            report="joined",
-            pool_sentences=True,
-            max_length=24,
-            scores="zero_shot",
-        ),
-    )
     if variant not in ("", "smoke"):
-        raise ValueError(f"configs/phantoms.py:{variant}: the only variant is 'smoke'")
+        raise ValueError(f"configs/phantoms.py:{variant}: unknown variant; the only one is 'smoke'")
+    config = ct_clip.get_config()
+    config.model.image.update(dim=64, image_size=(48, 48), patch_size=(8, 8), frames=24)
+    config.model.image.update(temporal_patch_size=8, spatial_depth=1, temporal_depth=1)
+    config.model.image.update(heads=2, dim_head=32, codebook_size=512, spacing=(12.0, 7.5, 7.5))
+    config.model.text.update(vocab_size=1000, hidden_size=64, num_layers=2, num_heads=2)
+    config.model.text.update(intermediate_size=128, max_positions=24, dropout=0.0)
+    config.model.update(dim_latent=64, init_logit_scale_log=2.0)
+    config.data.update(shards="runs/demo/shards", report_format="impressions", max_length=24)
+    config.data.update(sentences_per_text=(1, 1), texts_per_volume=6, random_shift_voxels=1)
+    config.update(batch_size=32, steps=4200, vq_ramp_steps=(1800, 2700))
+    config.loss.name = "text_to_image"
+    config.optim.update(learning_rate=1.5e-3, schedule="cosine", warmup_steps=100)
+    config.optim.update(weight_decay=0.01, clip_norm=1.0)
+    config.optim.rules = (("^text", 0.2), ("^temperature", 5.0))
+    config.text_warmup.update(steps=400, batch_size=128, learning_rate=1e-3, max_length=24)
+    config.checkpoint.every = 500
+    config.evaluation.update(every=1400, volumes=0, batch_size=32, max_length=24)
+    config.evaluation.update(report_format="joined", pool_sentences=True)
     if variant == "smoke":
         config.model.image.update(dim=32, heads=2, dim_head=16, codebook_size=64)
         config.model.text.update(hidden_size=32, num_layers=1, num_heads=2, intermediate_size=64)
-        config.batch_size = 8
-        config.steps = 4
+        config.update(batch_size=8, steps=4, log_every=1)
         config.evaluation.every = 0
         config.text_warmup.update(steps=2, batch_size=8)
-        config.log_every = 1
     return config
+
+
+def base_config(variant: str) -> config_dict.ConfigDict:
+    """Returns what recipes modify: the demo for 'phantoms', otherwise configs/ct_clip.py."""
+    return get_config() if variant == "phantoms" else ct_clip.get_config(variant)

@@ -14,27 +14,35 @@ was. With `:phantoms` it learns, in seven minutes, from the Impressions of `make
 
 from ml_collections import config_dict
 
-from configs import ct_clip
+from configs.phantoms import base_config
 
 
 def get_config(variant: str = "") -> config_dict.ConfigDict:
     """Returns the experiment; variant 'smoke' is a tiny one of the same form."""
-    config = ct_clip.get_config(variant)
-    config.model.report_labels = 18
-    config.data.update(report="joined", shuffle_sentences=True, one_per_scan=True)
+    config = base_config(variant)
+    config.model.num_report_labels = 18
+    config.data.update(
+        report_format="joined", shuffle_sentences=True, one_reconstruction_per_scan=True
+    )
     config.loss.name = "report_labels"
     config.optim.update(
         learning_rate=3e-5, schedule="cosine", warmup_steps=200, weight_decay=0.05, clip_norm=1.0
     )
     config.optim.rules = (("^(image|temperature)", 0.0), ("^report_classifier", 30.0))
-    config.evaluation.update(every=0, report="joined")
+    config.evaluation.update(every=0, report_format="joined")
     if variant != "smoke":
         config.update(batch_size=64, steps=4000)
     if variant == "phantoms":
         config.steps = 3000
         config.model.text.max_positions = 128
-        config.data.update(report="impressions", texts=1, shift=0, sentences=(0, 0), max_length=128)
-        config.evaluation.update(report="impressions", max_length=128, pool_sentences=False)
+        config.data.update(
+            report_format="impressions",
+            max_length=128,
+            texts_per_volume=1,
+            random_shift_voxels=0,
+            sentences_per_text=(0, 0),
+        )
+        config.evaluation.update(report_format="impressions", max_length=128, pool_sentences=False)
         config.optim.learning_rate = 1e-3
         config.optim.rules = (("^(image|temperature)", 0.0), ("^report_classifier", 10.0))
         config.text_warmup.steps = 400

@@ -25,5 +25,5 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     kept = ("image_size", "frames", "spacing", "window")
     image = {name: config.model.image[name] for name in kept}
     with config.unlocked():
-        config.model.image = dict(tower="vit", drop=0.5, **image, **size, **patch)
+        config.model.image = dict(tower="vit", patch_dropout=0.5, **image, **size, **patch)
     return config

@@ -13,19 +13,19 @@ a step. Its detection is label-informed, not zero-shot: published mean AUROC 0.7
 
 from ml_collections import config_dict
 
-from configs import ct_clip
+from configs.phantoms import base_config
 
 VOLUMES, EPOCHS = 47_149, 10
 
 
 def get_config(variant: str = "") -> config_dict.ConfigDict:
     """Returns the experiment; variant 'smoke' is a tiny one of the same form."""
-    config = ct_clip.get_config(variant)
+    config = base_config(variant)
     config.loss.name = "prompts"
     config.optim.update(learning_rate=1e-5, schedule="cosine", weight_decay=0.1)
     if variant == "phantoms":
-        config.update(steps=1000, quantize_ramp=(0, 0), init_from="runs/demo/train/export")
-        config.data.texts, config.text_warmup.steps = 1, 0
+        config.update(steps=1000, vq_ramp_steps=(0, 0), init_from="runs/demo/train/export")
+        config.data.texts_per_volume, config.text_warmup.steps = 1, 0
         config.optim.update(learning_rate=3e-4, warmup_steps=50, rules=())
     elif variant != "smoke":
         config.steps = EPOCHS * VOLUMES // config.batch_size

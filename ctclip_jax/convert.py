@@ -1,10 +1,10 @@
-"""Published PyTorch weights to an export directory of this library, and back.
+"""Converts published PyTorch weights to an export, and back.
 
     python -m ctclip_jax.convert --source=CT-CLIP_v2.pt --out=EXPORT
     python -m ctclip_jax.convert --source=EXPORT --out=weights.safetensors
 
-The export of imported weights keeps the tensors that the model never uses in unused.safetensors,
-so that the way back gives the file again, and provenance.json says where it all came from.
+An export of imported weights has two more files: unused.safetensors, tensors that the model never
+uses, with which the way back restores the file bit for bit; and provenance.json.
 """
 
 import dataclasses
@@ -16,24 +16,17 @@ from pathlib import Path
 
 from absl import flags
 
-from ctclip_jax.checkpoints.exports import load_export, save_export
-from ctclip_jax.checkpoints.tensor_files import (
-    ENDINGS,
-    read_tensors,
-    says_label_informed,
-    write_tensors,
-)
-from ctclip_jax.checkpoints.torch_convert import import_weights
-from ctclip_jax.checkpoints.torch_export import export_weights
+from ctclip_jax.checkpoints.exports import is_label_informed, load_export, save_export
+from ctclip_jax.checkpoints.tensor_files import ENDINGS, read_tensors, write_tensors
+from ctclip_jax.checkpoints.torch_convert import export_weights, import_weights
 from ctclip_jax.checkpoints.torch_geometry import Geometry
 from ctclip_jax.common.configs import from_dict
 from ctclip_jax.models.ct_clip import CTCLIPConfig
 from data_pipelines.errors import InputError, run_main
 from data_pipelines.tokenizers import load_tokenizer
 
-FLAGS = flags.FLAGS
-UNUSED = "unused.safetensors"
-PROVENANCE = "provenance.json"
+UNUSED_FILE = "unused.safetensors"
+PROVENANCE_FILE = "provenance.json"
 
 
 def to_export(
@@ -44,10 +37,10 @@ def to_export(
     tokenizer: Path | None = None,
     label_informed: bool = False,
 ) -> None:
-    """Writes the export directory `out` of a .safetensors or PyTorch file as published.
+    """Converts a .safetensors or PyTorch file with the published names to the export `out`.
 
-    `geometry` is what its shapes do not tell, `label_informed` what a file may not say of itself.
-    Raises InputError if the file does not fit.
+    `geometry` has what its shapes do not determine; `label_informed` marks weights that were
+    trained with labels, for a file that cannot say so.
     """
     if tokenizer is not None:
         load_tokenizer(tokenizer)
@@ -55,87 +48,86 @@ def to_export(
     config = {
         "model": dataclasses.asdict(imported.config),
         "max_length": imported.config.text.max_positions,
-        "report": "published_inference",
+        "report_format": "published_inference",
         "pool_sentences": False,
-        "label_informed": label_informed
-        or imported.config.labels > 0
-        or says_label_informed(source),
+        "label_informed": label_informed or is_label_informed(source),
     }
     save_export(out, imported.variables, config=config, tokenizer=tokenizer)
-    write_tensors(out / UNUSED, imported.unused)
+    write_tensors(out / UNUSED_FILE, imported.unused)
     with source.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     provenance = imported.provenance | {"sha256": digest}
-    (out / PROVENANCE).write_text(json.dumps(provenance, indent=2) + "\n")
+    (out / PROVENANCE_FILE).write_text(json.dumps(provenance, indent=2) + "\n")
 
 
 def to_torch(source: Path, out: Path) -> None:
-    """Writes the export directory `source` as a state dict with the published names."""
+    """Converts the export `source` to a file of tensors with the published names."""
     variables, export = load_export(source)
     config = from_dict(CTCLIPConfig, export["model"], name=f"{source}: model")
-    unused = read_tensors(source / UNUSED) if (source / UNUSED).exists() else None
+    unused = read_tensors(source / UNUSED_FILE) if (source / UNUSED_FILE).exists() else None
     weights = export_weights(variables, config=config, unused=unused)
     write_tensors(out, weights, label_informed=export.get("label_informed", False))
 
 
+def define_flags() -> None:
+    flags.DEFINE_string("source", None, "A .safetensors or .pt file, or an export.", required=True)
+    flags.DEFINE_string("out", None, "An export, or a .safetensors or .pt file.", required=True)
+    flags.DEFINE_list("image_size", [], "Voxels of a slice: height,width.")
+    flags.DEFINE_list("patch_size", [], "Voxels of a patch: height,width.")
+    flags.DEFINE_integer("temporal_patch_size", None, "Slices of a patch.", lower_bound=1)
+    flags.DEFINE_integer("frames", None, "Slices of a volume.", lower_bound=1)
+    flags.DEFINE_integer("text_heads", None, "Attention heads of the text tower.", lower_bound=1)
+    flags.DEFINE_list("spacing", [], "Millimeters between voxels: z,x,y.")
+    flags.DEFINE_string("tokenizer", "", "vocab.txt or a SentencePiece .model, for the export.")
+    flags.DEFINE_bool("label_informed", False, "The weights were trained with labels (VocabFine).")
+
+
 def main() -> None:
-    source, out = Path(FLAGS.source), Path(FLAGS.out)
+    values = flags.FLAGS
+    source, out = Path(values.source), Path(values.out)
     if out.exists():
         raise InputError(f"{out}: exists already")
     start = time.perf_counter()
     if source.is_dir():
         if out.suffix not in ENDINGS:
-            raise InputError(f"{out}: weights end with {', '.join(ENDINGS)}")
+            raise InputError(f"{out}: unknown ending; expected {', '.join(ENDINGS)}")
         to_torch(source, out)
     else:
         geometry = Geometry(
-            image_size=_square_or_pair("image_size"),
-            patch_size=_square_or_pair("patch_size"),
-            temporal_patch_size=FLAGS.temporal_patch_size,
-            frames=FLAGS.frames,
-            text_heads=FLAGS.text_heads,
-            spacing=_spacing(),
+            image_size=_size("image_size"),
+            patch_size=_size("patch_size"),
+            temporal_patch_size=values.temporal_patch_size,
+            frames=values.frames,
+            text_heads=values.text_heads,
+            spacing=_positive("spacing", float, "z,x,y", lengths=(3,)),
         )
-        tokenizer = Path(FLAGS.tokenizer) if FLAGS.tokenizer else None
+        tokenizer = Path(values.tokenizer) if values.tokenizer else None
         to_export(
             source,
             out,
             geometry=geometry,
             tokenizer=tokenizer,
-            label_informed=FLAGS.label_informed,
+            label_informed=values.label_informed,
         )
     print(f"{source} -> {out} in {time.perf_counter() - start:.1f} s")
 
 
-def _square_or_pair(name: str) -> tuple[int, int] | None:
-    text = FLAGS[name].value
-    if not text:
-        return None
-    if not all(size.isdecimal() for size in text) or len(text) > 2:
-        raise InputError(f"--{name}={','.join(text)}: expected one number or height,width")
-    return (int(text[0]), int(text[-1]))
+def _size(name: str) -> tuple[int, int] | None:
+    sizes = _positive(name, int, "height,width or one number", lengths=(1, 2))
+    return sizes and (sizes[0], sizes[-1])
 
 
-def _spacing() -> tuple[float, float, float] | None:
+def _positive(name: str, number: type, form: str, *, lengths: tuple[int, ...]) -> tuple | None:
+    """The numbers of a list flag; None without it."""
+    texts = flags.FLAGS[name].value
     try:
-        numbers = tuple(map(float, FLAGS.spacing))
+        numbers = tuple(map(number, texts))
     except ValueError:
-        numbers = (0.0,)
-    if numbers and not (len(numbers) == 3 and all(0 < each < math.inf for each in numbers)):
-        raise InputError(f"--spacing: three numbers z,x,y, not {','.join(FLAGS.spacing)}")
+        numbers = (0,)
+    if texts and (len(texts) not in lengths or not all(0 < n < math.inf for n in numbers)):
+        raise InputError(f"--{name}: got {','.join(texts)}, expected {form}")
     return numbers or None
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("source", None, "A .safetensors or .pt file, or an export directory.")
-    flags.DEFINE_string("out", None, "An export directory, or a .safetensors or .pt file.")
-    flags.DEFINE_list("image_size", [], "Voxels: height,width.")
-    flags.DEFINE_list("patch_size", [], "Voxels: height,width.")
-    flags.DEFINE_integer("temporal_patch_size", None, "Voxels along z.", lower_bound=1)
-    flags.DEFINE_integer("frames", None, "Voxels along z.", lower_bound=1)
-    flags.DEFINE_integer("text_heads", None, "Attention heads of the text tower.", lower_bound=1)
-    flags.DEFINE_list("spacing", [], "Millimeters of a voxel: z,x,y.")
-    flags.DEFINE_string("tokenizer", "", "A vocab.txt or SentencePiece model to keep with it.")
-    flags.DEFINE_bool("label_informed", False, "The weights have read labels (VocabFine).")
-    flags.mark_flags_as_required(["source", "out"])
-    run_main(main)
+    run_main(main, define_flags)

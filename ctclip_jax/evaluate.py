@@ -9,10 +9,11 @@ docs/evaluation.md says what is in OUT. A run that was stopped continues.
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from absl import flags
 
 from ctclip_jax import Model, load
@@ -22,7 +23,12 @@ from ctclip_jax.evaluation import files, latents, suite
 from ctclip_jax.evaluation.dataset import EvalSet
 from ctclip_jax.evaluation.detection import Predictions
 from ctclip_jax.evaluation.protocol import ProtocolConfig
-from ctclip_jax.inference import scoring, zero_shot
+from ctclip_jax.inference.classifiers import (
+    Classifier,
+    prompt_texts,
+    trained_classifier,
+    zero_shot_classifier,
+)
 from ctclip_jax.reporting import examples, latex, thumbnails
 from ctclip_jax.reporting.latent_map import latent_map
 from ctclip_jax.reporting.report import page
@@ -31,6 +37,7 @@ from data_pipelines.errors import InputError, parse_slice, run_main
 from data_pipelines.files import write_text
 from data_pipelines.resample import STEPS_PER_HU
 
+NO_TRAINED_CLASSIFIER = "config.classifier: this model has no trained classifier"
 EXAMPLES = 4
 MAP_SEED = 0
 
@@ -156,7 +163,7 @@ def read_study(inputs: Inputs, out: Path, *, protocol: ProtocolConfig) -> EvalSe
     if inputs.from_latents:
         return read_scored(Path(inputs.from_latents), model, protocol=protocol, out=out)
     labels = shards.preparation(inputs.shards, inputs.split)["labels"]
-    scoring.check(labels, model, protocol=protocol)
+    check_classifier(labels, model, protocol=protocol)
     source = latents.describe(model, inputs.model, folder=inputs.shards, split=inputs.split)
     complete = latents.encode_split(
         model, source, out, batch_size=protocol.batch_size, task=inputs.task
@@ -171,7 +178,7 @@ def open_model(inputs: Inputs, protocol: ProtocolConfig) -> Model:
         tokenizer=inputs.tokenizer,
         max_length=protocol.max_length,
         dtype=protocol.dtype,
-        report=protocol.report,
+        report=protocol.report_format,
         pool_sentences=protocol.pool_sentences,
         label_informed=inputs.label_informed or None,
     )
@@ -189,20 +196,62 @@ def read_scored(
         arrays |= latents.model_arrays(model)
     elif model and known != latents.fingerprint(model):
         raise InputError(f"{folder}: its latents are of another model than the one given")
-    prompts = {}
-    if protocol.scores == "zero_shot":
-        texts = zero_shot.prompt_texts(study.label_names, protocol)
+
+    def encode_text(texts: list[str]) -> np.ndarray:
         kept = folder if known or not model else None
         prompts = latents.prompt_latents(texts, model=model, folder=kept, out=out)
-    scores = scoring.scores(study, arrays, prompts=prompts, protocol=protocol)
-    if scores is None and (folder / "scores.csv").exists():
+        return np.stack([prompt_latent(prompts, t, dim=study.image.shape[1]) for t in texts])
+
+    classifier = make_classifier(study.label_names, arrays, encode_text, protocol=protocol)
+    if classifier is None and (folder / "scores.csv").exists():
         return files.with_scores(study, folder)
-    if scores is None:
+    if classifier is None:
         told = "no scores: latents.npz has no temperature, and no scores.csv or --model is given"
         return dataclasses.replace(study, notes=(*study.notes, told))
-    return dataclasses.replace(
-        study, scores=scores, source={**study.source, **scoring.told(protocol)}
+    scores = protocol.scores(study.label_names, classifier, study.image)
+    source = {**study.source, **protocol.score_metadata()}
+    return dataclasses.replace(study, scores=scores, source=source)
+
+
+def check_classifier(labels: Sequence[str], model: Model, *, protocol: ProtocolConfig) -> None:
+    """Raises what `make_classifier` would, before anything is encoded."""
+    if protocol.classifier == "zero_shot":
+        prompt_texts(protocol.findings(labels))
+    elif "classifier" not in model.variables["params"]:
+        raise InputError(NO_TRAINED_CLASSIFIER)
+
+
+def make_classifier(
+    labels: Sequence[str],
+    arrays: Mapping[str, np.ndarray],
+    encode_text: Callable[[list[str]], np.ndarray],
+    *,
+    protocol: ProtocolConfig,
+) -> Classifier | None:
+    """The classifier of the model whose arrays are in latents.npz; None without a temperature."""
+    if protocol.classifier == "trained":
+        if "classifier_kernel" not in arrays:
+            raise InputError(NO_TRAINED_CLASSIFIER)
+        return trained_classifier(arrays["classifier_kernel"], arrays["classifier_bias"])
+    if "temperature" not in arrays:
+        return None
+    if arrays["temperature"].size != 1:
+        raise InputError(f"latents.npz: temperature of shape {arrays['temperature'].shape}")
+    return zero_shot_classifier(
+        protocol.findings(labels),
+        encode_text,
+        temperature=arrays["temperature"].item(),
+        ensemble=protocol.ensemble,
     )
+
+
+def prompt_latent(prompts: Mapping[str, np.ndarray], text: str, *, dim: int) -> np.ndarray:
+    """The latent of a prompt; an InputError without one or if its size is another."""
+    if text not in prompts:
+        raise InputError(f"no latent of the prompt {text!r}: it takes the model (--model) as well")
+    if prompts[text].shape != (dim,):
+        raise InputError(f"the latent of the prompt {text!r} is not of the size {dim}")
+    return prompts[text]
 
 
 def define_flags() -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import flags
 from etils import epath
 from jax import export
@@ -29,8 +30,7 @@ from ctclip_jax.checkpoints.tensor_files import write_tensors
 from ctclip_jax.common.shapes import Array, Variables
 from ctclip_jax.common.trees import flatten, unflatten
 from ctclip_jax.evaluation.files import write_json
-from ctclip_jax.inference import classifiers
-from ctclip_jax.inference.classifiers import Detector
+from ctclip_jax.inference.classifiers import Classifier
 from ctclip_jax.models.ct_clip import CTCLIP
 from data_pipelines.errors import InputError, run_main
 from data_pipelines.files import make_folder, publish_folder, scratch_folder, sha256
@@ -68,24 +68,25 @@ def write(model: Model, out: Path, *, platforms: Sequence[str]) -> None:
         raise InputError(f"{out}: exists already")
     if unknown := [name for name in platforms if name not in PLATFORMS]:
         raise InputError(f"--platforms: {unknown[0]!r} is none of {', '.join(PLATFORMS)}")
-    programs, findings = export_encoders(model, platforms), None
+    programs, classifier = export_encoders(model, platforms), None
     tokenizer = model.tokenizer.path if model.tokenizer and TEXT in programs else None
     if "classifier" in model.variables["params"]:
-        findings = classifiers.trained_classifier(model)
+        classifier = model.trained_classifier()
     elif tokenizer:
-        findings = classifiers.zero_shot_classifier(model)
+        classifier = model.zero_shot_classifier()
     make_folder(out.absolute().parent)
     with scratch_folder(epath.Path(out.absolute().parent)) as scratch:
         for name, program in programs.items():
             (scratch / name).write_bytes(program.serialize())
         write_tensors(scratch / WEIGHTS, flatten(jax.device_get(model.variables)))
-        if findings:
-            arrays = {"kernel": findings.kernel, "bias": findings.bias}
+        if classifier:
+            arrays = {"kernel": classifier.kernel, "bias": classifier.bias}
+            arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
             write_tensors(scratch / DETECTION, arrays)
         if tokenizer:
             shutil.copyfile(tokenizer, scratch / tokenizer.name)
         files = {path.name: sha256(path) for path in sorted(scratch.iterdir())}
-        described = describe(model, programs, findings, tokenizer)
+        described = describe(model, programs, classifier, tokenizer)
         write_json(scratch / TOLD, {**described, "sha256": files})
         publish_folder(scratch, out)
 
@@ -93,7 +94,7 @@ def write(model: Model, out: Path, *, platforms: Sequence[str]) -> None:
 def describe(
     model: Model,
     programs: dict[str, export.Exported],
-    findings: Detector | None,
+    classifier: Classifier | None,
     tokenizer: Path | None,
 ) -> dict[str, Any]:
     """serving.json but for the digests."""
@@ -140,12 +141,12 @@ def describe(
                 "[PAD]": model.tokenizer.pad_id,
             },
         }
-    if findings:
-        of = "max(latents, 0)" if findings.positive else "latents"
+    if classifier:
+        of = "max(latents, 0)" if classifier.relu else "latents"
         told["detection"] = {
-            "labels": list(findings.names),
+            "labels": list(classifier.names),
             "probabilities": f"sigmoid({of} @ kernel + bias), of {DETECTION}",
-            "relu": findings.positive,
+            "relu": classifier.relu,
             "label_informed": model.label_informed,
         }
     return told

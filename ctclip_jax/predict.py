@@ -29,9 +29,8 @@ from tqdm import tqdm
 
 from ctclip_jax import Model, load
 from ctclip_jax.evaluation import files
-from ctclip_jax.evaluation.protocol import SCORES
 from ctclip_jax.inference import classifiers, heatmap_png, heatmaps
-from ctclip_jax.inference.classifiers import Detector
+from ctclip_jax.inference.classifiers import Classifier
 from ctclip_jax.inference.scans import ReadScan, SkippedCase, list_scans, read_ahead
 from data_pipelines.errors import InputError, run_main
 from data_pipelines.shard_tasks import provenance
@@ -50,20 +49,29 @@ class Predicted:
     contributions: np.ndarray | None
 
 
-def predict(finder: Detector, scans: Sequence[ReadScan], *, explained: bool) -> Iterator[Predicted]:
+def predict(
+    model: Model, classifier: Classifier, scans: Sequence[ReadScan], *, explained: bool
+) -> Iterator[Predicted]:
     """Of scans that are computed together."""
     volumes = np.stack([scan.prepared.volume for scan in scans])
     contributions = [None] * len(scans)
     if explained:
-        evidence = finder.model.evidence(volumes, batch_size=len(scans))
-        found, contributions = finder.explain(evidence, batch_size=len(scans))
+        evidence = model.evidence(volumes, batch_size=len(scans))
+        latents, contributions = model.explain(
+            evidence, classifier.kernel, positive=classifier.relu, batch_size=len(scans)
+        )
     else:
-        found = finder.detect(volumes, batch_size=len(scans))
-    calibrated = [None] * len(scans) if found.calibrated is None else found.calibrated
-    yield from map(Predicted, scans, found.probabilities, calibrated, contributions)
+        latents = model.encode_image(volumes, batch_size=len(scans))
+    probabilities = classifier.probabilities(latents)
+    calibrated = classifier.calibrate(probabilities)
+    if calibrated is None:
+        calibrated = [None] * len(scans)
+    yield from map(Predicted, scans, probabilities, calibrated, contributions)
 
 
-def write(predicted: Predicted, finder: Detector, out: Path, *, maps: int) -> None:
+def write(
+    predicted: Predicted, model: Model, classifier: Classifier, out: Path, *, maps: int
+) -> None:
     """Writes OUT/NAME of one scan. Raises InputError if it cannot be written."""
     folder = out / file_name(predicted.scan.case.volume_name)
     files.make_folder(folder)
@@ -71,26 +79,25 @@ def write(predicted: Predicted, finder: Detector, out: Path, *, maps: int) -> No
     content: dict[str, Any] = {
         "name": predicted.scan.case.volume_name,
         **provenance(predicted.scan.prepared),
-        "probabilities": _by_name(finder.names, predicted.probabilities),
+        "probabilities": _by_name(classifier.names, predicted.probabilities),
     }
     if predicted.calibrated is not None:
-        content["calibrated"] = _by_name(finder.names, predicted.calibrated)
+        content["calibrated"] = _by_name(classifier.names, predicted.calibrated)
     if maps:
         content["heatmaps"] = {
-            "of": finder.model.attribution_method,
-            "findings": [finder.names[column] for column in drawn],
+            "of": model.attribution_method,
+            "findings": [classifier.names[column] for column in drawn],
         }
     for column in drawn:
-        draw_map(predicted, finder, folder, column=column)
+        draw_map(predicted, model, folder, name=classifier.names[column], column=column)
     files.write_json(folder / "prediction.json", content)
 
 
-def draw_map(predicted: Predicted, finder: Detector, folder: Path, *, column: int) -> None:
+def draw_map(predicted: Predicted, model: Model, folder: Path, *, name: str, column: int) -> None:
     """Writes the heatmap of one finding, as a picture and over the scan."""
-    name, geometry = finder.names[column], finder.model.geometry
     probability, prepared = predicted.probabilities[column], predicted.scan.prepared
     contributions = predicted.contributions[column]
-    file, how = file_name(name), finder.model.attribution_method
+    file, how, geometry = file_name(name), model.attribution_method, model.geometry
     heatmap_png.draw(
         folder / f"{file}.png",
         prepared.volume,
@@ -166,19 +173,18 @@ def lines(predicted: Predicted, names: Sequence[str], *, alone: bool) -> list[st
     return table
 
 
-def make_detector(model: Model, *, scores: str, prompts: str | None) -> Detector:
+def make_classifier(model: Model, *, scores: str, prompts: str | None) -> Classifier:
     """The findings that the flags ask for. Raises InputError for what the model has not."""
     if scores == "classifier":
         if prompts:
             raise InputError("--prompts: a classifier reads none; give --scores=zero_shot")
-        return classifiers.trained_classifier(model)
-    return classifiers.zero_shot_classifier(
-        model, classifiers.read_findings(Path(prompts)) if prompts else None
-    )
+        return model.trained_classifier()
+    return model.zero_shot_classifier(classifiers.read_findings(Path(prompts)) if prompts else None)
 
 
 def run(
-    finder: Detector,
+    model: Model,
+    classifier: Classifier,
     cases: Sequence[CaseRecord],
     out: Path | None,
     *,
@@ -190,21 +196,21 @@ def run(
     bad: list[SkippedCase] = []
     if out:
         check_file_names([case.volume_name for case in cases])
-        check_file_names(finder.names)
+        check_file_names(classifier.names)
         files.make_folder(out)
-    tables = Tables(out, finder.names) if out else None
+    tables = Tables(out, classifier.names) if out else None
     with tqdm(total=len(cases), unit="scan", disable=len(cases) == 1) as bar:
 
         def finish(batch: list[ReadScan]) -> None:
-            for predicted in predict(finder, batch, explained=maps > 0):
+            for predicted in predict(model, classifier, batch, explained=maps > 0):
                 if tables:
-                    write(predicted, finder, out, maps=maps)
+                    write(predicted, model, classifier, out, maps=maps)
                     tables.add(predicted)
-                bar.write("\n".join(lines(predicted, finder.names, alone=len(cases) == 1)))
+                bar.write("\n".join(lines(predicted, classifier.names, alone=len(cases) == 1)))
                 bar.update()
 
         batch: list[ReadScan] = []
-        for scan in read_ahead(finder.model, cases, workers=workers):
+        for scan in read_ahead(model, cases, workers=workers):
             if isinstance(scan, SkippedCase):
                 bad.append(scan)
                 bar.write(f"error: {scan.reason}", file=sys.stderr)
@@ -226,7 +232,8 @@ def define_flags() -> None:
     flags.DEFINE_string("scans", None, "A table of scans, CSV or .jsonl.")
     flags.DEFINE_string("split", "train", "Rows of a table with a column split.")
     flags.DEFINE_string("out", None, "Folder to write into.")
-    flags.DEFINE_enum("scores", "zero_shot", SCORES, "By prompts, or by a trained classifier.")
+    kinds = ("zero_shot", "classifier")
+    flags.DEFINE_enum("scores", "zero_shot", kinds, "By prompts, or by a trained classifier.")
     flags.DEFINE_string("prompts", None, "Table of other findings: finding, present, absent.")
     flags.DEFINE_integer("heatmaps", 0, "Pictures of so many findings a scan.", lower_bound=0)
     flags.DEFINE_integer("batch_size", 1, "Scans computed at a time.", lower_bound=1)
@@ -245,7 +252,8 @@ def main(*patterns: str) -> None:
             raise InputError(f"{values.out}: has a {table} already; choose another --out")
     model = load(values.checkpoint, tokenizer=values.tokenizer, dtype=values.dtype)
     bad = run(
-        make_detector(model, scores=values.scores, prompts=values.prompts),
+        model,
+        make_classifier(model, scores=values.scores, prompts=values.prompts),
         cases,
         Path(values.out) if values.out else None,
         batch_size=values.batch_size,

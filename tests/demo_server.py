@@ -16,7 +16,6 @@ from ctclip_jax.case_store import Entry, Searcher, Store, open_for_append
 from ctclip_jax.demo.analysis import Analyses
 from ctclip_jax.demo.server import Page
 from ctclip_jax.evaluation.latents import fingerprint
-from ctclip_jax.inference import classifiers
 from data_pipelines import slices
 from tests.tiny_run import write_tiny_export
 
@@ -32,13 +31,12 @@ class Served:
     folder: Path
 
     @property
-    def finder(self) -> classifiers.Detector:
-        return self.analyses.finder
+    def model(self) -> ctclip_jax.Model:
+        return self.analyses.model
 
 
-def make_store(folder: Path, finder: classifiers.Detector, scans: list[Path]) -> Store:
+def make_store(folder: Path, model: ctclip_jax.Model, scans: list[Path]) -> Store:
     """A store of these scans."""
-    model = finder.model
     dim = model.config.dim_latent
     store = Store.create(folder, model_sha256=fingerprint(model), dim=dim)
     volumes = np.stack([model.prepare(scan).volume for scan in scans])
@@ -55,11 +53,13 @@ def make_store(folder: Path, finder: classifiers.Detector, scans: list[Path]) ->
 @contextlib.contextmanager
 def served(folder: Path, scans: list[Path]) -> Iterator[Served]:
     """The page on a free port of this machine."""
-    model = ctclip_jax.load(write_tiny_export(folder, init_temperature=4.0))
-    finder, uploads = classifiers.zero_shot_classifier(model), folder / "uploads"
+    model = ctclip_jax.load(write_tiny_export(folder, init_logit_scale_log=4.0))
+    uploads = folder / "uploads"
     uploads.mkdir()
-    searcher = Searcher(make_store(folder / "store", finder, scans))
-    analyses = Analyses(finder, most_bytes=MOST_BYTES, keep_uploads=False)
+    searcher = Searcher(make_store(folder / "store", model, scans))
+    analyses = Analyses(
+        model, model.zero_shot_classifier(), most_bytes=MOST_BYTES, keep_uploads=False
+    )
     page = Page(analyses, uploads, most_bytes=MOST_BYTES, searcher=searcher)
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))

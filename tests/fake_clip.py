@@ -15,12 +15,15 @@ CODES, DECAY = 16, 0.8
 
 @dataclasses.dataclass(frozen=True)
 class FakeCLIP:
-    """`image` is (b t 6) tokens, `input_ids` (b 4) or (b k 4) features; dropout acts on text and on
-    the latents that a classifier of `labels` reads; one of `report_labels` reads those of texts."""
+    """`image` is (b t 6) tokens, `input_ids` (b 4) or (b k 4) features.
+
+    Dropout acts on texts, and on the image latents that a classifier of `num_labels` reads; a
+    classifier of `num_report_labels` reads text latents.
+    """
 
     logit_bias: float | None = None
-    labels: int = 0
-    report_labels: int = 0
+    num_labels: int = 0
+    num_report_labels: int = 0
 
     def init(self) -> Variables:
         rng = np.random.default_rng(0)
@@ -33,10 +36,11 @@ class FakeCLIP:
         }
         if self.logit_bias is not None:
             params["logit_bias"] = jnp.float32(self.logit_bias)
-        if self.labels:
-            params["classifier"] = {"kernel": draw(3, self.labels), "bias": draw(self.labels)}
-        if self.report_labels:
-            params["report_classifier"] = {"kernel": draw(3, self.report_labels)}
+        if self.num_labels:
+            bias = draw(self.num_labels)
+            params["classifier"] = {"kernel": draw(3, self.num_labels), "bias": bias}
+        if self.num_report_labels:
+            params["report_classifier"] = {"kernel": draw(3, self.num_report_labels)}
         codebook = vector_quantizer.init(jax.random.key(0), codes=CODES, dim=8)
         return {"params": params, "codebook": codebook}
 
@@ -44,13 +48,15 @@ class FakeCLIP:
         return jax.eval_shape(self.init)
 
     def encode(
-        self, variables, batch, *, keys, quantize, patch_dropout_keys=None
+        self, variables, batch, *, text_dropout_keys, quantize, patch_dropout_keys=None
     ) -> tuple[dict[str, Array], dict]:
         params, codebook = variables["params"], variables["codebook"]
         del patch_dropout_keys
         latents = {}
         if "input_ids" in batch:
-            latents["text"] = self.encode_text(variables, batch["input_ids"], None, keys=keys)
+            latents["text"] = self.encode_text(
+                variables, batch["input_ids"], None, dropout_keys=text_dropout_keys
+            )
         if "latent" in batch:
             return latents | {"image": batch["latent"]}, {}
         if "image" not in batch:
@@ -63,17 +69,17 @@ class FakeCLIP:
         latents["image"] = l2_normalize(projected)
         return latents, vector_quantizer.statistics(tokens, indices, codes=CODES)
 
-    def encode_text(self, variables, input_ids, attention_mask, *, keys=None) -> Array:
+    def encode_text(self, variables, input_ids, attention_mask, *, dropout_keys=None) -> Array:
         del attention_mask
         kernel = variables["params"]["text"]["kernel"]
-        flat = dropout(input_ids, 0.3, keys).reshape(-1, input_ids.shape[-1])
+        flat = dropout(input_ids, 0.3, dropout_keys).reshape(-1, input_ids.shape[-1])
         return l2_normalize(flat @ kernel)
 
-    def outputs(self, params, latents, *, keys=None) -> dict[str, Array]:
+    def outputs(self, params, latents, *, dropout_keys=None) -> dict[str, Array]:
         outputs = {**latents, "temperature": jnp.exp(params["temperature"])}
         if "classifier" in params:
             kernel, bias = params["classifier"]["kernel"], params["classifier"]["bias"]
-            outputs["logits"] = dropout(latents["image"], 0.3, keys) @ kernel + bias[None]
+            outputs["logits"] = dropout(latents["image"], 0.3, dropout_keys) @ kernel + bias[None]
         if "report_classifier" in params:
             outputs["report_logits"] = latents["text"] @ params["report_classifier"]["kernel"]
         return outputs | ({"bias": params["logit_bias"]} if "logit_bias" in params else {})

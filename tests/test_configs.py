@@ -1,4 +1,4 @@
-"""Every experiment: complete, and with :smoke it trains on shards of noise; every protocol."""
+"""Every experiment: complete, and with :smoke it trains on shards of noise."""
 
 import ast
 import dataclasses
@@ -12,8 +12,6 @@ import pytest
 
 from ctclip_jax.checkpoints.exports import save_export
 from ctclip_jax.common.configs import from_dict
-from ctclip_jax.evaluation.protocol import ProtocolConfig
-from ctclip_jax.inference.zero_shot import prompt_texts
 from ctclip_jax.models.ct_clip import CTCLIP, CTCLIPConfig
 from ctclip_jax.train import train
 from ctclip_jax.training.config import TrainConfig
@@ -87,19 +85,3 @@ def test_ct_clip_is_the_published_model():
 def test_an_unknown_variant_is_named(file):
     with pytest.raises(ValueError, match="the (only variant is|variants are) 'smoke'"):
         experiment(file, "smok")
-
-
-@pytest.mark.parametrize(
-    ("variant", "texts"),
-    [("", 2), ("inference", 2), ("training", 2), ("report", 4), ("ensemble", 8)],
-)
-def test_every_protocol_has_its_prompts(variant, texts):
-    config = runpy.run_path(str(PROTOCOL))["get_config"](variant)
-    protocol = from_dict(ProtocolConfig, config.to_dict())
-    assert len(prompt_texts(["Emphysema"], protocol)) == texts
-    assert protocol == ProtocolConfig(prompts=protocol.prompts), "the file says what the class does"
-
-
-def test_an_unknown_protocol_is_named():
-    with pytest.raises(ValueError, match="none of inference, training, report, ensemble"):
-        runpy.run_path(str(PROTOCOL))["get_config"]("loud")

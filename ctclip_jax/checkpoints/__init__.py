@@ -1,1 +1,1 @@
-"""Checkpoints of a run, exports, and PyTorch weight files."""
+"""Training checkpoints, exports, and PyTorch weight files."""

@@ -1,4 +1,4 @@
-"""Exports: the weights alone, with what it takes to use them."""
+"""Exports: a directory with the weights, config.json and tokenizer, for inference."""
 
 import json
 import shutil
@@ -9,141 +9,149 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from ctclip_jax.checkpoints.run import one_line
-from ctclip_jax.checkpoints.tensor_files import read_tensors, says_label_informed, write_tensors
-from ctclip_jax.checkpoints.torch_convert import has_classifier
-from ctclip_jax.checkpoints.torch_export import export_weights
+from ctclip_jax.checkpoints.run import METADATA, one_line
+from ctclip_jax.checkpoints.tensor_files import (
+    is_marked_label_informed,
+    read_tensors,
+    write_tensors,
+)
+from ctclip_jax.checkpoints.torch_convert import export_weights, has_classifier
 from ctclip_jax.common import trees
 from ctclip_jax.common.configs import from_dict
 from ctclip_jax.common.shapes import Variables
-from ctclip_jax.inference import baseline, calibration
 from ctclip_jax.models.ct_clip import CTCLIPConfig
 from ctclip_jax.models.lora import merged
-from ctclip_jax.training.config import TrainConfig
 from data_pipelines.errors import InputError
 from data_pipelines.files import read_json
 
-WEIGHTS = "model.safetensors"
+WEIGHTS_FILE = "model.safetensors"
+CALIBRATION_FILE = "calibration.json"
+BASELINE_FILE = "reference.npz"
+# Computed from the weights of an export: new weights make them wrong.
+DERIVED_FILES = (WEIGHTS_FILE, CALIBRATION_FILE, BASELINE_FILE)
+# Keys of config.json in earlier exports and checkpoints, and their names now.
+RENAMED_KEYS = {
+    "report": "report_format",
+    "labels": "num_labels",
+    "report_labels": "num_report_labels",
+    "init_temperature": "init_logit_scale_log",
+    "head": "pool",
+    "drop": "patch_dropout",
+}
 
 
 def save_export(
     directory: Path, variables: Variables, *, config: dict[str, Any], tokenizer: Path | None = None
 ) -> None:
-    """Writes the weights alone with what it takes to use them; replaces an older export, and takes
-    away what was made of its weights: a calibration, a reference, a weight file.
+    """Saves an export; replaces an older one, and deletes its `DERIVED_FILES`.
 
     Args:
       directory: gets variables/ (orbax), config.json and the tokenizer's file.
       variables: {'params', 'codebook'}.
-      config: `{"model": CTCLIPConfig as a dict, "max_length": tokens of a text, "report":
-        the form of its reports, "pool_sentences": whether they are read by sentences,
-        "label_informed": whether it was trained with labels}`.
+      config: `{"model": CTCLIPConfig as a dict, "max_length": tokens of a text, "report_format":
+        of data_pipelines.reports, "pool_sentences": whether the latent of a report is the mean of
+        its sentences', "label_informed": whether the weights were trained with labels}`.
       tokenizer: vocab.txt or *.model to copy.
-
-    Raises:
-      InputError: it cannot be written.
     """
     directory = Path(directory).absolute()
     try:
         if jax.process_index() == 0:
-            for made in (WEIGHTS, calibration.FILE, baseline.FILE):
-                (directory / made).unlink(missing_ok=True)
+            for name in DERIVED_FILES:
+                (directory / name).unlink(missing_ok=True)
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(directory / "variables", variables, force=True)
         if jax.process_index() == 0:
             if tokenizer is not None:
                 shutil.copyfile(tokenizer, directory / tokenizer.name)
-            described = {**config, "tokenizer": tokenizer.name if tokenizer else None}
-            (directory / "config.json").write_text(json.dumps(described, indent=2) + "\n")
+            description = {**config, "tokenizer": tokenizer.name if tokenizer else None}
+            (directory / "config.json").write_text(json.dumps(description, indent=2) + "\n")
     except Exception as error:  # orbax and tensorstore raise all kinds for a full disk
-        raise InputError(f"{directory}: not written ({one_line(error)})") from error
+        raise InputError(f"{directory}: cannot be saved ({one_line(error)})") from error
 
 
 def load_export(directory: Path) -> tuple[Variables, dict[str, Any]]:
     """Returns the variables of an export as numpy arrays, and its config.json.
 
-    A checkpoint of a run, WORKDIR/checkpoints/STEP, is read as the export that would be made of it.
-
-    Raises:
-      InputError: the directory is neither.
+    A checkpoint of a run, WORKDIR/checkpoints/STEP, loads as the export that would be saved of it:
+    with averaged weights (EMA) in place of the trained ones, and adapters multiplied in.
     """
     directory = Path(directory).absolute()
-    described = describe_export(directory)
-    if (directory / "state").is_dir():
+    description = describe_export(directory)
+    if _is_checkpoint(directory):
         saved = _restore(directory / "state")
         params = merged(trees.overlay(saved["params"], saved.get("ema", {})))
-        return {"params": params, "codebook": saved["codebook"]}, described
-    return _restore(directory / "variables"), described
-
-
-def find_export(path: Path) -> Path:
-    """The directory that `load_export` reads: `path`, or of a run's WORKDIR its export, or its
-    newest checkpoint if there is none."""
-    path = Path(path)
-    if not (path / "checkpoints").is_dir():
-        return path
-    return path / "export" if (path / "export").is_dir() else _newest(path)
-
-
-def resolve_export(path: Path) -> Path:
-    """The export at `path`, or of a run's WORKDIR, to which something is to be added.
-
-    Raises:
-      InputError: there is none.
-    """
-    path = Path(path)
-    folder = path / "export" if (path / "checkpoints").is_dir() else path
-    if not (folder / "variables").is_dir():
-        raise InputError(f"{folder}: no export; `main.py --export` and ctclip_jax.convert make one")
-    return folder
-
-
-def reads_labels(path: Path) -> bool:
-    """Whether the weights at any path that `ctclip_jax.load` opens have read labels, as it says."""
-    if not path.is_dir():
-        return has_classifier(read_tensors(path)) or says_label_informed(path)
-    described = describe_export(find_export(path))
-    return bool(described.get("label_informed") or described["model"].get("labels"))
+        return {"params": params, "codebook": saved["codebook"]}, description
+    return _restore(directory / "variables"), description
 
 
 def describe_export(directory: Path) -> dict[str, Any]:
-    """Returns what `load_export` does beside the variables.
-
-    Raises:
-      InputError: the directory is neither an export nor a checkpoint.
-    """
-    if (directory / "state").is_dir():
-        return _described(directory)
+    """Returns config.json of an export, or what that of an export of a checkpoint would be; the
+    `tokenizer` is relative to an export, and absolute for a checkpoint."""
+    if _is_checkpoint(directory):
+        description = read_json(directory / METADATA).get("export")
+        if description is None:
+            raise InputError(
+                f"{directory}: a checkpoint of an earlier release, which does not describe its"
+                " export; run `main.py --export` of that release"
+            )
+        return _rename_keys(description)
     for name in ("config.json", "variables"):
         if not (directory / name).exists():
             raise InputError(f"{directory}: not an export: no {name} in it")
-    return read_json(directory / "config.json")
+    return _rename_keys(read_json(directory / "config.json"))
+
+
+def find_export(path: Path) -> Path:
+    """Returns the directory for `load_export`: `path`, or of a run's WORKDIR its export, or its
+    newest checkpoint if there is no export."""
+    path = Path(path)
+    if not (path / "checkpoints").is_dir():
+        return path
+    return path / "export" if (path / "export").is_dir() else _newest_checkpoint(path)
+
+
+def resolve_export(path: Path) -> Path:
+    """Returns the export at `path`, or of a run's WORKDIR; not a checkpoint, which cannot be added
+    to."""
+    path = Path(path)
+    folder = path / "export" if (path / "checkpoints").is_dir() else path
+    if not (folder / "variables").is_dir():
+        raise InputError(f"{folder}: no export; create one by `main.py --export` or convert")
+    return folder
+
+
+def is_label_informed(path: Path) -> bool:
+    """Whether the weights at any path that `ctclip_jax.load` opens were trained with labels, as far
+    as they say: what such a model detects is not zero-shot."""
+    if not path.is_dir():
+        return has_classifier(read_tensors(path)) or is_marked_label_informed(path)
+    description = describe_export(find_export(path))
+    return bool(description.get("label_informed") or description["model"].get("num_labels"))
 
 
 def export_newest(workdir: Path) -> None:
-    """Writes WORKDIR/export of the newest checkpoint of a run, without the run.
-
-    It gets model.safetensors too, the weights with the published key names, if they fit them.
-
-    Raises:
-      InputError: there is no checkpoint, or it cannot be read.
-    """
-    checkpoint, out = _newest(workdir), workdir / "export"
-    variables, described = load_export(checkpoint)
-    tokenizer = Path(described.pop("tokenizer"))
+    """Saves WORKDIR/export of a run's newest checkpoint, with model.safetensors (published key
+    names) if the model has a published layout."""
+    checkpoint, out = _newest_checkpoint(workdir), workdir / "export"
+    variables, description = load_export(checkpoint)
+    tokenizer = Path(description.pop("tokenizer"))
     if not tokenizer.exists():
-        raise InputError(f"{tokenizer}: not there, the tokenizer of {checkpoint}")
-    save_export(out, variables, config=described, tokenizer=tokenizer)
+        raise InputError(f"{tokenizer}: no such file, the tokenizer of {checkpoint}")
+    save_export(out, variables, config=description, tokenizer=tokenizer)
     try:
-        config = from_dict(CTCLIPConfig, described["model"], name=f"{checkpoint}: model")
+        config = from_dict(CTCLIPConfig, description["model"], name=f"{checkpoint}: model")
         weights = export_weights(variables, config=config)
-        write_tensors(out / WEIGHTS, weights, label_informed=described["label_informed"])
+        write_tensors(out / WEIGHTS_FILE, weights, label_informed=description["label_informed"])
     except InputError as error:
-        print(f"no {WEIGHTS}: {error}")
+        print(f"no {WEIGHTS_FILE}: {error}")
     print(f"{checkpoint} -> {out}")
 
 
-def _newest(workdir: Path) -> Path:
+def _is_checkpoint(directory: Path) -> bool:
+    return (directory / "state").is_dir()
+
+
+def _newest_checkpoint(workdir: Path) -> Path:
     folders = (workdir / "checkpoints").glob("*/state")
     steps = [int(path.parent.name) for path in folders if path.parent.name.isdecimal()]
     if not steps:
@@ -152,26 +160,20 @@ def _newest(workdir: Path) -> Path:
 
 
 def _restore(path: Path) -> dict:
-    """What is in it of params, codebook and ema, and nothing else."""
+    """Loads only params, codebook and ema of a state, as numpy arrays."""
     try:
         with ocp.PyTreeCheckpointer() as checkpointer:
             tree = checkpointer.metadata(path).item_metadata.tree
-            wanted = {name: tree[name] for name in ("params", "codebook", "ema") if name in tree}
-            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+            item = {name: tree[name] for name in ("params", "codebook", "ema") if name in tree}
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
             options = {"restore_args": as_numpy, "partial_restore": True}
-            return checkpointer.restore(path, args=ocp.args.PyTreeRestore(item=wanted, **options))
+            return checkpointer.restore(path, args=ocp.args.PyTreeRestore(item=item, **options))
     except Exception as error:  # orbax and tensorstore raise all kinds for a damaged folder
         raise InputError(f"{path}: damaged ({one_line(error)})") from error
 
 
-def _described(checkpoint: Path) -> dict[str, Any]:
-    """What an export would say of a checkpoint, from the config that it holds."""
-    path = checkpoint / "run" / "metadata"
-    saved = read_json(path)["config"]
-    config = from_dict(TrainConfig, saved, name=str(path))
+def _rename_keys(config: dict[str, Any]) -> dict[str, Any]:
     return {
-        "model": saved["model"],
-        **config.evaluation.reading,
-        "label_informed": config.label_informed,
-        "tokenizer": str(config.data.tokenizer_path.absolute()),
+        RENAMED_KEYS.get(key, key): _rename_keys(value) if isinstance(value, dict) else value
+        for key, value in config.items()
     }

@@ -1,4 +1,4 @@
-"""Checkpoints of a run, to continue it anywhere."""
+"""Training checkpoints: save and restore the state and the loader position of a run."""
 
 import contextlib
 import dataclasses
@@ -16,55 +16,68 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from ctclip_jax.common import trees
+from ctclip_jax.common.configs import NonNegativeInt, PositiveInt
 from ctclip_jax.common.version import code_version
 from data_pipelines.errors import InputError
 from data_pipelines.files import read_json, write_text
 from data_pipelines.loader import moved
 
 Layout = dict[str, Any]
-MOST = 1000  # checkpoints that are looked at
-# As tensorstore tells it: what it was about to do: the system's own words [where] [code].
+METADATA = Path("run") / "metadata"  # JSON below a checkpoint: config, code, layout, export
+MAX_CHECKPOINTS = 1000  # the newest ones that `restore` considers
+# tensorstore's messages: "what it was doing: cause [where] [code]", in either order at the end.
 SYSTEM_ERROR = r"([^:\[]+) \[(?:tensorstore_spec='.*'\] \[)?os_error_code"
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """A checkpoint every `every` steps and at every evaluation.
+    """A checkpoint is saved every `every` steps and at every evaluation.
 
-    The newest `keep` stay, and the `best` ones by the mean AUROC of the evaluation inside the run.
+    The newest `keep` are kept, and the `best` by mean AUROC of the evaluation during training.
     """
 
-    every: int
-    keep: int
-    best: int
+    every: PositiveInt
+    keep: PositiveInt
+    best: NonNegativeInt
 
 
 class MismatchError(InputError):
-    """A checkpoint that can be read, but is not of this run."""
+    """A readable checkpoint of another run."""
 
 
 class Checkpointer:
-    """State, loader position and what made them under `directory/STEP`, saved behind the training's
-    back.
+    """Saves state, loader position and their provenance to `directory/STEP`, asynchronously.
 
-    The newest `keep` checkpoints stay, and of those that were evaluated the `best`. A save that was
-    cut short leaves nothing that is taken for a checkpoint. An error while writing is raised by the
-    next call, as an InputError that names the checkpoint.
+    An interrupted save leaves nothing that looks like a checkpoint. An error while writing is
+    raised by the next call, as an InputError that names the checkpoint.
     """
 
     def __init__(
-        self, directory: Path, config: CheckpointConfig, *, layout: Layout, made_by: dict[str, Any]
+        self,
+        directory: Path,
+        config: CheckpointConfig,
+        *,
+        layout: Layout,
+        made_by: dict[str, Any],
+        export_description: dict[str, Any],
     ):
-        """`layout` is what the loader's position depends on (processes, workers, ...).
+        """Opens `directory`, which may hold checkpoints already.
 
-        `made_by` is saved with every checkpoint: the configuration of the run.
+        Args:
+          directory: of the run's checkpoints.
+          config: which checkpoints are kept.
+          layout: what the loader position depends on (processes, workers, ...).
+          made_by: the configuration of the run, saved with every checkpoint.
+          export_description: what an export of the run says of itself (`exports.save_export`), with
+            the path of the `tokenizer`; it makes every checkpoint loadable without the run.
         """
         self._directory = directory.absolute()
         self._layout = layout
-        self._made_by = {
+        self._metadata = {
             "config": made_by,
             "code": code_version(),
             "layout": layout,
+            "export": export_description,
         }
         self._saving: int | None = None
         self.newest: int | None = None  # step that this run has saved or restored last
@@ -82,96 +95,98 @@ class Checkpointer:
         )
 
     def save(self, step: int, state: dict, loader: grain.DatasetIterator) -> None:
-        """Begins to write the checkpoint of `step`, when the one before is written."""
-        self._finish()
+        """Starts to save the checkpoint of `step`, after waiting for the previous one."""
+        self._wait()
         self._saving = self.newest = step
-        with _writing(self._path(step)):
+        with _naming_errors(self._path(step)):
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state),
                     loader=grain.checkpoint.CheckpointSave(loader),
-                    run=ocp.args.JsonSave(self._made_by),
+                    run=ocp.args.JsonSave(self._metadata),
                 ),
             )
 
     def evaluated(self, step: int) -> bool:
-        """Whether the weights of the checkpoint `step` have been evaluated; all processes agree."""
-        return bool(_of_first_process(_evaluation(self._path(step)).exists()))
+        """Whether `record_evaluation` was called for `step`; all processes agree."""
+        return bool(_from_first_process(_evaluation_file(self._path(step)).exists()))
 
     def record_evaluation(self, step: int, auroc: float | None) -> None:
-        """Notes with the checkpoint `step` the figure by which it is among the best, if any."""
-        self._finish()
+        """Saves the mean AUROC of `step`, if any, by which the best checkpoints are chosen."""
+        self._wait()
         if jax.process_index() == 0:
-            write_text(_evaluation(self._path(step)), json.dumps({"auroc": auroc}) + "\n")
+            write_text(_evaluation_file(self._path(step)), json.dumps({"auroc": auroc}) + "\n")
 
     def restore(self, state: dict, loader: grain.DatasetIterator) -> dict | None:
-        """Returns the newest state that can be read, and moves `loader` to the batch after it.
+        """Returns the newest readable state, and moves `loader` to the batch after it.
 
-        Newer checkpoints that are damaged are set aside, under names that say so. All processes
-        come to the same step.
+        Newer checkpoints, which are damaged, are renamed to STEP.damaged. All processes restore the
+        same step.
 
         Args:
-          state: abstract state with the shardings wanted, on whatever mesh.
-          loader: an iterator like the one saved; of another number of processes without workers.
+          state: abstract state with the target shardings, on any mesh.
+          loader: an iterator like the saved one; without workers, of any number of processes.
 
         Returns:
           The state; None if there is no checkpoint.
 
         Raises:
           MismatchError: another layout, or arrays of other names or shapes.
-          InputError: there are checkpoints, and none of them can be read; they stay as they are.
+          InputError: no checkpoint is readable, or a STEP.damaged exists already; then all stay as
+            they are.
         """
         damaged: dict[int, str] = {}
         for step in self._all_steps():
             restored, cause = None, ""
             try:
-                restored = self._read(self._path(step), state, loader)
+                restored = self._load(self._path(step), state, loader)
             except (MismatchError, MemoryError):
                 raise
             except Exception as error:  # orbax and tensorstore raise all kinds for a damaged folder
                 if "RESOURCE_EXHAUSTED" in str(error):
                     raise
                 cause = one_line(error)
+            # A checkpoint that one process cannot read is damaged for all of them.
             if not np.any(multihost_utils.process_allgather(np.array(bool(cause)))):
-                self._set_aside(damaged, instead=step)
+                self._set_aside(damaged, restored_step=step)
                 self.newest = step
                 return restored
             damaged[step] = cause or "in another process"
         if damaged:
             newest, cause = next(iter(damaged.items()))
             raise InputError(
-                f"{self._path(newest)}: damaged ({cause}), and no older checkpoint can be read;"
-                " take another workdir to begin anew"
+                f"{self._path(newest)}: damaged ({cause}), and no older checkpoint is readable;"
+                " choose another workdir to start over"
             )
         return None
 
     def close(self) -> None:
         """Waits for the last save."""
         try:
-            self._finish()
+            self._wait()
         finally:  # its threads would complain at the end of a program that fails here
             self._manager.close()
 
     def _all_steps(self) -> list[int]:
-        """The steps of all checkpoints, newest first, as the first process sees them: on shared
-        disks others may be late to see the newest."""
-        steps = sorted(self._manager.all_steps(), reverse=True)[:MOST]
-        filled = np.full(MOST, -1, np.int64)
-        filled[: len(steps)] = steps
-        return [int(step) for step in _of_first_process(filled) if step >= 0]
+        """Steps of all checkpoints, newest first, as the first process sees them: on shared disks
+        others may see the newest late."""
+        steps = sorted(self._manager.all_steps(), reverse=True)[:MAX_CHECKPOINTS]
+        padded = np.full(MAX_CHECKPOINTS, -1, np.int64)  # a broadcast has one shape everywhere
+        padded[: len(steps)] = steps
+        return [int(step) for step in _from_first_process(padded) if step >= 0]
 
     def _path(self, step: int) -> Path:
         return self._directory / str(step)
 
-    def _finish(self) -> None:
+    def _wait(self) -> None:
         if self._saving is not None:
-            with _writing(self._path(self._saving)):
+            with _naming_errors(self._path(self._saving)):
                 self._manager.wait_until_finished()
 
-    def _read(self, path: Path, state: dict, loader: grain.DatasetIterator) -> dict:
-        saved = read_json(path / "run" / "metadata")["layout"]
-        # Each process by itself: one that cannot read must not leave the others waiting for it.
+    def _load(self, path: Path, state: dict, loader: grain.DatasetIterator) -> dict:
+        saved = read_json(path / METADATA)["layout"]
+        # Every process by itself: one that cannot read must not leave the others waiting for it.
         alone = ocp.options.MultiprocessingOptions(
             primary_host=jax.process_index(), active_processes={jax.process_index()}
         )
@@ -187,29 +202,36 @@ class Checkpointer:
         loader.set_state(position if before == now else moved(position, before, now))
         return restored
 
-    def _set_aside(self, damaged: dict[int, str], *, instead: int) -> None:
-        """Renames the `damaged` checkpoints and says so; a checkpoint of their step may follow."""
-        for step, cause in damaged.items():
-            path = self._path(step)
-            if jax.process_index() == 0:
-                aside = _free_name(path.with_name(f"{step}.damaged"))
-                path.rename(aside)
+    def _set_aside(self, damaged: dict[int, str], *, restored_step: int) -> None:
+        """Renames `damaged` checkpoints (step -> cause), so that their steps can be saved again."""
+        if not damaged:
+            return
+        targets = {step: self._path(step).with_suffix(".damaged") for step in damaged}
+        # Nothing is deleted or renamed until all can be: an older STEP.damaged is for its owner.
+        blocked = [step for step, target in targets.items() if target.exists()]
+        if (step := int(_from_first_process(blocked[0] if blocked else -1))) >= 0:
+            raise InputError(
+                f"{self._path(step)}: damaged ({damaged[step]}), and {targets[step].name} exists"
+                " already; delete one of them"
+            )
+        if jax.process_index() == 0:
+            for step, target in targets.items():
+                self._path(step).rename(target)
                 print(
-                    f"warning: {path}: damaged ({cause}); set aside as {aside.name},"
-                    f" continuing from step {instead}",
+                    f"warning: {self._path(step)}: damaged ({damaged[step]}); renamed to"
+                    f" {target.name}, resuming from step {restored_step}",
                     file=sys.stderr,
                 )
-        if damaged:
-            multihost_utils.sync_global_devices("damaged checkpoints are set aside")
-            self._manager.reload()
+        multihost_utils.sync_global_devices("damaged checkpoints are renamed")
+        self._manager.reload()
 
 
 @dataclasses.dataclass(frozen=True)
 class _NewestAndBest:
     """An orbax preservation policy.
 
-    Not orbax's own policies: their BestN keeps checkpoints that were never evaluated while there
-    are few, and a figure must be known before the save.
+    Not orbax's own policies: their BestN keeps checkpoints without an evaluation while there are
+    few, and needs the metric before the save.
     """
 
     directory: Path
@@ -217,62 +239,61 @@ class _NewestAndBest:
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         steps = [checkpoint.step for checkpoint in checkpoints]
-        figures = {step: _figure(self.directory / str(step)) for step in steps}
-        ranked = sorted((step for step in steps if figures[step] is not None), key=figures.get)
-        kept = {*steps[-self.config.keep :], *ranked[len(ranked) - self.config.best :]}
-        return [step in kept for step in steps]
+        aurocs = {step: _load_auroc(self.directory / str(step)) for step in steps}
+        ranked = sorted((step for step in steps if aurocs[step] is not None), key=aurocs.get)
+        preserved = {*steps[-self.config.keep :], *ranked[len(ranked) - self.config.best :]}
+        return [step in preserved for step in steps]
 
 
-def _of_first_process(value: Any) -> np.ndarray:
-    """The value that the first process has, in all of them."""
+def _from_first_process(value: Any) -> np.ndarray:
+    """The first process's value, in all processes."""
     return np.asarray(multihost_utils.broadcast_one_to_all(np.asarray(value)))
 
 
-def _evaluation(path: Path) -> Path:
-    return path / "evaluation.json"
+def _evaluation_file(checkpoint: Path) -> Path:
+    return checkpoint / "evaluation.json"
 
 
-def _figure(path: Path) -> float | None:
-    """The figure noted with a checkpoint."""
-    file = _evaluation(path)
+def _load_auroc(checkpoint: Path) -> float | None:
+    file = _evaluation_file(checkpoint)
     return read_json(file)["auroc"] if file.exists() else None
 
 
-def check_layout(path: Path, saved: Layout, wanted: Layout) -> None:
-    """Compares what the positions of two loaders depend on, what `path` holds and what is now.
+def check_layout(path: Path, saved: Layout, current: Layout) -> None:
+    """Compares what the loader position of the checkpoint at `path` and of this run depend on.
 
     Raises:
-      MismatchError: the batches would not be the same.
+      MismatchError: the batches would differ.
     """
-    for name, value in wanted.items():
+    for name, value in current.items():
         # Without workers, the position is that of one stream, which any processes can share.
-        if name == "processes" and wanted["workers"] == 0:
+        if name == "processes" and current["workers"] == 0:
             continue
         if saved.get(name) != value:
             raise MismatchError(
-                f"{path}: saved with {name}={saved.get(name)},"
-                f" now {value}; continue with the same or take another workdir"
+                f"{path}: saved with {name}={saved.get(name)}, this run has {value}; use the same"
+                " or another workdir"
             )
 
 
-def check_shapes(path: Path, saved: dict, wanted: dict) -> None:
-    """Compares the shapes of two trees, what `path` holds and what the config makes.
+def check_shapes(path: Path, saved: dict, expected: dict) -> None:
+    """Compares the shapes of the weights at `path` with those of the config.
 
     Raises:
       MismatchError: it names the first array that differs.
     """
     saved_shapes = {name: leaf.shape for name, leaf in trees.flatten(saved).items()}
-    wanted_shapes = {name: leaf.shape for name, leaf in trees.flatten(wanted).items()}
+    expected_shapes = {name: leaf.shape for name, leaf in trees.flatten(expected).items()}
     differing = [
         name
-        for name in {**wanted_shapes, **saved_shapes}
-        if saved_shapes.get(name) != wanted_shapes.get(name)
+        for name in {**expected_shapes, **saved_shapes}
+        if saved_shapes.get(name) != expected_shapes.get(name)
     ]
     if differing:
         name = differing[0]
         raise MismatchError(
             f"{path}: {name} is {saved_shapes.get(name, 'absent')} in the checkpoint and"
-            f" {wanted_shapes.get(name, 'absent')} in the config"
+            f" {expected_shapes.get(name, 'absent')} in the config"
             f" ({len(differing)} arrays differ)"
         )
 
@@ -286,17 +307,11 @@ def one_line(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Any error becomes an InputError that names the checkpoint."""
+def _naming_errors(path: Path) -> Iterator[None]:
+    """Turns any error while saving into an InputError that names the checkpoint."""
     try:
         yield
     except Exception as error:  # orbax and tensorstore raise all kinds for a full disk
         raise InputError(
-            f"{path}: not written ({one_line(error)}); the checkpoints before it are as they were"
+            f"{path}: cannot be saved ({one_line(error)}); older checkpoints are unchanged"
         ) from error
-
-
-def _free_name(path: Path) -> Path:
-    """`path`, or with the first number behind it that makes a name of nothing."""
-    names = [path, *(path.with_name(f"{path.name}-{i}") for i in range(2, 100))]
-    return next(name for name in names if not name.exists())

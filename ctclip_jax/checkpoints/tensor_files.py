@@ -1,4 +1,4 @@
-"""Files of named tensors: safetensors, and PyTorch's own where PyTorch is installed."""
+"""Tensor files: safetensors, and PyTorch state dicts if PyTorch is installed."""
 
 import pickle
 import zipfile
@@ -18,10 +18,10 @@ LABEL_INFORMED = "label_informed"  # in the metadata of a .safetensors
 
 
 def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
-    """Returns the tensors of a .safetensors or PyTorch file, memory-mapped where the format allows.
+    """Returns the tensors of a .safetensors or PyTorch file, memory-mapped if the format allows.
 
-    A PyTorch file may hold the state dict itself or under 'model' or 'state_dict'. It is read as
-    tensors only: a file with any other pickled object is an InputError.
+    The state dict may be at the top of a PyTorch file, or under 'model' or 'state_dict'. Only
+    tensors are unpickled, since other objects can run code: they are an InputError.
     """
     path = Path(path)
     if not path.is_file():
@@ -33,12 +33,11 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
             raise InputError(f"{path}: not a safetensors file ({error})") from error
     if path.suffix in TORCH_ENDINGS:
         return _read_torch(path)
-    raise InputError(f"{path}: weights end with {', '.join(ENDINGS)}")
+    raise InputError(f"{path}: unknown ending; expected {', '.join(ENDINGS)}")
 
 
-def says_label_informed(path: Path) -> bool:
-    """Whether the metadata of a file that `read_tensors` reads tell that its weights have read
-    labels; a PyTorch file has none."""
+def is_marked_label_informed(path: Path) -> bool:
+    """Whether the metadata of a .safetensors say `label_informed`; PyTorch files have none."""
     if path.suffix != ".safetensors":
         return False
     with safetensors.safe_open(path, framework="numpy") as file:
@@ -48,19 +47,19 @@ def says_label_informed(path: Path) -> bool:
 def write_tensors(
     path: str | Path, tensors: Mapping[str, np.ndarray], *, label_informed: bool = False
 ) -> None:
-    """Writes arrays as a .safetensors file or, by its ending, as a PyTorch state dict; the former
-    says if they are `label_informed`."""
+    """Writes a .safetensors file, whose metadata say if the tensors are `label_informed`, or by its
+    ending a PyTorch state dict."""
     path = Path(path)
     contiguous = {key: np.require(value, requirements="CW") for key, value in tensors.items()}
     if path.suffix == ".safetensors":
         metadata = {LABEL_INFORMED: "true"} if label_informed else None
         safetensors.numpy.save_file(contiguous, path, metadata=metadata)
-        path.chmod(0o644)  # safetensors leaves it to its owner alone
+        path.chmod(0o644)  # safetensors creates files that only their owner can read
     elif path.suffix in TORCH_ENDINGS:
         torch = _import_torch(path)
         torch.save({key: torch.from_numpy(value) for key, value in contiguous.items()}, path)
     else:
-        raise InputError(f"{path}: weights end with {', '.join(ENDINGS)}")
+        raise InputError(f"{path}: unknown ending; expected {', '.join(ENDINGS)}")
 
 
 def _import_torch(path: Path) -> Any:
@@ -74,7 +73,7 @@ def _import_torch(path: Path) -> Any:
 def _read_torch(path: Path) -> dict[str, np.ndarray]:
     torch = _import_torch(path)
     try:
-        # Files older than PyTorch 1.6 are no zip archives, and cannot be mapped.
+        # Files of PyTorch before 1.6 are not zip archives, and cannot be memory-mapped.
         content = torch.load(
             path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
         )
@@ -84,15 +83,10 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
     if not isinstance(content, dict):
-        raise InputError(f"{path}: holds no state dict")
+        raise InputError(f"{path}: no state dict in it")
     others = [str(key) for key, value in content.items() if not isinstance(value, torch.Tensor)]
     if others:
         raise InputError(f"{path}: not tensors: {', '.join(others)}")
-    return {key: _to_numpy(torch, value) for key, value in content.items()}
-
-
-def _to_numpy(torch: Any, tensor: Any) -> np.ndarray:
-    """numpy has no bfloat16 of its own, so those tensors become float32 here."""
-    if tensor.dtype == torch.bfloat16:
-        tensor = tensor.float()
-    return tensor.detach().numpy()
+    # numpy has no bfloat16.
+    floats = {k: t.float() if t.dtype == torch.bfloat16 else t for k, t in content.items()}
+    return {key: tensor.detach().numpy() for key, tensor in floats.items()}

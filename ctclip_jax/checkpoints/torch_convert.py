@@ -1,4 +1,7 @@
-"""From a PyTorch state dict to our variables, strictly: one error lists every offending key."""
+"""PyTorch state dicts with the published names to variables and back.
+
+Strict: one error lists every missing, unexpected or wrongly shaped key.
+"""
 
 import dataclasses
 import re
@@ -20,6 +23,7 @@ from ctclip_jax.checkpoints.torch_names import (
     DROPPED,
     IMAGE,
     OPTIONAL,
+    Depths,
     Slot,
     torch_shape,
     unused_constants,
@@ -38,12 +42,14 @@ Tensors = Mapping[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class ImportedWeights:
-    """A PyTorch state dict in our terms.
+    """A PyTorch state dict as a config and variables.
 
-    `variables` are float32 copies. `unused` maps PyTorch keys to the tensors that the published
-    training never touched, as they were; with them an export is the file again, bit for bit.
-    `provenance` says what was read, dropped and converted. A bare image encoder gives the
-    variables of the image tower alone, in a config whose text tower is only a default.
+    Attributes:
+      config: read from the shapes; of a bare image encoder, its text tower is only a default.
+      variables: float32 copies; of a bare image encoder, those of the image tower alone.
+      unused: tensors that the published model never uses, by PyTorch key, unchanged; with them an
+        export is bit for bit the imported file.
+      provenance: what was read, dropped and converted.
     """
 
     config: CTCLIPConfig
@@ -55,11 +61,11 @@ class ImportedWeights:
 def import_weights(
     tensors: Tensors, *, source: str, geometry: Geometry | None = None
 ) -> ImportedWeights:
-    """Turns a state dict with the published names into variables.
+    """Converts a state dict with the published names.
 
-    Accepts the wrappers of CT-CLIP's trainers ('module.', 'trained_model.'), a classifier, and a
+    Accepts the prefixes of CT-CLIP's trainers ('module.', 'trained_model.'), a classifier, and a
     bare image encoder. Raises InputError, which names `source` and lists every missing, unexpected,
-    doubled or wrongly shaped key; also for version 1 models.
+    duplicate or wrongly shaped key; also for version 1 models.
     """
     tensors, problems = _canonical(tensors, source=source)
     dropped = sorted(key for key in tensors if DROPPED.fullmatch(key))
@@ -75,22 +81,19 @@ def import_weights(
     ranks = IMAGE_RANKS | (TEXT_RANKS if text else {})
     wrong_ranks = _wrong_ranks(tensors, ranks)
     problems += wrong_ranks
+    # The config needs only some shapes. Once those are readable, it says what all others must be.
     if ranks.keys() <= tensors.keys() and not wrong_ranks:
         shapes = {key: value.shape for key, value in tensors.items()}
         config = read_config(
             shapes, depths, geometry=geometry or Geometry(), text=text, source=source
         )
-        expected = _expected_shapes(slots, config=config, text=text)
-        if classifier and "classifier.bias" in tensors:
-            labels = tensors["classifier.bias"].size
-            config = dataclasses.replace(config, labels=labels)
-            expected |= {"classifier.weight": (labels, config.dim_latent)}
-            expected |= {"classifier.bias": (labels,)}
-        problems += _wrong_tensors(tensors, expected)
+        if "classifier.bias" in tensors:
+            config = dataclasses.replace(config, num_labels=tensors["classifier.bias"].size)
+        problems += _wrong_tensors(tensors, _expected_shapes(slots, config=config, text=text))
     if problems:
         raise InputError(f"{source}: {', '.join(problems)}")
     variables = _build(tensors, slots)
-    kept = {key: tensors[key] for key in unused & tensors.keys()}
+    unused_tensors = {key: tensors[key] for key in unused & tensors.keys()}
     provenance = {
         "source": source,
         "dropped": dropped,
@@ -101,30 +104,61 @@ def import_weights(
             if name != "float32"
         },
         "parameters": _counts(variables),
-        "unused_numbers": sum(value.size for value in kept.values()),
+        "unused_numbers": sum(value.size for value in unused_tensors.values()),
     }
-    return ImportedWeights(config, variables, kept, provenance)
+    return ImportedWeights(config, variables, unused_tensors, provenance)
+
+
+def export_weights(
+    variables: Variables,
+    *,
+    config: CTCLIPConfig,
+    unused: Mapping[str, np.ndarray] | None = None,
+) -> dict[str, np.ndarray]:
+    """Returns a float32 state dict with the published names, which PyTorch loads strictly.
+
+    `unused` are those of an import; without them (a model trained here) tensors that the model
+    never uses are zeros, or ones for scales. Raises InputError if the variables do not fit the
+    published layout: another image tower, or a logit bias.
+    """
+    if getattr(config.image, "pool", "") != "flatten":
+        raise InputError("no published PyTorch layout but for CT-ViT with image.pool='flatten'")
+    leaves = flatten(variables)
+    text = "params/temperature" in leaves
+    depths = Depths(config.image.spatial_depth, config.image.temporal_depth, config.text.num_layers)
+    slots = used_keys(depths, text=text, classifier="params/classifier/kernel" in leaves)
+    if problems := sorted({slot.path for slot in slots.values()} ^ leaves.keys()):
+        raise InputError(f"not in both the model and PyTorch's layout: {', '.join(problems)}")
+    tensors = {}
+    for key, slot in slots.items():
+        leaf = np.asarray(leaves[slot.path])
+        tensors[key] = slot.layout.to_torch(leaf if slot.layer is None else leaf[slot.layer])
+    if unused is None:
+        unused = {
+            key: np.full(constant.shape, constant.value, np.float32)
+            for key, constant in unused_constants(config, text=text).items()
+        }
+    return tensors | dict(unused)
 
 
 def has_classifier(tensors: Tensors) -> bool:
-    """Whether a classifier of volumes is among tensors of a published file, so that they have read
-    labels."""
+    """Whether the tensors of a published file include a classifier, so were trained with labels."""
     return any(WRAPPERS.sub("", key).startswith(CLASSIFIER) for key in tensors)
 
 
 def _canonical(tensors: Tensors, *, source: str) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Takes the wrappers' prefixes off; returns the problems beside."""
+    """Returns the tensors without the prefixes of wrappers, and the duplicate keys as problems."""
     names = {key: WRAPPERS.sub("", key) for key in tensors}
     if not any(name.startswith(IMAGE) for name in names.values()):
         if not any(name.startswith("to_patch_emb.") for name in names.values()):
-            raise InputError(f"{source}: no CT-CLIP weights (no key begins with {IMAGE})")
+            raise InputError(f"{source}: not CT-CLIP weights: no key starts with {IMAGE}")
         names = {
             key: name if name.startswith(CLASSIFIER) else IMAGE + name
             for key, name in names.items()
         }
-    doubled = [name for name, count in Counter(names.values()).items() if count > 1]
+    duplicates = [name for name, count in Counter(names.values()).items() if count > 1]
     canonical = {name: tensors[key] for key, name in names.items()}
-    return canonical, [f"doubled {name}" for name in sorted(doubled)]
+    return canonical, [f"duplicate {name}" for name in sorted(duplicates)]
 
 
 def _wrong_names(tensors: Tensors, expected: Set[str]) -> list[str]:
@@ -144,7 +178,7 @@ def _wrong_ranks(tensors: Tensors, ranks: Mapping[str, int]) -> list[str]:
 def _expected_shapes(
     slots: Mapping[str, Slot], *, config: CTCLIPConfig, text: bool
 ) -> dict[str, tuple[int, ...]]:
-    """The model itself says what shapes its tensors have."""
+    """PyTorch shapes of all tensors, from the abstract variables of the model."""
     leaves = flatten(CTCLIP(config).abstract_variables())
     used = {
         key: torch_shape(leaves[slot.path].shape, slot)
@@ -156,7 +190,10 @@ def _expected_shapes(
 
 
 def _wrong_tensors(tensors: Tensors, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """Names wrong shapes, tensors of no floating type, and betas that are not a buffer of zeros."""
+    """Problems: wrong shapes, dtypes that are not floating, and betas other than zero.
+
+    The published layer norms have no trained bias, but a constant `beta` buffer.
+    """
     problems = [
         f"{key} of shape {tensors[key].shape} instead of {shape}"
         for key, shape in shapes.items()
@@ -176,6 +213,7 @@ def _wrong_tensors(tensors: Tensors, shapes: Mapping[str, tuple[int, ...]]) -> l
 
 
 def _build(tensors: Tensors, slots: Mapping[str, Slot]) -> Variables:
+    """The variables: tensors in our layout, those of layers stacked on a leading axis."""
     layers: dict[str, list[np.ndarray]] = {}
     for key, slot in slots.items():
         layers.setdefault(slot.path, []).append(slot.layout.from_torch(tensors[key]))
@@ -191,7 +229,7 @@ def _build(tensors: Tensors, slots: Mapping[str, Slot]) -> Variables:
 
 
 def _counts(variables: Variables) -> dict[str, int]:
-    """Numbers in each part of the model, and in all of it."""
+    """Parameter counts of each part of the model, and in total."""
     parts = variables["params"] | {"codebook": variables["codebook"]}
     counts = {
         name: sum(leaf.size for leaf in flatten({"": part}).values())

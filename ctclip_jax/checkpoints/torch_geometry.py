@@ -1,4 +1,4 @@
-"""The model's configuration, read from the shapes of PyTorch's tensors."""
+"""Model config from the tensor shapes of a PyTorch state dict."""
 
 import dataclasses
 import math
@@ -36,10 +36,10 @@ TEXT_RANKS = {
 
 @dataclasses.dataclass(frozen=True)
 class Geometry:
-    """What no tensor's shape tells; None: read from the file, or as published where that fits.
+    """Sizes that tensor shapes do not determine; None: inferred, or as published if that fits.
 
     `image_size` and `patch_size` are voxels (height, width), one number for a square; `frames` and
-    `temporal_patch_size` are voxels along the CT z axis; `spacing` is mm of a voxel (z, x, y).
+    `temporal_patch_size` are voxels along the CT z axis; `spacing` is mm between voxels (z, x, y).
     """
 
     image_size: tuple[int, int] | int | None = None
@@ -54,7 +54,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def count_layers(keys: Iterable[str]) -> Depths:
-    """Returns the number of layers that the keys of a state dict name, at least one each."""
+    """Returns the number of layers of each transformer in the keys of a state dict, at least 1."""
     keys = list(keys)
 
     def depth(prefix: str) -> int:
@@ -72,16 +72,16 @@ def count_layers(keys: Iterable[str]) -> Depths:
 def read_config(
     shapes: Shapes, depths: Depths, *, geometry: Geometry, text: bool, source: str
 ) -> CTCLIPConfig:
-    """Returns the configuration of a state dict that has the keys of `IMAGE_RANKS` (`TEXT_RANKS`).
+    """Returns the config of a state dict that has the keys of `IMAGE_RANKS` (and `TEXT_RANKS`).
 
-    Raises InputError for a version 1 model, and when an argument of `Geometry` is needed.
+    Raises InputError for a version 1 model, and if a field of `Geometry` has to be passed.
     """
     if shapes[_NORM_IN][0] == V1_PATCH_VOXELS:
         raise InputError(
-            f"{source}: a CT-CLIP version 1 model (patches of 30 x 30 x 15 voxels); "
-            "only version 2 is supported"
+            f"{source}: a CT-CLIP version 1 model (patches of 30 x 30 x 15 voxels);"
+            " only version 2 is supported"
         )
-    geometry = _settle(shapes, geometry, text=text, source=source)
+    geometry = _infer_geometry(shapes, geometry, text=text, source=source)
     image = CTViTConfig(
         dim=shapes[_PROJ][0],
         image_size=geometry.image_size,
@@ -113,10 +113,12 @@ def _pair(value: tuple[int, int] | int | None) -> tuple[int, int] | None:
     return (value, value) if isinstance(value, int) else value and tuple(value)
 
 
-def _settle(shapes: Shapes, geometry: Geometry, *, text: bool, source: str) -> Geometry:
-    """Fills in what is not given; an InputError names the arguments that are still needed."""
+def _infer_geometry(shapes: Shapes, geometry: Geometry, *, text: bool, source: str) -> Geometry:
+    """Fills in the fields of `geometry` that are None; raises InputError if one stays open."""
+    # The embedding of patches reads slices * height * width voxels, the unused one of first frames
+    # height * width: their ratio is the temporal patch size, but height : width stays open.
     frame_voxels = shapes[_FRAME_NORM_IN][0]
-    slices, rest = divmod(shapes[_NORM_IN][0], frame_voxels)
+    slices, remainder = divmod(shapes[_NORM_IN][0], frame_voxels)
     patch_size = _pair(geometry.patch_size)
     if patch_size is None and frame_voxels == math.prod(PUBLISHED.patch_size):
         patch_size = PUBLISHED.patch_size
@@ -124,26 +126,30 @@ def _settle(shapes: Shapes, geometry: Geometry, *, text: bool, source: str) -> G
     is_published = (
         patch_size == PUBLISHED.patch_size
         and slices == PUBLISHED.temporal_patch_size
-        and (not text or shapes[_IMAGE_LATENT][1] == _features(shapes[_PROJ][0]))
+        and (not text or shapes[_IMAGE_LATENT][1] == CTViTConfig(dim=shapes[_PROJ][0]).features)
     )
     if is_published:
         image_size, frames = image_size or PUBLISHED.image_size, frames or PUBLISHED.frames
+    # No shape depends on the number of heads; BERT models have heads of 64.
     heads = geometry.text_heads
     if text and heads is None and shapes[_WORDS][1] % BERT_HEAD_SIZE == 0:
         heads = shapes[_WORDS][1] // BERT_HEAD_SIZE
-    settled = Geometry(
+    inferred = Geometry(
         image_size=image_size,
         patch_size=patch_size,
-        temporal_patch_size=geometry.temporal_patch_size or (None if rest else slices),
+        temporal_patch_size=geometry.temporal_patch_size or (None if remainder else slices),
         frames=frames,
         text_heads=heads if text else BertConfig.num_heads,
         spacing=tuple(geometry.spacing or PUBLISHED.spacing),
     )
-    needed = [name for name, value in dataclasses.asdict(settled).items() if value is None]
-    if needed:
-        raise InputError(f"{source}: its shapes do not tell {', '.join(needed)}; give them")
-    _check_division(settled, hidden=shapes[_WORDS][1] if text else 0, source=source)
-    return settled
+    missing = [name for name, value in dataclasses.asdict(inferred).items() if value is None]
+    if missing:
+        raise InputError(
+            f"{source}: cannot infer {', '.join(missing)} from tensor shapes; pass"
+            f" {', '.join(f'--{name}' for name in missing)}"
+        )
+    _check_division(inferred, hidden=shapes[_WORDS][1] if text else 0, source=source)
+    return inferred
 
 
 def _check_division(geometry: Geometry, *, hidden: int, source: str) -> None:
@@ -155,10 +161,4 @@ def _check_division(geometry: Geometry, *, hidden: int, source: str) -> None:
     )
     for name, whole, part in divisions:
         if whole % part:
-            raise InputError(f"{source}: {name} {whole} is no multiple of {part}")
-
-
-def _features(dim: int) -> int:
-    """Numbers that the published grid hands to the image projection."""
-    _, rows, columns = PUBLISHED.grid
-    return rows * columns * dim
+            raise InputError(f"{source}: {name} {whole} is not divisible by {part}")

@@ -1,8 +1,8 @@
-"""The names of the published PyTorch weights beside ours, as data.
+"""Key table: names and layouts of the published PyTorch weights and of our variables.
 
-A row of a table is (PyTorch key, our path, layout); "{}" in a key is a layer, and our path then
-is an array with all layers stacked on its first axis. Keys of tensors that the published training
-never touches (CT-CLIP, arXiv 2403.17834) have a row (key, shape, neutral value) instead.
+A row of a table is (PyTorch key, path in `variables`, layout); "{}" in a key is a layer, and the
+array then has all layers stacked on its first axis. Tensors that the published model never uses
+(CT-CLIP, arXiv 2403.17834) have a row (key, shape, neutral value) instead.
 """
 
 import re
@@ -18,7 +18,7 @@ TEXT = "text_transformer."
 
 
 class Layout(NamedTuple):
-    """How one tensor is laid out by us, given PyTorch's, and back."""
+    """Conversions of one tensor from PyTorch's layout to ours and back."""
 
     from_torch: Callable[[np.ndarray], np.ndarray]
     to_torch: Callable[[np.ndarray], np.ndarray]
@@ -31,7 +31,7 @@ CODEBOOK = Layout(lambda x: x[0], lambda x: x[None])
 
 
 class Slot(NamedTuple):
-    """Where one PyTorch tensor lives with us: an array of `variables`, or one layer of it."""
+    """Place of one PyTorch tensor: an array of `variables`, or one layer of it."""
 
     path: str
     layer: int | None
@@ -39,7 +39,7 @@ class Slot(NamedTuple):
 
 
 class Constant(NamedTuple):
-    """A tensor that PyTorch's loader asks for and the model never uses."""
+    """Shape and neutral value of a tensor that a strict load needs and the model never uses."""
 
     shape: tuple[int, ...]
     value: float
@@ -184,7 +184,7 @@ def used_keys(depths: Depths, *, text: bool, classifier: bool) -> dict[str, Slot
 
 
 def unused_keys(depths: Depths, *, text: bool) -> frozenset[str]:
-    """Returns the PyTorch keys of the tensors that no gradient ever reaches."""
+    """Returns the PyTorch keys of the tensors that the model never uses."""
     table = IMAGE_UNUSED + TEXT_UNUSED * text
     return frozenset(key for pattern, *_ in table for key, _ in _layers(pattern, depths))
 
@@ -215,6 +215,6 @@ def unused_constants(config: CTCLIPConfig, *, text: bool) -> dict[str, Constant]
 
 
 def torch_shape(shape: tuple[int, ...], slot: Slot) -> tuple[int, ...]:
-    """Returns the shape in PyTorch of a tensor whose array in `variables` has this one."""
-    own = shape if slot.layer is None else shape[1:]
-    return slot.layout.to_torch(np.broadcast_to(np.float32(0), own)).shape
+    """Returns the shape of the PyTorch tensor of an array in `variables` of the given shape."""
+    layer_shape = shape if slot.layer is None else shape[1:]
+    return slot.layout.to_torch(np.broadcast_to(np.float32(0), layer_shape)).shape

@@ -1,1 +1,1 @@
-"""Below everything: trees, typed shapes, the mesh and its rules, configuration."""
+"""Shared basics: trees, typed shapes, mesh and sharding rules, configs, version."""

@@ -1,4 +1,4 @@
-"""Nested dicts of arrays by 'a/b/c' names, and first-match regular-expression rules over them."""
+"""Nested dicts as flat dicts with 'a/b/c' names, and regular-expression rules for names."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns `{'a/b/c': leaf}` for a nested dict; the order of the keys is kept."""
+    """Returns `{'a/b/c': leaf}` for a nested dict, in its order."""
     flat = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
@@ -19,7 +19,7 @@ def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the nested dict of `{'a/b/c': leaf}`; the inverse of `flatten`."""
+    """Returns the nested dict of `{'a/b/c': leaf}`, the inverse of `flatten`."""
     tree: dict[str, Any] = {}
     for name, leaf in flat.items():
         *parents, last = name.split("/")
@@ -31,14 +31,14 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def overlay(tree: Mapping[str, Any], part: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns `tree` with the leaves of `part` in the place of its own."""
+    """Returns `tree` with its leaves replaced by those of `part`, which may be partial."""
     return unflatten({**flatten(tree), **flatten(part)})
 
 
 def match_rules(
     rules: Sequence[tuple[str, T]], names: Iterable[str], *, default: T
 ) -> dict[str, T]:
-    """Maps every name to the value of the first rule whose pattern is found in it (`re.search`)."""
+    """Maps every name to the value of the first rule whose pattern matches (`re.search`)."""
 
     def value(name: str) -> T:
         return next((value for pattern, value in rules if re.search(pattern, name)), default)

@@ -1,5 +1,6 @@
-"""Which code this is."""
+"""Package version and git commit, for checkpoints."""
 
+import functools
 import subprocess
 from pathlib import Path
 
@@ -9,29 +10,16 @@ __version__ = "0.1.0"
 
 
 def code_version() -> dict[str, str | bool | None]:
-    """Returns `package`, `jax`, and the git `commit` with whether its files were changed (`dirty`).
-
-    The last two are None for code that is not in a git checkout.
-    """
+    """Returns the versions of `package` and `jax`, the git `commit`, and whether tracked files have
+    uncommitted changes (`dirty`); the last two are None outside of a git checkout."""
+    version = {"package": __version__, "jax": jax.__version__, "commit": None, "dirty": None}
     root = Path(__file__).parents[2]
-    commit = changes = None
-    if (root / ".git").exists():
-        commit = _git(root, "rev-parse", "HEAD")
-        changes = _git(root, "status", "--porcelain", "--untracked-files=no")
-    return {
-        "package": __version__,
-        "jax": jax.__version__,
-        "commit": commit,
-        "dirty": None if changes is None else bool(changes),
-    }
-
-
-def _git(root: Path, *arguments: str) -> str | None:
-    """What git says; None if there is no git, or it will not say."""
+    if not (root / ".git").exists():  # git itself would find a checkout around an installed package
+        return version
+    git = functools.partial(subprocess.run, cwd=root, capture_output=True, text=True, check=True)
     try:
-        told = subprocess.run(
-            ["git", *arguments], cwd=root, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return told.stdout.strip()
+        commit = git(["git", "rev-parse", "HEAD"]).stdout.strip()
+        changes = git(["git", "status", "--porcelain", "--untracked-files=no"]).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):  # no git, or a checkout of another user
+        return version
+    return version | {"commit": commit, "dirty": bool(changes)}

@@ -1,1 +1,1 @@
-"""What a step costs: FLOPs, compiled memory, accelerators, the dry run."""
+"""Cost of a train step: FLOPs, memory, collectives, peaks of accelerators, the dry run."""

@@ -1,9 +1,8 @@
-"""Floating-point operations, a multiplication and an addition being two.
+"""FLOP counts: model FLOPs for MFU, and the FLOPs of a traced program; a multiply-add is two.
 
-Model FLOPs are what the mathematics asks for, of which model FLOP utilization is a share: the
-matrix products and the attention of both towers, the projections, and the search of the quantizer.
-Norms, activations, position bias and encoding are left out (1 %), and nothing counts twice. A
-program computes more, above all where it recomputes activations.
+Model FLOPs are those of the mathematics: matrix products and attention of both towers, projections,
+and the search of the quantizer, each once. Norms, activations, position bias and encoding are left
+out (1 %). A program computes more, mostly by recomputing activations.
 """
 
 import math
@@ -25,7 +24,7 @@ from data_pipelines.reports import LABELS
 def volume_flops(config: CTCLIPConfig, *, train: bool = False) -> float:
     """Returns the model FLOPs of the latent of one volume, without the quantizer's search.
 
-    A tower that leaves out patches in training has fewer there.
+    With `train`, without the patches that a tower drops in training.
     """
     image = config.image
     kernels = {
@@ -36,16 +35,16 @@ def volume_flops(config: CTCLIPConfig, *, train: bool = False) -> float:
         if re.search(r"(patch_embed|attn|ff)/.*kernel$", name)
     }
     if isinstance(image, ViTConfig):
-        tokens = image.kept if train else image.tokens
+        tokens = image.num_visible_tokens if train else image.num_tokens
         attention = 2 * image.depth * tokens * image.dim
-        # The pool's one query is not counted, its keys and values are.
+        # The attention pool runs once for its one query, but for keys and values of all tokens.
         pool = sum(size for name, size in kernels.items() if name.startswith("pool/"))
         pool -= kernels["pool/attn/key_value/kernel"]
-        each = sum(kernels.values()) - pool + attention
-        return 2.0 * (tokens * each + pool) + _projection_flops(config)
+        per_token = sum(kernels.values()) - pool + attention
+        return 2.0 * (tokens * per_token + pool) + _projection_flops(config)
     t, h, w = image.grid
-    looked_at = image.spatial_depth * h * w + image.temporal_depth * t
-    attention = 2 * looked_at * image.heads * image.dim_head
+    num_keys = image.spatial_depth * h * w + image.temporal_depth * t
+    attention = 2 * num_keys * image.heads * image.dim_head
     return 2.0 * t * h * w * (sum(kernels.values()) + attention) + _projection_flops(config)
 
 
@@ -54,7 +53,7 @@ def _projection_flops(config: CTCLIPConfig) -> float:
 
 
 def search_flops(config: CTCLIPConfig) -> float:
-    """Returns the model FLOPs of finding the codes of one volume; no gradient passes there."""
+    """Returns the model FLOPs of the nearest codes of one volume's tokens; it has no gradient."""
     image = config.image
     if isinstance(image, ViTConfig):
         return 0.0
@@ -71,18 +70,19 @@ def text_flops(config: BertConfig, length: int) -> float:
 def step_flops(config: TrainConfig) -> float:
     """Returns the model FLOPs of one training step, over all devices.
 
-    A gradient costs twice the forward; an encoder that is frozen as a whole has none. What is not
-    encoded (texts that the loss does not read, volumes of frozen latents) costs nothing.
+    The backward pass costs twice the forward; an encoder that is frozen as a whole has none. Texts
+    that the loss does not read and volumes with frozen latents are not encoded.
     """
     model = config.model
     names = trees.flatten(abstract_params(CTCLIP(model).init, config.lora))
     rates = trees.match_rules(config.optim.rules, names, default=1.0)
 
     def passes(tower: str, encoder: float, projection: float) -> float:
-        """Of an encoder and its projection, whose own gradient is half of what follows it."""
-        own = re.compile(f"(lora/)?{tower}/")
-        if any(rates[name] for name in names if own.match(name)):
+        """FLOPs of all passes of an encoder and its projection, from those of one forward pass."""
+        encoder_names = re.compile(f"(lora/)?{tower}/")
+        if any(rates[name] for name in names if encoder_names.match(name)):
             return 3 * (encoder + projection)
+        # Behind a frozen encoder, the projection has a gradient of its kernel, not of its input.
         return encoder + (2 if rates[f"{tower}_projection/kernel"] else 1) * projection
 
     def texts(count: int, length: int) -> float:
@@ -95,7 +95,7 @@ def step_flops(config: TrainConfig) -> float:
         volume = passes("image", volume_flops(model, train=True) - projection, projection)
         flops += config.batch_size * (volume + search_flops(model))
     if config.loss.reads_texts:
-        flops += texts(config.batch_size * config.data.texts, config.data.max_length)
+        flops += texts(config.batch_size * config.data.texts_per_volume, config.data.max_length)
     if config.loss.name == "prompts":
         flops += texts(2 * len(LABELS), PROMPT_TOKENS)
     return flops
@@ -104,8 +104,8 @@ def step_flops(config: TrainConfig) -> float:
 def program_flops(program: ClosedJaxpr | Jaxpr) -> float:
     """Returns the FLOPs of the matrix products of a traced program, over all devices.
 
-    Unlike XLA's cost analysis, which takes every loop for one round, a loop counts as often as it
-    runs (once, where that is not known). Recomputation counts; of branches the dearest.
+    Unlike in XLA's cost analysis, the body of a loop counts as often as it runs (once in a
+    `while`). Recomputation counts; of the branches of a `cond`, the most expensive one.
     """
     return sum(map(_equation_flops, program.eqns))
 
@@ -126,8 +126,8 @@ def _equation_flops(equation: JaxprEqn) -> float:
 
 
 def _programs(params: dict[str, Any]) -> Iterator[ClosedJaxpr | Jaxpr]:
-    """The programs inside an equation: bodies, branches, functions called."""
+    """The programs inside an equation: bodies, branches, called functions."""
     for value in params.values():
-        for each in value if isinstance(value, tuple) else (value,):
-            if isinstance(each, (ClosedJaxpr, Jaxpr)):
-                yield each
+        for item in value if isinstance(value, tuple) else (value,):
+            if isinstance(item, (ClosedJaxpr, Jaxpr)):
+                yield item

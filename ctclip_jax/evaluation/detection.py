@@ -149,7 +149,7 @@ def evaluate(
     *,
     protocol: ProtocolConfig,
 ) -> dict[str, Any]:
-    """Every figure of every label, and means over all labels and without `protocol.left_out`.
+    """Every figure of every label, means over all labels and without the excluded ones.
 
     `weights` are of `weights_of`.
     """
@@ -159,10 +159,10 @@ def evaluate(
         "thresholds": predictions.rule,
         "macro": _means(samples, np.arange(len(labels)), protocol),
     }
-    kept = np.array([i for i, label in enumerate(labels) if label not in protocol.left_out])
+    kept = np.array([i for i, label in enumerate(labels) if label not in protocol.excluded_labels])
     if 0 < len(kept) < len(labels):
         found["macro_without_left_out"] = {
-            "left_out": [label for label in labels if label in protocol.left_out],
+            "left_out": [label for label in labels if label in protocol.excluded_labels],
             **_means(samples, kept, protocol),
         }
     found["per_label"] = {

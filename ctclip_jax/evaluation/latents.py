@@ -21,7 +21,6 @@ from ctclip_jax.common.trees import flatten
 from ctclip_jax.evaluation import encode
 from ctclip_jax.evaluation.dataset import from_rows
 from ctclip_jax.evaluation.files import read_arrays, read_source, write_json, write_study
-from ctclip_jax.inference import scoring
 from ctclip_jax.inference.load import Model
 from data_pipelines import loader, shards
 from data_pipelines.errors import InputError
@@ -29,7 +28,8 @@ from data_pipelines.files import make_folder, publish, scratch_folder
 from data_pipelines.reports import report_text
 
 PROGRESS_SECONDS = 5.0
-CHANGEABLE = ("model", "shards", *scoring.SAYS)  # between two runs into one folder
+# Between two runs into one folder.
+CHANGEABLE = ("model", "shards", "scores", "prompts", "ensemble")
 
 
 def describe(model: Model, path: str, *, folder: str, split: str) -> dict[str, Any]:

@@ -1,73 +1,88 @@
-"""How figures are made of a study: everything that a reader of them may ask."""
+"""Evaluation protocol config: prompts, classifier, thresholds, bootstrap."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from jaxtyping import Float
 
+from ctclip_jax.common.configs import FractionBelowOne, NonNegativeInt, PositiveInt, Range
+from ctclip_jax.inference.classifiers import (
+    Classifier,
+    ClassifierKind,
+    Ensemble,
+    Finding,
+    PromptPair,
+    finding_prompts,
+)
 from data_pipelines.errors import InputError
-
-ENSEMBLES = ("latents", "probabilities")
-SCORES = ("zero_shot", "classifier")
+from data_pipelines.reports import Form
 
 
 @dataclasses.dataclass(frozen=True)
 class ProtocolConfig:
-    """What a file such as configs/evaluation.py says.
+    """The keys of configs/evaluation.py.
 
     Attributes:
-      prompts: pairs of wordings, that a label is present and that it is not; {} stands for the
-        label as it is written, {lower} for it with a small first letter. Several are an ensemble.
-      ensemble: 'latents': the mean of their latents is the prompt; 'probabilities': the mean of
-        their probabilities is the score.
-      scores: 'zero_shot', by prompts; 'classifier', by the trained classifier of the model.
-      combined: labels that are several of the model's: (label, its parts); the greatest counts.
-      left_out: labels that a second mean leaves out, as other papers do.
-      report, pool_sentences, max_length: how reports are read; None: as the model's export says.
+      prompts: pairs of templates, that a label is present and that it is not; {} stands for the
+        label as written, {lower} for it with a small first letter. Several pairs are an ensemble.
+      ensemble: average the 'latents' of several prompts or the 'probabilities' of several pairs.
+      classifier: 'zero_shot', by prompts, or 'trained', the head of a fine-tuned model.
+      merged_labels: (label, its parts): labels that the data set has as one and the model as
+        several; their probability is the greatest of the parts.
+      excluded_labels: labels that a second mean leaves out, as other papers do.
+      report_format, pool_sentences, max_length: how reports are read; None: as the export says.
       batch_size: volumes encoded at a time.
       dtype: of the large matrix products; None: the model's.
       folds: of patients, over which thresholds are cross-fitted.
       resamples, level, seed: of the bootstrap over patients.
     """
 
-    prompts: tuple[tuple[str, str], ...]
-    ensemble: str = "latents"
-    scores: str = "zero_shot"
-    combined: tuple[tuple[str, tuple[str, ...]], ...] = (
+    prompts: tuple[PromptPair, ...]
+    ensemble: Ensemble = "latents"
+    classifier: ClassifierKind = "zero_shot"
+    merged_labels: tuple[tuple[str, tuple[str, ...]], ...] = (
         ("Calcification", ("Arterial wall calcification", "Coronary artery wall calcification")),
     )
-    left_out: tuple[str, ...] = ("Medical material", "Lymphadenopathy")
-    report: str | None = None
+    excluded_labels: tuple[str, ...] = ("Medical material", "Lymphadenopathy")
+    report_format: Form | None = None
     pool_sentences: bool | None = None
-    max_length: int | None = None
-    batch_size: int = 8
-    dtype: str | None = None
-    folds: int = 5
-    resamples: int = 1000
-    level: float = 0.95
+    max_length: PositiveInt | None = None
+    batch_size: PositiveInt = 8
+    dtype: Literal["float32", "bfloat16"] | None = None
+    folds: Annotated[int, Range(2)] = 5
+    resamples: NonNegativeInt = 1000
+    level: FractionBelowOne = 0.95
     seed: int = 0
 
-    def parts_of(self, label: str) -> tuple[str, ...]:
-        """The labels of the model that `label` is made of: itself, if it is not a combined one."""
-        return dict(self.combined).get(label, (label,))
-
-    def combine(
-        self, labels: Sequence[str], score: Callable[[str], Float[np.ndarray, " n"]]
-    ) -> Float[np.ndarray, "n labels"]:
-        """The scores of labels from those of their parts, the greatest of which counts."""
-        parts = [[score(part) for part in self.parts_of(label)] for label in labels]
-        return np.stack([np.max(each, axis=0) for each in parts], axis=1)
-
     def __post_init__(self):
-        for name, value, fits, wanted in (
-            ("ensemble", self.ensemble, self.ensemble in ENSEMBLES, " or ".join(ENSEMBLES)),
-            ("scores", self.scores, self.scores in SCORES, " or ".join(SCORES)),
-            ("prompts", self.prompts, len(self.prompts) > 0, "one pair or more"),
-            ("batch_size", self.batch_size, self.batch_size >= 1, "1 or more"),
-            ("folds", self.folds, self.folds >= 2, "2 or more"),
-            ("resamples", self.resamples, self.resamples >= 0, "0 or more"),
-            ("level", self.level, 0 < self.level < 1, "between 0 and 1"),
-        ):
-            if not fits:
-                raise InputError(f"config.{name}: {value}, wanted {wanted}")
+        if not self.prompts:
+            raise InputError("config.prompts: got none, expected one pair or more")
+
+    def parts_of(self, label: str) -> tuple[str, ...]:
+        """The model's labels that `label` is merged from; itself if it is not a merged one."""
+        return dict(self.merged_labels).get(label, (label,))
+
+    def findings(self, labels: Sequence[str]) -> list[Finding]:
+        """What a zero-shot classifier needs to know for these labels."""
+        parts = dict.fromkeys(part for label in labels for part in self.parts_of(label))
+        return [finding_prompts(part, self.prompts) for part in parts]
+
+    def scores(
+        self, labels: Sequence[str], classifier: Classifier, latents: Float[np.ndarray, "n d"]
+    ) -> Float[np.ndarray, "n labels"]:
+        """The probability of each label; of a merged label, the greatest of its parts."""
+        by_name = dict(zip(classifier.names, classifier.probabilities(latents).T, strict=True))
+        parts = [self.parts_of(label) for label in labels]
+        if unknown := [part for group in parts for part in group if part not in by_name]:
+            raise InputError(f"config.classifier: it does not know the label {unknown[0]!r}")
+        merged = [np.max([by_name[part] for part in group], axis=0) for group in parts]
+        return np.stack(merged, axis=1)
+
+    def score_metadata(self) -> dict[str, Any]:
+        """How scores are computed, for source.json."""
+        if self.classifier == "trained":
+            return {"scores": self.classifier}
+        metadata = {"scores": self.classifier, "prompts": [list(pair) for pair in self.prompts]}
+        return metadata | ({"ensemble": self.ensemble} if len(self.prompts) > 1 else {})

@@ -20,8 +20,8 @@ from einops import rearrange
 
 from ctclip_jax.common.shapes import Array, Float, Num, Variables
 from ctclip_jax.models.ct_clip import CTCLIP
-from ctclip_jax.models.ct_vit import pooled
-from ctclip_jax.models.patch_embed import cut, normalized
+from ctclip_jax.models.ct_vit import pool_tokens
+from ctclip_jax.models.patch_embed import normalize_intensity, patchify
 
 EXACT, GUESS = "exact contributions", "gradient x input"
 
@@ -72,20 +72,20 @@ def unit_tokens(
     """Tokens over the length of what the projection makes of them, c / |W f|: the latent is linear
     in them."""
     with jax.default_matmul_precision("float32"):
-        features = pooled(tokens, model.config.image.head)
+        features = pool_tokens(tokens, model.config.image.pool)
         projected = features @ variables["params"]["image_projection"]["kernel"]
         return tokens / jnp.linalg.norm(projected, axis=-1)[:, None, None, None, None]
 
 
 def _exact(model, variables, tokens, kernel, reference, positive):
     projection = variables["params"]["image_projection"]["kernel"]
-    latents = model.project_image(variables, pooled(tokens, model.config.image.head))
+    latents = model.project_image(variables, pool_tokens(tokens, model.config.image.pool))
     weights = jnp.einsum("cd,bkd->bkc", projection, _directions(latents, kernel, positive))
     units = unit_tokens(model, variables, tokens)
     if reference is not None:
         units = units - reference[None]
     t, h, w = tokens.shape[1:4]
-    if model.config.image.head == "mean":
+    if model.config.image.pool == "mean":
         return latents, jnp.einsum("bthwd,bkd->bkthw", units, weights) / (t * h * w)
     weights = rearrange(weights, "b k (h w d) -> b k h w d", h=h, w=w)
     return latents, jnp.einsum("bthwd,bkhwd->bkthw", units, weights) / t
@@ -94,13 +94,13 @@ def _exact(model, variables, tokens, kernel, reference, positive):
 def _gradient_times_input(model, variables, image, kernel, reference, positive):
     if reference is not None:
         raise ValueError("a tower without a codebook has no reference")
-    volume = normalized(image, model.config.image.window)
+    volume = normalize_intensity(image, model.config.image.window)
     latents, pull = jax.vjp(lambda volume: model.encode_image(variables, volume), volume)
     directions = _directions(latents, kernel, positive)
 
     def of_patches(direction):
         (gradient,) = pull(direction)
-        return cut(gradient * volume, model.config.image.patch).sum(axis=-1)
+        return patchify(gradient * volume, model.config.image.patch).sum(axis=-1)
 
     return latents, jnp.moveaxis(jax.lax.map(of_patches, jnp.moveaxis(directions, 1, 0)), 0, 1)
 

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
+from ctclip_jax.checkpoints.exports import BASELINE_FILE
 from data_pipelines.errors import InputError
 from data_pipelines.files import publish, scratch_folder
 
-FILE = "reference.npz"
+FILE = BASELINE_FILE
 
 
 @dataclasses.dataclass(frozen=True)

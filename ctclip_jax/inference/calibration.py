@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Float32
 
+from ctclip_jax.checkpoints.exports import CALIBRATION_FILE
 from data_pipelines.errors import InputError
 from data_pipelines.files import read_json, write_text
 
-FILE = "calibration.json"
+FILE = CALIBRATION_FILE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Curve:
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """Curves by label, for the probabilities by prompts ('zero_shot') or by 'classifier'.
+    """Curves by label, for the probabilities of the 'zero_shot' or the 'trained' classifier.
 
     `fitted_on` says which volumes they are of.
     """
@@ -68,7 +69,8 @@ def read(folder: Path) -> Calibration | None:
     content = read_json(path)
     try:
         curves = {name: _curve(curve) for name, curve in content["curves"].items()}
-        return Calibration(str(content["scores"]), curves, str(content["fitted_on"]))
+        kind = {"classifier": "trained"}.get(content["scores"], content["scores"])  # its old name
+        return Calibration(str(kind), curves, str(content["fitted_on"]))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: no calibration ({type(error).__name__}: {error})") from error
 

@@ -1,146 +1,140 @@
-"""Findings in chest CTs: their probabilities, and what each patch of a volume adds to them.
+"""Classifiers: probabilities of findings from volume latents, by text prompts or a trained head.
 
-By prompts (zero-shot) or by a trained classifier (ClassFine, LiPro), the logit of a finding is
-linear in the latent of the volume, or in its positive part: one `Detector` serves both.
+Both are linear: a zero-shot classifier (CT-CLIP, arXiv 2403.17834) weighs the latent by the
+difference of two prompts, that a finding is present and that it is not; a trained head (ClassFine,
+LiPro) reads the positive part of the latent. No other module turns a latent into a probability.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
-from jaxtyping import Float32, Num
+from einops import rearrange
+from jaxtyping import Float, Float32
 
 from ctclip_jax.inference.calibration import Calibration
-from ctclip_jax.inference.load import Model
 from data_pipelines.errors import InputError
 from data_pipelines.reports import LABELS, PROMPTS, prompt_text
 from data_pipelines.sources.tables import read_table
 
+ClassifierKind = Literal["zero_shot", "trained"]
+Ensemble = Literal["latents", "probabilities"]
+PromptPair = tuple[str, str]  # present, absent
+
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """A finding, and the two texts that say it is present and that it is not."""
+    """A finding and the texts that say it is present and absent; several pairs are an ensemble."""
 
     name: str
-    present: str
-    absent: str
+    prompts: tuple[PromptPair, ...]
 
 
-def worded(name: str, prompts: tuple[str, str] = PROMPTS) -> Finding:
-    """The finding `name` in the wording of `prompts`, with {} for the name."""
-    present, absent = (prompt_text(prompt, name) for prompt in prompts)
-    return Finding(name, present, absent)
+def finding_prompts(name: str, templates: Sequence[PromptPair] = (PROMPTS,)) -> Finding:
+    """The finding in the wording of prompt templates such as "{} is present."."""
+    pairs = (tuple(prompt_text(template, name) for template in pair) for pair in templates)
+    return Finding(name, tuple(pairs))
 
 
 def read_findings(path: Path) -> list[Finding]:
-    """Findings of a table, CSV or .jsonl, with a column `finding` and, where the wording of the
-    published prompts does not do, `present` and `absent`.
-
-    Raises:
-      InputError: no such table, no finding in it, or a row with one of the two texts alone.
-    """
+    """Reads a CSV or .jsonl table: a column `finding` and, for findings that the published prompts
+    do not fit, columns `present` and `absent`."""
     table = read_table(path, key="finding")
     for name, fault in table.faults.items():
         raise InputError(f"{path}: {name}: {fault}")
-    found = []
+    findings = []
     for name, row in table.rows.items():
-        texts = row.get("present", ""), row.get("absent", "")
-        if any(texts) and not all(texts):
+        pair = row.get("present", ""), row.get("absent", "")
+        if any(pair) and not all(pair):
             raise InputError(f"{path}: {name}: needs both present and absent, or neither")
-        found.append(Finding(name, *texts) if all(texts) else worded(name))
-    if not found:
-        raise InputError(f"{path}: no finding in it")
-    return found
+        findings.append(Finding(name, (pair,)) if all(pair) else finding_prompts(name))
+    if not findings:
+        raise InputError(f"{path}: no findings")
+    return findings
+
+
+def prompt_texts(findings: Sequence[Finding]) -> list[str]:
+    """The distinct texts that `zero_shot_classifier` encodes."""
+    texts = (text for finding in findings for pair in finding.prompts for text in pair)
+    return list(dict.fromkeys(texts))
 
 
 @dataclasses.dataclass(frozen=True)
-class Detection:
-    """What was found in n volumes.
+class Classifier:
+    """Probabilities `sigmoid(latents @ kernel + bias)`, computed in the precision of the kernel.
 
-    `calibrated` are the probabilities that the model's calibration makes of `probabilities`, NaN
-    for findings that it does not know; None without one.
+    Attributes:
+      names: the k findings.
+      kernel: (d, k), or (pairs, d, k) of an ensemble whose probabilities are averaged.
+      bias: (k,).
+      relu: the kernel multiplies `relu(latents)`.
+      calibration: of these probabilities, if the model has one.
     """
 
     names: tuple[str, ...]
-    latents: Float32[np.ndarray, "n d"]
-    probabilities: Float32[np.ndarray, "n k"]
-    calibrated: Float32[np.ndarray, "n k"] | None
+    kernel: Float[np.ndarray, "*pairs d k"]
+    bias: Float[np.ndarray, " k"]
+    relu: bool = False
+    calibration: Calibration | None = None
+
+    def probabilities(self, latents: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n k"]:
+        """The probability of each finding, from unit latents of volumes."""
+        features = np.maximum(latents, 0) if self.relu else latents
+        logits = features.astype(self.kernel.dtype) @ self.kernel + self.bias
+        # The sigmoid by tanh, which does not overflow.
+        probabilities = 0.5 * (1 + np.tanh(logits / 2))
+        return probabilities if self.kernel.ndim == 2 else probabilities.mean(axis=0)
+
+    def calibrate(
+        self, probabilities: Float[np.ndarray, "n k"]
+    ) -> Float32[np.ndarray, "n k"] | None:
+        """Calibrated `probabilities`, NaN for findings without a curve; None if not calibrated."""
+        return self.calibration and self.calibration.apply(self.names, probabilities)
 
 
-@dataclasses.dataclass(frozen=True)
-class Detector:
-    """Logits `latents @ kernel + bias`, or of `relu(latents)` where `positive`, of a model."""
+def zero_shot_classifier(
+    findings: Sequence[Finding],
+    encode_text: Callable[[list[str]], Float[np.ndarray, "m d"]],
+    *,
+    temperature: float,
+    ensemble: Ensemble = "latents",
+    calibration: Calibration | None = None,
+) -> Classifier:
+    """Zero-shot: the softmax over two prompts of temperature * cosine.
 
-    model: Model
-    names: tuple[str, ...]
-    kernel: Float32[np.ndarray, "d k"]
-    bias: Float32[np.ndarray, " k"]
-    positive: bool
-    calibration: Calibration | None
-
-    def detect(self, volumes: Num[np.ndarray, "n f h w"], *, batch_size: int = 1) -> Detection:
-        """Encodes every volume once, for all findings."""
-        return self.read(self.model.encode_image(volumes, batch_size=batch_size))
-
-    def explain(
-        self, evidence: Num[np.ndarray, "n ..."], *, batch_size: int = 1
-    ) -> tuple[Detection, Float32[np.ndarray, "n k t h w"]]:
-        """Of what `Model.evidence` returns, also what each patch adds to the logit of each finding.
-
-        Where they are exact, their sum and the bias are the logit; of a model with a reference,
-        their sum is the logit less that of the reference, of which a classifier then reads the
-        numbers that it reads of the volume.
-        """
-        latents, contributions = self.model.explain(
-            evidence, self.kernel, positive=self.positive, batch_size=batch_size
-        )
-        return self.read(latents), contributions
-
-    def read(self, latents: Float32[np.ndarray, "n d"]) -> Detection:
-        """What the latents of volumes say."""
-        logits = (np.maximum(latents, 0) if self.positive else latents) @ self.kernel + self.bias
-        probabilities = (0.5 * (1 + np.tanh(logits / 2))).astype(np.float32)
-        calibrated = self.calibration and self.calibration.apply(self.names, probabilities)
-        return Detection(self.names, latents, probabilities, calibrated)
-
-
-def zero_shot_classifier(model: Model, findings: Sequence[Finding] | None = None) -> Detector:
-    """Zero-shot detection (CT-CLIP, arXiv 2403.17834); the texts are encoded here, once.
-
-    `findings` are the 18 labels in the published wording if None: only they are calibrated.
+    Args:
+      findings: with equally many prompt pairs each.
+      encode_text: texts to unit latents; called once, with `prompt_texts(findings)`.
+      temperature: the factor of the cosine, exp of the trained parameter.
+      ensemble: of several prompt pairs, average the latents or the probabilities.
     """
-    published = findings is None
-    if published:
-        findings = [worded(label) for label in LABELS]
-    texts = [text for finding in findings for text in (finding.present, finding.absent)]
-    text = model.encode_text(texts).reshape(len(findings), 2, -1)
-    kernel = (model.temperature * (text[:, 0] - text[:, 1])).T
-    return Detector(
-        model=model,
+    texts = prompt_texts(findings)
+    # float64: float32 probabilities would round to ties, which change AUROC.
+    latents = dict(zip(texts, np.asarray(encode_text(texts), np.float64), strict=True))
+    pairs = np.array([[[latents[t] for t in pair] for pair in f.prompts] for f in findings])
+    if ensemble == "latents":
+        mean = pairs.mean(axis=1, keepdims=True)
+        pairs = mean / np.linalg.norm(mean, axis=-1, keepdims=True)
+    present, absent = rearrange(pairs, "k pairs two d -> two pairs d k")
+    kernel = temperature * (present - absent)
+    return Classifier(
         names=tuple(finding.name for finding in findings),
-        kernel=kernel.astype(np.float32),
-        bias=np.zeros(len(findings), np.float32),
-        positive=False,
-        calibration=_calibration(model, "zero_shot") if published else None,
+        kernel=kernel[0] if len(kernel) == 1 else kernel,
+        bias=np.zeros(len(findings)),
+        calibration=calibration,
     )
 
 
-def trained_classifier(model: Model) -> Detector:
-    """Detection by the trained classifier of a fine-tuned model. Raises InputError without one."""
-    classifier = model.classifier
-    if len(classifier["bias"]) != len(LABELS):
-        raise InputError(f"a classifier of {len(classifier['bias'])} labels, not of {len(LABELS)}")
-    return Detector(
-        model=model,
-        names=LABELS,
-        kernel=np.asarray(classifier["kernel"], np.float32),
-        bias=np.asarray(classifier["bias"], np.float32),
-        positive=True,
-        calibration=_calibration(model, "classifier"),
-    )
-
-
-def _calibration(model: Model, scores: str) -> Calibration | None:
-    found = model.calibration
-    return found if found and found.scores == scores else None
+def trained_classifier(
+    kernel: Float[np.ndarray, "d k"],
+    bias: Float[np.ndarray, " k"],
+    *,
+    relu: bool = True,
+    calibration: Calibration | None = None,
+) -> Classifier:
+    """The trained head of a fine-tuned model, which knows the 18 labels."""
+    if len(bias) != len(LABELS):
+        raise InputError(f"trained classifier: got {len(bias)} labels, expected {len(LABELS)}")
+    return Classifier(LABELS, np.asarray(kernel), np.asarray(bias), relu, calibration)

@@ -3,18 +3,18 @@
 import dataclasses
 from pathlib import Path
 
-from ctclip_jax.checkpoints.exports import find_export, load_export
-from ctclip_jax.checkpoints.tensor_files import read_tensors, says_label_informed
+from ctclip_jax.checkpoints.exports import find_export, is_label_informed, load_export
+from ctclip_jax.checkpoints.tensor_files import read_tensors
 from ctclip_jax.checkpoints.torch_convert import import_weights
 from ctclip_jax.checkpoints.torch_geometry import Geometry
 from ctclip_jax.common.configs import from_dict
 from ctclip_jax.inference import baseline, calibration
-from ctclip_jax.inference.model import Model, classify
+from ctclip_jax.inference.model import Model
 from ctclip_jax.models.ct_clip import CTCLIPConfig
 from data_pipelines.errors import InputError
 from data_pipelines.tokenizers import load_tokenizer
 
-__all__ = ["Model", "classify", "load"]
+__all__ = ["Model", "load"]
 
 
 def load(
@@ -62,7 +62,7 @@ def load(
     if not path.is_dir():
         imported = import_weights(read_tensors(path), source=str(path), geometry=geometry)
         config, variables = imported.config, imported.variables
-        reading = {"label_informed": says_label_informed(path)}
+        reading = {"label_informed": is_label_informed(path)}
     else:
         if geometry != Geometry():
             raise InputError(f"{path}: an export directory knows its geometry; give none")
@@ -71,8 +71,10 @@ def load(
         config = from_dict(CTCLIPConfig, export["model"], name=f"{path}: model")
         max_length = max_length or export["max_length"]
         tokenizer = tokenizer or (export["tokenizer"] and path / export["tokenizer"])
-        told = ("report", "pool_sentences", "label_informed")
+        told = ("pool_sentences", "label_informed")
         reading = {name: export[name] for name in told if name in export}
+        if "report_format" in export:
+            reading["report"] = export["report_format"]
         reading["calibration"] = calibration.read(path)
         reading["reference"] = baseline.read(path)
     if dtype not in (None, "float32", "bfloat16"):

@@ -12,13 +12,14 @@ from jaxtyping import Float, Float32, Int, Num
 
 from ctclip_jax.common.shapes import Variables
 from ctclip_jax.common.trees import flatten
-from ctclip_jax.inference import attribution
+from ctclip_jax.inference import attribution, classifiers
 from ctclip_jax.inference.baseline import Reference
 from ctclip_jax.inference.batching import LocalDevices, by_length
 from ctclip_jax.inference.calibration import Calibration
+from ctclip_jax.inference.classifiers import Classifier, ClassifierKind, Finding
 from ctclip_jax.models.ct_clip import CTCLIP, CTCLIPConfig
 from data_pipelines.errors import InputError
-from data_pipelines.reports import LABELS, PROMPTS, prompt_text
+from data_pipelines.reports import LABELS, PROMPTS
 from data_pipelines.resample import STEPS_PER_HU, Geometry
 from data_pipelines.shard_tasks import PreparedVolume, prepare_scan
 from data_pipelines.sources.case import CaseRecord
@@ -222,31 +223,46 @@ class Model:
         The softmax over two prompts, that a label is present and that it is not (`prompts`, with {}
         for the label). Every volume is encoded once for all labels.
         """
-        texts = [prompt_text(prompt, label) for label in labels for prompt in prompts]
-        text = self.encode_text(texts).reshape(len(labels), 2, -1)
+        findings = [classifiers.finding_prompts(label, [prompts]) for label in labels]
         image = self.encode_image(volumes, batch_size=batch_size)
-        return _sigmoid(self.temperature * image @ (text[:, 0] - text[:, 1]).T)
+        return self.zero_shot_classifier(findings).probabilities(image).astype(np.float32)
 
-    def classify(
-        self, volumes: Num[np.ndarray, "n f h w"], *, batch_size: int = 1
-    ) -> Float32[np.ndarray, "n labels"]:
-        """Returns the probabilities of the trained classifier of a fine-tuned model (LiPro)."""
-        classifier = self.classifier
-        return classify(self.encode_image(volumes, batch_size=batch_size), **classifier)
+    def zero_shot_classifier(self, findings: Sequence[Finding] | None = None) -> Classifier:
+        """Returns the zero-shot classifier of `findings`, whose prompts are encoded here, once.
+
+        None: the 18 labels in the published wording, the only ones that are calibrated.
+        """
+        calibration = None
+        if findings is None:
+            findings = [classifiers.finding_prompts(label) for label in LABELS]
+            calibration = self._calibration("zero_shot")
+        return classifiers.zero_shot_classifier(
+            findings, self.encode_text, temperature=self.temperature, calibration=calibration
+        )
+
+    def trained_classifier(self) -> Classifier:
+        """Returns the trained head of a fine-tuned model."""
+        return classifiers.trained_classifier(
+            **self.classifier, calibration=self._calibration("trained")
+        )
+
+    def _calibration(self, kind: ClassifierKind) -> Calibration | None:
+        return self.calibration if self.calibration and self.calibration.scores == kind else None
 
     def label_reports(
         self, texts: Sequence[str], *, batch_size: int = 32
     ) -> Float32[np.ndarray, "n labels"]:
         """Returns the probabilities of the 18 labels that a report labeler reads in `texts`."""
-        kernel, bias = (
-            np.asarray(self._parameter("report_classifier")[n]) for n in ("kernel", "bias")
-        )
-        return _sigmoid(self.encode_text(texts, batch_size=batch_size) @ kernel + bias)
+        labeler = classifiers.trained_classifier(**self._head("report_classifier"), relu=False)
+        return labeler.probabilities(self.encode_text(texts, batch_size=batch_size))
 
     @property
     def classifier(self) -> dict[str, np.ndarray]:
         """`kernel` (d, labels) and `bias` (labels,) of the trained classifier."""
-        return {name: np.asarray(array) for name, array in self._parameter("classifier").items()}
+        return self._head("classifier")
+
+    def _head(self, name: str) -> dict[str, np.ndarray]:
+        return {part: np.asarray(array) for part, array in self._parameter(name).items()}
 
     def _parameter(self, name: str):
         if name not in self.variables["params"]:
@@ -267,16 +283,6 @@ class Model:
         return self._devices.in_batches(compute, *arrays, batch_size=batch_size)
 
 
-def classify(
-    image: Float[np.ndarray, "n d"],
-    *,
-    kernel: Float[np.ndarray, "d labels"],
-    bias: Float[np.ndarray, " labels"],
-) -> Float32[np.ndarray, "n labels"]:
-    """Returns the probabilities of a trained classifier for unit latents of volumes."""
-    return _sigmoid(np.maximum(image, 0) @ kernel + bias)
-
-
 def _check(variables: Variables, config: CTCLIPConfig) -> None:
     expected = flatten(CTCLIP(config).abstract_variables())
     given = flatten(variables)
@@ -295,7 +301,3 @@ def _check(variables: Variables, config: CTCLIPConfig) -> None:
     ]
     if problems:
         raise InputError(f"variables do not fit the model: {', '.join(problems)}")
-
-
-def _sigmoid(logits: Float[np.ndarray, "..."]) -> Float32[np.ndarray, "..."]:
-    return (0.5 * (1 + np.tanh(logits / 2))).astype(np.float32)

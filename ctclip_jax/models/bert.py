@@ -1,4 +1,4 @@
-"""BERT, the text tower (arXiv 1810.04805), in the shape of CXR-BERT; no pooler."""
+"""BERT (arXiv 1810.04805), the text tower, with the sizes of CXR-BERT and no pooler."""
 
 import dataclasses
 
@@ -7,29 +7,30 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
+from ctclip_jax.common.configs import FractionBelowOne, PositiveInt
 from ctclip_jax.common.shapes import Array, Float, Int, Key
 from ctclip_jax.models import nnx_bridge
 from ctclip_jax.models.layers import REMAT, dropout, layer_norm, split_keys
 
-EPSILON = 1e-12
+EPSILON = 1e-12  # of BERT's layer norms
 
 
 @dataclasses.dataclass(frozen=True)
 class BertConfig:
     """Size of the text tower; the defaults are CXR-BERT's. `dropout` acts in training only."""
 
-    vocab_size: int = 30522
-    hidden_size: int = 768
-    num_layers: int = 12
-    num_heads: int = 12
-    intermediate_size: int = 3072
-    max_positions: int = 512
-    token_types: int = 2
-    dropout: float = 0.0
+    vocab_size: PositiveInt = 30522
+    hidden_size: PositiveInt = 768
+    num_layers: PositiveInt = 12
+    num_heads: PositiveInt = 12
+    intermediate_size: PositiveInt = 3072
+    max_positions: PositiveInt = 512
+    token_types: PositiveInt = 2
+    dropout: FractionBelowOne = 0.0
 
 
 def _init(hidden_size: int) -> nnx.Initializer:
-    """Normal with BERT's deviation, 0.02 at width 768, kept in proportion at other widths."""
+    """Normal with BERT's standard deviation of 0.02 at width 768, scaled to other widths."""
     return nnx.initializers.normal(0.02 * (768 / hidden_size) ** 0.5)
 
 
@@ -51,7 +52,7 @@ class Embeddings(nnx.Module):
 
 
 class SelfAttention(nnx.Module):
-    """Multi-head attention over the tokens that the mask keeps."""
+    """Multi-head attention to the tokens whose mask is not 0."""
 
     def __init__(self, config: BertConfig, rngs: nnx.Rngs, *, dtype: str):
         size, init = config.hidden_size, _init(config.hidden_size)
@@ -62,7 +63,7 @@ class SelfAttention(nnx.Module):
         self.heads, self.dropout = config.num_heads, config.dropout
 
     def __call__(
-        self, x: Float[Array, "b l d"], mask: Int[Array, "b l"], keys: Key | None
+        self, x: Float[Array, "b l d"], mask: Int[Array, "b l"], dropout_keys: Key | None
     ) -> Float[Array, "b l d"]:
         query, key, value = (
             rearrange(project(x), "b l (heads c) -> b heads l c", heads=self.heads)
@@ -71,14 +72,16 @@ class SelfAttention(nnx.Module):
         logits = jnp.einsum(
             "bhic,bhjc->bhij", query, key, preferred_element_type=jnp.float32
         ) / jnp.sqrt(query.shape[-1])
+        # The smallest finite number, not -inf: a row without any token has a finite softmax.
         masked = jnp.where(mask[:, None, None, :] != 0, logits, jnp.finfo(jnp.float32).min)
-        weights = dropout(jax.nn.softmax(masked, axis=-1), self.dropout, keys).astype(value.dtype)
+        weights = dropout(jax.nn.softmax(masked, axis=-1), self.dropout, dropout_keys)
+        weights = weights.astype(value.dtype)
         mixed = jnp.einsum("bhij,bhjc->bhic", weights, value)
         return self.out(rearrange(mixed, "b heads l c -> b l (heads c)"))
 
 
 class Block(nnx.Module):
-    """One post-norm transformer layer."""
+    """Post-norm transformer layer."""
 
     def __init__(self, config: BertConfig, rngs: nnx.Rngs, *, dtype: str):
         size, inner, init = config.hidden_size, config.intermediate_size, _init(config.hidden_size)
@@ -90,17 +93,19 @@ class Block(nnx.Module):
         self.dropout, self.dtype = config.dropout, dtype
 
     def __call__(
-        self, x: Float[Array, "b l d"], mask: Int[Array, "b l"], keys: Key | None
+        self, x: Float[Array, "b l d"], mask: Int[Array, "b l"], dropout_keys: Key | None
     ) -> Float[Array, "b l d"]:
-        keys = (None,) * 3 if keys is None else split_keys(keys, 3)
-        attended = dropout(self.attn(x, mask, keys[0]), self.dropout, keys[1])
-        x = self.attn_norm(x + attended).astype(self.dtype)
-        hidden = self.down(jax.nn.gelu(self.up(x), approximate=False))
-        return self.ff_norm(x + dropout(hidden, self.dropout, keys[2])).astype(self.dtype)
+        keys = (None,) * 3 if dropout_keys is None else split_keys(dropout_keys, 3)
+        with jax.named_scope("attention"):
+            attended = dropout(self.attn(x, mask, keys[0]), self.dropout, keys[1])
+            x = self.attn_norm(x + attended).astype(self.dtype)
+        with jax.named_scope("feed_forward"):
+            hidden = self.down(jax.nn.gelu(self.up(x), approximate=False))
+            return self.ff_norm(x + dropout(hidden, self.dropout, keys[2])).astype(self.dtype)
 
 
 class Bert(nnx.Module):
-    """Token ids to the last hidden states."""
+    """Text tower: token ids to the last hidden states."""
 
     def __init__(self, config: BertConfig, rngs: nnx.Rngs, *, dtype: str, remat: str):
         self.embed = Embeddings(config, rngs)
@@ -111,16 +116,23 @@ class Bert(nnx.Module):
         self.dtype, self.remat = dtype, remat
 
     def __call__(
-        self, input_ids: Int[Array, "b l"], mask: Int[Array, "b l"], *, keys: Key | None = None
+        self,
+        input_ids: Int[Array, "b l"],
+        mask: Int[Array, "b l"],
+        *,
+        dropout_keys: Key | None = None,
     ) -> Float[Array, "b l d"]:
-        """Last hidden states, float32; `keys` (b), one for each text, switch dropout on."""
-        keys = None if keys is None else split_keys(keys, self.depth + 1)
-        embedded = dropout(self.embed(input_ids), self.dropout, None if keys is None else keys[0])
+        """Last hidden states, float32; `dropout_keys` (b), one for each text, switch dropout on."""
+        keys = None if dropout_keys is None else split_keys(dropout_keys, self.depth + 1)
+        with jax.named_scope("embed"):
+            embedded = self.embed(input_ids)
+            embedded = dropout(embedded, self.dropout, None if keys is None else keys[0])
 
         def layer(x, block_and_keys):
             block, block_keys = block_and_keys
             return block(x, mask, block_keys), None
 
+        # (blocks stacked on the layer axis, (layers, b) keys): one of each in every round.
         layers = (self.blocks, None if keys is None else keys[1:])
         x, _ = jax.lax.scan(REMAT[self.remat](layer), embedded.astype(self.dtype), layers)
         return x.astype(jnp.float32)

@@ -1,10 +1,11 @@
-"""CT-ViT, the image tower: a spatial and a temporal transformer over 3-D patches of a chest CT.
+"""CT-ViT, the published image tower: spatial, then temporal transformer over 3-D patches.
 
 The published model reads 240 x 480 x 480 voxels in patches of 10 x 20 x 20: a grid of 24 x 24 x 24
 tokens. Source: CT-CLIP (arXiv 2403.17834), as its published weights behave.
 """
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import numpy as np
 from einops import rearrange, reduce
 from flax import nnx
 
+from ctclip_jax.common.configs import Fraction, PositiveInt
 from ctclip_jax.common.shapes import Array, Float, Num
 from ctclip_jax.models import nnx_bridge
 from ctclip_jax.models.layers import (
@@ -22,46 +24,36 @@ from ctclip_jax.models.layers import (
     layer_norm,
     linear,
 )
-from ctclip_jax.models.patch_embed import PatchEmbedding, PatchGrid, cut, normalized
-
-HEADS = ("flatten", "mean")
+from ctclip_jax.models.patch_embed import PatchEmbedding, PatchGrid, normalize_intensity, patchify
 
 
 @dataclasses.dataclass(frozen=True)
 class CTViTConfig(PatchGrid):
-    """Geometry and size of the image tower; the defaults are the published model.
+    """Geometry and size of CT-ViT; the defaults are the published model.
 
-    `head` makes one vector of the tokens: 'flatten', as published, their mean over the slices, in a
-    row; 'mean' that of all of them, for a projection of a thousandth. Its volumes have
-    voxels of `spacing` mm along (frames, height, width), and are clipped to the HU of `window`,
-    which become -1 and 1.
+    `pool` makes one vector of the tokens: 'flatten', as published, concatenates the means of the
+    columns along z; 'mean' is that of all tokens, for a projection of a thousandth of the size.
     """
 
-    tower: str = "ct_vit"
-    dim: int = 512
-    image_size: tuple[int, int] = (480, 480)
-    patch_size: tuple[int, int] = (20, 20)
-    frames: int = 240
-    temporal_patch_size: int = 10
-    spatial_depth: int = 4
-    temporal_depth: int = 4
-    heads: int = 8
-    dim_head: int = 32
-    codebook_size: int = 8192
-    codebook_decay: float = 0.8
-    spacing: tuple[float, float, float] = (1.5, 0.75, 0.75)
-    window: tuple[float, float] = (-1000.0, 1000.0)
-    head: str = "flatten"
+    tower: Literal["ct_vit"] = "ct_vit"
+    dim: PositiveInt = 512
+    spatial_depth: PositiveInt = 4
+    temporal_depth: PositiveInt = 4
+    heads: PositiveInt = 8
+    dim_head: PositiveInt = 32
+    codebook_size: PositiveInt = 8192
+    codebook_decay: Fraction = 0.8
+    pool: Literal["flatten", "mean"] = "flatten"
 
     @property
     def features(self) -> int:
-        """Numbers that the projection gets of a volume."""
+        """Width of the vector of a volume that the projection reads."""
         _, height, width = self.grid
-        return self.dim * (height * width if self.head == "flatten" else 1)
+        return self.dim * (height * width if self.pool == "flatten" else 1)
 
 
 class PositionBias(nnx.Module):
-    """Attention bias, a small network of the log-spaced in-plane offset (arXiv 2111.09883)."""
+    """Continuous position bias: an MLP of the log-spaced in-plane offset (arXiv 2111.09883)."""
 
     def __init__(self, dim: int, heads: int, rngs: nnx.Rngs):
         self.first = linear(2, dim, rngs, dtype="float32", bias=True)
@@ -70,6 +62,7 @@ class PositionBias(nnx.Module):
 
     def __call__(self, height: int, width: int) -> Float[Array, "heads n n"]:
         """Bias between all pairs of the height * width positions of one slice."""
+        # The MLP runs once for each offset; pairs of positions look theirs up.
         rows, columns = np.arange(1 - height, height), np.arange(1 - width, width)
         offsets = np.stack(np.meshgrid(rows, columns, indexing="ij"), axis=-1).astype(np.float32)
         x = jnp.asarray(np.sign(offsets) * np.log(np.abs(offsets) + 1))
@@ -86,7 +79,10 @@ class PositionBias(nnx.Module):
 
 
 class Block(nnx.Module):
-    """One layer: position encoding, attention within each group of tokens, feed-forward."""
+    """Transformer layer: position encoding, attention within groups of tokens, feed-forward.
+
+    Tokens are (b, groups, n, d): all of a slice (spatial) or of a column along z (temporal).
+    """
 
     def __init__(self, config: CTViTConfig, rngs: nnx.Rngs, *, dtype: str, attention: str):
         self.peg = PositionEncodingGenerator(config.dim, rngs)
@@ -102,10 +98,11 @@ class Block(nnx.Module):
         self.grid = config.grid
 
     def encode_position(self, x: Float[Array, "b g n d"]) -> Float[Array, "b g n d"]:
-        """The PEG on the tokens read, in memory order, as a (t, h, w) grid.
+        """The PEG on the tokens, reshaped in memory order to a (t, h, w) grid.
 
-        For the temporal transformer, whose tokens lie in (h, w, t) order, this is the published
-        row-major reshape: a permutation of the axes when t = h = w, a scramble otherwise.
+        The temporal transformer's tokens lie in (h, w, t) order. The published weights were
+        trained with this row-major reshape all the same: it permutes the axes when t = h = w, and
+        scrambles them otherwise.
         """
         grid = x.reshape(x.shape[0], *self.grid, x.shape[-1])
         return self.peg(grid).reshape(x.shape)
@@ -127,7 +124,7 @@ class Block(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """A scanned stack of blocks and a final norm."""
+    """Blocks under `lax.scan`, and a final norm."""
 
     def __init__(
         self,
@@ -156,7 +153,7 @@ class Transformer(nnx.Module):
 
 
 class CTViT(nnx.Module):
-    """Chest CT volumes to a grid of tokens, before quantization."""
+    """Image tower: chest CT volumes to a grid of tokens, before quantization."""
 
     def __init__(
         self, config: CTViTConfig, rngs: nnx.Rngs, *, dtype: str, remat: str, attention: str
@@ -175,7 +172,7 @@ class CTViT(nnx.Module):
         """Volumes in [-1, 1], or integer in steps of 1/16 HU, to float32 tokens."""
         t, h, w = self.grid
         with jax.named_scope("patch_embed"):
-            patches = cut(normalized(volume, self.window), self.patch)
+            patches = patchify(normalize_intensity(volume, self.window), self.patch)
             x = self.patch_embed(patches).astype(self.dtype)
         with jax.named_scope("spatial"):
             bias = self.position_bias(h, w)
@@ -185,8 +182,10 @@ class CTViT(nnx.Module):
         return rearrange(x, "b (h w) t d -> b t h w d", h=h, w=w)
 
 
-def pooled(tokens: Float[Array, "b t h w d"], head: str) -> Float[Array, "b c"]:
-    """One vector of all tokens, as CTViTConfig.head says."""
-    if head == "mean":
+def pool_tokens(
+    tokens: Float[Array, "b t h w d"], pool: Literal["flatten", "mean"]
+) -> Float[Array, "b c"]:
+    """One vector for each volume (`CTViTConfig.pool`)."""
+    if pool == "mean":
         return reduce(tokens, "b t h w d -> b d", "mean")
     return rearrange(reduce(tokens, "b t h w d -> b h w d", "mean"), "b h w d -> b (h w d)")

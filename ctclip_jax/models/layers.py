@@ -1,4 +1,4 @@
-"""The layers of CT-ViT and BERT, as the published model computes them (CT-CLIP, arXiv 2403.17834).
+"""Layers of the towers, with the arithmetic of the published model (CT-CLIP, arXiv 2403.17834).
 
 Parameters are float32; `dtype` is the dtype of the large matrix products. Norms, softmax and
 position bias are float32 whatever `dtype` is.
@@ -6,6 +6,7 @@ position bias are float32 whatever `dtype` is.
 
 import functools
 from itertools import product
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +16,14 @@ from flax import nnx
 from ctclip_jax.common.shapes import Array, Float, Key
 
 ATTENTION_SCALE = 8.0  # a constant of the published model, not a function of the head size
-ATTENTION = ("xla", "cudnn")  # implementations
 
-# What of a layer is computed again for the gradient instead of kept: nothing, all of it, or all but
-# the products of tokens with weights.
+# The choices of the configurations (`CTCLIPConfig`).
+Dtype = Literal["float32", "bfloat16"]
+Remat = Literal["none", "full", "dots"]
+AttentionImplementation = Literal["xla", "cudnn"]
+
+# Rematerialization: what the backward pass recomputes of a layer. Nothing; all of it; or all but
+# the products of tokens with weights, which are saved.
 REMAT = {
     "none": lambda layer: layer,
     "full": jax.checkpoint,
@@ -36,7 +41,7 @@ def torch_linear_init():
 def linear(
     in_features: int, out_features: int, rngs: nnx.Rngs, *, dtype: str, bias: bool = False
 ) -> nnx.Linear:
-    """A Linear layer with float32 parameters that multiplies in `dtype`."""
+    """A Linear layer with float32 parameters that computes in `dtype`."""
     return nnx.Linear(
         in_features,
         out_features,
@@ -50,9 +55,10 @@ def linear(
 def layer_norm(
     features: int, rngs: nnx.Rngs, *, bias: bool = True, epsilon: float = 1e-5
 ) -> nnx.LayerNorm:
-    """LayerNorm in float32 with a two-pass variance.
+    """LayerNorm in float32, with PyTorch's epsilon and a two-pass variance.
 
-    Flax's one-pass default loses all digits on patches of air, which are almost constant.
+    Flax's defaults are 1e-6 and one pass, E[x^2] - E[x]^2, which cancels to no correct digit on
+    patches of air, which are almost constant.
     """
     return nnx.LayerNorm(
         features, epsilon=epsilon, use_bias=bias, use_fast_variance=False, rngs=rngs
@@ -65,9 +71,10 @@ def l2_normalize(x: Float[Array, "... d"]) -> Float[Array, "... d"]:
 
 
 def dropout(x: Float[Array, "b ..."], rate: float, keys: Key | None) -> Float[Array, "b ..."]:
-    """Zeroes a share `rate` of x and scales up the rest; the identity without keys.
+    """Zeroes a fraction `rate` of x and scales up the rest; the identity without keys.
 
-    Each row has a key (b) of its own, so that it is the same in whatever batch it stands.
+    Each row has its own key (b), so that a mask does not depend on the batch around it: a batch
+    in parts (gradient cache) or on other devices is dropped out alike.
     """
     if keys is None or rate == 0.0:
         return x
@@ -83,7 +90,7 @@ def split_keys(keys: Key, count: int) -> Key:
 def _windows(
     x: Float[Array, "b t h w d"], *, time_padding: tuple[int, int]
 ) -> list[Float[Array, "b t h w d"]]:
-    """The 27 shifts of x that a 3x3x3 kernel meets, in the kernel's row-major order."""
+    """The 27 shifts of x under a 3x3x3 kernel, in the kernel's row-major order."""
     _, t, h, w, _ = x.shape
     padded = jnp.pad(x, ((0, 0), time_padding, (1, 1), (1, 1), (0, 0)))
     return [padded[:, i : i + t, j : j + h, k : k + w] for i, j, k in product(range(3), repeat=3)]
@@ -100,7 +107,7 @@ def _weighted_sum(
 def causal_depthwise_conv(
     x: Float[Array, "b t h w d"], kernel: Float[Array, "3 3 3 d"]
 ) -> Float[Array, "b t h w d"]:
-    """Depthwise cross-correlation, zero-padded; along t it sees two steps back and none ahead.
+    """Depthwise cross-correlation, zero-padded; causal along t: two steps back, none ahead.
 
     27 shifted multiply-adds: equal to the grouped convolution and many times faster on CPU. The
     gradient is written out because the automatic one stores every shifted copy.
@@ -126,7 +133,7 @@ causal_depthwise_conv.defvjp(_conv_forward, _conv_backward)
 
 
 class PositionEncodingGenerator(nnx.Module):
-    """A causal depthwise 3x3x3 convolution that tells tokens where they are (arXiv 2102.10882)."""
+    """Conditional position encoding, a causal depthwise 3x3x3 convolution (arXiv 2102.10882)."""
 
     def __init__(self, dim: int, rngs: nnx.Rngs):
         bound = 27**-0.5
@@ -146,16 +153,16 @@ def attention(
     value: Float[Array, "g n heads c"],
     bias: Float[Array, "heads m n"] | None,
     *,
-    implementation: str,
+    implementation: AttentionImplementation,
     scale: float = ATTENTION_SCALE,
 ) -> Float[Array, "g m heads c"]:
-    """Softmax of scaled products plus bias, times value.
+    """softmax(scale * query key^T + bias) value, for groups g of tokens.
 
-    "xla" runs everywhere; the fused "cudnn" on NVIDIA GPUs, in bfloat16, for c a multiple of 8 up
-    to 128 and an even n, and it rounds the bias to bfloat16.
+    "xla" runs everywhere. The fused "cudnn" runs on NVIDIA GPUs, in bfloat16, for c a multiple of 8
+    up to 128 and an even n, and rounds the bias to bfloat16.
     """
     if implementation == "cudnn":
-        # Its gradient of a float32 bias is not finite (jax issue 32242).
+        # Its gradient with respect to a float32 bias is not finite (jax issue 32242).
         bias = None if bias is None else bias[None].astype(query.dtype)
         return jax.nn.dot_product_attention(
             query, key, value, bias, scale=scale, implementation="cudnn"
@@ -191,8 +198,8 @@ class CosineAttention(nnx.Module):
         query = self.query(self.norm(x))
         key, value = jnp.split(self.key_value(x), 2, axis=-1)
         query, key, value = (
-            rearrange(a, "g n (heads c) -> g n heads c", heads=self.heads)
-            for a in (query, key, value)
+            rearrange(x, "g n (heads c) -> g n heads c", heads=self.heads)
+            for x in (query, key, value)
         )
         query = self._normalize(query, self.query_scale[...]).astype(value.dtype)
         key = self._normalize(key, self.key_scale[...]).astype(value.dtype)
@@ -207,7 +214,7 @@ class CosineAttention(nnx.Module):
 
 
 class GatedFeedForward(nnx.Module):
-    """LayerNorm, then value * gelu(gate), then down (GEGLU, arXiv 2002.05202); exact (erf) GELU."""
+    """GEGLU (arXiv 2002.05202): LayerNorm, up, value * gelu(gate), down; exact (erf) GELU."""
 
     def __init__(self, dim: int, rngs: nnx.Rngs, *, dtype: str):
         inner = int(4 * (2 / 3) * dim)

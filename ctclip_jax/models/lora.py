@@ -1,9 +1,9 @@
-"""Low-rank adaptation (LoRA, arXiv 2106.09685): a kernel W learns as W + a b, and W stays.
+"""Low-rank adaptation (LoRA, arXiv 2106.09685): trains W + a b with W frozen.
 
-The adapters are parameters like others, under params/lora: (..., in, rank) `a` and (..., rank, out)
-`b` by the name of their kernel. They are multiplied out before a forward pass, not beside every
-product: the towers know nothing of them, and what is exported has the shape of any model. The
-paper's alpha is a matter of the learning rate here.
+Adapters are parameters under params/lora, `a` (..., in, rank) and `b` (..., rank, out) below the
+name of their kernel. They are multiplied out before the forward pass, not beside every product: the
+towers need no code for them, and exports have the shapes of any model. The paper's alpha is 1; the
+learning rate scales instead.
 """
 
 import dataclasses
@@ -13,29 +13,31 @@ import jax
 import jax.numpy as jnp
 
 from ctclip_jax.common import trees
+from ctclip_jax.common.configs import NonNegativeInt
 from ctclip_jax.common.shapes import Key, Variables
 
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """`rank` of the adapters, 0 for none; `targets`: regular expressions that find their kernels.
+    """`rank` of the adapters, 0 for none; `targets`: regular expressions of adapted kernels.
 
-    What else learns is said by config.optim.rules, as always: an adapter's name begins with lora/.
+    config.optim.rules say what else is trained; the names of adapters begin with lora/.
     """
 
-    rank: int = 0
+    rank: NonNegativeInt = 0
     targets: tuple[str, ...] = ("/blocks/(attn/|ff/|up/|down/).*kernel$",)
 
 
 def with_adapters(params: dict, config: LoraConfig, key: Key) -> dict:
-    """Returns `params` with new adapters, of which every b is zero: nothing has changed yet."""
+    """Returns `params` with new adapters; every b is zero, so the model computes the same."""
     if not config.rank:
         return params
     shapes = {name: leaf.shape for name, leaf in trees.flatten(params).items()}
     rules = [(pattern, True) for pattern in config.targets]
-    adapted = [name for name, hit in trees.match_rules(rules, shapes, default=False).items() if hit]
+    matches = trees.match_rules(rules, shapes, default=False)
+    adapted_names = [name for name, is_match in matches.items() if is_match]
     adapters = {}
-    for number, name in enumerate(adapted):
+    for number, name in enumerate(adapted_names):
         *layers, inputs, outputs = shapes[name]
         a = jax.random.normal(jax.random.fold_in(key, number), (*layers, inputs, config.rank))
         adapters[f"{name}/a"] = a * inputs**-0.5
@@ -44,24 +46,25 @@ def with_adapters(params: dict, config: LoraConfig, key: Key) -> dict:
 
 
 def abstract_params(init: Callable[[Key], Variables], config: LoraConfig) -> dict:
-    """Returns shapes and dtypes of the parameters that `init` makes, adapters included."""
-    make = lambda key: with_adapters(init(key)["params"], config, key)  # noqa: E731
-    return jax.eval_shape(make, jax.random.key(0))
+    """Returns shapes and dtypes of the parameters of `init`, adapters included."""
+    return jax.eval_shape(
+        lambda key: with_adapters(init(key)["params"], config, key), jax.random.key(0)
+    )
 
 
 def merged(params: dict) -> dict:
-    """Returns the parameters that `params` stand for: their kernels, the adapters multiplied in."""
+    """Returns plain parameters: kernels W + a b in place of kernels and adapters."""
     if "lora" not in params:
         return params
     plain = trees.flatten({name: tree for name, tree in params.items() if name != "lora"})
     adapters = trees.flatten(params["lora"])
-    for name in {each.rpartition("/")[0] for each in adapters}:
+    for name in {path.rpartition("/")[0] for path in adapters}:
         a, b = adapters[f"{name}/a"], adapters[f"{name}/b"]
         with jax.default_matmul_precision("float32"):
             plain[name] = plain[name] + jnp.matmul(a, b)
     return trees.unflatten(plain)
 
 
-def learns(trained: dict, tower: str) -> bool:
-    """Whether a gradient reaches a tower, in its own parameters or in its adapters."""
-    return tower in trained or tower in trained.get("lora", {})
+def is_trainable(trainable: dict, tower: str) -> bool:
+    """Whether a gradient reaches a tower, through its own parameters or its adapters."""
+    return tower in trainable or tower in trainable.get("lora", {})

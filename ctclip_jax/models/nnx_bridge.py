@@ -1,7 +1,4 @@
-"""The one place where Flax NNX modules and plain dicts of arrays meet.
-
-Outside `models/` a model is a function of a nested dict of arrays: no Flax object leaves it.
-"""
+"""Flax NNX modules as functions of plain dicts of arrays; no Flax object leaves `models/`."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -21,13 +18,13 @@ def init(make: Make[M], key: Key) -> dict:
 
 
 def bind(make: Make[M], params: dict) -> M:
-    """Returns the module that `make` describes, holding `params`; allocates nothing."""
+    """Returns the module of `make` with the arrays of `params`; allocates nothing."""
     graphdef, state = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
     nnx.replace_by_pure_dict(state, params)
     return nnx.merge(graphdef, state)
 
 
 def stack(make: Make[M], rngs: nnx.Rngs, depth: int) -> M:
-    """Returns one module whose every parameter has a leading axis of `depth` layers."""
+    """Returns one module whose parameters have a leading axis of `depth` layers, for `lax.scan`."""
     keys = jax.random.split(rngs.params(), depth)
     return jax.vmap(lambda key: make(nnx.Rngs(key)))(keys)

@@ -1,5 +1,6 @@
-"""Chest CTs as patches of voxels: what every image tower begins with."""
+"""Patch embedding: chest CT volumes as grids of 3-D patches, the input of every image tower."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,22 +8,33 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
+from ctclip_jax.common.configs import PositiveInt
 from ctclip_jax.common.shapes import Array, Float, Num
 from ctclip_jax.models.layers import layer_norm, linear
 from data_pipelines.errors import InputError
 
-STEPS_PER_HU = 16  # of integer volumes
+STEPS_PER_HU = 16  # int16 volumes are fixed-point HU
 
 
+@dataclasses.dataclass(frozen=True)
 class PatchGrid:
-    """Properties of a configuration with the sizes of volumes and patches, and what voxels mean."""
+    """Geometry of an image tower's input; the defaults are the published volumes.
 
-    image_size: tuple[int, int]
-    patch_size: tuple[int, int]
-    frames: int
-    temporal_patch_size: int
-    spacing: tuple[float, float, float]
-    window: tuple[float, float]
+    Attributes:
+      image_size: voxels of a slice (height, width).
+      patch_size: voxels of a patch (height, width).
+      frames: slices of a volume.
+      temporal_patch_size: slices of a patch.
+      spacing: mm between voxels along (frames, height, width).
+      window: HU (low, high) that become -1 and 1; values outside are clipped.
+    """
+
+    image_size: tuple[PositiveInt, PositiveInt] = (480, 480)
+    patch_size: tuple[PositiveInt, PositiveInt] = (20, 20)
+    frames: PositiveInt = 240
+    temporal_patch_size: PositiveInt = 10
+    spacing: tuple[float, float, float] = (1.5, 0.75, 0.75)
+    window: tuple[float, float] = (-1000.0, 1000.0)
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -59,22 +71,27 @@ class PatchGrid:
                 )
 
 
-def normalized(volume: Num[Array, "..."], window: tuple[float, float]) -> Float[Array, "..."]:
-    """Float32 with the window at -1 and 1; integer volumes are steps of 1/16 HU, others are so."""
+def normalize_intensity(
+    volume: Num[Array, "..."], window: tuple[float, float]
+) -> Float[Array, "..."]:
+    """Float32 intensities with the HU window at -1 and 1.
+
+    Integer volumes are fixed-point HU, 16 steps each; floating ones are normalized already.
+    """
     if not jnp.issubdtype(volume.dtype, jnp.integer):
         return volume.astype(jnp.float32)
     low, high = (STEPS_PER_HU * hu for hu in window)
     return (volume.astype(jnp.float32) - (high + low) / 2) / ((high - low) / 2)
 
 
-def cut(volume: Num[Array, "b f h w"], patch: tuple[int, int, int]) -> Num[Array, "b t h w p"]:
-    """The volume as a grid of patches, each a row of voxels."""
+def patchify(volume: Num[Array, "b f h w"], patch: tuple[int, int, int]) -> Num[Array, "b t h w p"]:
+    """The volume as a grid of patches, each flattened to a row of voxels."""
     pattern = "b (t pt) (h ph) (w pw) -> b t h w (pt ph pw)"
     return rearrange(volume, pattern, **dict(zip(("pt", "ph", "pw"), patch, strict=True)))
 
 
 class PatchEmbedding(nnx.Module):
-    """One vector for each patch of voxels: LayerNorm, Linear, LayerNorm."""
+    """Linear projection of a patch of voxels between two LayerNorms."""
 
     def __init__(self, voxels: int, dim: int, rngs: nnx.Rngs, *, dtype: str):
         self.norm_in = layer_norm(voxels, rngs)
@@ -82,6 +99,7 @@ class PatchEmbedding(nnx.Module):
         self.norm_out = layer_norm(dim, rngs)
 
     def __call__(self, patches: Float[Array, "... p"]) -> Float[Array, "... d"]:
-        # A norm ignores constants: without this one, rounding dominates in patches of air.
+        # LayerNorm is invariant to an offset. Without this one, rounding dominates in patches of
+        # air, which are almost constant.
         centered = patches - patches[..., :1]
         return self.norm_out(self.proj(self.norm_in(centered)))

@@ -1,8 +1,8 @@
-"""Cosine vector quantizer with a codebook that follows its inputs by moving averages.
+"""Cosine vector quantizer with an exponential-moving-average codebook.
 
 As published in CT-CLIP (arXiv 2403.17834): the index is the nearest code by cosine, the output is
 the raw code (not renormalized, without the input's norm), and no gradient trains the codebook.
-All of it is float32, but for the products of a search in another dtype.
+Everything is float32 except for the products of a search in another dtype.
 """
 
 import jax
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from ctclip_jax.common.shapes import Array, Float, Int, Key
 from ctclip_jax.models.layers import l2_normalize
 
-BLOCK = 1024  # the most codes that are searched at a time
+BLOCK = 1024  # codes that are searched at a time, at most
 
 Codebook = dict[str, Array]  # {'embed': (codes, d), 'cluster_size': (codes,)}
 Statistics = dict[str, Array]  # {'counts': (codes,), 'sums': (codes, d)}
@@ -26,28 +26,28 @@ def init(key: Key, *, codes: int, dim: int) -> Codebook:
 def nearest(
     tokens: Float[Array, "... d"], codebook: Codebook, *, dtype: str = "float32"
 ) -> Int[Array, "..."]:
-    """Index of the code with the largest cosine to each token, the first one of equals.
+    """Index of the code with the largest cosine to each token; ties go to the first.
 
-    Searches block after block of codes, so that the cosines of all tokens with all codes never lie
-    in memory together. The cosines are float32; `dtype` is that of what is multiplied for them.
+    Searches one block of codes after another, so that the cosines of all tokens with all codes are
+    never in memory together. Cosines are float32; `dtype` is that of their factors.
     """
     tokens, codes = jax.lax.stop_gradient((tokens.astype(jnp.float32), codebook["embed"]))
     tokens, codes = (l2_normalize(x).astype(dtype) for x in (tokens, codes))
-    blocks = -(-len(codes) // BLOCK)
-    size = -(-len(codes) // blocks)
-    # Filled up with the last code: a copy that wins is the last code.
-    rows = jnp.minimum(jnp.arange(blocks * size, dtype=jnp.int32), len(codes) - 1)
+    num_blocks = -(-len(codes) // BLOCK)
+    size = -(-len(codes) // num_blocks)
+    # The last block is padded with copies of the last code, which keep its index.
+    rows = jnp.minimum(jnp.arange(num_blocks * size, dtype=jnp.int32), len(codes) - 1)
 
     def search(best, rows):
         cosines = jnp.einsum(
             "...d,kd->...k", tokens, codes[rows], preferred_element_type=jnp.float32
         )
         cosine, index = jnp.max(cosines, axis=-1), rows[jnp.argmax(cosines, axis=-1)]
-        better = cosine > best[0]
-        return (jnp.where(better, cosine, best[0]), jnp.where(better, index, best[1])), None
+        is_better = cosine > best[0]
+        return (jnp.where(is_better, cosine, best[0]), jnp.where(is_better, index, best[1])), None
 
-    nothing = jnp.full(tokens.shape[:-1], -jnp.inf), jnp.zeros(tokens.shape[:-1], jnp.int32)
-    (_, indices), _ = jax.lax.scan(search, nothing, rows.reshape(blocks, size))
+    initial = jnp.full(tokens.shape[:-1], -jnp.inf), jnp.zeros(tokens.shape[:-1], jnp.int32)
+    (_, indices), _ = jax.lax.scan(search, initial, rows.reshape(num_blocks, size))
     return indices
 
 
@@ -59,7 +59,7 @@ def lookup(indices: Int[Array, "..."], codebook: Codebook) -> Float[Array, "... 
 def quantize(
     tokens: Float[Array, "... d"], codebook: Codebook, *, dtype: str = "float32"
 ) -> Float[Array, "... d"]:
-    """Every token replaced by its nearest code, found in `dtype`."""
+    """Replaces every token by its nearest code, searched in `dtype`."""
     return lookup(nearest(tokens, codebook, dtype=dtype), codebook)
 
 
@@ -68,9 +68,9 @@ def straight_through(
     quantized: Float[Array, "... d"],
     weight: Float[Array, ""] | float,
 ) -> Float[Array, "... d"]:
-    """The quantized tokens forward, the identity backward.
+    """Straight-through estimator: the quantized tokens forward, the identity backward.
 
-    `weight` below 1 mixes tokens and codes, for a training that starts unquantized.
+    `weight` below 1 mixes tokens and codes, for training that starts unquantized.
     """
     return tokens + jax.lax.stop_gradient(weight * (quantized - tokens))
 
@@ -78,9 +78,9 @@ def straight_through(
 def statistics(
     tokens: Float[Array, "... d"], indices: Int[Array, "..."], *, codes: int
 ) -> Statistics:
-    """How many tokens took each code, and the sum of the normalized ones.
+    """Number of tokens of each code, and the sum of their unit vectors.
 
-    Those of a batch are the sums of those of its parts.
+    They are additive over the parts of a batch.
     """
     dim = tokens.shape[-1]
     flat = jax.lax.stop_gradient(l2_normalize(tokens.astype(jnp.float32)).reshape(-1, dim))
@@ -91,9 +91,9 @@ def statistics(
 
 
 def update(codebook: Codebook, statistics: Statistics, *, decay: float) -> Codebook:
-    """The codebook after one training step whose global batch had these `statistics`.
+    """The codebook after a training step, from the `statistics` of the global batch.
 
-    Used codes move toward the l2-normalized mean of their normalized tokens and so become shorter
+    Used codes move toward the l2-normalized mean of their normalized tokens, and so become shorter
     than 1; unused codes relax to unit length.
     """
     counts, sums = statistics["counts"], statistics["sums"]
@@ -107,13 +107,13 @@ def update(codebook: Codebook, statistics: Statistics, *, decay: float) -> Codeb
 
 
 def usage(codebook: Codebook, statistics: Statistics) -> dict[str, Float[Array, ""]]:
-    """How the codes are used: the perplexity of a batch (1 to all codes), and dead codes.
+    """Metrics: perplexity of the codes in a batch (1 to the number of codes), and dead codes.
 
-    A code is dead when the moving average of its tokens has fallen below 0.01.
+    A code is dead if the moving average of its number of tokens is below 0.01.
     """
     counts = statistics["counts"]
-    shares = counts / jnp.maximum(jnp.sum(counts), 1.0)
+    probabilities = counts / jnp.maximum(jnp.sum(counts), 1.0)
     return {
-        "codebook_perplexity": jnp.exp(jnp.sum(jax.scipy.special.entr(shares))),
+        "codebook_perplexity": jnp.exp(jnp.sum(jax.scipy.special.entr(probabilities))),
         "dead_codes": jnp.sum(codebook["cluster_size"] < 0.01),
     }

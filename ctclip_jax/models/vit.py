@@ -1,12 +1,12 @@
-"""A plain 3-D vision transformer, the second image tower: nothing is quantized, all tokens meet.
+"""3-D vision transformer, the second image tower: full attention, no quantizer.
 
-Pre-norm blocks with normalized queries and keys (arXiv 2302.05442), fixed sine and cosine positions
-along the three axes, and attention pooling (arXiv 2205.01917). In training it may read a random
-part of the patches (FLIP, arXiv 2212.00794): those left out cost nothing, those kept know where
-they are.
+Pre-norm blocks with normalized queries and keys (arXiv 2302.05442), fixed sine and cosine position
+embeddings along the three axes, and attention pooling (arXiv 2205.01917). Patch dropout (FLIP,
+arXiv 2212.00794) removes a random part of the patches in training, and their cost.
 """
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,59 +14,54 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 
-from ctclip_jax.common.shapes import Array, Float, Key, Num
+from ctclip_jax.common.configs import FractionBelowOne, PositiveInt
+from ctclip_jax.common.shapes import Array, Float, Int, Key, Num
 from ctclip_jax.models import nnx_bridge
 from ctclip_jax.models.layers import REMAT, attention, layer_norm, linear
-from ctclip_jax.models.patch_embed import PatchEmbedding, PatchGrid, cut, normalized
+from ctclip_jax.models.patch_embed import PatchEmbedding, PatchGrid, normalize_intensity, patchify
 
 
 @dataclasses.dataclass(frozen=True)
 class ViTConfig(PatchGrid):
     """Geometry and size; `dim` is a multiple of 6 and of `heads`.
 
-    `drop` is the share of the patches that a training step leaves out. Its volumes have
-    voxels of `spacing` mm along (frames, height, width), and are clipped to the HU of `window`,
-    which become -1 and 1.
+    `patch_dropout` is the fraction of the patches that a training step leaves out.
     """
 
-    tower: str = "vit"
-    dim: int = 768
-    depth: int = 12
-    heads: int = 12
-    image_size: tuple[int, int] = (480, 480)
-    patch_size: tuple[int, int] = (30, 30)
-    frames: int = 240
-    temporal_patch_size: int = 20
-    drop: float = 0.5
-    spacing: tuple[float, float, float] = (1.5, 0.75, 0.75)
-    window: tuple[float, float] = (-1000.0, 1000.0)
+    tower: Literal["vit"] = "vit"
+    patch_size: tuple[PositiveInt, PositiveInt] = (30, 30)
+    temporal_patch_size: PositiveInt = 20
+    dim: PositiveInt = 768
+    depth: PositiveInt = 12
+    heads: PositiveInt = 12
+    patch_dropout: FractionBelowOne = 0.5
 
     @property
-    def tokens(self) -> int:
+    def num_tokens(self) -> int:
         """Patches of a volume."""
         return int(np.prod(self.grid))
 
     @property
-    def kept(self) -> int:
-        """Patches of a volume that a training step reads."""
-        return max(1, round(self.tokens * (1 - self.drop)))
+    def num_visible_tokens(self) -> int:
+        """Patches of a volume that a training step encodes."""
+        return max(1, round(self.num_tokens * (1 - self.patch_dropout)))
 
     @property
     def features(self) -> int:
-        """Numbers that the projection gets of a volume."""
+        """Width of the vector of a volume that the projection reads."""
         return self.dim
 
 
-def positions(grid: tuple[int, int, int], dim: int) -> Float[np.ndarray, "n d"]:
-    """Sines and cosines of the place along each axis, a third of `dim` for each."""
-    waves = dim // 6
-    places = np.stack(np.meshgrid(*map(np.arange, grid), indexing="ij"), axis=-1)
-    angles = places.reshape(-1, 3, 1) / 10_000 ** (np.arange(waves) / waves)
+def position_embedding(grid: tuple[int, int, int], dim: int) -> Float[np.ndarray, "n d"]:
+    """Sines and cosines of the index along each axis, a third of `dim` for each."""
+    num_waves = dim // 6
+    indices = np.stack(np.meshgrid(*map(np.arange, grid), indexing="ij"), axis=-1)
+    angles = indices.reshape(-1, 3, 1) / 10_000 ** (np.arange(num_waves) / num_waves)
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=-1).reshape(len(angles), -1)
 
 
 class Attention(nnx.Module):
-    """Multi-head attention of `x` to `context`, queries and keys normalized in each head."""
+    """Multi-head attention of `x` to `context`, with QK norm in each head."""
 
     def __init__(self, dim: int, rngs: nnx.Rngs, *, heads: int, dtype: str, implementation: str):
         self.query = linear(dim, dim, rngs, dtype=dtype)
@@ -81,8 +76,8 @@ class Attention(nnx.Module):
         query = self.query(x)
         key, value = jnp.split(self.key_value(context), 2, axis=-1)
         query, key, value = (
-            rearrange(each, "b n (heads c) -> b n heads c", heads=self.heads)
-            for each in (query, key, value)
+            rearrange(x, "b n (heads c) -> b n heads c", heads=self.heads)
+            for x in (query, key, value)
         )
         query, key = self.query_norm(query), self.key_norm(key)
         mixed = attention(
@@ -97,7 +92,7 @@ class Attention(nnx.Module):
 
 
 class FeedForward(nnx.Module):
-    """Four times as wide inside, with GELU."""
+    """MLP with GELU, four times as wide inside."""
 
     def __init__(self, dim: int, rngs: nnx.Rngs, *, dtype: str):
         self.up = linear(dim, 4 * dim, rngs, dtype=dtype, bias=True)
@@ -108,12 +103,13 @@ class FeedForward(nnx.Module):
 
 
 class Block(nnx.Module):
-    """One layer: attention among all tokens, feed-forward, each behind a norm."""
+    """Pre-norm transformer layer: attention among all tokens, feed-forward."""
 
     def __init__(self, config: ViTConfig, rngs: nnx.Rngs, *, dtype: str, attention: str):
-        how = dict(heads=config.heads, dtype=dtype, implementation=attention)
         self.attn_norm, self.ff_norm = (layer_norm(config.dim, rngs) for _ in range(2))
-        self.attn = Attention(config.dim, rngs, **how)
+        self.attn = Attention(
+            config.dim, rngs, heads=config.heads, dtype=dtype, implementation=attention
+        )
         self.ff = FeedForward(config.dim, rngs, dtype=dtype)
 
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
@@ -125,23 +121,25 @@ class Block(nnx.Module):
 
 
 class AttentionPool(nnx.Module):
-    """What one learned query finds among the tokens, and a feed-forward on it."""
+    """Attention of one learned query to all tokens, and a feed-forward layer."""
 
     def __init__(self, config: ViTConfig, rngs: nnx.Rngs, *, dtype: str):
-        how = dict(heads=config.heads, dtype=dtype, implementation="xla")
         self.probe = nnx.Param(0.02 * jax.random.normal(rngs.params(), (config.dim,)))
-        self.attn = Attention(config.dim, rngs, **how)
+        # The fused kernel needs an even number of queries, here there is one.
+        self.attn = Attention(
+            config.dim, rngs, heads=config.heads, dtype=dtype, implementation="xla"
+        )
         self.norm = layer_norm(config.dim, rngs)
         self.ff = FeedForward(config.dim, rngs, dtype=dtype)
 
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b d"]:
         probe = jnp.broadcast_to(self.probe[...][None, None], (x.shape[0], 1, x.shape[-1]))
-        found = self.attn(probe, x)[:, 0]
-        return found + self.ff(self.norm(found))
+        pooled = self.attn(probe, x)[:, 0]
+        return pooled + self.ff(self.norm(pooled))
 
 
 class ViT(nnx.Module):
-    """Chest CT volumes to one vector each."""
+    """Image tower: chest CT volumes to one vector each."""
 
     def __init__(
         self, config: ViTConfig, rngs: nnx.Rngs, *, dtype: str, remat: str, attention: str
@@ -155,20 +153,25 @@ class ViT(nnx.Module):
         self.config, self.dtype, self.remat = config, dtype, remat
 
     def __call__(
-        self, volume: Num[Array, "b f h w"], *, keys: Key | None = None
+        self, volume: Num[Array, "b f h w"], *, patch_dropout_keys: Key | None = None
     ) -> Float[Array, "b d"]:
-        """Of volumes in [-1, 1], or integer in steps of 1/16 HU; `keys` (b), one for each volume,
-        draw the patches that are read. Without keys all of them are."""
+        """Float32 features of volumes in [-1, 1], or integer in steps of 1/16 HU.
+
+        `patch_dropout_keys` (b), one for each volume, draw the patches that are encoded; without
+        keys all of them are.
+        """
         config = self.config
         with jax.named_scope("patch_embed"):
-            patches = rearrange(cut(volume, config.patch), "b t h w p -> b (t h w) p")
-            places = jnp.asarray(positions(config.grid, config.dim), jnp.float32)[None]
-            if keys is not None and config.drop:
-                chosen = jax.vmap(self._draw)(keys)
-                patches = jnp.take_along_axis(patches, chosen[..., None], axis=1)
-                places = places[0][chosen]
-            embedded = self.patch_embed(normalized(patches, config.window))
-            x = (embedded + places).astype(self.dtype)
+            patches = rearrange(patchify(volume, config.patch), "b t h w p -> b (t h w) p")
+            positions = jnp.asarray(position_embedding(config.grid, config.dim), jnp.float32)[None]
+            # Patches are dropped as they are read, before anything is computed of them, and
+            # converted to float32 only after it.
+            if patch_dropout_keys is not None and config.patch_dropout:
+                visible = jax.vmap(self._draw_visible)(patch_dropout_keys)
+                patches = jnp.take_along_axis(patches, visible[..., None], axis=1)
+                positions = positions[0][visible]
+            embedded = self.patch_embed(normalize_intensity(patches, config.window))
+            x = (embedded + positions).astype(self.dtype)
 
         def layer(x, block):
             return block(x), None
@@ -177,5 +180,6 @@ class ViT(nnx.Module):
         with jax.named_scope("pool"):
             return self.pool(self.norm(x).astype(self.dtype)).astype(jnp.float32)
 
-    def _draw(self, key: Key) -> Array:
-        return jax.random.permutation(key, self.config.tokens)[: self.config.kept]
+    def _draw_visible(self, key: Key) -> Int[Array, " n"]:
+        config = self.config
+        return jax.random.permutation(key, config.num_tokens)[: config.num_visible_tokens]

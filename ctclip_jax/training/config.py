@@ -1,52 +1,62 @@
-"""The configuration of a run as frozen dataclasses."""
+"""Training config: one frozen dataclass per section of a file in configs/.
+
+Choices are `Literal` types and ranges are `Annotated` types; `common.configs.from_dict` checks
+both. What depends on several keys, on files or on devices is checked in training/validation.py.
+"""
 
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
 from ctclip_jax.checkpoints.run import CheckpointConfig
+from ctclip_jax.common.configs import NonNegativeFloat, NonNegativeInt, PositiveInt
 from ctclip_jax.common.sharding import MeshConfig
 from ctclip_jax.models.ct_clip import CTCLIPConfig
 from ctclip_jax.models.lora import LoraConfig
 from ctclip_jax.training.losses import LossConfig
 from ctclip_jax.training.optim import OptimConfig
+from data_pipelines.reports import Form as ReportFormat
 from data_pipelines.text_sampler import TextSampler
 
-PROMPT_TOKENS = 16  # about the longest of a prompt, where no tokenizer can say
+# Typical length of a prompt, for FLOPs and shapes where there is no tokenizer (dry run).
+PROMPT_TOKENS = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Where the volumes and reports come from.
+    """Volumes and reports to train on.
 
     Attributes:
       shards: directories written by data_pipelines.prepare, comma separated.
-      weights: how often each directory is drawn from; (): by its size.
+      mixture_weights: sampling weight of each directory; (): proportional to its size.
       split: 'train' or 'valid'.
-      one_per_scan: an epoch is one random reconstruction of each scan, not all volumes.
-      report: how Findings and Impressions become one text (data_pipelines.reports).
+      one_reconstruction_per_scan: an epoch has one random reconstruction of each scan instead of
+        all volumes.
+      report_format: how Findings and Impressions become one text (data_pipelines.reports).
       shuffle_sentences: train on the whole report with its sentences in random order.
-      sentences: (lo, hi): train on random subsets of lo..hi sentences; (0, 0): the whole report.
-      texts: such subsets of each volume in a batch.
-      shift: voxels by which training moves a volume at most, along every axis.
-      frozen_latents: the image tower is frozen: every volume is encoded once, before the first
-        step, and the latents stay in WORKDIR.
-      tokenizer: vocab.txt or *.model; '' is the tokenizer.model beside the first shards.
+      sentences_per_text: (low, high): train on random subsets of low to high sentences; (0, 0): on
+        the whole report.
+      texts_per_volume: number of such subsets per volume in a batch.
+      random_shift_voxels: augmentation: largest random translation along every axis.
+      tokenizer: vocab.txt or *.model; '': tokenizer.model beside the first shards.
       max_length: tokens of a text.
-      workers: loader processes; 0 reads in this one.
+      num_workers: loader processes; 0: threads of this process.
+      frozen_latents: encode every volume once before the first step, for a frozen image tower; the
+        latents stay in WORKDIR.
     """
 
     shards: str
-    weights: tuple[float, ...]
+    mixture_weights: tuple[float, ...]
     split: str
-    one_per_scan: bool
-    report: str
+    one_reconstruction_per_scan: bool
+    report_format: ReportFormat
     shuffle_sentences: bool
-    sentences: tuple[int, int]
-    texts: int
-    shift: int
+    sentences_per_text: tuple[int, int]
+    texts_per_volume: PositiveInt
+    random_shift_voxels: NonNegativeInt
     tokenizer: str
-    max_length: int
-    workers: int
+    max_length: PositiveInt
+    num_workers: NonNegativeInt
     frozen_latents: bool = False
 
     @property
@@ -56,8 +66,13 @@ class DataConfig:
 
     @property
     def text_sampler(self) -> TextSampler:
-        """What of a report is a text. Raises InputError if it cannot be chosen."""
-        return TextSampler(self.report, self.shuffle_sentences, self.sentences, self.texts)
+        """Samples training texts from a report; raises InputError if the keys conflict."""
+        return TextSampler(
+            self.report_format,
+            self.shuffle_sentences,
+            self.sentences_per_text,
+            self.texts_per_volume,
+        )
 
     @property
     def tokenizer_path(self) -> Path:
@@ -67,109 +82,101 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TextWarmupConfig:
-    """The stage that trains the text tower alone on reports; steps=0 leaves it out.
+    """Stage before the first step that trains the text tower alone, on sentences that match.
 
-    `objective` is one of data_pipelines.text_pairs; `temperature` is the factor on the similarities
-    at its start; `max_length` is that of a sentence in tokens.
+    Attributes:
+      steps: 0 skips the stage.
+      temperature: factor on the similarities at the start of the stage.
+      max_length: tokens of a sentence.
     """
 
-    steps: int
-    batch_size: int
-    learning_rate: float
-    temperature: float
-    max_length: int
-    objective: str = "matched_sentences"
+    steps: NonNegativeInt
+    batch_size: PositiveInt
+    learning_rate: NonNegativeFloat
+    temperature: NonNegativeFloat
+    max_length: PositiveInt
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """The evaluation inside a run, and how the model that comes of it reads reports.
+    """Evaluation during training, and how the trained model reads reports.
 
     Attributes:
-      every: steps between two evaluations; 0: none.
-      volumes: how many, spread evenly over the split; 0: all.
-      shards: one directory; '' is the first one of the training.
+      every: steps between evaluations; 0: none.
+      volumes: number of volumes, evenly spaced in the split; 0: all.
+      shards: one directory; '': the first training directory.
       batch_size: volumes and texts at a time, over all devices.
-      prompts: pairs of wordings, that a label ({}) is present and that it is not.
-      scores: of detection, 'zero_shot' by the prompts, or 'classifier' by the trained one (then
-        nothing is retrieved).
-      report: the form of reports (data_pipelines.reports).
-      pool_sentences: a report is read sentence by sentence and its latent is the mean of theirs, as
-        suits a model that was trained on sentences; else it is read whole.
+      prompts: pairs (label is present, label is absent); {} stands for the label.
+      classifier: 'zero_shot' scores labels by the prompts, 'trained' by the trained head (then
+        there is no retrieval).
+      report_format: how Findings and Impressions become one text (data_pipelines.reports).
+      pool_sentences: a report's latent is the mean over its sentences, for models trained on single
+        sentences; otherwise the report is encoded whole.
       max_length: tokens of a text.
 
-    `report`, `pool_sentences` and `max_length` are also what an export says of itself.
+    An export carries `report_format`, `pool_sentences` and `max_length`.
     """
 
-    every: int
-    volumes: int
+    every: NonNegativeInt
+    volumes: NonNegativeInt
     shards: str
     split: str
-    batch_size: int
+    batch_size: PositiveInt
     prompts: tuple[tuple[str, str], ...]
-    report: str
+    report_format: ReportFormat
     pool_sentences: bool
-    max_length: int
-    scores: str = "zero_shot"
-
-    @property
-    def reading(self) -> dict[str, str | bool | int]:
-        """How reports are read, as an export says it."""
-        names = ("report", "pool_sentences", "max_length")
-        return {name: getattr(self, name) for name in names}
+    max_length: PositiveInt
+    classifier: Literal["zero_shot", "trained"] = "zero_shot"
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """One experiment. What a file in configs/ says is what runs.
+    """One experiment: what a file in configs/ returns.
 
     Attributes:
-      batch_size: volumes of one step, over all devices.
-      micro_batch_size: volumes that are in the towers at a time, over all devices, when the whole
-        batch would not fit (ctclip_jax.training.gradient_cache); 0: all of them.
-      quantize_ramp: (start, end) steps over which the quantizer's weight goes from 0 to 1;
-        (0, 0): always 1, as published.
-      max_skipped: steps in a row that may be skipped because a loss or gradient is not finite.
-      log_every: steps between two lines of metrics.
-      wandb: a project of Weights & Biases that gets the metrics too; '': none.
+      batch_size: volumes per step, over all devices.
+      micro_batch_size: volumes encoded at a time, over all devices, if the whole batch does not fit
+        (training/gradient_cache.py); 0: all of them.
+      vq_ramp_steps: (start, end): steps over which the quantizer's weight goes from 0 to 1; (0, 0):
+        always 1, as published.
+      max_skipped: number of consecutive non-finite steps that are skipped before the run fails.
+      log_every: steps between log lines.
+      wandb: Weights & Biases project that receives the metrics too; '': none.
       profile: (first, last) steps of a trace in WORKDIR/profile; (0, 0): none.
-      init_from: weights to start from, any path `ctclip_jax.load` opens; '': random weights.
-      from_labels: those weights were trained with labels; a run finds it out by itself.
+      init_from: weights to start from: any path that `ctclip_jax.load` opens; '': random weights.
     """
 
     seed: int
     model: CTCLIPConfig
     data: DataConfig
-    batch_size: int
-    micro_batch_size: int
-    steps: int
+    batch_size: PositiveInt
+    micro_batch_size: NonNegativeInt
+    steps: PositiveInt
     loss: LossConfig
     optim: OptimConfig
-    quantize_ramp: tuple[int, int]
+    vq_ramp_steps: tuple[int, int]
     text_warmup: TextWarmupConfig
     mesh: MeshConfig
     checkpoint: CheckpointConfig
-    max_skipped: int
-    log_every: int
+    max_skipped: NonNegativeInt
+    log_every: PositiveInt
     wandb: str
     profile: tuple[int, int]
     init_from: str
     evaluation: EvaluationConfig
-    from_labels: bool = False
     lora: LoraConfig = LoraConfig()
 
     @property
-    def micro_batches(self) -> int:
-        """The parts in which a step goes through its batch."""
+    def num_micro_batches(self) -> int:
+        """Micro-batches per step."""
         return self.batch_size // self.micro_batch_size if self.micro_batch_size else 1
 
     @property
-    def label_informed(self) -> bool:
-        """Whether labels have a part in the weights: what they detect is not zero-shot then."""
-        loss = self.loss
-        return self.from_labels or loss.reads_labels or loss.normal_share > 0
+    def is_label_informed(self) -> bool:
+        """Whether labels shape the weights, so that detection is no longer zero-shot."""
+        return self.loss.reads_labels or self.loss.normal_target_share > 0
 
     @property
     def evaluation_shards(self) -> str:
-        """The directory that is evaluated."""
+        """The directory to evaluate on."""
         return self.evaluation.shards or next(iter(self.data.folders), "")

@@ -15,7 +15,7 @@ from ctclip_jax.evaluation.dataset import EvalSet, from_rows
 from ctclip_jax.evaluation.encoder import ShardedEncoder
 from ctclip_jax.evaluation.estimates import named_figures
 from ctclip_jax.evaluation.protocol import ProtocolConfig
-from ctclip_jax.inference import load, zero_shot
+from ctclip_jax.inference.classifiers import trained_classifier, zero_shot_classifier
 from ctclip_jax.models.ct_clip import CTCLIP
 from ctclip_jax.training.config import TrainConfig
 from ctclip_jax.training.metric_writer import MetricWriter
@@ -33,6 +33,7 @@ class Evaluation:
         model: CTCLIP,
         mesh: Mesh,
         tokenizer: Tokenizer,
+        label_informed: bool,
     ):
         """Raises InputError if there is no such split."""
         self._config, self._folder = config.evaluation, config.evaluation_shards
@@ -43,9 +44,11 @@ class Evaluation:
         self._rows = [rows[i] for i in self._chosen]
         self._labels = shards.preparation(self._folder, self._config.split)["labels"]
         self._protocol = ProtocolConfig(
-            prompts=self._config.prompts, scores=self._config.scores, resamples=0
+            prompts=self._config.prompts,
+            classifier=self._config.classifier,
+            resamples=0,
         )
-        self._source = {"trained_with": "labels"} if config.label_informed else {}
+        self._source = {"trained_with": "labels"} if label_informed else {}
 
     def __call__(self, variables: Variables, *, step: int, writer: MetricWriter) -> float | None:
         """Writes the figures of detection and retrieval, and a line on the terminal.
@@ -75,10 +78,11 @@ class Evaluation:
             ),
             image=image,
         )
-        if self._protocol.scores == "classifier":
+        if self._protocol.classifier == "trained":
             # A model that is trained on labels alone knows no texts.
-            classifier = jax.device_get(variables["params"]["classifier"])
-            return dataclasses.replace(study, scores=load.classify(image, **classifier))
+            classifier = trained_classifier(**jax.device_get(variables["params"]["classifier"]))
+            scores = self._protocol.scores(self._labels, classifier, image)
+            return dataclasses.replace(study, scores=scores)
         text = self._encode_reports(variables)[order]
         return dataclasses.replace(
             study,
@@ -88,21 +92,19 @@ class Evaluation:
 
     def _encode_reports(self, variables: Variables) -> Float[np.ndarray, "n d"]:
         config = self._config
-        reading = {"report": config.report, "pool_sentences": config.pool_sentences}
+        reading = {"report": config.report_format, "pool_sentences": config.pool_sentences}
         texts = [encode.texts_of(row, **reading) for row in self._rows]
         return encode.encode_reports(texts, encode_texts=self._text_encoder(variables))
 
     def _zero_shot(
         self, variables: Variables, image: Float[np.ndarray, "n d"]
     ) -> Float[np.ndarray, "n labels"]:
-        prompts = zero_shot.prompt_texts(self._labels, self._protocol)
-        return zero_shot.scores(
-            image,
-            labels=self._labels,
-            prompts=dict(zip(prompts, self._text_encoder(variables)(prompts), strict=True)),
+        classifier = zero_shot_classifier(
+            self._protocol.findings(self._labels),
+            self._text_encoder(variables),
             temperature=math.exp(variables["params"]["temperature"]),
-            protocol=self._protocol,
         )
+        return self._protocol.scores(self._labels, classifier, image)
 
     def _text_encoder(self, variables: Variables) -> encode.EncodeTexts:
         return functools.partial(

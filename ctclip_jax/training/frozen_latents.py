@@ -1,5 +1,6 @@
-"""The volumes of a training split through a frozen image tower, once, for all steps of a run."""
+"""Image latents of a training split, encoded once for runs whose image tower is frozen."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -13,48 +14,54 @@ from data_pipelines import shards
 from data_pipelines.errors import InputError
 from data_pipelines.files import publish, scratch_folder
 
-Latents = Float[np.ndarray, "n d"]
+FILE = "latents.npz"
 
 
-def saved_latents(config: TrainConfig, workdir: Path) -> list[Latents] | None:
-    """Returns the latents of every folder that an earlier start has left; None if there are none.
+def frozen_latents(
+    config: TrainConfig,
+    workdir: Path,
+    *,
+    encoder: ShardedEncoder,
+    initial_variables: Callable[[], Variables],
+) -> list[Float[np.ndarray, "n d"]]:
+    """Returns the latents of every training directory, from WORKDIR/latents.npz or encoded now.
+
+    `initial_variables` is called only to encode.
 
     Raises:
-      InputError: they are of other volumes or of another start, or cannot be read.
+      InputError: the file is damaged, or of other volumes or weights.
     """
-    path = workdir / "latents.npz"
-    if not path.exists():
-        return None
-    try:
-        with np.load(path) as arrays:
-            found = dict(arrays)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: damaged ({error}); remove it") from error
-    if found.pop("source").tolist() != _source(config):
-        raise InputError(f"{path}: latents of other volumes or weights; remove it")
-    return [found[f"folder{i}"] for i in range(len(config.data.folders))]
-
-
-def encode_latents(
-    config: TrainConfig, workdir: Path, *, variables: Variables, encoder: ShardedEncoder
-) -> list[Latents]:
-    """Returns the latents of every folder, and leaves them in WORKDIR/latents.npz."""
-    split = config.data.split
-    latents = []
+    path, split = workdir / FILE, config.data.split
+    source = _source(config)
+    if path.exists():
+        return _load(path, source)
+    variables, latents = initial_variables(), []
     for folder in config.data.folders:
         rows = range(len(shards.read_reports(folder, split)))
         latents.append(encoder.volumes(variables, folder, split=split, rows=rows))
         if jax.process_index() == 0:
-            print(f"{folder}: {len(rows)} volumes through the frozen image tower", flush=True)
+            print(f"{folder}: encoded {len(rows)} volumes with the frozen image tower", flush=True)
     if jax.process_index() == 0:
-        arrays = {f"folder{i}": each for i, each in enumerate(latents)}
+        arrays = {f"folder{i}": array for i, array in enumerate(latents)}
         with scratch_folder(workdir) as scratch:
-            np.savez(scratch / "latents.npz", source=np.array(_source(config)), **arrays)
-            publish(scratch / "latents.npz", workdir / "latents.npz")
+            np.savez(scratch / FILE, source=np.array(source), **arrays)
+            publish(scratch / FILE, path)
     return latents
 
 
+def _load(path: Path, source: list[str]) -> list[Float[np.ndarray, "n d"]]:
+    try:
+        with np.load(path) as file:
+            arrays = dict(file)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: damaged ({error}); remove it") from error
+    if arrays.pop("source").tolist() != source:
+        raise InputError(f"{path}: latents of other volumes or weights; remove it")
+    return [arrays[f"folder{i}"] for i in range(len(arrays))]
+
+
 def _source(config: TrainConfig) -> list[str]:
+    """What the latents depend on."""
     split = config.data.split
     cases = [shards.preparation(folder, split)["cases_sha256"] for folder in config.data.folders]
     return [config.init_from, config.model.dtype, *cases]

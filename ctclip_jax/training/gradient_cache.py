@@ -2,9 +2,9 @@
 
 The loss needs the latents of the whole batch, but not its activations. So the micro-batches are
 encoded one after the other, only for their latents; the loss over all of them gives the gradient of
-every latent; then each micro-batch is encoded again and its gradient pulled back through the
-towers. The sum is the gradient of the plain step, dropout included, which is drawn by volume.
-The micro-batches wait on the host, two at most are on the devices.
+every latent; then each micro-batch is encoded again and its gradient is pulled back through the
+towers. The sum is the gradient of the plain step, dropout included, because dropout is drawn per
+volume. The micro-batches wait on the host; at most two are on the devices.
 """
 
 import collections
@@ -12,116 +12,131 @@ from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ctclip_jax.common.sharding import shardings_of, with_shardings
-from ctclip_jax.training.objective import Batch, HostBatch, Latents, Metrics, Objective, Program
+from ctclip_jax.common.shapes import Array
+from ctclip_jax.common.sharding import batch_sharding, put_batch, shardings_of, with_shardings
 
-
-class CachedStep:
-    """(state, micro-batches on the host) -> (state, metrics, gradient norms): takes `count`."""
-
-    def __init__(
-        self, objective: Objective, *, state: dict, batch: Batch, count: int, put: Callable
-    ):
-        """As PlainStep, for `count` micro-batches like `batch`."""
-        forward = _without_optimizer(state)
-        trained = objective.split(forward)
-        latents, statistics = jax.eval_shape(objective.encode, trained, forward, batch)
-        rows = jax.tree.map(lambda _: batch["seed"].sharding, latents)
-        whole = NamedSharding(batch["seed"].sharding.mesh, PartitionSpec())
-        latents = with_shardings(latents, rows)
-        statistics = with_shardings(statistics, jax.tree.map(lambda _: whole, statistics))
-        columns = {name: batch[name] for name in objective.columns}
-        self._put, self._columns, self._count = put, objective.columns, count
-        self._in_flight: collections.deque = collections.deque()
-        self._encode = jax.jit(
-            _encode_program(objective), donate_argnums=0, out_shardings=(rows, whole)
-        )
-        self._contrast = jax.jit(
-            _contrast_program(objective),
-            out_shardings=(None, None, [rows] * count, shardings_of(trained)),
-        )
-        self._backward = jax.jit(
-            _backward_program(objective),
-            donate_argnums=0,
-            out_shardings=(shardings_of(trained), None),
-        )
-        self._update = jax.jit(
-            objective.update, donate_argnums=0, out_shardings=(shardings_of(state), None, None)
-        )
-        self._zeros = jax.jit(lambda: jax.tree.map(jnp.zeros_like, statistics), out_shardings=whole)
-        contrast = (forward, [latents] * count, [columns] * count)
-        loss, metrics, _, _ = jax.eval_shape(self._contrast, *contrast)
-        self.programs = {
-            "encode": Program(self._encode, (statistics, forward, batch)),
-            "contrast": Program(self._contrast, contrast),
-            "backward": Program(self._backward, (trained, forward, batch, latents)),
-            "update": Program(self._update, (state, trained, statistics, loss, metrics)),
-        }
-
-    def __call__(self, state: dict, batches: Iterator[HostBatch]) -> tuple[dict, Metrics, Metrics]:
-        forward = _without_optimizer(state)
-        statistics, waiting, latents, columns = self._zeros(), collections.deque(), [], []
-        for _ in range(self._count):
-            waiting.append(next(batches))
-            batch = self._placed(waiting[-1])
-            encoded, statistics = self._encode(statistics, forward, batch)
-            self._in_flight.append(encoded)
-            latents.append(encoded)
-            columns.append({name: batch[name] for name in self._columns})
-        loss, metrics, cotangents, grads = self._contrast(forward, latents, columns)
-        for cotangent in cotangents:
-            batch = self._placed(waiting.popleft())
-            grads, done = self._backward(grads, forward, batch, cotangent)
-            self._in_flight.append(done)
-        return self._update(state, grads, statistics, loss, metrics)
-
-    def _placed(self, batch: HostBatch) -> Batch:
-        """The batch on the devices, sent there when the one before the last is done with."""
-        if len(self._in_flight) > 1:
-            jax.block_until_ready(self._in_flight.popleft())
-        return self._put(batch)
+Batch = dict[str, Array]
 
 
-def _encode_program(objective: Objective) -> Callable:
-    def encode(statistics: dict, state: dict, batch: Batch):
-        latents, more = objective.encode(objective.split(state), state, batch)
-        return latents, jax.tree.map(jnp.add, statistics, more)
+def cached_step(
+    *,
+    encode: Callable,
+    loss_fn: Callable,
+    update: Callable,
+    get_trainable: Callable[[dict], dict],
+    abstract_state: dict,
+    mesh: Mesh,
+    columns: tuple[str, ...],
+    num_micro_batches: int,
+) -> tuple[Callable, Callable]:
+    """Returns (step, trace), like `training.step.plain_step`, over `num_micro_batches` at a time.
 
-    return encode
+    Args:
+      encode: (trainable, state, batch) -> (latents by name, (b d) each; statistics, which add up).
+      loss_fn: (trainable, state, latents, batch) -> (loss, metrics), over the whole batch.
+      update: (state, gradients, statistics, loss, metrics) -> (state, metrics, gradient norms).
+      get_trainable: state -> trainable parameters.
+      columns: what `loss_fn` reads of a batch beside the latents.
+    """
+    rows, whole = batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
+    abstract_trainable = get_trainable(abstract_state)
+    trainable_shardings = shardings_of(abstract_trainable)
 
+    def encode_micro_batch(state: dict, batch: Batch):
+        return encode(get_trainable(state), state, batch)
 
-def _contrast_program(objective: Objective) -> Callable:
-    def contrast(state: dict, latents: list[Latents], columns: list[Batch]):
-        """The loss, its metrics, and its gradients: of all latents, and of `trained` directly."""
+    def loss_over_batch(state: dict, latents: list[Batch], batches: list[Batch]):
+        """The loss, its metrics, and its gradients: of all latents, and of `trainable` directly."""
 
-        def loss_of(trained: dict, latents: list[Latents]):
-            return objective.contrast(trained, state, _joined(latents), _joined(columns))
+        def loss_of(trainable: dict, latents: list[Batch]):
+            return loss_fn(trainable, state, _concatenate(latents), _concatenate(batches))
 
-        gradient = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)
-        (loss, metrics), (grads, cotangents) = gradient(objective.split(state), latents)
+        value_and_grad = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)
+        (loss, metrics), (grads, cotangents) = value_and_grad(get_trainable(state), latents)
         return loss, metrics, cotangents, grads
 
-    return contrast
+    def backward_micro_batch(grads: dict, state: dict, batch: Batch, cotangent: Batch):
+        """`grads` plus those of a micro-batch, and a number that is ready when they are."""
+
+        def latents_of(trainable: dict) -> Batch:
+            return encode(trainable, state, batch)[0]
+
+        _, pull_back = jax.vjp(latents_of, get_trainable(state))
+        (batch_grads,) = pull_back(cotangent)
+        return _add(grads, batch_grads), state["step"] + 1
+
+    encode_program = jax.jit(encode_micro_batch, out_shardings=(rows, whole))
+    add_program = jax.jit(_add, donate_argnums=0)
+    loss_program = jax.jit(loss_over_batch, out_shardings=(None, None, rows, trainable_shardings))
+    backward_program = jax.jit(
+        backward_micro_batch, donate_argnums=0, out_shardings=(trainable_shardings, None)
+    )
+    update_program = jax.jit(
+        update, donate_argnums=0, out_shardings=(shardings_of(abstract_state), None, None)
+    )
+    in_flight: collections.deque = collections.deque()
+
+    def put(batch: dict[str, np.ndarray]) -> Batch:
+        # The host runs ahead of the devices: a micro-batch is sent when the one before the last is
+        # done, or all of them would wait in device memory.
+        if len(in_flight) > 1:
+            jax.block_until_ready(in_flight.popleft())
+        return put_batch(batch, mesh)
+
+    def step(state: dict, batches: Iterator[dict[str, np.ndarray]]) -> tuple[dict, Batch, Batch]:
+        forward = _without_optimizer(state)
+        waiting, latents, loss_batches = collections.deque(), [], []
+        statistics = None
+        for _ in range(num_micro_batches):
+            waiting.append(next(batches))
+            batch = put(waiting[-1])
+            batch_latents, batch_statistics = encode_program(forward, batch)
+            if statistics is not None:
+                batch_statistics = add_program(statistics, batch_statistics)
+            statistics = batch_statistics
+            in_flight.append(batch_latents)
+            latents.append(batch_latents)
+            loss_batches.append(_select(batch, columns))
+        loss, metrics, cotangents, grads = loss_program(forward, latents, loss_batches)
+        for cotangent in cotangents:
+            batch = put(waiting.popleft())
+            grads, done = backward_program(grads, forward, batch, cotangent)
+            in_flight.append(done)
+        return update_program(state, grads, statistics, loss, metrics)
+
+    def trace(batch: Batch) -> dict[str, jax.stages.Traced]:
+        forward = _without_optimizer(abstract_state)
+        latents, statistics = jax.eval_shape(encode, abstract_trainable, forward, batch)
+        latents = with_shardings(latents, jax.tree.map(lambda _: rows, latents))
+        statistics = with_shardings(statistics, jax.tree.map(lambda _: whole, statistics))
+        loss_batches = [_select(batch, columns)] * num_micro_batches
+        loss_arguments = (forward, [latents] * num_micro_batches, loss_batches)
+        loss, metrics, _, _ = jax.eval_shape(loss_program, *loss_arguments)
+        return {
+            "encode": encode_program.trace(forward, batch),
+            "loss": loss_program.trace(*loss_arguments),
+            "backward": backward_program.trace(abstract_trainable, forward, batch, latents),
+            "update": update_program.trace(
+                abstract_state, abstract_trainable, statistics, loss, metrics
+            ),
+        }
+
+    return step, trace
 
 
-def _backward_program(objective: Objective) -> Callable:
-    def backward(grads: dict, state: dict, batch: Batch, cotangent: Latents):
-        """`grads` with those of a micro-batch, and a number that is ready when they are."""
-
-        def latents_of(trained: dict) -> Latents:
-            return objective.encode(trained, state, batch)[0]
-
-        _, pull_back = jax.vjp(latents_of, objective.split(state))
-        (more,) = pull_back(cotangent)
-        return jax.tree.map(jnp.add, grads, more), state["step"] + 1
-
-    return backward
+def _add(total: dict, part: dict) -> dict:
+    return jax.tree.map(jnp.add, total, part)
 
 
-def _joined(parts: list[Batch]) -> Batch:
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+def _select(batch: Batch, names: tuple[str, ...]) -> Batch:
+    return {name: batch[name] for name in names}
+
+
+def _concatenate(batches: list[Batch]) -> Batch:
+    return jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *batches)
 
 
 def _without_optimizer(state: dict) -> dict:

@@ -1,4 +1,7 @@
-"""Metrics to metrics.jsonl, TensorBoard event files and, if wanted, Weights & Biases."""
+"""Metric writer: metrics.jsonl, TensorBoard events and, optionally, Weights & Biases.
+
+The interface is that of clu.metric_writers, which needs TensorFlow.
+"""
 
 import contextlib
 import json
@@ -7,6 +10,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from tensorboardX.event_file_writer import EventsWriter
@@ -14,17 +18,15 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.summary import hparams as hparams_summaries
 
-from ctclip_jax.training.wandb_run import WandbRun
 from data_pipelines.errors import InputError
 from data_pipelines.files import write_text
 
 
 class MetricWriter:
-    """Writes to `directory`, with the interface of clu's writers.
+    """Writes metrics to `directory`; a full disk is an InputError.
 
-    A run that continues from `step` first loses what was written beyond it.
-    Of several processes one `writes`; the others make the same calls to no effect.
-    What cannot be written, to a full disk say, is an InputError.
+    A run that resumes from `step` first drops what was written beyond it. Only the process with
+    `is_writer` writes; the others make the same calls to no effect.
     """
 
     def __init__(
@@ -32,36 +34,36 @@ class MetricWriter:
         directory: Path,
         *,
         step: int,
-        evaluated: bool = True,
-        writes: bool = True,
+        is_evaluated: bool = True,
+        is_writer: bool = True,
         wandb: str = "",
     ):
-        """Without `evaluated`, what an evaluation at `step` wrote is lost too: it is made again.
+        """Opens the files of a run at `step`.
 
-        `wandb` is a project of Weights & Biases; '': none.
-
-        Raises:
-          InputError: it cannot be written, or Weights & Biases cannot be used.
+        Args:
+          is_evaluated: False drops the evaluation at `step` too, because it will run again.
+          wandb: project of Weights & Biases; '': none.
         """
-        self._directory, self._writes = directory, writes
-        path = directory / "metrics.jsonl" if writes else Path(os.devnull)
-        with self._writing():
-            if writes:
+        self._directory = directory
+        path = directory / "metrics.jsonl" if is_writer else Path(os.devnull)
+        with self._naming_directory():
+            if is_writer:
                 directory.mkdir(parents=True, exist_ok=True)
-                write_text(path, "".join(_lines_until(path, step, evaluated=evaluated)))
+                write_text(path, "".join(_lines_until(path, step, is_evaluated=is_evaluated)))
             # Line-buffered: a checkpoint may follow any line, and then the line must be there.
             self._lines = path.open("a", buffering=1)
             # Not SummaryWriter: its thread dies of a full disk, and its queue then blocks forever.
-            self._events = EventsWriter(str(directory / "events")) if writes else None
+            self._events = EventsWriter(str(directory / "events")) if is_writer else None
+            # TensorBoard discards older events at or beyond the step of a session start.
             start = SessionLog(status=SessionLog.SessionStatus.START)
-            self._write_event(step + 1, session_log=start)  # purges what was beyond
-        self._wandb = WandbRun(wandb, directory) if wandb and writes else None
+            self._write_event(step + 1, session_log=start)
+        self._wandb = WandbRun(wandb, directory) if wandb and is_writer else None
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Writes one line, in which null is what is not finite, and one event with all scalars."""
+        """Writes one line and one event; non-finite values are null in the line."""
         line = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
         values = [Summary.Value(tag=n, simple_value=value) for n, value in scalars.items()]
-        with self._writing():
+        with self._naming_directory():
             self._lines.write(json.dumps({"step": step, **line}) + "\n")
             self._write_event(step, summary=Summary(value=values))
         if self._wandb:
@@ -69,23 +71,23 @@ class MetricWriter:
 
     def write_hparams(self, hparams: Mapping[str, Any]) -> None:
         """Writes a flat mapping of hyperparameters."""
-        known = {n: v if isinstance(v, (int, float)) else str(v) for n, v in hparams.items()}
-        with self._writing():
-            for summary in hparams_summaries(known, {"loss": None}):
+        plain = {n: v if isinstance(v, (int, float)) else str(v) for n, v in hparams.items()}
+        with self._naming_directory():
+            for summary in hparams_summaries(plain, {"loss": None}):
                 self._write_event(0, summary=summary)
         if self._wandb:
-            self._wandb.write_hparams(known)
+            self._wandb.write_hparams(plain)
 
     def flush(self) -> None:
-        """Hands everything to the file system."""
-        with self._writing():
+        """Flushes all files."""
+        with self._naming_directory():
             self._lines.flush()
             if self._events:
                 self._events.flush()
 
     def close(self) -> None:
-        """Flushes and closes; nothing may be written after it."""
-        with self._writing():
+        """Flushes and closes all files."""
+        with self._naming_directory():
             self._lines.close()
             if self._events:
                 self._events.close()
@@ -97,24 +99,64 @@ class MetricWriter:
             self._events.write_event(Event(wall_time=time.time(), step=step, **content))
 
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _naming_directory(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             raise InputError(f"{self._directory}: metrics not written ({error})") from error
 
 
-def _lines_until(path: Path, step: int, *, evaluated: bool) -> list[str]:
-    """Returns the whole lines of a metrics.jsonl up to `step`; a torn last line is left out."""
+class WandbRun:
+    """One Weights & Biases run per workdir; it resumes by the id in DIRECTORY/wandb_run_id.
+
+    Steps that are repeated after a restart are ignored by the server: they are identical.
+    """
+
+    def __init__(self, project: str, directory: Path):
+        """Starts or resumes the run; raises InputError if wandb is missing or does not start."""
+        wandb, id_file = import_wandb(), directory / "wandb_run_id"
+        run_id = id_file.read_text() if id_file.exists() else None
+        try:
+            self._run = wandb.init(project=project, dir=directory, id=run_id, resume="allow")
+        except wandb.Error as error:
+            raise InputError(f"config.wandb: {project!r} does not start ({error})") from error
+        id_file.write_text(self._run.id)
+
+    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Logs the scalars of a step."""
+        self._run.log(dict(scalars), step=step)
+
+    def write_hparams(self, hparams: Mapping[str, int | float | str]) -> None:
+        """Updates the run's config; a resumed run may have changed some values."""
+        self._run.config.update(dict(hparams), allow_val_change=True)
+
+    def close(self) -> None:
+        """Uploads what is left and ends the run."""
+        self._run.finish()
+
+
+def import_wandb() -> ModuleType:
+    """Returns the wandb package; raises InputError if it is not installed."""
+    try:
+        import wandb
+    except ImportError as error:
+        raise InputError(
+            f"config.wandb: {error}; `pip install 'ctclip-jax[wandb]'` or config.wandb=''"
+        ) from error
+    return wandb
+
+
+def _lines_until(path: Path, step: int, *, is_evaluated: bool) -> list[str]:
+    """The whole lines of a metrics.jsonl up to `step`; a torn last line is dropped."""
     if not path.exists():
         return []
 
-    def stays(line: str) -> bool:
+    def is_current(line: str) -> bool:
         if not line.endswith("\n"):
             return False
         content = json.loads(line)
         is_evaluation = "loss" not in content
-        last = step - 1 if is_evaluation and not evaluated else step
+        last = step - 1 if is_evaluation and not is_evaluated else step
         return content["step"] <= last
 
-    return list(filter(stays, path.read_text().splitlines(keepends=True)))
+    return list(filter(is_current, path.read_text().splitlines(keepends=True)))

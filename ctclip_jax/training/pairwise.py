@@ -1,9 +1,9 @@
-"""What a contrastive loss needs of all pairs of texts and volumes, at once or block by block.
+"""Sums over all (text, volume) pairs of a batch that contrastive losses need, whole or in blocks.
 
-The logits of a text with all volumes are summed up in a few numbers, and so are those of a volume
-with all texts. The numbers of the blocks of the matrix combine to those of the whole, so that the
-matrix itself need never lie in memory: on several devices the volumes travel in a ring past the
-texts (arXiv 2303.15343), on each device the texts go row by row.
+The logits of a text with all volumes reduce to a few numbers, and so do those of a volume with all
+texts. The numbers of two blocks of the matrix combine into those of both, so that the matrix itself
+need never fit into memory: across devices the volumes travel in a ring past the texts (arXiv
+2303.15343), on each device the texts go block by block.
 """
 
 import functools
@@ -15,113 +15,122 @@ from jax.sharding import PartitionSpec as P
 
 from ctclip_jax.common.shapes import Array, Bool
 
-# Finite, unlike -inf: the gradient of the logsumexp of nothing must be zero, not nan.
+# Finite, unlike -inf: the gradient of a logsumexp over nothing must be zero, not NaN.
 MASKED = -1e30
 
-Side = dict[str, Array]  # latents (n d), owner (n)[, scan, report (n)][, normal (n)]
-Sums = dict[str, Array]  # (n) each
+Side = dict[str, Array]  # latents (n d), pair_id (n)[, scan, report (n)][, normal (n)]
+PairSums = dict[str, Array]  # (n) each; see pair_sums
 
 
-def pair_sums(text: Side, image: Side, scalars: Sums) -> tuple[Sums, Sums]:
+def pair_sums(text: Side, image: Side, scalars: dict[str, Array]) -> tuple[PairSums, PairSums]:
     """The sums of every text over all volumes, and of every volume over all texts.
 
-    A text and a volume match when their `owner` is the same. Two volumes that share a `scan` or a
-    `report`, where these are given, are no negatives of each other. Where `normal` is given, the
-    normal volumes are counted apart. `scalars` are {'temperature'[, 'bias']}.
+    A text and a volume are a positive pair if their `pair_id` is equal. Two volumes that share a
+    `scan` or a `report`, if those are present, are excluded as negatives. If `normal` is present,
+    pairs of normal volumes are also summed separately. `scalars` are {temperature[, bias]}.
 
     Returns for every text or volume:
-      own: the logit of its match (their sum, of several).
-      negatives: the logsumexp of its logits with the others that count.
-      questions: the sum of the softplus of the same logits.
-      normals, count: the sum of its logits with the other normal volumes, and how many they are.
-      rival: its largest logit with another that counts; no gradient passes.
+      positive: logit of its positive (summed, if there are several).
+      negatives_lse: logsumexp of its logits with all negatives.
+      negatives_softplus: sum of the softplus of the same logits.
+      normal_logits, num_normal: sum of its logits with other normal volumes, and their number.
+      hardest_negative: its largest logit with a negative; no gradient.
     """
     with jax.default_matmul_precision("float32"):
         logits = scalars["temperature"] * (text["latents"] @ image["latents"].T)
     if "bias" in scalars:
         logits = logits + scalars["bias"]
-    own = _equal(text, image, "owner")
-    others = ~own
+    is_positive = _equal(text, image, "pair_id")
+    is_negative = ~is_positive
     if "scan" in text:
-        others &= ~(_equal(text, image, "scan") | _equal(text, image, "report"))
-    normals = jnp.zeros_like(own)
+        is_negative &= ~(_equal(text, image, "scan") | _equal(text, image, "report"))
+    is_normal = jnp.zeros_like(is_positive)
     if "normal" in text:
-        normals = others & text["normal"][:, None] & image["normal"][None, :]
-    return tuple(_sums_along(axis, logits, own, others, normals) for axis in (1, 0))
+        is_normal = is_negative & text["normal"][:, None] & image["normal"][None, :]
+    return tuple(_sum_along(axis, logits, is_positive, is_negative, is_normal) for axis in (1, 0))
 
 
 def ring_sums(
-    text: Side, image: Side, scalars: Sums, *, rows: int, mesh: Mesh
-) -> tuple[Sums, Sums]:
-    """`pair_sums` with `rows` texts of a device against a device's volumes at a time.
+    text: Side, image: Side, scalars: dict[str, Array], *, block_size: int, mesh: Mesh
+) -> tuple[PairSums, PairSums]:
+    """`pair_sums` with `block_size` texts of a device against one device's volumes at a time.
 
-    `rows` divides the texts of a device, or is larger. Texts and volumes are cut over all axes of
-    `mesh`, and the results are cut as they are.
+    `block_size` divides the texts of a device, or is larger. Texts, volumes and results are sharded
+    over all axes of `mesh`.
     """
-    cut = P(mesh.axis_names)
-    ring = functools.partial(_ring, rows=rows, axes=mesh.axis_names)
-    return jax.shard_map(ring, mesh=mesh, in_specs=(cut, cut, P()), out_specs=(cut, cut))(
-        text, image, scalars
-    )
+    sharded = P(mesh.axis_names)
+    ring = functools.partial(_ring, block_size=block_size, axes=mesh.axis_names)
+    specs = {"in_specs": (sharded, sharded, P()), "out_specs": (sharded, sharded)}
+    return jax.shard_map(ring, mesh=mesh, **specs)(text, image, scalars)
 
 
-def _sums_along(axis: int, logits: Array, own: Array, others: Array, normals: Array) -> Sums:
-    def total(values: Array, where: Array) -> Array:
-        return jnp.sum(jnp.where(where, values, 0.0), axis=axis)
+def _sum_along(
+    axis: int, logits: Array, is_positive: Array, is_negative: Array, is_normal: Array
+) -> PairSums:
+    def total(values: Array, mask: Array) -> Array:
+        return jnp.sum(jnp.where(mask, values, 0.0), axis=axis)
 
-    masked = jnp.where(others, logits, MASKED)
+    negatives = jnp.where(is_negative, logits, MASKED)
     return {
-        "own": total(logits, own),
-        "negatives": jax.nn.logsumexp(masked, axis=axis),
-        "questions": total(jax.nn.softplus(logits), others),
-        "normals": total(logits, normals),
-        "count": jnp.sum(normals, axis=axis, dtype=jnp.float32),
-        "rival": jnp.max(jax.lax.stop_gradient(masked), axis=axis),
+        "positive": total(logits, is_positive),
+        "negatives_lse": jax.nn.logsumexp(negatives, axis=axis),
+        "negatives_softplus": total(jax.nn.softplus(logits), is_negative),
+        "normal_logits": total(logits, is_normal),
+        "num_normal": jnp.sum(is_normal, axis=axis, dtype=jnp.float32),
+        "hardest_negative": jnp.max(jax.lax.stop_gradient(negatives), axis=axis),
     }
 
 
-def _ring(text: Side, image: Side, scalars: Sums, *, rows: int, axes: tuple[str, ...]):
-    """On every device: its texts past all volumes, which arrive one device's share at a time."""
-    devices = jax.lax.axis_size(axes)
-    onward = [(device, (device + 1) % devices) for device in range(devices)]
+def _ring(
+    text: Side, image: Side, scalars: dict[str, Array], *, block_size: int, axes: tuple[str, ...]
+):
+    """Per device: its texts against all volumes, which arrive one device's share at a time."""
+    num_devices = jax.lax.axis_size(axes)
+    to_next = [(device, (device + 1) % num_devices) for device in range(num_devices)]
 
     def hop(carry, _):
-        of_texts, image, of_images = carry
-        here = _row_blocks(text, image, scalars, rows=rows)
-        of_texts, of_images = map(_combine, (of_texts, of_images), here)
-        return (of_texts, *jax.lax.ppermute((image, of_images), axes, onward)), None
+        text_sums, image, image_sums = carry
+        block = _sums_by_text_block(text, image, scalars, block_size=block_size)
+        text_sums, image_sums = map(_combine, (text_sums, image_sums), block)
+        return (text_sums, *jax.lax.ppermute((image, image_sums), axes, to_next)), None
 
-    start = (_nothing(text), image, _nothing(image))
-    (of_texts, _, of_images), _ = jax.lax.scan(jax.checkpoint(hop), start, length=devices)
-    return of_texts, of_images
+    start = (_empty_sums(text), image, _empty_sums(image))
+    # Checkpointed: the backward pass computes the logits of a hop again instead of storing them.
+    (text_sums, _, image_sums), _ = jax.lax.scan(jax.checkpoint(hop), start, length=num_devices)
+    return text_sums, image_sums
 
 
-def _row_blocks(text: Side, image: Side, scalars: Sums, *, rows: int) -> tuple[Sums, Sums]:
+def _sums_by_text_block(
+    text: Side, image: Side, scalars: dict[str, Array], *, block_size: int
+) -> tuple[PairSums, PairSums]:
     """`pair_sums`, one block of texts after the other."""
-    rows = min(rows, len(text["owner"]))
-    blocks = jax.tree.map(lambda each: each.reshape(-1, rows, *each.shape[1:]), text)
+    block_size = min(block_size, len(text["pair_id"]))
+    blocks = jax.tree.map(lambda array: array.reshape(-1, block_size, *array.shape[1:]), text)
 
-    def block(of_images, text):
-        of_texts, here = pair_sums(text, image, scalars)
-        return _combine(of_images, here), of_texts
+    def add_block(image_sums, text_block):
+        text_sums, block_image_sums = pair_sums(text_block, image, scalars)
+        return _combine(image_sums, block_image_sums), text_sums
 
-    of_images, of_texts = jax.lax.scan(jax.checkpoint(block), _nothing(image), blocks)
-    return jax.tree.map(jnp.ravel, of_texts), of_images
+    image_sums, text_sums = jax.lax.scan(jax.checkpoint(add_block), _empty_sums(image), blocks)
+    return jax.tree.map(jnp.ravel, text_sums), image_sums
 
 
-def _nothing(side: Side) -> Sums:
+def _empty_sums(side: Side) -> PairSums:
     """The sums over no pair at all."""
-    # Made of the argument, so that it varies over the devices as the sums of pairs do.
+    # Derived from the argument, so that they vary over the devices as the sums of pairs do.
     zeros = 0.0 * side["latents"][:, 0]
-    low = zeros + MASKED
-    sums = dict.fromkeys(("own", "questions", "normals", "count"), zeros)
-    return sums | {"negatives": low, "rival": jax.lax.stop_gradient(low)}
+    lowest = zeros + MASKED
+    names = ("positive", "negatives_softplus", "normal_logits", "num_normal")
+    return dict.fromkeys(names, zeros) | {
+        "negatives_lse": lowest,
+        "hardest_negative": jax.lax.stop_gradient(lowest),
+    }
 
 
-def _combine(a: Sums, b: Sums) -> Sums:
-    how = {"negatives": jnp.logaddexp, "rival": jnp.maximum}
-    return {name: how.get(name, jnp.add)(a[name], b[name]) for name in a}
+def _combine(a: PairSums, b: PairSums) -> PairSums:
+    operators = {"negatives_lse": jnp.logaddexp, "hardest_negative": jnp.maximum}
+    return {name: operators.get(name, jnp.add)(a[name], b[name]) for name in a}
 
 
-def _equal(text: Side, image: Side, name: str) -> Bool[Array, "t i"]:
-    return text[name][:, None] == image[name][None, :]
+def _equal(text: Side, image: Side, column: str) -> Bool[Array, "t i"]:
+    return text[column][:, None] == image[column][None, :]

@@ -1,7 +1,11 @@
-"""The train step: its state, what it computes, and its programs, whole batch or gradient cache."""
+"""The train step: encode a batch, compute the loss over the global batch, update the state.
 
-import dataclasses
-import functools
+The state is a plain dict {step, skipped, params, codebook, opt[, ema]} of arrays, sharded by
+common/sharding.RULES. `trainable` is the part of its params that receives a gradient.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,18 +16,18 @@ from jax.sharding import Mesh
 from ctclip_jax.common import trees
 from ctclip_jax.common.shapes import Array, Float, Int, Key, Variables
 from ctclip_jax.common.sharding import (
+    all_gather_params,
     batch_sharding,
-    gathered,
     put_batch,
+    shardings_of,
     state_shardings,
     with_shardings,
 )
 from ctclip_jax.models import lora, vector_quantizer
 from ctclip_jax.models.ct_clip import CTCLIP
+from ctclip_jax.training import gradient_cache
 from ctclip_jax.training.config import PROMPT_TOKENS, TrainConfig
-from ctclip_jax.training.gradient_cache import CachedStep
-from ctclip_jax.training.losses import LossFn, make_loss
-from ctclip_jax.training.objective import Objective, PlainStep
+from ctclip_jax.training.losses import make_loss
 from ctclip_jax.training.optim import (
     average_weights,
     gradient_norms,
@@ -34,85 +38,180 @@ from ctclip_jax.training.optim import (
 from data_pipelines.reports import LABELS, prompt_text
 from data_pipelines.tokenizers import Tokenizer
 
-TrainStep = PlainStep | CachedStep
+Batch = dict[str, Array]
+HostBatch = dict[str, np.ndarray]
 TOKENS = ("input_ids", "attention_mask")
 
 
-@dataclasses.dataclass(frozen=True)
-class Learner:
-    """What a step is made of; `make_learner` makes it of a config.
+class TrainStep(NamedTuple):
+    """A train step on one mesh.
 
-    `prompts` are the tokens of config.loss.prompts for every label, (labels 2, l) each.
+    Attributes:
+      init: variables -> state at step 0; every array is created on the devices it belongs to.
+      abstract_state: shapes, dtypes and shardings of the state, without memory.
+      step: (state, host micro-batches) -> (state, metrics, gradient norms by parameter). Takes
+        `config.num_micro_batches` of the micro-batches; the state is donated.
+      trace: abstract micro-batch -> the traced programs of a step by name, for the dry run.
     """
 
-    config: TrainConfig
-    mesh: Mesh
-    model: CTCLIP
-    loss_fn: LossFn
-    optimizer: optax.GradientTransformation
-    prompts: dict[str, np.ndarray]
+    init: Callable[[Variables], dict]
+    abstract_state: dict
+    step: Callable[[dict, Iterator[HostBatch]], tuple[dict, Batch, Batch]]
+    trace: Callable[[Batch], dict[str, jax.stages.Traced]]
 
 
-def make_learner(config: TrainConfig, mesh: Mesh, tokenizer: Tokenizer | None = None) -> Learner:
-    """Returns the parts of the step that `config` describes, on `mesh`.
+def make_train_step(
+    config: TrainConfig, model: CTCLIP, mesh: Mesh, tokenizer: Tokenizer | None = None
+) -> TrainStep:
+    """Builds the train step that `config` describes.
 
-    Without a tokenizer the step has its shapes, but prompts of nothing.
+    Without a tokenizer (dry run) the prompts of the loss have their shape, but no content.
     """
-    return Learner(
-        config=config,
-        mesh=mesh,
-        model=CTCLIP(config.model),
-        loss_fn=make_loss(config.loss, mesh),
-        optimizer=make_optimizer(config.optim, config.steps),
-        prompts=_prompts(config, tokenizer),
+    optimizer = make_optimizer(config.optim, config.steps)
+    schedule = learning_rate(config.optim, config.steps)
+    batch_loss = make_loss(config.loss, mesh)
+    prompts = prompt_tokens(config, tokenizer)
+
+    def get_trainable(state: dict) -> dict:
+        return trainable_params(state["params"], config.optim)
+
+    def encode(trainable: dict, state: dict, batch: Batch) -> tuple[Batch, dict]:
+        """Latents (b d) by tower, and codebook statistics, which add up over micro-batches."""
+        params = lora.merged(all_gather_params(trees.overlay(state["params"], trainable), mesh))
+        # A frozen tower has no dropout either: it is a fixed function.
+        keys = dropout_keys(config.seed, batch["seed"])
+        text_keys, image_keys = (
+            keys if lora.is_trainable(trainable, tower) else None for tower in ("text", "image")
+        )
+        return model.encode(
+            {"params": params, "codebook": state["codebook"]},
+            batch,
+            text_dropout_keys=text_keys,
+            patch_dropout_keys=image_keys,
+            quantize=quantizer_weight(config.vq_ramp_steps, state["step"]),
+        )
+
+    def loss_fn(trainable: dict, state: dict, latents: Batch, batch: Batch) -> tuple[Array, Batch]:
+        """The loss over the latents of the global batch, and its metrics."""
+        params = trees.overlay(state["params"], trainable)
+        has_dropout = config.loss.has_classifier and config.model.classifier_dropout > 0
+        keys = dropout_keys(config.seed, batch["seed"]) if has_dropout else None
+        outputs = model.outputs(params, latents, dropout_keys=keys)
+        if prompts:  # encoded once for the whole batch
+            prompt_keys = None
+            if lora.is_trainable(trainable, "text"):
+                step_key = jax.random.fold_in(jax.random.key(config.seed), state["step"])
+                prompt_keys = jax.random.split(step_key, len(prompts["input_ids"]))
+            variables = {"params": lora.merged(all_gather_params(params, mesh))}
+            outputs["prompts"] = model.encode_text(variables, **prompts, dropout_keys=prompt_keys)
+        return batch_loss(outputs, batch)
+
+    def update(state: dict, grads: dict, statistics: dict, loss: Array, metrics: Batch):
+        """The state after the step, its metrics, and the norm of every gradient."""
+        trainable = get_trainable(state)
+        updates, opt = optimizer.update(grads, state["opt"], trainable)
+        trainable = optax.apply_updates(trainable, updates)
+        if config.loss.max_temperature and "temperature" in trainable:
+            max_log_scale = jnp.log(config.loss.max_temperature)
+            trainable["temperature"] = jnp.minimum(trainable["temperature"], max_log_scale)
+        codebook = state["codebook"]
+        if statistics and _is_codebook_trained(config):
+            codebook = model.update_codebook(codebook, statistics)
+        params = trees.overlay(state["params"], trainable)
+        new_state = state | {"params": params, "codebook": codebook, "opt": opt}
+        if "ema" in state:
+            new_state["ema"] = average_weights(
+                state["ema"], trainable, decay=config.optim.ema, step=state["step"]
+            )
+        grad_norm = optax.tree.norm(grads)
+        if config.max_skipped:
+            is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+            new_state = jax.tree.map(
+                lambda new, old: jnp.where(is_finite, new, old), new_state, state
+            )
+            new_state["skipped"] = state["skipped"] + ~is_finite
+        usage = vector_quantizer.usage(new_state["codebook"], statistics) if statistics else {}
+        metrics = {
+            "loss": loss,
+            **metrics,
+            **usage,
+            "gradient_norm": grad_norm,
+            "learning_rate": schedule(state["step"] - state["skipped"]),
+            "skipped_steps": new_state["skipped"],
+        }
+        return new_state | {"step": state["step"] + 1}, metrics, gradient_norms(grads)
+
+    def new_state(variables: Variables) -> dict:
+        key = jax.random.key(config.seed)
+        params = lora.with_adapters(variables["params"], config.lora, key)
+        trainable = trainable_params(params, config.optim)
+        state = {
+            "step": jnp.zeros((), jnp.int32),
+            "skipped": jnp.zeros((), jnp.int32),
+            "params": params,
+            "codebook": variables["codebook"],
+            "opt": optimizer.init(trainable),
+        }
+        return state | ({"ema": jax.tree.map(jnp.copy, trainable)} if config.optim.ema else {})
+
+    abstract = jax.eval_shape(new_state, model.abstract_variables())
+    shardings = state_shardings(abstract, mesh)
+    abstract = with_shardings(abstract, shardings)
+    program = {"encode": encode, "loss_fn": loss_fn, "update": update}
+    program |= {"get_trainable": get_trainable, "abstract_state": abstract}
+    if config.num_micro_batches == 1:
+        step, trace = plain_step(**program, mesh=mesh)
+    else:
+        step, trace = gradient_cache.cached_step(
+            **program,
+            mesh=mesh,
+            columns=(*config.loss.columns, "seed"),
+            num_micro_batches=config.num_micro_batches,
+        )
+    return TrainStep(jax.jit(new_state, out_shardings=shardings), abstract, step, trace)
+
+
+def plain_step(
+    *,
+    encode: Callable,
+    loss_fn: Callable,
+    update: Callable,
+    get_trainable: Callable[[dict], dict],
+    abstract_state: dict,
+    mesh: Mesh,
+) -> tuple[Callable, Callable]:
+    """Returns (step, trace) that run the whole batch in one program."""
+
+    def train_step(state: dict, batch: Batch):
+        def loss_of(trainable: dict):
+            latents, statistics = encode(trainable, state, batch)
+            loss, metrics = loss_fn(trainable, state, latents, batch)
+            return loss, (metrics, statistics)
+
+        value_and_grad = jax.value_and_grad(loss_of, has_aux=True)
+        (loss, (metrics, statistics)), grads = value_and_grad(get_trainable(state))
+        return update(state, grads, statistics, loss, metrics)
+
+    program = jax.jit(
+        train_step, donate_argnums=0, out_shardings=(shardings_of(abstract_state), None, None)
     )
 
+    def step(state: dict, batches: Iterator[HostBatch]) -> tuple[dict, Batch, Batch]:
+        return program(state, put_batch(next(batches), mesh))
 
-def new_state(learner: Learner, variables: Variables) -> dict:
-    """Returns the train state of step 0, every array born on the devices it belongs to.
+    def trace(batch: Batch) -> dict[str, jax.stages.Traced]:
+        return {"train_step": program.trace(abstract_state, batch)}
 
-    It is a plain dict: step, skipped, params, codebook, opt[, ema].
-    """
-    make = functools.partial(_make_state, learner)
-    shardings = state_shardings(jax.eval_shape(make, variables), learner.mesh)
-    return jax.jit(make, out_shardings=shardings)(variables)
+    return step, trace
 
 
-def abstract_state(learner: Learner) -> dict:
-    """Returns shapes, dtypes and shardings of the state, without memory."""
-    make = functools.partial(_make_state, learner)
-    abstract = jax.eval_shape(make, learner.model.abstract_variables())
-    return with_shardings(abstract, state_shardings(abstract, learner.mesh))
-
-
-def variables_of(state: dict) -> Variables:
-    """Returns what is evaluated and exported: averaged weights if there are any, no adapters."""
-    params = lora.merged(trees.overlay(state["params"], state.get("ema", {})))
-    return {"params": params, "codebook": state["codebook"]}
-
-
-def make_train_step(learner: Learner, batch: dict | None = None) -> TrainStep:
-    """Returns (state, batches on the host) -> (state, metrics, norm of every gradient).
-
-    A step takes `config.micro_batches` of the batches; the state is donated. `batch` is an abstract
-    one with shardings; by default it is what the config describes.
-    """
-    config = learner.config
-    state, batch = abstract_state(learner), batch or abstract_batch(learner)
-    objective, put = make_objective(learner), functools.partial(put_batch, mesh=learner.mesh)
-    if config.micro_batches == 1:
-        return PlainStep(objective, state=state, batch=batch, put=put)
-    return CachedStep(objective, state=state, batch=batch, count=config.micro_batches, put=put)
-
-
-def abstract_batch(learner: Learner) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns shapes, dtypes and shardings of a (micro-)batch over all devices."""
-    config = learner.config
+def abstract_batch(config: TrainConfig, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes, dtypes and shardings of a (micro-)batch over all devices."""
     data, image, loss = config.data, config.model.image, config.loss
     volume = {"image": ((image.frames, *image.image_size), np.int16)}
     if data.frozen_latents:
         volume = {"latent": ((config.model.dim_latent,), np.float32)}
-    texts = (data.texts,) if data.texts > 1 else ()
+    texts = (data.texts_per_volume,) if data.texts_per_volume > 1 else ()
     tokens = {name: ((*texts, data.max_length), np.int32) for name in TOKENS}
     columns = {
         **(volume if loss.reads_volumes else {}),
@@ -123,40 +222,24 @@ def abstract_batch(learner: Learner) -> dict[str, jax.ShapeDtypeStruct]:
         **({"labels": ((len(LABELS),), np.int8)} if loss.reads_labels else {}),
         "seed": ((), np.int32),
     }
-    size, sharding = config.batch_size // config.micro_batches, batch_sharding(learner.mesh)
+    size, sharding = config.batch_size // config.num_micro_batches, batch_sharding(mesh)
     return {
         name: jax.ShapeDtypeStruct((size, *shape), dtype, sharding=sharding)
         for name, (shape, dtype) in columns.items()
     }
 
 
-def make_objective(learner: Learner) -> Objective:
-    """Returns the step as pure functions."""
-    model, loss = learner.config.model, learner.config.loss
-    drops = loss.classifies and model.classifier_dropout > 0
-    return Objective(
-        split=lambda state: trainable_params(state["params"], learner.config.optim),
-        encode=functools.partial(_encode, learner),
-        contrast=functools.partial(_contrast, learner),
-        update=functools.partial(_update, learner),
-        columns=loss.columns + (("seed",) if drops else ()),
-    )
+def inference_variables(state: dict) -> Variables:
+    """The variables to evaluate and export: averaged weights if there are any, adapters merged."""
+    params = lora.merged(trees.overlay(state["params"], state.get("ema", {})))
+    return {"params": params, "codebook": state["codebook"]}
 
 
-def quantizer_weight(ramp: tuple[int, int], step: Int[Array, ""]) -> Float[Array, ""]:
-    """Returns the weight of the quantized against the plain tokens: 0 -> 1 over `ramp`."""
-    start, end = ramp
-    if end == 0:
-        return jnp.ones(())
-    return jnp.clip((step - start) / max(end - start, 1), 0.0, 1.0)
+def prompt_tokens(config: TrainConfig, tokenizer: Tokenizer | None) -> dict[str, np.ndarray]:
+    """Tokens (2 labels, l) of the prompts that the loss compares volumes with; {} if it has none.
 
-
-def dropout_keys(seed: int, seeds: Int[Array, " b"]) -> Key:
-    """Returns a key for every volume, of its own seed: the same in whatever batch it stands."""
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), seeds)
-
-
-def _prompts(config: TrainConfig, tokenizer: Tokenizer | None) -> dict[str, np.ndarray]:
+    The rows alternate: label is present, label is absent.
+    """
     if config.loss.name != "prompts":
         return {}
     texts = [prompt_text(prompt, label) for label in LABELS for prompt in config.loss.prompts]
@@ -167,93 +250,20 @@ def _prompts(config: TrainConfig, tokenizer: Tokenizer | None) -> dict[str, np.n
     return dict(zip(TOKENS, (ids[:, :longest], mask[:, :longest]), strict=True))
 
 
-def _make_state(learner: Learner, variables: Variables) -> dict:
-    key = jax.random.key(learner.config.seed)
-    params = lora.with_adapters(variables["params"], learner.config.lora, key)
-    trained = trainable_params(params, learner.config.optim)
-    state = {
-        "step": jnp.zeros((), jnp.int32),
-        "skipped": jnp.zeros((), jnp.int32),
-        "params": params,
-        "codebook": variables["codebook"],
-        "opt": learner.optimizer.init(trained),
-    }
-    if learner.config.optim.ema:
-        state["ema"] = jax.tree.map(jnp.copy, trained)
-    return state
+def quantizer_weight(ramp: tuple[int, int], step: Int[Array, ""]) -> Float[Array, ""]:
+    """Weight of the quantized against the plain tokens: 0 -> 1 over the steps of `ramp`."""
+    start, end = ramp
+    if end == 0:
+        return jnp.ones(())
+    return jnp.clip((step - start) / max(end - start, 1), 0.0, 1.0)
 
 
-def _encode(learner: Learner, trained: dict, state: dict, batch: dict[str, Array]):
-    params = lora.merged(gathered(trees.overlay(state["params"], trained), learner.mesh))
-    # A text tower that is frozen has no dropout either.
-    keys = dropout_keys(learner.config.seed, batch["seed"])
-    texts, images = (keys if lora.learns(trained, each) else None for each in ("text", "image"))
-    return learner.model.encode(
-        {"params": params, "codebook": state["codebook"]},
-        batch,
-        keys=texts,
-        patch_dropout_keys=images,
-        quantize=quantizer_weight(learner.config.quantize_ramp, state["step"]),
-    )
+def dropout_keys(seed: int, volume_seeds: Int[Array, " b"]) -> Key:
+    """A dropout key per volume, from its own seed: the same in whatever micro-batch it is."""
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), volume_seeds)
 
 
-def _contrast(learner: Learner, trained: dict, state: dict, latents: dict, columns: dict):
-    params, seed = trees.overlay(state["params"], trained), learner.config.seed
-    keys = dropout_keys(seed, columns["seed"]) if "seed" in columns else None
-    outputs = learner.model.outputs(params, latents, keys=keys)
-    if learner.prompts:
-        outputs["prompts"] = _encode_prompts(learner, params, trained, state)
-    return learner.loss_fn(outputs, columns)
-
-
-def _encode_prompts(learner: Learner, params: dict, trained: dict, state: dict):
-    """Once for the whole batch; with dropout of the step, if the text tower learns."""
-    count = len(learner.prompts["input_ids"])
-    keys = None
-    if lora.learns(trained, "text"):
-        step = jax.random.fold_in(jax.random.key(learner.config.seed), state["step"])
-        keys = jax.random.split(step, count)
-    variables = {"params": lora.merged(gathered(params, learner.mesh))}
-    return learner.model.encode_text(variables, **learner.prompts, keys=keys)
-
-
-def _update(
-    learner: Learner, state: dict, grads: dict, statistics: dict, loss: Array, metrics: dict
-):
-    config, model = learner.config, learner.model
-    trained = trainable_params(state["params"], config.optim)
-    updates, opt = learner.optimizer.update(grads, state["opt"], trained)
-    trained = optax.apply_updates(trained, updates)
-    if config.loss.max_temperature and "temperature" in trained:
-        highest = jnp.log(config.loss.max_temperature)
-        trained["temperature"] = jnp.minimum(trained["temperature"], highest)
-    codebook = state["codebook"]
-    # The codebook moves without a gradient, but it belongs to the image tower.
+def _is_codebook_trained(config: TrainConfig) -> bool:
+    """The codebook moves without a gradient, but it freezes with the image tower."""
     name = "image/codebook"
-    if statistics and trees.match_rules(config.optim.rules, [name], default=1.0)[name]:
-        codebook = model.update_codebook(codebook, statistics)
-    after = state | {
-        "params": trees.overlay(state["params"], trained),
-        "codebook": codebook,
-        "opt": opt,
-    }
-    if "ema" in state:
-        after["ema"] = average_weights(
-            state["ema"], trained, decay=config.optim.ema, step=state["step"]
-        )
-    norm = optax.tree.norm(grads)
-    if config.max_skipped:
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state)
-        after["skipped"] = state["skipped"] + ~finite
-    metrics = {
-        "loss": loss,
-        **metrics,
-        **(vector_quantizer.usage(after["codebook"], statistics) if statistics else {}),
-        "gradient_norm": norm,
-        "learning_rate": learning_rate(config.optim, config.steps)(
-            state["step"] - state["skipped"]
-        ),
-        "skipped_steps": after["skipped"],
-    }
-    return after | {"step": state["step"] + 1}, metrics, gradient_norms(grads)
+    return bool(trees.match_rules(config.optim.rules, [name], default=1.0)[name])

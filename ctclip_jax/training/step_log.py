@@ -1,18 +1,23 @@
-"""What is written of every step: its metrics, its speed, and whether it was finite."""
+"""Per-step logging: metrics, throughput, MFU, non-finite checks."""
 
+import contextlib
+import dataclasses
+import datetime
 import math
+import time
 from collections.abc import Iterator
-from typing import TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import jax
 
 from ctclip_jax.common.shapes import Array
 from ctclip_jax.training.metric_writer import MetricWriter
-from ctclip_jax.training.step_clock import Lap, StepClock
 
 Scalars = dict[str, Array]
 Batch = TypeVar("Batch")
-NOTED_WAIT = 0.03  # the share of time waiting for data from which the printed line tells it
+# The printed line mentions waiting for data from this share of the time on.
+NOTABLE_DATA_WAIT = 0.03
 
 
 class StepLog:
@@ -24,108 +29,107 @@ class StepLog:
         *,
         name: str,
         unit: str,
-        steps: int,
+        num_steps: int,
         batch_size: int,
         log_every: int,
         step_flops: float = 0.0,
         peak_flops: float | None = None,
         max_skipped: int = 0,
     ):
-        """Counts steps called `name`, each of `batch_size` `unit`s (volumes, reports).
+        """Logs `num_steps` steps called `name`, each of `batch_size` `unit`s (volumes, reports).
 
         Args:
-          step_flops: model FLOPs of a step on all devices; 0: not known.
-          peak_flops: the most FLOPs per second of one device; None: not known.
-          max_skipped: steps in a row that may be not finite.
+          step_flops: model FLOPs of a step on all devices; 0: unknown.
+          peak_flops: peak FLOP/s of one device; None: unknown.
+          max_skipped: number of consecutive steps that may be non-finite.
         """
-        self._writer, self._log_every, self._steps = writer, log_every, steps
+        self._writer, self._log_every, self._num_steps = writer, log_every, num_steps
         self._name, self._unit, self._batch_size = name, unit, batch_size
         self._step_flops, self._peak_flops = step_flops, peak_flops
-        self._max_skipped, self._skipped = max_skipped, 0
+        self._max_skipped, self._num_skipped = max_skipped, 0
         self._clock = StepClock()
-        self._late: tuple[int, Scalars, Scalars] | None = None
+        self._pending: tuple[int, Scalars, Scalars] | None = None
 
     def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Yields `batches`, each taken when it is asked for; waiting for it is `data_wait`."""
+        """Yields `batches` and counts the time that devices are idle meanwhile as `data_wait`."""
         while True:
-            with self._clock.waiting():
+            with self._clock.waiting_for_data():
                 batch = next(batches)
             yield batch
 
     def add(self, step: int, metrics: Scalars, gradient_norms: Scalars) -> None:
-        """Takes the metrics of `step` and reads those of the step before.
+        """Takes the metrics of `step` and logs those of the step before.
 
         Raises:
-          FloatingPointError: more than `max_skipped` steps in a row were not finite.
+          FloatingPointError: more than `max_skipped` consecutive steps were non-finite.
         """
         self._clock.busy_until(metrics)
-        self._read()
-        self._late = (step, metrics, gradient_norms)
+        self._log_pending()
+        self._pending = (step, metrics, gradient_norms)
 
     def flush(self) -> None:
-        """Reads the newest metrics too, and hands all to the file system."""
-        self._read()
-        self._late = None
+        """Logs the newest metrics too and flushes the writer."""
+        self._log_pending()
+        self._pending = None
         self._writer.flush()
 
     def pause(self) -> None:
-        """`flush`, before something that is not to count as the time of steps."""
+        """`flush` before work that must not count as step time."""
         self.flush()
         self._clock.stop()
 
-    def _read(self) -> None:
-        if self._late is None:
+    def _log_pending(self) -> None:
+        if self._pending is None:
             return
-        step, metrics, gradient_norms = self._late
+        step, metrics, gradient_norms = self._pending
         scalars = {name: float(value) for name, value in jax.device_get(metrics).items()}
         self._check_finite(step, scalars, gradient_norms)
-        self._clock.tick(step)
-        if step % self._log_every == 0 or step == self._steps:
-            speed = self._speed(self._clock.lap(step))
-            scalars |= norms_by_tower(gradient_norms) | speed | peak_memory()
+        self._clock.start(step)
+        if step % self._log_every == 0 or step == self._num_steps:
+            throughput = self._throughput(self._clock.lap(step))
+            scalars |= norms_by_tower(gradient_norms) | throughput | peak_memory()
             self._writer.write_scalars(step, scalars)
             if jax.process_index() == 0:
                 print(self._line(step, scalars), flush=True)
 
     def _check_finite(self, step: int, scalars: dict[str, float], gradient_norms: Scalars) -> None:
-        names = not_finite(scalars, gradient_norms)
-        self._skipped = self._skipped + 1 if names else 0
-        if self._skipped > self._max_skipped:
-            row = f" ({self._skipped} steps in a row)" if self._max_skipped else ""
-            raise FloatingPointError(f"step {step}: not finite: {', '.join(names)}{row}")
+        names = non_finite_names(scalars, gradient_norms)
+        self._num_skipped = self._num_skipped + 1 if names else 0
+        if self._num_skipped > self._max_skipped:
+            in_a_row = f" ({self._num_skipped} steps in a row)" if self._max_skipped else ""
+            raise FloatingPointError(f"step {step}: not finite: {', '.join(names)}{in_a_row}")
 
-    def _speed(self, lap: Lap | None) -> dict[str, float]:
-        """Returns what a lap says of the speed; nothing without a lap."""
+    def _throughput(self, lap: "Lap | None") -> dict[str, float]:
         if lap is None:
             return {}
-        speed = {
-            f"{self._unit}_per_second": self._batch_size * lap.steps / lap.seconds,
-            "data_wait": lap.waited / lap.seconds,
+        throughput = {
+            f"{self._unit}_per_second": self._batch_size * lap.num_steps / lap.seconds,
+            "data_wait": lap.data_wait_seconds / lap.seconds,
         }
         if self._step_flops:
-            flops = self._step_flops * lap.steps / lap.seconds / jax.device_count()
-            speed["tflops_per_second_per_device"] = flops / 1e12
+            flops = self._step_flops * lap.num_steps / lap.seconds / jax.device_count()
+            throughput["tflops_per_second_per_device"] = flops / 1e12
             if self._peak_flops:
-                speed["mfu"] = flops / self._peak_flops
-        return speed
+                throughput["mfu"] = flops / self._peak_flops
+        return throughput
 
     def _line(self, step: int, scalars: dict[str, float]) -> str:
-        """Returns e.g. `step 50/2000  loss 3.2910  310.2 volumes/s  mfu 46%  0:03:21 left`."""
-        parts = [f"{self._name} {step}/{self._steps}", f"loss {scalars['loss']:.4f}"]
-        if skipped := scalars.get("skipped_steps"):
-            parts.append(f"{skipped:.0f} skipped")
+        """E.g. `step 50/2000  loss 3.2910  310.2 volumes/s  mfu 46%  0:03:21 left`."""
+        parts = [f"{self._name} {step}/{self._num_steps}", f"loss {scalars['loss']:.4f}"]
+        if num_skipped := scalars.get("skipped_steps"):
+            parts.append(f"{num_skipped:.0f} skipped")
         if rate := scalars.get(f"{self._unit}_per_second"):
             parts.append(f"{rate:.1f} {self._unit}/s")
             if "mfu" in scalars:
                 parts.append(f"mfu {scalars['mfu']:.0%}")
-            if scalars["data_wait"] >= NOTED_WAIT:
+            if scalars["data_wait"] >= NOTABLE_DATA_WAIT:
                 parts.append(f"{scalars['data_wait']:.0%} waiting for data")
-            parts.append(f"{self._clock.left(step, steps=self._steps)} left")
+            parts.append(f"{self._clock.time_left(step, num_steps=self._num_steps)} left")
         return "  ".join(parts)
 
 
-def not_finite(scalars: dict[str, float], gradient_norms: Scalars) -> list[str]:
-    """Returns the names of the metrics and gradients that are not finite, if the step is not."""
+def non_finite_names(scalars: dict[str, float], gradient_norms: Scalars) -> list[str]:
+    """Names of the non-finite metrics and gradients of a step; [] for a finite step."""
     if math.isfinite(scalars["loss"]) and math.isfinite(scalars["gradient_norm"]):
         return []
     norms = {f"gradient of {n}": float(norm) for n, norm in gradient_norms.items()}
@@ -133,7 +137,7 @@ def not_finite(scalars: dict[str, float], gradient_norms: Scalars) -> list[str]:
 
 
 def norms_by_tower(gradient_norms: Scalars) -> dict[str, float]:
-    """Returns `gradient_norm/TOWER` over all parameters `TOWER/...`."""
+    """`gradient_norm/TOWER` over all parameters `TOWER/...`."""
     norms: dict[str, float] = {}
     for name, norm in jax.device_get(gradient_norms).items():
         tower = f"gradient_norm/{name.partition('/')[0]}"
@@ -142,7 +146,71 @@ def norms_by_tower(gradient_norms: Scalars) -> dict[str, float]:
 
 
 def peak_memory() -> dict[str, float]:
-    """Returns the most GiB that one of this process's devices held; nothing where none counts."""
-    counts = [device.memory_stats() or {} for device in jax.local_devices()]
-    peaks = [stats["peak_bytes_in_use"] for stats in counts if "peak_bytes_in_use" in stats]
+    """Peak GiB on the fullest local device; {} on backends without memory statistics."""
+    statistics = [device.memory_stats() or {} for device in jax.local_devices()]
+    peaks = [stats["peak_bytes_in_use"] for stats in statistics if "peak_bytes_in_use" in stats]
     return {"peak_memory_gib": max(peaks) / 2**30} if peaks else {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Lap:
+    """Consecutive steps: their number, seconds, and seconds that devices idled for data."""
+
+    num_steps: int
+    seconds: float
+    data_wait_seconds: float
+
+
+class StepClock:
+    """Times steps from the first `start` on, which comes after the compilation."""
+
+    def __init__(self):
+        self._first_start: tuple[int, float] | None = None
+        self._lap_start: tuple[int, float] | None = None
+        self._data_wait = 0.0
+        # A thread waits for the devices, so that the training loop need not.
+        self._watcher = ThreadPoolExecutor(1, thread_name_prefix="step_clock")
+        self._ready_at: Future[float] | None = None
+
+    def start(self, step: int) -> None:
+        """Starts the clock if it is not running."""
+        if self._lap_start is None:
+            self._lap_start, self._data_wait = (step, time.perf_counter()), 0.0
+            self._first_start = self._first_start or self._lap_start
+
+    def stop(self) -> None:
+        """Stops the clock until the next `start`."""
+        self._lap_start = None
+
+    def busy_until(self, outputs: Any) -> None:
+        """Declares the devices busy until the arrays of `outputs` are ready."""
+        self._ready_at = self._watcher.submit(_time_when_ready, outputs)
+
+    @contextlib.contextmanager
+    def waiting_for_data(self) -> Iterator[None]:
+        """Counts the time inside as data wait, except while the devices are busy."""
+        start = time.perf_counter()
+        with jax.profiler.TraceAnnotation("wait_for_data"):
+            yield
+        if self._ready_at is not None and self._ready_at.done():
+            self._data_wait += time.perf_counter() - max(start, self._ready_at.result())
+
+    def lap(self, step: int) -> Lap | None:
+        """The steps since the last lap or the start; None if `step` is the start itself."""
+        start, now = self._lap_start, time.perf_counter()
+        if start is None or start[0] == step:
+            return None
+        lap = Lap(step - start[0], max(now - start[1], 1e-9), self._data_wait)
+        self._lap_start, self._data_wait = (step, now), 0.0
+        return lap
+
+    def time_left(self, step: int, *, num_steps: int) -> datetime.timedelta:
+        """Estimated time until `num_steps` at the average speed so far, pauses included."""
+        first_step, first_time = self._first_start
+        seconds = (time.perf_counter() - first_time) * (num_steps - step) / (step - first_step)
+        return datetime.timedelta(seconds=round(seconds))
+
+
+def _time_when_ready(outputs: Any) -> float:
+    jax.block_until_ready(outputs)
+    return time.perf_counter()

@@ -1,125 +1,133 @@
-"""An optional first stage: the text tower learns alone, from reports without volumes.
+"""Text warm-up: an optional first stage that trains the text tower alone, on reports.
 
-A text tower that starts from nothing must tell "X is present" from "X is not present" before the
-images can teach it anything. Pairs of sentences that say the same (data_pipelines.text_pairs) need
-no label: a symmetric contrastive loss between them; or, of sentences with hidden words, the
-cross-entropy of those words (BERT, arXiv 1810.04805).
+A text tower that starts from random weights must learn to tell "X is present" from "X is not
+present" before the images can teach it anything. Pairs of sentences that say the same
+(data_pipelines.text_pairs) need no labels: the loss is a symmetric contrastive loss between them.
 """
 
-import functools
-from collections.abc import Callable, Iterator
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from ctclip_jax.common.shapes import Array, Key, Variables
-from ctclip_jax.common.sharding import put_batch, state_shardings
+from ctclip_jax.common.sharding import local_batch_size, put_batch, state_shardings
 from ctclip_jax.models.ct_clip import CTCLIP
-from ctclip_jax.training.config import TextWarmupConfig
+from ctclip_jax.training.config import TextWarmupConfig, TrainConfig
 from ctclip_jax.training.losses import LossConfig, make_loss
+from ctclip_jax.training.metric_writer import MetricWriter
 from ctclip_jax.training.optim import OptimConfig, gradient_norms, make_optimizer
-from ctclip_jax.training.preemption import Preempted, Preemption
+from ctclip_jax.training.processes import Preempted, Preemption
 from ctclip_jax.training.step_log import Scalars, StepLog
-from data_pipelines.text_pairs import Objective
+from data_pipelines.text_pairs import text_pair_loader
+from data_pipelines.tokenizers import Tokenizer
 
-TRAINED = ("text", "text_projection")
+TRAINABLE = ("text", "text_projection")
 
 
-def warm_up(
+def warm_up_text(
     variables: Variables,
-    batches: Iterator[dict[str, np.ndarray]],
+    config: TrainConfig,
     *,
     model: CTCLIP,
-    config: TextWarmupConfig,
-    key: Key,
     mesh: Mesh,
-    log: StepLog,
+    tokenizer: Tokenizer,
+    workdir: Path,
     preemption: Preemption,
 ) -> Variables:
-    """Returns `variables` with the text tower and its projection trained on pairs of texts.
+    """Returns `variables` with the text tower and its projection trained on pairs of sentences.
 
-    Args:
-      variables: of the whole model; the image tower and the temperature stay as they are.
-      batches: {first_ids, first_mask, second_ids, second_mask}, (b, l) each.
-      key: of the dropout.
+    Metrics go to WORKDIR/text_warmup.
 
     Raises:
-      FloatingPointError: a loss or gradient that is not finite; it names them.
-      Preempted: `preemption` says so; what was learned is lost.
+      FloatingPointError: a non-finite loss or gradient; the message names it.
+      Preempted: `preemption` requests a stop; the stage starts over next time.
     """
-    trained = {name: variables["params"][name] for name in TRAINED}
-    trained["log_scale"] = jnp.log(jnp.float32(config.temperature))
-    trained = jax.device_put(trained, state_shardings(trained, mesh))
-    optimizer = make_optimizer(_optim_config(config), config.steps)
-    opt_shardings = state_shardings(jax.eval_shape(optimizer.init, trained), mesh)
-    opt = jax.jit(optimizer.init, out_shardings=opt_shardings)(trained)
-    train_step = make_step(model, optimizer, key, objective=config.objective)
-    timed = log.timed(batches)
-    for step in range(1, config.steps + 1):
-        with jax.transfer_guard("disallow"):
-            trained, opt, metrics, norms = train_step(trained, opt, put_batch(next(timed), mesh))
-        log.add(step, metrics, norms)
-        if preemption.agreed():
-            raise Preempted("in the text warm-up, before there was anything to save")
-    log.flush()
-    learned = {name: trained[name] for name in TRAINED}
-    return {**variables, "params": {**variables["params"], **learned}}
+    warmup = config.text_warmup
+    trainable = {name: variables["params"][name] for name in TRAINABLE}
+    trainable["log_scale"] = jnp.log(jnp.float32(warmup.temperature))
+    trainable = jax.device_put(trainable, state_shardings(trainable, mesh))
+    optimizer = make_optimizer(optim_config(warmup), warmup.steps)
+    opt_shardings = state_shardings(jax.eval_shape(optimizer.init, trainable), mesh)
+    opt = jax.jit(optimizer.init, out_shardings=opt_shardings)(trainable)
+    train_step = make_warmup_step(model, optimizer, jax.random.key(config.seed))
+    pairs = text_pair_loader(
+        config.data.folders,
+        split=config.data.split,
+        objective="matched_sentences",
+        tokenizer=tokenizer,
+        max_length=warmup.max_length,
+        batch_size=local_batch_size(warmup.batch_size, mesh),
+        # Every process draws from all reports, each in an order of its own.
+        seed=config.seed + jax.process_index(),
+    )
+    writer = MetricWriter(workdir / "text_warmup", step=0, is_writer=jax.process_index() == 0)
+    log = StepLog(
+        writer,
+        name="text warm-up",
+        unit="reports",
+        num_steps=warmup.steps,
+        batch_size=warmup.batch_size,
+        log_every=config.log_every,
+    )
+    with contextlib.closing(pairs), contextlib.closing(writer):
+        batches = log.timed(pairs)
+        for step in range(1, warmup.steps + 1):
+            with jax.transfer_guard("disallow"):
+                batch = put_batch(next(batches), mesh)
+                trainable, opt, metrics, norms = train_step(trainable, opt, batch)
+            log.add(step, metrics, norms)
+            if preemption.should_stop():
+                raise Preempted("in the text warm-up, before there was anything to save")
+        log.flush()
+    trained = {name: trainable[name] for name in TRAINABLE}
+    return {**variables, "params": {**variables["params"], **trained}}
 
 
-def make_step(
-    model: CTCLIP, optimizer: optax.GradientTransformation, key: Key, *, objective: Objective
+def make_warmup_step(
+    model: CTCLIP, optimizer: optax.GradientTransformation, key: Key
 ) -> Callable[[dict, dict, dict[str, Array]], tuple[dict, dict, Scalars, Scalars]]:
-    """Returns the jitted (trained, opt, batch) -> (trained, opt, metrics, gradient norms)."""
+    """Returns the jitted (trainable, opt, batch) -> (trainable, opt, metrics, gradient norms).
 
-    loss_fn = _masked_words if objective == "masked_words" else _contrast
+    The batch is {first_ids, first_mask, second_ids, second_mask}, (b, l) each.
+    """
+    contrastive_loss = make_loss(LossConfig("softmax"))
 
-    def step(trained: dict, opt: dict, batch: dict[str, Array]):
-        gradient = jax.value_and_grad(functools.partial(loss_fn, model), has_aux=True)
-        key_of_step = jax.random.fold_in(key, opt["count"])
-        (loss, metrics), grads = gradient(trained, batch, key_of_step)
-        updates, opt = optimizer.update(grads, opt, trained)
+    def loss_fn(trainable: dict, batch: dict[str, Array], step_key: Key):
+        # Both sentences in one pass: half the program to compile.
+        ids = jnp.concatenate([batch["first_ids"], batch["second_ids"]])
+        mask = jnp.concatenate([batch["first_mask"], batch["second_mask"]])
+        keys = jax.random.split(step_key, len(ids))
+        first, second = jnp.split(
+            model.encode_text({"params": trainable}, ids, mask, dropout_keys=keys), 2
+        )
+        outputs = {"text": first, "image": second, "temperature": jnp.exp(trainable["log_scale"])}
+        loss, metrics = contrastive_loss(outputs, batch)
+        accuracy = metrics["text_to_image_accuracy"]
+        return loss, {"accuracy": accuracy, "temperature": metrics["temperature"]}
+
+    @jax.jit
+    def step(trainable: dict, opt: dict, batch: dict[str, Array]):
+        value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+        step_key = jax.random.fold_in(key, opt["count"])
+        (loss, metrics), grads = value_and_grad(trainable, batch, step_key)
+        updates, opt = optimizer.update(grads, opt, trainable)
         metrics |= {"loss": loss, "gradient_norm": optax.tree.norm(grads)}
-        return optax.apply_updates(trained, updates), opt, metrics, gradient_norms(grads)
+        return optax.apply_updates(trainable, updates), opt, metrics, gradient_norms(grads)
 
-    return jax.jit(step)
-
-
-def _contrast(model: CTCLIP, trained: dict, batch: dict[str, Array], key: Key):
-    """Which sentence says the same?"""
-    # Both views in one pass: half the program to compile.
-    ids = jnp.concatenate([batch["first_ids"], batch["second_ids"]])
-    mask = jnp.concatenate([batch["first_mask"], batch["second_mask"]])
-    keys = jax.random.split(key, len(ids))
-    latents = model.encode_text({"params": trained}, ids, mask, keys=keys)
-    first, second = jnp.split(latents, 2)
-    outputs = {"text": first, "image": second, "temperature": jnp.exp(trained["log_scale"])}
-    loss, metrics = make_loss(LossConfig("softmax"))(outputs, batch)
-    accuracy = metrics["text_to_image_accuracy"]
-    return loss, {"accuracy": accuracy, "temperature": metrics["temperature"]}
+    return step
 
 
-def _masked_words(model: CTCLIP, trained: dict, batch: dict[str, Array], key: Key):
-    """Which words are hidden? The embedding of words is the last layer too."""
-    words, hidden = batch["second_ids"], batch["first_ids"] != batch["second_ids"]
-    keys = jax.random.split(key, len(words))
-    read = model.read_text({"params": trained}, batch["first_ids"], batch["first_mask"], keys=keys)
-    with jax.default_matmul_precision("float32"):
-        logits = read @ trained["text"]["embed"]["word"]["embedding"].T
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, words)
-    right = jnp.argmax(logits, axis=-1) == words
-    count = jnp.maximum(jnp.sum(hidden), 1)
-    loss, accuracy = (jnp.sum(jnp.where(hidden, each, 0.0)) / count for each in (losses, right))
-    return loss, {"accuracy": accuracy}
-
-
-def _optim_config(config: TextWarmupConfig) -> OptimConfig:
+def optim_config(warmup: TextWarmupConfig) -> OptimConfig:
+    """The optimizer of the stage; only its learning rate is a config key."""
     return OptimConfig(
-        learning_rate=config.learning_rate,
+        learning_rate=warmup.learning_rate,
         schedule="cosine",
-        warmup_steps=config.steps // 20,
+        warmup_steps=warmup.steps // 20,
         b1=0.9,
         b2=0.99,
         eps=1e-8,

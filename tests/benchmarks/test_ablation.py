@@ -8,10 +8,10 @@ from benchmarks.ablation import RECIPES, experiment
 from ctclip_jax.common import trees
 from ctclip_jax.common.sharding import make_mesh
 from ctclip_jax.cost.flops import step_flops
-from ctclip_jax.training.validation import check_config
+from ctclip_jax.training.validation import validate_config
 
 VOLUMES = 18_000
-PLAN = {"seed", "steps", "quantize_ramp", "log_every"}
+PLAN = {"seed", "steps", "vq_ramp_steps", "log_every"}
 
 
 def flat(config) -> dict:
@@ -25,7 +25,7 @@ def recipe(name: str):
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_is_a_run_within_the_budget(name):
     config, published = recipe(name), recipe("published")
-    check_config(config, tokenizer=None, mesh=make_mesh(config.mesh))
+    validate_config(config, tokenizer=None, mesh=make_mesh(config.mesh))
     wanted = published.steps * step_flops(published)
     assert config.steps * step_flops(config) == pytest.approx(wanted, rel=2e-3)
     assert published.steps * published.batch_size == VOLUMES

@@ -20,7 +20,8 @@ def test_loss_codebook_and_gradients_are_ours(tiny, best):
     @jax.jit
     def step(params):
         def loss(params):
-            outputs, statistics = model(variables | {"params": params}, batch, train=True)
+            latents, statistics = model.encode(variables | {"params": params}, batch)
+            outputs = model.outputs(params, latents)
             moved = model.update_codebook(variables["codebook"], statistics)
             return make_loss(LossConfig("softmax"))(outputs, batch)[0], moved
 

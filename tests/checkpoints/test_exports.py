@@ -1,6 +1,7 @@
-"""Exports hold the weights and what it takes to use them; a checkpoint opens like one."""
+"""Exports have weights, config and tokenizer; a checkpoint loads like its export."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -8,21 +9,31 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from ctclip_jax.checkpoints.exports import WEIGHTS, export_newest, load_export, save_export
-from ctclip_jax.checkpoints.run import Checkpointer
-from ctclip_jax.inference import baseline, calibration
-from ctclip_jax.inference.baseline import Reference
-from ctclip_jax.inference.calibration import Calibration
-from ctclip_jax.models.ct_clip import CTCLIP
+from ctclip_jax.checkpoints.exports import (
+    DERIVED_FILES,
+    describe_export,
+    export_newest,
+    is_label_informed,
+    load_export,
+    save_export,
+)
+from ctclip_jax.checkpoints.run import METADATA, Checkpointer
+from ctclip_jax.common.configs import from_dict
+from ctclip_jax.models.ct_clip import CTCLIP, CTCLIPConfig
+from ctclip_jax.train import export_description
 from data_pipelines.errors import InputError
 from tests.checkpoints.test_run import LAYOUT, batches, state
 from tests.tiny_run import tiny_config
 
 
-def test_an_export_returns_what_was_saved(tmp_path):
+@pytest.fixture(scope="module")
+def variables():
+    return {"params": state(2)["params"], "codebook": {"embed": jnp.ones((2, 3))}}
+
+
+def test_an_export_returns_what_was_saved(variables, tmp_path):
     tokenizer = tmp_path / "vocab.txt"
     tokenizer.write_text("[PAD]\n")
-    variables = {"params": state(2)["params"], "codebook": {"embed": jnp.ones((2, 3))}}
     for _ in range(2):
         save_export(tmp_path / "e", variables, config={"max_length": 7}, tokenizer=tokenizer)
     loaded, config = load_export(tmp_path / "e")
@@ -32,24 +43,48 @@ def test_an_export_returns_what_was_saved(tmp_path):
     assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(loaded))
 
 
-def test_a_new_export_keeps_nothing_that_was_made_of_older_weights(tmp_path):
-    variables = {"params": state(2)["params"], "codebook": {"embed": jnp.ones((2, 3))}}
+def test_a_new_export_deletes_files_derived_from_older_weights(variables, tmp_path):
     save_export(tmp_path, variables, config={"max_length": 7})
     fresh = {path.name for path in tmp_path.iterdir()}
-    calibration.write(tmp_path, Calibration("zero_shot", {}, "2 volumes"))
-    baseline.write(tmp_path, Reference(np.zeros((1, 1, 1, 3), np.float32), "2 volumes"))
-    (tmp_path / WEIGHTS).write_bytes(b"weights")
+    assert len(DERIVED_FILES) == 3
+    for name in DERIVED_FILES:
+        (tmp_path / name).write_bytes(b"derived")
     save_export(tmp_path, variables, config={"max_length": 7})
     assert {path.name for path in tmp_path.iterdir()} == fresh
 
 
-def test_a_folder_that_is_no_export_is_named(tmp_path):
-    with pytest.raises(InputError, match="not an export: no config.json in it"):
+def test_another_folder_is_not_an_export(tmp_path):
+    with pytest.raises(InputError, match="not an export: no config.json"):
         load_export(tmp_path)
 
 
-def test_a_damaged_export_is_one_line(tmp_path):
-    variables = {"params": state(2)["params"], "codebook": {"embed": jnp.ones((2, 3))}}
+EARLIER = {
+    "model": {
+        "image": {"tower": "ct_vit", "head": "mean"},
+        "labels": 18,
+        "report_labels": 2,
+        "init_temperature": 2.0,
+    },
+    "report": "joined",
+}
+
+
+def test_keys_of_earlier_exports_have_their_names_of_now(variables, tmp_path):
+    save_export(tmp_path / "export", variables, config=EARLIER)
+    description = describe_export(tmp_path / "export")
+    assert description["report_format"] == "joined"
+    config = from_dict(CTCLIPConfig, description["model"])
+    assert (config.image.pool, config.num_labels, config.num_report_labels) == ("mean", 18, 2)
+    assert config.init_logit_scale_log == 2.0
+    assert is_label_informed(tmp_path / "export"), "it has a classifier"
+    vit = EARLIER | {"model": {"image": {"tower": "vit", "drop": 0.25}}}
+    save_export(tmp_path / "export", variables, config=vit)
+    config = from_dict(CTCLIPConfig, describe_export(tmp_path / "export")["model"])
+    assert config.image.patch_dropout == 0.25
+    assert not is_label_informed(tmp_path / "export")
+
+
+def test_a_damaged_export_is_one_line(variables, tmp_path):
     save_export(tmp_path / "e", variables, config={"max_length": 7})
     (tmp_path / "e" / "config.json").write_text('{"model": ')
     with pytest.raises(InputError, match="config.json: cannot be read"):
@@ -76,6 +111,7 @@ def run(tmp_path_factory):
         config.checkpoint,
         layout=LAYOUT,
         made_by=dataclasses.asdict(config),
+        export_description=export_description(config, label_informed=False),
     )
     checkpointer.save(9, {"step": jnp.int32(9), **variables, "ema": ema}, batches())
     checkpointer.close()
@@ -84,28 +120,35 @@ def run(tmp_path_factory):
     return folder, expected
 
 
-def test_a_checkpoint_opens_by_itself_with_its_averages(run):
+def test_a_checkpoint_loads_with_its_averaged_weights(run):
     folder, expected = run
-    loaded, described = load_export(folder / "checkpoints" / "9")
+    loaded, description = load_export(folder / "checkpoints" / "9")
     assert jax.tree.all(jax.tree.map(np.array_equal, loaded, expected))
-    assert described["tokenizer"] == str(folder / "tokenizer.model")
-    assert described["report"] == "joined" and described["pool_sentences"]
+    assert description["tokenizer"] == str(folder / "tokenizer.model")
+    assert description["report_format"] == "joined" and description["pool_sentences"]
 
 
-def test_the_newest_checkpoint_is_exported_with_published_names(run, capsys):
+def test_a_checkpoint_of_an_earlier_release_is_one_line(tmp_path):
+    (tmp_path / "9" / "state").mkdir(parents=True)
+    metadata = tmp_path / "9" / METADATA
+    metadata.parent.mkdir()
+    metadata.write_text(json.dumps({"config": {}}))
+    with pytest.raises(InputError, match="9: a checkpoint of an earlier release"):
+        load_export(tmp_path / "9")
+
+
+def test_exports_the_newest_checkpoint_with_published_names(run, capsys):
     folder, expected = run
     export_newest(folder)
     assert capsys.readouterr().out == f"{folder}/checkpoints/9 -> {folder}/export\n"
-    loaded, described = load_export(folder / "export")
+    loaded, description = load_export(folder / "export")
     assert jax.tree.all(jax.tree.map(np.array_equal, loaded, expected))
-    assert described["tokenizer"] == "tokenizer.model"
+    assert description["tokenizer"] == "tokenizer.model"
     tensors = load_file(folder / "export" / "model.safetensors")
     kernel = expected["params"]["image_projection"]["kernel"]
     np.testing.assert_array_equal(tensors["to_visual_latent.weight"], kernel.T)
-    save_export(folder / "export", expected, config={"max_length": 7})
-    assert not (folder / "export" / "model.safetensors").exists(), "of other weights"
 
 
 def test_without_a_checkpoint_there_is_nothing_to_export(tmp_path):
-    with pytest.raises(InputError, match="checkpoints: no checkpoint to export"):
+    with pytest.raises(InputError, match="checkpoints: no checkpoint"):
         export_newest(tmp_path)

@@ -1,4 +1,4 @@
-"""Checkpoints restore state and loader, onto any mesh; damaged and unwritten ones cost no other."""
+"""Checkpoints restore state and loader on any mesh; a damaged or unfinished one is skipped."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ import pytest
 
 from ctclip_jax.checkpoints.run import Checkpointer, one_line
 from ctclip_jax.common.sharding import MeshConfig, make_mesh, state_shardings
-from ctclip_jax.training.step import abstract_state, make_train_step, new_state
+from ctclip_jax.train import export_description
 from data_pipelines.errors import InputError
 from tests.fake_clip import fake_batch
 from tests.tiny_run import tiny_config
@@ -27,8 +27,13 @@ LAYOUT = {"processes": 1, "workers": 0}
 
 def checkpoints(folder: Path, *, layout: dict = LAYOUT, **changes) -> Checkpointer:
     config = tiny_config(Path("shards"), **changes)
-    made_by = dataclasses.asdict(config)
-    return Checkpointer(folder, config.checkpoint, layout=layout, made_by=made_by)
+    return Checkpointer(
+        folder,
+        config.checkpoint,
+        layout=layout,
+        made_by=dataclasses.asdict(config),
+        export_description=export_description(config, label_informed=False),
+    )
 
 
 def batches() -> grain.DatasetIterator:
@@ -38,8 +43,8 @@ def batches() -> grain.DatasetIterator:
 
 def state(fsdp: int, *, rows: int = 8, step: int = 0) -> dict:
     kernel = step + jnp.arange(rows * 4.0).reshape(rows, 4)
-    made = {"step": jnp.int32(step), "params": {"image_projection": {"kernel": kernel}}}
-    return jax.device_put(made, state_shardings(made, make_mesh(MeshConfig(data=-1, fsdp=fsdp))))
+    tree = {"step": jnp.int32(step), "params": {"image_projection": {"kernel": kernel}}}
+    return jax.device_put(tree, state_shardings(tree, make_mesh(MeshConfig(data=-1, fsdp=fsdp))))
 
 
 def abstract(tree: dict) -> dict:
@@ -77,7 +82,7 @@ def saved(tmp_path_factory):
     return folder, save(folder, 1, 2, **{"checkpoint.keep": 1})
 
 
-def test_state_and_loader_continue_on_another_mesh(saved):
+def test_state_and_loader_resume_on_another_mesh(saved):
     folder, following = saved
     loader = batches()
     restored = checkpoints(folder).restore(abstract(state(4)), loader)
@@ -87,24 +92,25 @@ def test_state_and_loader_continue_on_another_mesh(saved):
     np.testing.assert_array_equal(next(loader), following)
 
 
-def test_a_checkpoint_says_what_made_it(saved):
+def test_metadata_have_layout_config_code_and_export(saved):
     folder, _ = saved
-    made_by = json.loads((folder / "2" / "run" / "metadata").read_text())
-    assert made_by["layout"] == LAYOUT
-    assert made_by["config"]["checkpoint"]["keep"] == 1
-    assert made_by["code"]["jax"] == jax.__version__
+    metadata = json.loads((folder / "2" / "run" / "metadata").read_text())
+    assert metadata["layout"] == LAYOUT
+    assert metadata["config"]["checkpoint"]["keep"] == 1
+    assert metadata["code"]["jax"] == jax.__version__
+    assert metadata["export"]["model"] == metadata["config"]["model"]
 
 
-def test_without_a_checkpoint_there_is_no_state(tmp_path):
+def test_restore_without_a_checkpoint_returns_none(tmp_path):
     assert checkpoints(tmp_path).restore(abstract(state(2)), batches()) is None
 
 
-def test_only_the_newest_is_kept(saved):
+def test_keeps_only_the_newest(saved):
     folder, _ = saved
     assert [path.name for path in folder.iterdir() if path.name.isdigit()] == ["2"]
 
 
-def test_the_best_evaluated_is_kept_beside_the_newest(tmp_path):
+def test_keeps_the_best_by_auroc_and_the_newest(tmp_path):
     changes = {"checkpoint.keep": 1, "checkpoint.best": 1}
     checkpointer, loader = checkpoints(tmp_path, **changes), batches()
     for step, auroc in {1: 0.6, 2: 0.7, 3: None, 4: 0.5}.items():
@@ -116,32 +122,32 @@ def test_the_best_evaluated_is_kept_beside_the_newest(tmp_path):
     checkpointer.close()
     assert steps_in(tmp_path) == ["2", "5"]
     save(tmp_path, 6, 7, **changes)
-    assert steps_in(tmp_path) == ["2", "7"], "figures outlive the process"
+    assert steps_in(tmp_path) == ["2", "7"], "evaluations are read from disk"
 
 
-def test_an_unfinished_save_is_not_seen(saved):
+def test_ignores_an_unfinished_save(saved):
     folder, _ = saved
     (folder / "3.orbax-checkpoint-tmp-7").mkdir()
     assert restored_step(folder) == 2
 
 
-def test_another_shape_is_refused_in_one_line(saved):
+def test_rejects_another_shape(saved):
     folder, _ = saved
-    message = r"^\S+/2: params/image_projection/kernel is \(8, 4\) in the checkpoint and \(6, 4\)"
+    message = r"/2: params/image_projection/kernel is \(8, 4\) .* \(6, 4\)"
     with pytest.raises(InputError, match=message):
         checkpoints(folder).restore(abstract(state(1, rows=6)), batches())
     assert (folder / "2").exists()
 
 
-def test_another_number_of_workers_is_refused(saved):
+def test_rejects_another_number_of_workers(saved):
     folder, _ = saved
-    with pytest.raises(InputError, match="saved with workers=0, now 2"):
+    with pytest.raises(InputError, match="workers=0.* 2"):
         checkpoints(folder, layout={**LAYOUT, "workers": 2}).restore(abstract(state(2)), batches())
 
 
-def test_other_processes_are_refused_with_workers_and_go_on_without(saved, tmp_path):
+def test_another_number_of_processes_needs_a_loader_without_workers(saved, tmp_path):
     save(tmp_path, 1, layout={"processes": 1, "workers": 2})
-    with pytest.raises(InputError, match="saved with processes=1, now 2"):
+    with pytest.raises(InputError, match="processes=1.* 2"):
         checkpoints(tmp_path, layout={"processes": 2, "workers": 2}).restore(
             abstract(state(2)), batches()
         )
@@ -160,73 +166,82 @@ def two(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("file", "harm"),
+    ("file", "damage"),
     [
-        ("state/_METADATA", "torn"),
-        ("state/manifest.ocdbt", "gone"),
-        ("state/d/*", "torn"),
-        ("run/metadata", "torn"),
-        ("loader/*.json", "gone"),
+        ("state/_METADATA", "truncated"),
+        ("state/manifest.ocdbt", "deleted"),
+        ("state/d/*", "truncated"),
+        ("run/metadata", "truncated"),
+        ("loader/*.json", "deleted"),
     ],
 )
-def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(file, harm, two, tmp_path, capfd):
+def test_renames_a_damaged_checkpoint_and_restores_the_previous(file, damage, two, tmp_path, capfd):
     folder = shutil.copytree(two, tmp_path / "copy")
     for path in list((folder / "2").glob(file)):
-        if harm == "torn":
+        if damage == "truncated":
             os.truncate(path, path.stat().st_size // 2)
         else:
             path.unlink()
-    (folder / "2.damaged").mkdir()
     assert restored_step(folder) == 1
-    (told,) = [line for line in capfd.readouterr().err.splitlines() if "warning" in line]
-    assert told.startswith(f"warning: {folder}/2: damaged (")
-    assert told.endswith("set aside as 2.damaged-2, continuing from step 1")
-    assert steps_in(folder) == ["1", "2.damaged", "2.damaged-2"]
+    (warning,) = [line for line in capfd.readouterr().err.splitlines() if "warning" in line]
+    assert warning.startswith(f"warning: {folder}/2: damaged (")
+    assert "2.damaged" in warning and warning.endswith("from step 1")
+    assert steps_in(folder) == ["1", "2.damaged"]
 
 
-def test_without_a_readable_checkpoint_nothing_is_touched(two, tmp_path):
+def damage_metadata(folder: Path, *steps: int) -> None:
+    for step in steps:
+        (folder / str(step) / "run" / "metadata").write_text("{")
+
+
+def test_never_replaces_an_older_damaged_checkpoint(two, tmp_path):
     folder = shutil.copytree(two, tmp_path / "copy")
-    for step in "12":
-        (folder / step / "run" / "metadata").write_text("{")
-    with pytest.raises(InputError, match="2: damaged .* and no older checkpoint can be read"):
+    damage_metadata(folder, 2)
+    (folder / "2.damaged").mkdir()
+    with pytest.raises(InputError, match="/2: damaged .*2.damaged exists"):
+        restored_step(folder)
+    assert steps_in(folder) == ["1", "2", "2.damaged"]
+
+
+def test_without_a_readable_checkpoint_all_stay(two, tmp_path):
+    folder = shutil.copytree(two, tmp_path / "copy")
+    damage_metadata(folder, 1, 2)
+    with pytest.raises(InputError, match="2: damaged .* no older checkpoint"):
         restored_step(folder)
     assert steps_in(folder) == ["1", "2"]
 
 
-def test_a_run_of_eight_devices_goes_on_on_four(tmp_path):
+def test_a_run_on_eight_devices_resumes_on_four(tmp_path):
     eight, four = (
-        steps.learner(devices=devices, **{"optim.ema": 0.9, "mesh.fsdp": fsdp})
+        steps.setup(devices=devices, **{"optim.ema": 0.9, "mesh.fsdp": fsdp})
         for devices, fsdp in ((8, 1), (4, 2))
     )
     volumes = [fake_batch(steps.VOLUMES, seed=number) for number in range(4)]
     checkpointer, loader = checkpoints(tmp_path), batches()
-    found = new_state(eight, eight.model.init())
-    train_step = make_train_step(eight, steps.abstract_part(eight, volumes[0]))
+    train_step = eight.train_step()
+    current = train_step.init(eight.model.init())
     losses = []
     for number in range(4):
         if number == 2:
-            checkpointer.save(2, found, loader)
+            checkpointer.save(2, current, loader)
             checkpointer.close()
-        found, metrics, _ = train_step(found, iter([volumes[number]]))
+        current, metrics, _ = train_step.step(current, iter([volumes[number]]))
         losses.append(float(metrics["loss"]))
-    found = checkpoints(tmp_path).restore(abstract_state(four), loader)
-    train_step = make_train_step(four, steps.abstract_part(four, volumes[0]))
+    train_step = four.train_step()
+    current = checkpoints(tmp_path).restore(train_step.abstract_state, loader)
     for number in (2, 3):
-        found, metrics, _ = train_step(found, iter([volumes[number]]))
+        current, metrics, _ = train_step.step(current, iter([volumes[number]]))
         assert float(metrics["loss"]) == pytest.approx(losses[number], abs=1e-5)
-    assert int(found["step"]) == 4
+    assert int(current["step"]) == 4
 
 
 FULL_DISK = """
-import sys
 from pathlib import Path
-sys.path.insert(0, "tests")
-from test_checkpoints import batches, checkpoints, state
-from data_pipelines.errors import InputError, run_main
+from data_pipelines.errors import run_main
+from tests.checkpoints.test_run import batches, checkpoints, state
 
-def main(argv):
-    folder, then = Path(argv[1]), argv[2]
-    checkpointer, loader = checkpoints(folder), batches()
+def main(folder, then):
+    checkpointer, loader = checkpoints(Path(folder)), batches()
     checkpointer.save(2, state(1, rows=8000), loader)
     if then == "save":
         checkpointer.save(3, state(1, rows=8), loader)
@@ -244,20 +259,18 @@ run_main(main)
         """[os_error_code='27'] [tensorstore_spec='{\\"create\\":true}']""",
     ],
 )
-def test_the_cause_is_found_whatever_tensorstore_says_after_it(after):
-    told = f'OUT_OF_RANGE: Error opening "zarr" driver: Failed to write: File too large {after}'
-    assert one_line(ValueError(told)) == "File too large"
+def test_one_line_of_a_tensorstore_error_is_the_system_error(after):
+    message = f'OUT_OF_RANGE: Error opening "zarr" driver: Failed to write: File too large {after}'
+    assert one_line(ValueError(message)) == "File too large"
 
 
+@pytest.mark.drill
 @pytest.mark.parametrize("then", ["save", "close"])
-def test_a_full_disk_is_one_line_and_costs_no_checkpoint(then, full_disk, tmp_path):
+def test_a_full_disk_is_one_line_and_leaves_older_checkpoints(then, full_disk, tmp_path):
     save(tmp_path, 1)
     command = [*full_disk(20), sys.executable, "-c", FULL_DISK, str(tmp_path), then]
     full = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert full.returncode == 2
-    told = [line for line in full.stderr.splitlines() if line.startswith("error: ")]
-    assert told == [
-        f"error: {tmp_path}/2: not written (File too large);"
-        " the checkpoints before it are as they were"
-    ]
+    (error,) = [line for line in full.stderr.splitlines() if line.startswith("error: ")]
+    assert error.startswith(f"error: {tmp_path}/2: cannot be saved (File too large)")
     assert restored_step(tmp_path) == 1

@@ -1,18 +1,18 @@
-"""The code of a checkpoint is told by version and commit."""
+"""Versions in checkpoints: package, jax, git commit."""
 
 import subprocess
 
 from ctclip_jax.common import version
 
 
-def test_a_checkout_tells_its_commit_and_whether_it_was_changed(tmp_path, monkeypatch):
-    package = tmp_path / "ctclip_jax"
-    package.mkdir()
-    (package / "version.py").write_text("")
-    monkeypatch.setattr(version, "__file__", str(package / "version.py"))
-    told = version.code_version()
-    assert told["package"] == version.__version__
-    assert told["commit"] is told["dirty"] is None
+def test_version_of_a_checkout_has_commit_and_uncommitted_changes(tmp_path, monkeypatch):
+    file = tmp_path / "ctclip_jax" / "common" / "version.py"
+    file.parent.mkdir(parents=True)
+    file.write_text("")
+    monkeypatch.setattr(version, "__file__", str(file))
+    code = version.code_version()
+    assert code["package"] == version.__version__
+    assert code["commit"] is code["dirty"] is None
 
     def git(*arguments):
         command = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", *arguments]
@@ -21,8 +21,8 @@ def test_a_checkout_tells_its_commit_and_whether_it_was_changed(tmp_path, monkey
     git("init")
     git("add", ".")
     git("commit", "-m", "first")
-    told = version.code_version()
-    assert told["commit"] == git("rev-parse", "HEAD").stdout.strip()
-    assert told["dirty"] is False
-    (package / "version.py").write_text("changed")
+    code = version.code_version()
+    assert code["commit"] == git("rev-parse", "HEAD").stdout.strip()
+    assert code["dirty"] is False
+    file.write_text("changed")
     assert version.code_version()["dirty"] is True

@@ -1,4 +1,4 @@
-"""The table of accelerators, by the names that jax gives them."""
+"""Peaks of accelerators by jax's device kind."""
 
 import pytest
 
@@ -22,19 +22,18 @@ from ctclip_jax.cost.accelerators import ACCELERATORS, accelerator_of
         ("NVIDIA GeForce RTX 4090", "RTX 4090"),
     ],
 )
-def test_device_kinds_are_known(kind, name):
+def test_finds_the_accelerator_of_a_device_kind(kind, name):
     assert accelerator_of(kind).name == name
 
 
 @pytest.mark.parametrize("kind", ["cpu", "NVIDIA GeForce RTX 3060", "TPU v9"])
-def test_what_is_not_in_the_table_is_none(kind):
+def test_other_device_kinds_have_none(kind):
     assert accelerator_of(kind) is None
 
 
-@pytest.mark.parametrize("accelerator", [known for _, known in ACCELERATORS])
-def test_peaks_are_of_the_right_unit(accelerator):
-    """FLOP/s, bytes and bytes/s: a slip of a thousand or of bits for bytes leaves these bounds."""
+@pytest.mark.parametrize("accelerator", [peaks for _, peaks in ACCELERATORS])
+def test_peaks_have_the_right_unit(accelerator):
+    """FLOP/s, bytes, bytes/s: a factor of 1,000, or of bits for bytes, is outside of the bounds."""
     assert 1e14 < accelerator.bf16_flops < 3e15
     assert 1.5e10 < accelerator.memory_bytes < 3e11
-    assert 100 < accelerator.bf16_flops / accelerator.memory_bandwidth < 1000
-    assert 2 < accelerator.memory_bandwidth / accelerator.link_bandwidth < 100
+    assert 500 < accelerator.bf16_flops / accelerator.link_bandwidth < 15_000

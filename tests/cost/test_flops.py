@@ -65,7 +65,7 @@ def test_a_vit_is_what_the_compiler_counts_and_half_of_it_where_half_is_left_out
         patch_size=(8, 8),
         frames=64,
         temporal_patch_size=8,
-        drop=0.5,
+        patch_dropout=0.5,
     )
     config = dataclasses.replace(WIDE, image=tower)
     model = CTCLIP(config)
@@ -73,14 +73,14 @@ def test_a_vit_is_what_the_compiler_counts_and_half_of_it_where_half_is_left_out
     lowered = jax.jit(model.encode_image).lower(model.abstract_variables(), volume)
     assert 0.97 < volume_flops(config) / lowered.cost_analysis()["flops"] <= 1.0
     # Attention among half of the tokens is a quarter.
-    products = 2 * 2 * 384 * tower.tokens**2
+    products = 2 * 2 * 384 * tower.num_tokens**2
     assert volume_flops(config) / 2 - volume_flops(config, train=True) == pytest.approx(
         products / 4, rel=0.05
     )
 
 
 def test_a_step_is_three_forwards_and_one_search():
-    config = tiny_config(Path("shards"), batch_size=16, **{"data.texts": 2})
+    config = tiny_config(Path("shards"), batch_size=16, **{"data.texts_per_volume": 2})
     text = text_flops(config.model.text, 24)
     text += 2 * config.model.text.hidden_size * config.model.dim_latent
     image, search = volume_flops(config.model), search_flops(config.model)

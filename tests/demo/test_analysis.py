@@ -24,8 +24,9 @@ from ctclip_jax.demo import uploads
 from ctclip_jax.demo.__main__ import listen
 from ctclip_jax.demo.analysis import KEPT, WAITING
 from data_pipelines.errors import InputError
+from data_pipelines.reports import LABELS
 from data_pipelines.resample import STEPS_PER_HU
-from data_pipelines.sources.phantoms.samples import write_samples
+from data_pipelines.sources.phantoms import write_samples
 from tests.demo_server import MOST_BYTES, served
 from tests.dicom_series import chest_slices
 from tests.dicom_series import write as write_dicom
@@ -77,13 +78,13 @@ def scan(page, scans):
 
 
 def test_a_scan_goes_up_and_its_findings_come_back(page, scans, scan):
-    volume = page.finder.model.prepare(scans[0]).volume
-    expected = page.finder.detect(volume[None])
+    volume = page.model.prepare(scans[0]).volume
+    expected = page.model.detect(volume[None])[0]
     assert scan["name"] == scans[0].name and scan["provenance"]["axes"] == "header"
     assert "file" not in scan["provenance"]
-    assert [each["name"] for each in scan["findings"]] == list(expected.names)
+    assert [each["name"] for each in scan["findings"]] == list(LABELS)
     found = [each["probability"] for each in scan["findings"]]
-    np.testing.assert_allclose(found, expected.probabilities[0], atol=1e-6)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
     _, content = ask(page, f"/api/scans/{scan['id']}/volume")
     hu = np.frombuffer(content, "<i2").reshape(scan["shape"])
     np.testing.assert_array_equal(hu, volume // STEPS_PER_HU)
@@ -91,8 +92,8 @@ def test_a_scan_goes_up_and_its_findings_come_back(page, scans, scan):
 
 
 def test_a_map_is_the_contributions(page, scans, scan):
-    evidence = page.finder.model.evidence(page.finder.model.prepare(scans[0]).volume[None])
-    _, contributions = page.finder.explain(evidence)
+    evidence = page.model.evidence(page.model.prepare(scans[0]).volume[None])
+    _, contributions = page.model.explain(evidence, page.analyses.classifier.kernel)
     name = scan["findings"][3]["name"]
     _, found = ask(page, f"/api/scans/{scan['id']}/map?finding={quote(name)}")
     assert found["shape"] == list(contributions.shape[2:])

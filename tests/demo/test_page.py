@@ -10,7 +10,8 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-from data_pipelines.sources.phantoms.samples import write_samples
+from data_pipelines.reports import LABELS
+from data_pipelines.sources.phantoms import write_samples
 from tests.demo_server import served
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
@@ -86,10 +87,10 @@ def test_a_visit(browser, page, scans):
     wait(browser, lambda b: "damaged or no NIfTI file" in find(b, "#status").text)
     find(browser, "#file").send_keys(str(scans[1]))
     wait(browser, lambda b: find(b, "#study").is_displayed())
-    volume = page.finder.model.prepare(scans[1]).volume
-    expected = page.finder.detect(volume[None])
+    volume = page.model.prepare(scans[1]).volume
+    expected = page.model.detect(volume[None])[0]
     found = shown(browser)
-    for name, probability in zip(expected.names, expected.probabilities[0], strict=True):
+    for name, probability in zip(LABELS, expected, strict=True):
         assert found[name] == pytest.approx(100 * probability, abs=0.51)
     assert list(found.values()) == sorted(found.values(), reverse=True)
 
@@ -117,8 +118,8 @@ def test_a_visit(browser, page, scans):
     row.click()
     wait(browser, lambda b: find(b, "#scale").is_displayed())
     assert find(browser, "[aria-pressed=true]").get_attribute("data-finding") == name
-    column = expected.names.index(name)
-    probability = expected.probabilities[0, column]
+    column = LABELS.index(name)
+    probability = expected[column]
     logit = np.log(probability / (1 - probability))
     assert f"{logit:+.2f} in all" in find(browser, "#about-map").text
     assert pixels(browser, "sagittal") != plain

@@ -207,7 +207,7 @@ def test_unknown_labels_are_left_out():
 
 def test_means_with_and_without_the_labels_left_out():
     study = make_study()
-    protocol = dataclasses.replace(PROTOCOL, left_out=("Emphysema", "not a label"))
+    protocol = dataclasses.replace(PROTOCOL, excluded_labels=("Emphysema", "not a label"))
     found = measure(study, protocol=protocol)["detection"]
     without = found["macro_without_left_out"]
     assert without["left_out"] == ["Emphysema"] and without["of"] == 1

@@ -9,8 +9,8 @@ import pytest
 
 from ctclip_jax.inference import attribution
 from ctclip_jax.models.ct_clip import CTCLIP
-from ctclip_jax.models.ct_vit import pooled
-from ctclip_jax.models.patch_embed import cut
+from ctclip_jax.models.ct_vit import pool_tokens
+from ctclip_jax.models.patch_embed import patchify
 from ctclip_jax.models.vit import ViTConfig
 
 TOLERANCE = 1e-5
@@ -33,7 +33,7 @@ def ct_clip(request, tiny):
     """The tiny published model, and one whose head takes the mean of all tokens."""
     model, variables, batch = tiny
     if request.param == "mean":
-        image = dataclasses.replace(model.config.image, head="mean")
+        image = dataclasses.replace(model.config.image, pool="mean")
         model = CTCLIP(dataclasses.replace(model.config, image=image))
         kernel = variables["params"]["image_projection"]["kernel"][: image.dim]
         params = variables["params"] | {"image_projection": {"kernel": kernel}}
@@ -62,7 +62,7 @@ def test_each_is_that_of_its_own_token(ct_clip):
     without[:, 1, 0, 2] = 0
 
     def products(tokens):
-        return np.asarray(pooled(tokens, model.config.image.head) @ projection)
+        return np.asarray(pool_tokens(tokens, model.config.image.pool) @ projection)
 
     _, found = attribution.contributions(model, variables, tokens, kernel)
     length = np.linalg.norm(products(tokens), axis=1)[:, None]
@@ -86,7 +86,7 @@ def test_another_tower_gets_gradient_times_input(tiny):
     mask = np.zeros(image.grid, np.float32)
     mask[1, 0, 1] = 1
     voxels = np.kron(mask, np.ones(image.patch, np.float32))
-    assert cut(voxels[None], image.patch)[0, 1, 0, 1].all()
+    assert patchify(voxels[None], image.patch)[0, 1, 0, 1].all()
 
     def product(scale):
         scaled = volumes * (1 + scale * voxels[None])
@@ -104,7 +104,7 @@ def test_against_a_reference_the_logit_of_the_mean_is_taken_away(ct_clip, positi
     units = attribution.unit_tokens(model, variables, tokens)
     projection = variables["params"]["image_projection"]["kernel"]
     latents = model.encode_image(variables, image)
-    of_units = pooled(units, model.config.image.head) @ projection
+    of_units = pool_tokens(units, model.config.image.pool) @ projection
     np.testing.assert_allclose(of_units, latents, atol=1e-6)
     reference = units[:1].mean(axis=0)
     _, found = attribution.contributions(

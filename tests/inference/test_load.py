@@ -123,7 +123,7 @@ def test_the_classifier_of_a_published_file_reads_the_positive_latent(state, gol
     outputs = CTCLIP(model.config).outputs(model.variables["params"], {"image": latents})
     expected = np.maximum(latents, 0) @ weight.T + bias
     np.testing.assert_allclose(outputs["logits"], expected, rtol=0, atol=1e-6)
-    probabilities = model.classify(golden["in/volume"])
+    probabilities = model.trained_classifier().probabilities(latents)
     np.testing.assert_allclose(probabilities, 1 / (1 + np.exp(-expected)), rtol=0, atol=1e-6)
     assert model.label_informed
 
@@ -149,7 +149,7 @@ def test_image_tower_alone_has_no_latents(state):
         (lambda m: m.encode_text(np.full((1, 9), 100), np.ones((1, 9))), "0 to 99"),
         (lambda m: m.encode_text(np.ones((1, 65)), np.ones((1, 65))), "takes 64"),
         (lambda m: m.encode_text(np.ones((1, 9)), np.ones((1, 8))), "one shape"),
-        (lambda m: m.classify(np.zeros((1, 20, 40, 40))), "no classifier"),
+        (lambda m: m.trained_classifier(), "no classifier"),
     ],
 )
 def test_wrong_input_is_one_clear_line(model, call, problem):

@@ -1,4 +1,4 @@
-"""Every stage of the image tower against the golden tiny model, and the usual mistakes."""
+"""CT-ViT: every stage against the golden tiny model, and mistakes that the goldens catch."""
 
 from functools import partial
 
@@ -11,7 +11,7 @@ from flax import nnx
 
 from ctclip_jax.models import layers, nnx_bridge, vector_quantizer
 from ctclip_jax.models.ct_vit import Block, CTViT
-from ctclip_jax.models.patch_embed import PatchEmbedding, cut, normalized
+from ctclip_jax.models.patch_embed import PatchEmbedding, normalize_intensity, patchify
 
 TOKEN = 1e-4
 
@@ -41,14 +41,14 @@ def stages(tower, golden):
         "spatial": ("b t h w d -> b t (h w) d", "b t (h w) d -> b t h w d"),
         "temporal": ("b t h w d -> b (h w) t d", "b (h w) t d -> b t h w d"),
     }
-    found = {
-        "patch_emb": tower.patch_embed(cut(volume, tower.patch)),
+    outputs = {
+        "patch_emb": tower.patch_embed(patchify(volume, tower.patch)),
         "spatial_bias": tower.position_bias(h, w),
     }
-    x = found["patch_emb"]
+    x = outputs["patch_emb"]
     for name, (to_groups, to_grid) in patterns.items():
         transformer = getattr(tower, name)
-        bias = found["spatial_bias"] if name == "spatial" else None
+        bias = outputs["spatial_bias"] if name == "spatial" else None
         x = rearrange(x, to_groups)
         for layer in range(2):
             block = jax.tree.map(lambda leaf, layer=layer: leaf[layer], transformer.blocks)
@@ -58,11 +58,11 @@ def stages(tower, golden):
                 ("ff", block.ff),
             ):
                 out = run(x)
-                found[f"layers/{name}{layer}_{branch}"] = rearrange(out, to_grid, h=h, w=w)
+                outputs[f"layers/{name}{layer}_{branch}"] = rearrange(out, to_grid, h=h, w=w)
                 x = x + out
         x = rearrange(transformer.norm(x), to_grid, h=h, w=w)
-        found[f"{name}_out"] = x
-    return found
+        outputs[f"{name}_out"] = x
+    return outputs
 
 
 def test_every_stage(stages, golden):
@@ -87,17 +87,17 @@ def test_scanned_tower_and_quantizer(tower, tiny, golden):
 
 
 def test_patches_of_air(tower, golden):
-    embedded = tower[0].patch_embed(cut(golden["extra/air_volume"][:, 0], tower[0].patch))
+    embedded = tower[0].patch_embed(patchify(golden["extra/air_volume"][:, 0], tower[0].patch))
     assert largest_difference(embedded, golden["extra/air_patch_emb"]) < 8e-5
 
 
 @pytest.mark.parametrize(("epsilon", "fast_variance"), [(1e-6, False), (1e-5, True)])
-def test_flax_layer_norm_defaults_would_be_caught(tower, golden, epsilon, fast_variance):
+def test_goldens_catch_flax_layer_norm_defaults(tower, golden, epsilon, fast_variance):
     graph, state = nnx.split(tower[0].patch_embed)
     wrong: PatchEmbedding = nnx.merge(graph, state)
     for norm in (wrong.norm_in, wrong.norm_out):
         norm.epsilon, norm.use_fast_variance = epsilon, fast_variance
-    patches = cut(golden["extra/air_volume"][:, 0], tower[0].patch)
+    patches = patchify(golden["extra/air_volume"][:, 0], tower[0].patch)
     embedded = wrong.norm_out(wrong.proj(wrong.norm_in(patches)))
     assert largest_difference(embedded, golden["extra/air_patch_emb"]) > 5e-4
 
@@ -143,7 +143,7 @@ def normalized_keys(block, x, bias):
         ("attn", normalized_keys),
     ],
 )
-def test_usual_mistakes_would_be_caught(tower, stages, golden, branch, mistake):
+def test_goldens_catch_usual_mistakes(tower, stages, golden, branch, mistake):
     block = first_block(tower[0])
     x = rearrange(golden["out/patch_emb"], "b t h w d -> b t (h w) d")
     inputs = {"peg": (x,)}
@@ -156,7 +156,7 @@ def test_usual_mistakes_would_be_caught(tower, stages, golden, branch, mistake):
     assert largest_difference(wrong, expected) > 2 * TOKEN
 
 
-def test_a_temporal_peg_on_the_true_grid_would_be_caught(tower, golden):
+def test_goldens_catch_a_temporal_peg_on_the_true_grid(tower, golden):
     block = jax.tree.map(lambda leaf: leaf[0], tower[0].temporal.blocks)
     wrong = block.peg(golden["out/spatial_out"])
     assert largest_difference(wrong, golden["out/layers/temporal0_peg"]) > 0.01
@@ -186,9 +186,9 @@ def test_causal_depthwise_conv_is_the_grouped_convolution():
 
 
 @pytest.mark.parametrize("window", [(-1000.0, 1000.0), (-1350.0, 150.0)])
-def test_integers_are_brought_from_their_window_to_minus_one_and_one(window):
+def test_the_window_of_integer_volumes_becomes_minus_one_to_one(window):
     low, high = window
     steps = jnp.array([16 * low, 8 * (low + high), 16 * high], jnp.int16)
-    np.testing.assert_array_equal(normalized(steps, window), [-1, 0, 1])
+    np.testing.assert_array_equal(normalize_intensity(steps, window), [-1, 0, 1])
     already = jnp.array([-1.0, 0.25], jnp.float32)
-    np.testing.assert_array_equal(normalized(already, window), already)
+    np.testing.assert_array_equal(normalize_intensity(already, window), already)

@@ -1,4 +1,6 @@
-"""The attention's implementations: equal values and gradients, the bias's included."""
+"""Implementations of attention: equal values and gradients, also of the bias."""
+
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +29,7 @@ def value_and_gradients(attend, inputs):
 
 
 def jax_attention(query, key, value, bias):
-    """What jax itself calls attention: the interface whose cuDNN implementation we use."""
+    """jax's own attention, through the function whose cuDNN implementation we use."""
     return jax.nn.dot_product_attention(
         query, key, value, bias[None], scale=layers.ATTENTION_SCALE, implementation="xla"
     )
@@ -37,7 +39,7 @@ def our_attention(implementation):
     return lambda *inputs: layers.attention(*inputs, implementation=implementation)
 
 
-def test_attention_is_that_of_jax(inputs):
+def test_attention_equals_jax(inputs):
     ours, theirs = (value_and_gradients(f, inputs) for f in (our_attention("xla"), jax_attention))
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
@@ -53,14 +55,14 @@ def test_attention_without_a_bias_has_a_bias_of_zero(inputs):
 @pytest.mark.skipif(
     jax.default_backend() != "gpu", reason="cuDNN needs a GPU: JAX_PLATFORMS=cuda pytest ..."
 )
-def test_fused_attention_errs_no_more_than_ours(inputs):
+def test_fused_attention_is_as_accurate_as_ours(inputs):
     rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16), inputs)
     exact = jax.tree.map(lambda x: x.astype(jnp.float32), rounded)
     truth = jax.tree.leaves(value_and_gradients(our_attention("xla"), exact))
 
     def errors(name):
-        found = jax.tree.leaves(value_and_gradients(our_attention(name), rounded))
-        return [float(jnp.abs(a - b).max()) for a, b in zip(found, truth, strict=True)]
+        leaves = jax.tree.leaves(value_and_gradients(our_attention(name), rounded))
+        return [float(jnp.abs(a - b).max()) for a, b in zip(leaves, truth, strict=True)]
 
-    ours, fused = map(errors, layers.ATTENTION)
+    ours, fused = map(errors, typing.get_args(layers.AttentionImplementation))
     assert all(theirs <= 2 * mine for mine, theirs in zip(ours, fused, strict=True)), (ours, fused)

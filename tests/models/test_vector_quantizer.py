@@ -1,4 +1,4 @@
-"""The codebook's moving averages, and the mistakes that goldens of a unit codebook hide."""
+"""Vector quantizer: search, moving averages, and codes off the unit sphere."""
 
 import jax
 import jax.numpy as jnp
@@ -14,29 +14,29 @@ def random_codebook(codes: int, dim: int) -> dict[str, jax.Array]:
     return {"embed": 3 * jax.random.normal(jax.random.key(0), (codes, dim))}
 
 
-def nearest_of_all(tokens, codebook):
+def brute_force_nearest(tokens, codebook):
     cosines = jnp.einsum("...d,kd->...k", l2_normalize(tokens), l2_normalize(codebook["embed"]))
     return jnp.argmax(cosines, axis=-1)
 
 
 @pytest.mark.parametrize("codes", [1, 5, 8, 9, 61, 64])
 @pytest.mark.parametrize("shape", [(2, 3, 4, 5), (7,)])
-def test_nearest_is_the_largest_cosine_of_all(codes, shape, monkeypatch):
+def test_nearest_is_the_largest_cosine(codes, shape, monkeypatch):
     monkeypatch.setattr(vector_quantizer, "BLOCK", 8)
     codebook = random_codebook(codes, 6)
     tokens = jax.random.normal(jax.random.key(1), (*shape, 6))
-    found = vector_quantizer.nearest(tokens, codebook)
-    np.testing.assert_array_equal(found, nearest_of_all(tokens, codebook))
+    indices = vector_quantizer.nearest(tokens, codebook)
+    np.testing.assert_array_equal(indices, brute_force_nearest(tokens, codebook))
 
 
-def test_the_first_of_equal_codes_is_the_nearest(monkeypatch):
+def test_ties_go_to_the_first_code(monkeypatch):
     monkeypatch.setattr(vector_quantizer, "BLOCK", 4)
     codes = jnp.eye(4)[jnp.array([0, 1, 1, 2, 0, 1, 3, 2, 3, 3])]
-    found = vector_quantizer.nearest(jnp.eye(4), {"embed": codes})
-    np.testing.assert_array_equal(found, [0, 1, 3, 6])
+    indices = vector_quantizer.nearest(jnp.eye(4), {"embed": codes})
+    np.testing.assert_array_equal(indices, [0, 1, 3, 6])
 
 
-def test_a_search_in_bfloat16_multiplies_in_it(monkeypatch):
+def test_a_search_in_bfloat16_multiplies_in_bfloat16(monkeypatch):
     monkeypatch.setattr(vector_quantizer, "BLOCK", 8)
     codebook = random_codebook(64, 16)
     tokens = jax.random.normal(jax.random.key(1), (2000, 16))
@@ -44,10 +44,10 @@ def test_a_search_in_bfloat16_multiplies_in_it(monkeypatch):
     units = (l2_normalize(x).astype(jnp.bfloat16) for x in (tokens, codebook["embed"]))
     cosines = jnp.einsum("nd,kd->nk", *(x.astype(jnp.float32) for x in units))
     np.testing.assert_array_equal(rounded, jnp.argmax(cosines, axis=-1))
-    assert 0.9 < jnp.mean(rounded == nearest_of_all(tokens, codebook)) < 1
+    assert 0.9 < jnp.mean(rounded == brute_force_nearest(tokens, codebook)) < 1
 
 
-def test_the_cosines_of_sharded_tokens_never_lie_in_memory_together():
+def test_cosines_of_all_codes_are_never_in_memory_together():
     tokens, codes, devices = 512, 8192, 8
     codebook = random_codebook(codes, 8)
     batch = {"tokens": np.random.default_rng(0).normal(size=(8, tokens, 8)).astype(np.float32)}
@@ -56,8 +56,8 @@ def test_the_cosines_of_sharded_tokens_never_lie_in_memory_together():
     assert search.output_shardings.is_equivalent_to(sharded.sharding, ndim=2)
     all_cosines = 8 * tokens * codes * 4 / devices
     assert search.memory_analysis().temp_size_in_bytes < all_cosines / 4
-    found = search(sharded, codebook)
-    np.testing.assert_array_equal(found, nearest_of_all(batch["tokens"], codebook))
+    indices = search(sharded, codebook)
+    np.testing.assert_array_equal(indices, brute_force_nearest(batch["tokens"], codebook))
 
 
 def test_update_by_hand():
@@ -65,11 +65,11 @@ def test_update_by_hand():
     codebook = {"embed": embed, "cluster_size": np.array([1.0, 2.0], np.float32)}
     tokens = jnp.array([[2.0, 0.0], [3.0, 4.0]])
     statistics = vector_quantizer.statistics(tokens, jnp.array([0, 0]), codes=2)
-    moved = vector_quantizer.update(codebook, statistics, decay=0.8)
+    updated = vector_quantizer.update(codebook, statistics, decay=0.8)
     mean = np.array([1.6, 0.8]) / np.hypot(1.6, 0.8)
     expected = [0.8 * embed[0] + 0.2 * mean, [0.0, 0.8 * 0.8 + 0.2]]
-    np.testing.assert_allclose(moved["embed"], expected, rtol=1e-6)
-    np.testing.assert_allclose(moved["cluster_size"], [0.8 * 1 + 0.2 * 2, 0.8 * 2], rtol=1e-6)
+    np.testing.assert_allclose(updated["embed"], expected, rtol=1e-6)
+    np.testing.assert_allclose(updated["cluster_size"], [0.8 * 1 + 0.2 * 2, 0.8 * 2], rtol=1e-6)
 
 
 def test_quantize_returns_the_raw_code():

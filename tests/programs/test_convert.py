@@ -1,4 +1,4 @@
-"""The conversion command: the same file after a round trip, and one line for what is wrong."""
+"""convert: the same file after a round trip, and one line for wrong arguments."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ def run(*arguments):
 
 
 @pytest.mark.parametrize("ending", [".safetensors", ".pt"])
-def test_round_trip_gives_the_file_again_bit_for_bit(state, tmp_path, ending):
+def test_a_round_trip_is_bit_for_bit(state, tmp_path, ending):
     if ending == ".pt":
         pytest.importorskip("torch")
     source, back = tmp_path / f"tiny{ending}", tmp_path / f"back{ending}"
@@ -41,7 +41,7 @@ def test_round_trip_gives_the_file_again_bit_for_bit(state, tmp_path, ending):
         assert again[key].tobytes() == value.tobytes(), key
 
 
-def test_provenance_names_the_file_its_hash_and_what_was_dropped(state, tmp_path):
+def test_provenance_has_file_hash_and_dropped_keys(state, tmp_path):
     source = tmp_path / "tiny.safetensors"
     position_ids = "text_transformer.embeddings.position_ids"
     write_tensors(source, state | {position_ids: np.arange(64)[None]})
@@ -54,26 +54,26 @@ def test_provenance_names_the_file_its_hash_and_what_was_dropped(state, tmp_path
     assert provenance["parameters"]["image_projection"] == 512 * 16
 
 
-def test_command_converts_both_ways(state, tmp_path):
+def test_the_program_converts_both_ways(state, tmp_path):
     source, export, back = (tmp_path / name for name in ("a.safetensors", "b", "c.safetensors"))
     write_tensors(source, state)
     geometry = ("--image_size=40,40", "--patch_size=10", "--frames=20", "--text_heads=2")
     geometry += ("--spacing=3,1.5,1.5",)
     assert run(f"--source={source}", f"--out={export}", *geometry).returncode == 0
-    described = json.loads((export / "config.json").read_text())
-    assert described["model"]["image"]["spacing"] == [3.0, 1.5, 1.5]
+    description = json.loads((export / "config.json").read_text())
+    assert description["model"]["image"]["spacing"] == [3.0, 1.5, 1.5]
+    assert description["model"]["image"]["patch_size"] == [10, 10]
+    assert not description["label_informed"]
     assert run(f"--source={export}", f"--out={back}").returncode == 0
     assert read_tensors(back).keys() == state.keys()
 
 
-def test_wrong_use_of_the_command_is_one_line(state, tmp_path):
+def test_wrong_arguments_are_one_line(state, tmp_path):
     source = tmp_path / "tiny.safetensors"
     write_tensors(source, state)
     result = run(f"--source={source}", f"--out={tmp_path / 'export'}")
     assert result.returncode == 2
-    assert result.stderr.splitlines()[-1].startswith(
-        f"error: {source.name}: its shapes do not tell"
-    )
+    assert result.stderr.splitlines()[-1].startswith(f"error: {source.name}: cannot infer")
     result = run(f"--source={source}", f"--out={tmp_path / 'export'}", "--spacing=3,0,1")
-    assert result.returncode == 2 and "--spacing: three numbers z,x,y, not 3,0,1" in result.stderr
+    assert result.returncode == 2 and "--spacing: got 3,0,1" in result.stderr
     assert not (tmp_path / "export").exists()

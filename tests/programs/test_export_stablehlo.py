@@ -111,7 +111,7 @@ def test_the_program(saved, served, tmp_path):
 def test_a_classifier_and_another_tower(tmp_path):
     """What LiPro and the ViT need: the positive part, and no codebook."""
     image = from_dict(TrainConfig, vit.get_config("smoke").to_dict()).model.image
-    model = ctclip_jax.load(write_tiny_export(tmp_path, image=image, labels=len(LABELS)))
+    model = ctclip_jax.load(write_tiny_export(tmp_path, image=image, num_labels=len(LABELS)))
     out = tmp_path / "DIR"
     export_stablehlo.write(model, out, platforms=["cpu"])
     volumes = volumes_of(model, 2)
@@ -121,7 +121,11 @@ def test_a_classifier_and_another_tower(tmp_path):
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)["probabilities"]
     probabilities = np.array([found[label] for label in LABELS]).T
-    np.testing.assert_allclose(probabilities, model.classify(volumes), atol=1e-6)
+    np.testing.assert_allclose(
+        probabilities,
+        model.trained_classifier().probabilities(model.encode_image(volumes)),
+        atol=1e-6,
+    )
 
 
 def test_what_cannot_be_written_is_one_line(model, served, tmp_path):

@@ -29,7 +29,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(folder):
-    config = dataclasses.replace(tiny_config(folder).model, report_labels=len(LABELS))
+    config = dataclasses.replace(tiny_config(folder).model, num_report_labels=len(LABELS))
     variables = jax.jit(CTCLIP(config).init)(jax.random.key(0))
     variables["params"]["report_classifier"]["bias"] = np.linspace(-1, 1, 18, dtype=np.float32)
     tokenizer = load_tokenizer(folder / "tokenizer.model")
@@ -97,7 +97,7 @@ def test_a_volume_without_a_report_gets_no_labels(model, tmp_path):
 
 
 def test_the_program(folder, tmp_path):
-    export = write_tiny_export(tmp_path, report_labels=len(LABELS))
+    export = write_tiny_export(tmp_path, num_report_labels=len(LABELS))
     command = [sys.executable, "-m", "ctclip_jax.label_reports", f"--model={export}"]
     command += [f"--shards={folder}", "--split=train", f"--out={tmp_path / 'out'}"]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -125,7 +125,7 @@ def test_what_cannot_be_labeled_is_one_line(model, tmp_path):
     other = {
         name: each for name, each in model.variables["params"].items() if "classifier" not in name
     }
-    config = dataclasses.replace(model.config, report_labels=0)
+    config = dataclasses.replace(model.config, num_report_labels=0)
     bare = ctclip_jax.Model(config, model.variables | {"params": other}, tokenizer=model.tokenizer)
     with pytest.raises(InputError, match="this model has no report_classifier"):
         bare.label_reports(["Normal."])

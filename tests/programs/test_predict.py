@@ -20,13 +20,13 @@ from configs import phantoms
 from ctclip_jax import predict
 from ctclip_jax.checkpoints.exports import save_export
 from ctclip_jax.common.configs import from_dict
-from ctclip_jax.inference import classifiers, scans
+from ctclip_jax.inference import scans
 from ctclip_jax.models.ct_clip import CTCLIP
 from ctclip_jax.training.config import TrainConfig
 from data_pipelines.errors import InputError
 from data_pipelines.hounsfield import to_lps
 from data_pipelines.reports import LABELS, PROMPTS
-from data_pipelines.sources.phantoms.samples import write_samples
+from data_pipelines.sources.phantoms import write_samples
 from data_pipelines.tokenizers import train_sentencepiece
 from tests.dicom_series import LPS, store
 
@@ -48,7 +48,7 @@ def export(tmp_path_factory):
     tokenizer = folder.parent / "tokenizer.model"
     train_sentencepiece(texts, tokenizer, 100)
     config = phantoms.get_config("smoke")
-    config.model.init_temperature = 4.0
+    config.model.init_logit_scale_log = 4.0
     model = from_dict(TrainConfig, config.to_dict()).model
     variables = jax.jit(CTCLIP(model).init)(jax.random.key(0))
     described = {"model": config.model.to_dict(), "max_length": 24, "report": "joined"}
@@ -57,12 +57,12 @@ def export(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def finder(export):
-    return classifiers.zero_shot_classifier(ctclip_jax.load(export))
+def model(export):
+    return ctclip_jax.load(export)
 
 
-def probabilities(finder, path):
-    return finder.detect(finder.model.prepare(path).volume[None]).probabilities[0]
+def probabilities(model, path):
+    return model.detect(model.prepare(path).volume[None])[0]
 
 
 def reoriented(path, folder, axes):
@@ -95,13 +95,13 @@ def as_dicom(path, folder):
 
 
 @pytest.mark.parametrize("which", ["phantom", pytest.param("real", marks=needs_real)])
-def test_a_scan_is_the_same_scan_however_it_is_stored(finder, samples, tmp_path, which):
+def test_a_scan_is_the_same_scan_however_it_is_stored(model, samples, tmp_path, which):
     path = REAL if which == "real" else samples / "sample_1.nii.gz"
-    expected = probabilities(finder, path)
+    expected = probabilities(model, path)
     forms = [reoriented(path, tmp_path, axes) for axes in ("RAS", "PIR", "SLA")]
     for form in (*forms, as_dicom(path, tmp_path / "dicom")):
-        np.testing.assert_allclose(probabilities(finder, form), expected, atol=1e-3)
-    other = probabilities(finder, samples / "sample_2.nii.gz")
+        np.testing.assert_allclose(probabilities(model, form), expected, atol=1e-3)
+    other = probabilities(model, samples / "sample_2.nii.gz")
     assert np.abs(other - expected).max() > 5e-3, "the model does not tell scans apart"
 
 
@@ -110,7 +110,7 @@ def run(*arguments):
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
-def test_the_program(finder, export, samples, tmp_path):
+def test_the_program(model, export, samples, tmp_path):
     """Good scans have all their files, a bad one its line, and the status says so."""
     out, bad = tmp_path / "out", tmp_path / "bad.nii.gz"
     bad.write_bytes(b"no scan")
@@ -124,7 +124,7 @@ def test_the_program(finder, export, samples, tmp_path):
     assert set(rows) == {"sample_1.nii.gz", "sample_2.nii.gz"}
     for name, row in rows.items():
         assert f"{name}: " in done.stdout
-        expected = probabilities(finder, samples / name)
+        expected = probabilities(model, samples / name)
         np.testing.assert_allclose([float(row[label]) for label in LABELS], expected, atol=1e-5)
         told = json.loads((out / name / "prediction.json").read_text())
         assert told["axes"] == "header" and told["heatmaps"]["of"] == "exact contributions"

@@ -11,7 +11,7 @@ import pytest
 import ctclip_jax
 from configs import vit
 from ctclip_jax.common.configs import from_dict
-from ctclip_jax.inference import baseline, classifiers
+from ctclip_jax.inference import baseline
 from ctclip_jax.inference.baseline import Reference
 from ctclip_jax.models.ct_clip import CTCLIP
 from ctclip_jax.reference import mean_of
@@ -36,13 +36,13 @@ def make_model(folder, **changes):
 
 def test_maps_add_up_to_the_logit_less_the_mean_one(folder):
     model = make_model(folder)
-    finder = classifiers.zero_shot_classifier(model)
+    classifier = model.zero_shot_classifier()
     found = mean_of(model, str(folder), "train", volumes=99, batch_size=2)
     assert found.of == f"5 volumes of {folder}, train"
     volumes = np.stack([record["volume"] for record in shards.read(folder, "train")])
-    logits = model.encode_image(volumes) @ finder.kernel
+    logits = model.encode_image(volumes) @ classifier.kernel
     model.reference = found
-    _, maps = finder.explain(model.evidence(volumes))
+    _, maps = model.explain(model.evidence(volumes), classifier.kernel)
     np.testing.assert_allclose(maps.sum((2, 3, 4)), logits - logits.mean(axis=0), atol=1e-4)
     assert model.attribution_method == f"exact contributions, against the mean of {found.of}"
 

@@ -66,7 +66,10 @@ def test_figures_are_those_of_the_exported_model(folder, variables, tmp_path):
         tmp_path / "export",
         variables,
         config={"model": dataclasses.asdict(config.model), "max_length": 24}
-        | {"report": config.evaluation.report, "pool_sentences": config.evaluation.pool_sentences},
+        | {
+            "report": config.evaluation.report_format,
+            "pool_sentences": config.evaluation.pool_sentences,
+        },
         tokenizer=config.data.tokenizer_path,
     )
     inputs = Inputs(model=str(tmp_path / "export"), shards=str(folder), split="train")

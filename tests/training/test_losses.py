@@ -1,4 +1,4 @@
-"""The losses: their formulas, sharded equal to unsharded, blocks equal to the whole."""
+"""Losses: equal to their formulas; sharded == unsharded, blockwise == whole."""
 
 import dataclasses
 import itertools
@@ -9,11 +9,17 @@ import numpy as np
 import pytest
 
 from ctclip_jax.common.sharding import MeshConfig, make_mesh, put_batch
-from ctclip_jax.training.losses import LOSSES, LossConfig, make_loss
+from ctclip_jax.training.losses import (
+    CONTRASTIVE_LOSSES,
+    LossConfig,
+    classifier_loss,
+    make_loss,
+    prompt_loss,
+)
 
 OPTIONS = [
-    {"mask_twins": twins, "normal_share": share}
-    for twins, share in itertools.product((False, True), (0.0, 0.3))
+    {"mask_duplicates": duplicates, "normal_target_share": share}
+    for duplicates, share in itertools.product((False, True), (0.0, 0.3))
 ]
 
 
@@ -46,47 +52,49 @@ def by_hand(config, outputs, batch):
     return np.mean([_cross_entropy_by_hand(side, config, batch) for side in sides])
 
 
-def _twins(i, j, config, batch):
+def _is_duplicate(i, j, config, batch):
     same = batch["scan"][i] == batch["scan"][j] or batch["report"][i] == batch["report"][j]
-    return config.mask_twins and i != j and same
+    return config.mask_duplicates and i != j and same
 
 
 def _normals(i, config, batch):
     """The other normal volumes with which i shares its target."""
-    if not config.normal_share or not batch["normal"][i]:
+    if not config.normal_target_share or not batch["normal"][i]:
         return []
     others = [j for j in np.flatnonzero(batch["normal"]) if j != i]
-    return [j for j in others if not _twins(i, j, config, batch)]
+    return [j for j in others if not _is_duplicate(i, j, config, batch)]
 
 
 def _cross_entropy_by_hand(sim, config, batch):
     losses = []
     for i in range(len(sim)):
-        kept = [j for j in range(len(sim)) if not _twins(i, j, config, batch)]
+        candidates = [j for j in range(len(sim)) if not _is_duplicate(i, j, config, batch)]
         if config.name == "decoupled":
-            kept.remove(i)
+            candidates.remove(i)
         target = {i: 1.0}
         if normals := _normals(i, config, batch):
-            target = {j: config.normal_share / len(normals) for j in normals}
-            target[i] = 1 - config.normal_share
+            target = {j: config.normal_target_share / len(normals) for j in normals}
+            target[i] = 1 - config.normal_target_share
         match = sum(weight * sim[i, j] for j, weight in target.items())
-        losses.append(np.log(np.exp(sim[i, kept]).sum()) - match)
+        losses.append(np.log(np.exp(sim[i, candidates]).sum()) - match)
     return np.mean(losses)
 
 
 def _sigmoid_by_hand(logits, config, batch):
     loss = 0.0
     for i, j in np.ndindex(logits.shape):
-        if not _twins(i, j, config, batch):
-            target = 1.0 if i == j else config.normal_share * (j in _normals(i, config, batch))
+        if not _is_duplicate(i, j, config, batch):
+            target = (
+                1.0 if i == j else config.normal_target_share * (j in _normals(i, config, batch))
+            )
             probability = 1 / (1 + np.exp(-logits[i, j]))
             loss -= target * np.log(probability) + (1 - target) * np.log(1 - probability)
     return loss / len(logits)
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("name", LOSSES)
-def test_formula(name, options, outputs, batch):
+@pytest.mark.parametrize("name", CONTRASTIVE_LOSSES)
+def test_contrastive_loss_equals_its_formula(name, options, outputs, batch):
     config = LossConfig(name, **options)
     loss, metrics = make_loss(config)(outputs, batch)
     np.testing.assert_allclose(loss, by_hand(config, outputs, batch), rtol=1e-5)
@@ -95,8 +103,10 @@ def test_formula(name, options, outputs, batch):
 
 @pytest.mark.parametrize(("mesh_config", "rows"), [((8, 1), 0), ((2, 4), 1)], ids=str)
 @pytest.mark.parametrize("options", [OPTIONS[0], OPTIONS[3]])
-@pytest.mark.parametrize(("name", "texts"), [*((name, 1) for name in LOSSES), ("text_to_image", 3)])
-def test_sharded_and_in_blocks_is_whole(name, texts, options, mesh_config, rows, outputs, batch):
+@pytest.mark.parametrize(
+    ("name", "texts"), [*((name, 1) for name in CONTRASTIVE_LOSSES), ("text_to_image", 3)]
+)
+def test_sharded_and_blockwise_equal_whole(name, texts, options, mesh_config, rows, outputs, batch):
     outputs = outputs | {"text": unit(np.random.default_rng(2).normal(size=(16 * texts, 8)))}
     mesh = make_mesh(MeshConfig(*mesh_config))
     config = LossConfig(name, **options)
@@ -108,30 +118,30 @@ def test_sharded_and_in_blocks_is_whole(name, texts, options, mesh_config, rows,
 
     plain = gradient(config)(jax.tree.map(jnp.asarray, outputs), batch)
     sharded = {name: put_batch({name: outputs[name]}, mesh)[name] for name in ("text", "image")}
-    blocks = gradient(dataclasses.replace(config, rows=rows))
+    blocks = gradient(dataclasses.replace(config, block_size=rows))
     again = blocks(outputs | sharded, put_batch(batch, mesh))
     for a, b in zip(*map(jax.tree.leaves, (again, plain)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
-def test_the_similarities_of_a_large_batch_never_lie_in_memory_at_once():
+def test_blockwise_loss_never_holds_all_similarities():
     mesh = make_mesh(MeshConfig(data=8, fsdp=1))
     latents = jax.ShapeDtypeStruct((8192, 8), np.float32)
     scalar = jax.ShapeDtypeStruct((), np.float32)
     outputs = {"text": latents, "image": latents, "temperature": scalar}
 
     def temporary(rows):
-        loss_fn = make_loss(LossConfig("softmax", rows=rows), mesh)
+        loss_fn = make_loss(LossConfig("softmax", block_size=rows), mesh)
         gradient = jax.jit(jax.grad(lambda outputs: loss_fn(outputs, {})[0]))
         return gradient.lower(outputs).compile().memory_analysis().temp_size_in_bytes
 
     assert temporary(64) < 4 * 1024 * 1024 * 4 < temporary(0)
 
 
-def test_twins_are_no_negatives(outputs, batch):
-    """Without its twin, volume 9 of scan 8 has the loss of a batch without volume 8."""
+def test_duplicates_are_excluded_as_negatives(outputs, batch):
+    """Without its duplicate, volume 9 of scan 8 has the loss of a batch without volume 8."""
     grads = jax.grad(
-        lambda text: make_loss(LossConfig("text_to_image", mask_twins=True))(
+        lambda text: make_loss(LossConfig("text_to_image", mask_duplicates=True))(
             outputs | {"text": text}, batch
         )[0]
     )(jnp.asarray(outputs["text"]))
@@ -143,39 +153,88 @@ def test_twins_are_no_negatives(outputs, batch):
 
 
 @pytest.mark.parametrize("rows", [0, 1])
-@pytest.mark.parametrize("name", LOSSES)
-def test_a_text_without_negatives_has_no_bad_gradient(name, rows, outputs):
-    twins = {"scan": np.zeros(8, np.int32), "report": np.zeros(8, np.int32)}
+@pytest.mark.parametrize("name", CONTRASTIVE_LOSSES)
+def test_text_without_negatives_has_a_finite_gradient(name, rows, outputs):
+    duplicates = {"scan": np.zeros(8, np.int32), "report": np.zeros(8, np.int32)}
     mesh = make_mesh(MeshConfig(data=8, fsdp=1))
-    loss_fn = make_loss(LossConfig(name, mask_twins=True, rows=rows), mesh)
+    loss_fn = make_loss(LossConfig(name, mask_duplicates=True, block_size=rows), mesh)
     few = outputs | {side: outputs[side][:8] for side in ("text", "image")}
-    loss, grads = jax.jit(jax.value_and_grad(lambda outputs: loss_fn(outputs, twins)[0]))(few)
+    loss, grads = jax.jit(jax.value_and_grad(lambda outputs: loss_fn(outputs, duplicates)[0]))(few)
     assert np.isfinite(loss) and abs(loss) < 10
     assert all(np.isfinite(grad).all() for grad in jax.tree.leaves(grads))
 
 
-def test_several_texts_of_an_image_are_each_compared_with_all_images(outputs):
+def test_several_texts_per_image_are_compared_with_all_images(outputs):
     loss_fn = make_loss(LossConfig("text_to_image"))
     texts = unit(np.random.default_rng(1).normal(size=(16, 3, 8)))
     alone = [loss_fn(outputs | {"text": texts[:, k]}, {}) for k in range(3)]
     loss, metrics = loss_fn(outputs | {"text": texts.reshape(48, 8)}, {})
-    np.testing.assert_allclose(loss, np.mean([each for each, _ in alone]), rtol=1e-6)
-    accuracies = [each["text_to_image_accuracy"] for _, each in alone]
+    np.testing.assert_allclose(loss, np.mean([loss for loss, _ in alone]), rtol=1e-6)
+    accuracies = [metrics["text_to_image_accuracy"] for _, metrics in alone]
     np.testing.assert_allclose(metrics["text_to_image_accuracy"], np.mean(accuracies), rtol=1e-6)
 
 
-def test_texts_in_unequal_numbers_are_refused(outputs):
-    with pytest.raises(ValueError, match="16 texts cannot belong to 5 images"):
+def test_unequal_numbers_of_texts_per_image_fail(outputs):
+    with pytest.raises(ValueError, match="16 texts for 5 images"):
         make_loss(LossConfig("text_to_image"))(outputs | {"image": outputs["image"][:5]}, {})
 
 
-def test_large_similarities_stay_finite(outputs):
+def test_large_similarities_are_finite(outputs):
     hot = outputs | {"temperature": np.float32(1e4)}
-    assert all(np.isfinite(make_loss(LossConfig(name))(hot, {})[0]) for name in LOSSES)
+    assert all(np.isfinite(make_loss(LossConfig(name))(hot, {})[0]) for name in CONTRASTIVE_LOSSES)
 
 
-def test_accuracy_counts_texts_that_find_their_image(outputs):
+def test_accuracy_counts_texts_nearest_to_their_image(outputs):
     swapped = outputs | {"image": outputs["text"].copy()}
     swapped["image"][[0, 1]] = swapped["image"][[1, 0]]
     _, metrics = make_loss(LossConfig("softmax"))(swapped, {})
     np.testing.assert_allclose(metrics["text_to_image_accuracy"], 14 / 16)
+
+
+LABEL_RNG = np.random.default_rng(0)
+LABELS = LABEL_RNG.integers(-1, 2, (5, 4)).astype(np.int8)
+WEIGHTS = (2.0, 1.0, 0.5, 7.0)
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+@pytest.mark.parametrize("weights", [(), WEIGHTS])
+def test_classifier_loss_is_binary_cross_entropy_over_known_labels(weights):
+    logits = LABEL_RNG.normal(size=LABELS.shape).astype(np.float32)
+    terms = []
+    for volume, label in zip(*np.nonzero(LABELS >= 0), strict=True):
+        p = sigmoid(logits[volume, label])
+        factor = weights[label] if weights else 1.0
+        is_present = LABELS[volume, label]
+        terms.append(-factor * is_present * np.log(p) - (1 - is_present) * np.log(1 - p))
+    loss = classifier_loss(logits, LABELS, positive_weights=weights)
+    assert loss == pytest.approx(np.mean(terms), rel=1e-6)
+
+
+def test_prompt_loss_is_squared_error_of_the_true_prompt():
+    image = LABEL_RNG.normal(size=(5, 3)).astype(np.float32)
+    prompts = LABEL_RNG.normal(size=(4, 2, 3)).astype(np.float32)
+    terms = []
+    for volume, label in zip(*np.nonzero(LABELS >= 0), strict=True):
+        # The true prompt first: the softmax of the two is compared with [1, 0].
+        pair = prompts[label] if LABELS[volume, label] else prompts[label][::-1]
+        exponents = np.exp(3.0 * pair @ image[volume])
+        terms.append(np.square(exponents / exponents.sum() - [1, 0]).mean())
+    loss = prompt_loss(image, prompts, LABELS, temperature=np.float32(3.0))
+    assert loss == pytest.approx(np.mean(terms), rel=1e-6)
+
+
+def test_classifier_loss_without_known_labels_is_zero():
+    unknown = np.full((2, 4), -1, np.int8)
+    loss, gradient = jax.value_and_grad(classifier_loss)(np.ones((2, 4), np.float32), unknown)
+    assert loss == 0
+    assert not np.any(gradient)
+
+
+def test_extreme_logits_have_finite_gradients():
+    logits = np.array([[1e4, -1e4]], np.float32)
+    loss, gradient = jax.value_and_grad(classifier_loss)(logits, np.array([[0, 1]], np.int8))
+    assert loss == pytest.approx(1e4)
+    assert np.all(np.isfinite(gradient))

@@ -59,7 +59,7 @@ def test_continuing_drops_what_lies_beyond_the_step(tmp_path):
 
 
 def test_a_process_that_does_not_write_leaves_no_file(tmp_path):
-    writer = MetricWriter(tmp_path / "run", step=0, writes=False)
+    writer = MetricWriter(tmp_path / "run", step=0, is_writer=False)
     writer.write_hparams({"a": 1})
     writer.write_scalars(1, {"loss": 1.0})
     writer.close()
@@ -82,7 +82,7 @@ def test_an_evaluation_that_is_made_again_is_not_written_twice(tmp_path):
     writer.close()
     MetricWriter(tmp_path, step=2).close()
     assert len(lines(tmp_path)) == 4
-    MetricWriter(tmp_path, step=2, evaluated=False).close()
+    MetricWriter(tmp_path, step=2, is_evaluated=False).close()
     assert lines(tmp_path)[-1] == {"step": 2, "loss": 1.0} and len(lines(tmp_path)) == 3
 
 

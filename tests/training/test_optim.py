@@ -17,7 +17,6 @@ from ctclip_jax.training.optim import (
     trainable_params,
     weight_decays,
 )
-from data_pipelines.errors import InputError
 
 CONFIG = OptimConfig(
     learning_rate=0.1,
@@ -137,8 +136,3 @@ def test_schedules_warm_up_and_come_down():
     assert cosine(110) == pytest.approx(0.0, abs=1e-8)
     constant = learning_rate(config(), 110)
     assert float(constant(0)) == float(constant(109)) == pytest.approx(0.1)
-
-
-def test_unknown_schedule_is_named():
-    with pytest.raises(InputError, match="'linear' is none of constant, cosine"):
-        learning_rate(config(schedule="linear"), 10)

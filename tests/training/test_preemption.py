@@ -1,4 +1,4 @@
-"""SIGTERM is a request: a flag that a run reads, and that several processes read together."""
+"""Preemption: SIGTERM is a request to stop, on which several processes agree."""
 
 import os
 import signal
@@ -9,15 +9,15 @@ from pathlib import Path
 import jax
 import pytest
 
-from ctclip_jax.training import preemption
-from ctclip_jax.training.preemption import Preemption
+from ctclip_jax.training import processes
+from ctclip_jax.training.processes import Preempted, Preemption
 
 TWICE = """
 import os, signal
-from ctclip_jax.training.preemption import Preemption
-with Preemption() as asked:
+from ctclip_jax.training.processes import Preemption
+with Preemption() as preemption:
     os.kill(os.getpid(), signal.SIGTERM)
-    print(asked.agreed(), flush=True)
+    print(preemption.should_stop(), flush=True)
     os.kill(os.getpid(), signal.SIGTERM)
     print("alive")
 """
@@ -27,16 +27,16 @@ def terminate() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_the_first_sigterm_is_a_request_and_the_handler_is_put_back():
+def test_first_sigterm_is_a_request_and_the_handler_is_restored():
     before = signal.getsignal(signal.SIGTERM)
-    with Preemption() as asked:
-        assert not asked.agreed()
+    with Preemption() as preemption:
+        assert not preemption.should_stop()
         terminate()
-        assert asked.agreed() and asked.agreed()
+        assert preemption.should_stop() and preemption.should_stop()
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_the_second_sigterm_ends_the_process():
+def test_second_sigterm_ends_the_process():
     result = subprocess.run(
         [sys.executable, "-c", TWICE],
         cwd=Path(__file__).parents[2],
@@ -46,15 +46,22 @@ def test_the_second_sigterm_ends_the_process():
     assert (result.returncode, result.stdout) == (-signal.SIGTERM, "True\n"), result.stderr
 
 
-def test_several_processes_read_the_vote_of_the_step_before(monkeypatch):
+def test_several_processes_read_the_vote_of_the_previous_step(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with Preemption() as asked:
-        assert [asked.agreed(), asked.agreed()] == [False, False]
+    with Preemption() as preemption:
+        assert [preemption.should_stop(), preemption.should_stop()] == [False, False]
         terminate()
-        assert [asked.agreed(), asked.agreed()] == [False, True]
+        assert [preemption.should_stop(), preemption.should_stop()] == [False, True]
 
 
 @pytest.mark.parametrize("flag", [False, True])
-def test_a_vote_is_on_every_device(flag):
-    vote = preemption._any_process(flag)
+def test_vote_is_on_every_device(flag):
+    vote = processes._any_process(flag)
     assert vote.sharding.is_fully_replicated and bool(vote) is flag
+
+
+def test_preempted_ends_the_block_with_one_line(capsys):
+    with Preemption():
+        raise Preempted("after step 3 of 9")
+    expected = "stopped by SIGTERM after step 3 of 9; the same command continues\n"
+    assert capsys.readouterr().out == expected

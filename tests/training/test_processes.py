@@ -35,7 +35,7 @@ CHANGES = {
 
 def test_a_process_alone_joins_nobody(monkeypatch):
     monkeypatch.setattr("jax.distributed.initialize", lambda *_: pytest.fail("it joined"))
-    processes.start("")
+    processes.initialize("")
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_a_process_alone_joins_nobody(monkeypatch):
 def test_what_jax_is_told(switch, arguments, monkeypatch):
     told = []
     monkeypatch.setattr("jax.distributed.initialize", lambda *given: told.append(given))
-    processes.start(switch)
+    processes.initialize(switch)
     assert told == [arguments]
 
 
@@ -54,7 +54,7 @@ def test_what_jax_is_told(switch, arguments, monkeypatch):
 )
 def test_another_switch_is_one_line(switch):
     with pytest.raises(InputError, match=f"--distributed={switch}: wanted 'auto' or HOST:PORT,"):
-        processes.start(switch)
+        processes.initialize(switch)
 
 
 def test_auto_where_there_is_no_cluster_is_one_line(monkeypatch):
@@ -63,7 +63,7 @@ def test_auto_where_there_is_no_cluster_is_one_line(monkeypatch):
 
     monkeypatch.setattr("jax.distributed.initialize", initialize)
     with pytest.raises(InputError, match="--distributed=auto: no TPU pod, SLURM or Open MPI"):
-        processes.start("auto")
+        processes.initialize("auto")
 
 
 @pytest.fixture(scope="module")

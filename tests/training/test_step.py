@@ -1,85 +1,93 @@
-"""The train step: what moves, sharded equal to unsharded, cached equal to plain, golden steps."""
+"""Train step: what it updates; sharded == unsharded, cached == plain; golden steps."""
 
 import dataclasses
 import functools
 from pathlib import Path
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import Mesh
 
-from ctclip_jax.common.sharding import batch_sharding, make_mesh
+from ctclip_jax.common.sharding import make_mesh
 from ctclip_jax.common.trees import flatten
 from ctclip_jax.models.ct_clip import CTCLIP
-from ctclip_jax.training import step as train_step
-from ctclip_jax.training.losses import LOSSES
+from ctclip_jax.training import step as step_module
+from ctclip_jax.training.config import TrainConfig
+from ctclip_jax.training.losses import CONTRASTIVE_LOSSES
+from ctclip_jax.training.step import (
+    TrainStep,
+    inference_variables,
+    make_train_step,
+    quantizer_weight,
+)
 from tests.fake_clip import FakeCLIP, fake_batch
 from tests.models.test_ct_clip import ADAM
 from tests.tiny_run import tiny_config
 
 VOLUMES = 16
-FAKE_PROMPTS = {
-    "input_ids": np.random.default_rng(0).normal(size=(36, 4)).astype(np.float32),
-    "attention_mask": np.ones((36, 4), np.int32),
-}
-CLASSIFIER = {"model.labels": 18, "model.classifier_dropout": 0.3}
+CLASSIFIER = {"model.num_labels": 18, "model.classifier_dropout": 0.3}
 
 
-def learner(model=None, devices: int = 8, **changes) -> train_step.Learner:
-    """Of the fake model unless another is given."""
-    defaults = {"loss.name": "softmax", "data.texts": 1, "batch_size": VOLUMES}
-    defaults |= {"optim.learning_rate": 1e-2, "optim.warmup_steps": 0, "quantize_ramp": (0, 0)}
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """A config with the model and the mesh of its train step."""
+
+    config: TrainConfig
+    model: CTCLIP | FakeCLIP
+    mesh: Mesh
+
+    def train_step(self) -> TrainStep:
+        return make_train_step(self.config, self.model, self.mesh, fake_tokenizer)
+
+
+def fake_tokenizer(texts: list[str], max_length: int):
+    """Prompts of features, as FakeCLIP reads them."""
+    del max_length
+    return np.random.default_rng(0).normal(size=(36, 4)).astype(np.float32), np.ones((36, 4), int)
+
+
+def setup(model=None, devices: int = 8, **changes) -> Setup:
+    """The fake model unless another one is passed."""
+    defaults = {"loss.name": "softmax", "data.texts_per_volume": 1, "batch_size": VOLUMES}
+    defaults |= {"optim.learning_rate": 1e-2, "optim.warmup_steps": 0, "vq_ramp_steps": (0, 0)}
     config = tiny_config(Path("shards"), **(defaults | changes))
-    mesh = make_mesh(config.mesh, devices=jax.devices()[:devices])
-    made = train_step.make_learner(config, mesh)
     sizes = config.model
-    fake = FakeCLIP(sizes.logit_bias, sizes.labels, sizes.report_labels)
-    if made.prompts:
-        made = dataclasses.replace(made, prompts=FAKE_PROMPTS)
-    return dataclasses.replace(made, model=model or fake)
+    fake = FakeCLIP(sizes.logit_bias, sizes.num_labels, sizes.num_report_labels)
+    return Setup(config, model or fake, make_mesh(config.mesh, devices=jax.devices()[:devices]))
 
 
-def run(learner: train_step.Learner, *batches: dict[str, np.ndarray], variables=None):
+def run(setup: Setup, *batches: dict[str, np.ndarray], variables=None):
     """(state, metrics, gradient norms) after a step on each of `batches`, on the host."""
-    count = learner.config.micro_batches
-    state = train_step.new_state(learner, jax.device_get(variables or learner.model.init()))
-    step = train_step.make_train_step(learner, abstract_part(learner, batches[0]))
+    num_parts = setup.config.num_micro_batches
+    train_step = setup.train_step()
+    state = train_step.init(jax.device_get(variables or setup.model.init()))
     for batch in batches:
-        split = {name: np.split(each, count) for name, each in batch.items()}
-        parts = [{name: each[i] for name, each in split.items()} for i in range(count)]
-        state, metrics, norms = step(state, iter(parts))
+        columns = {name: np.split(column, num_parts) for name, column in batch.items()}
+        parts = [{name: column[i] for name, column in columns.items()} for i in range(num_parts)]
+        state, metrics, norms = train_step.step(state, iter(parts))
     return jax.device_get((state, metrics, norms))
 
 
-def abstract_part(learner: train_step.Learner, batch: dict[str, np.ndarray]) -> dict:
-    """Shapes and shardings of a micro-batch."""
-    count, sharding = learner.config.micro_batches, batch_sharding(learner.mesh)
-    return {
-        name: jax.ShapeDtypeStruct(
-            (len(each) // count, *each.shape[1:]), each.dtype, sharding=sharding
-        )
-        for name, each in batch.items()
-    }
-
-
-def moved(after: dict, before: dict) -> set[str]:
-    """The arrays that are not the same to the bit."""
+def changed_arrays(after: dict, before: dict) -> set[str]:
+    """Names of the arrays that are not bit-identical."""
     before = flatten(jax.device_get(before))
     return {n for n, leaf in flatten(after).items() if not np.array_equal(leaf, before[n])}
 
 
-def assert_same(found, expected):
+def assert_same(actual, expected):
     """Every array, to 1e-5 of its largest entry.
 
-    What is zero but for rounding, as the gradient of a bias that a softmax ignores, to 1e-6.
+    What is zero but for rounding, such as the gradient of a bias that a softmax ignores, to 1e-6.
     """
-    found, expected = flatten({"": found}), flatten({"": expected})
-    assert found.keys() == expected.keys()
+    actual, expected = flatten({"": actual}), flatten({"": expected})
+    assert actual.keys() == expected.keys()
     for name, value in expected.items():
         tolerance = 1e-5 * max(np.abs(value).max(initial=0), 0.1)
-        np.testing.assert_allclose(found[name], value, rtol=0, atol=tolerance, err_msg=name)
+        np.testing.assert_allclose(actual[name], value, rtol=0, atol=tolerance, err_msg=name)
 
 
 # Its state is the gradient, and the parameters stay: what the real optimizer would have been given.
@@ -89,117 +97,116 @@ GRADIENT = optax.GradientTransformation(
 )
 
 
-def gradients(learner: train_step.Learner, batch, variables=None) -> dict:
+def gradients(setup: Setup, batch, variables=None) -> dict:
     """The gradient of every parameter, the codebook after the step, and the metrics."""
-    keeping = dataclasses.replace(learner, optimizer=GRADIENT)
-    state, metrics, _ = run(keeping, batch, variables=variables)
+    with mock.patch.object(step_module, "make_optimizer", lambda *_: GRADIENT):
+        state, metrics, _ = run(setup, batch, variables=variables)
     return {"gradient": state["opt"], "codebook": state["codebook"], "metrics": metrics}
 
 
-def test_a_step_moves_parameters_codebook_and_count():
-    state, metrics, norms = run(learner(), *(fake_batch(VOLUMES, seed=seed) for seed in (0, 1)))
+def test_step_updates_params_codebook_and_count():
+    state, metrics, norms = run(setup(), *(fake_batch(VOLUMES, seed=seed) for seed in (0, 1)))
     before = FakeCLIP().init()
     assert state["step"] == 2
-    assert moved(state["codebook"], before["codebook"]) == {"embed", "cluster_size"}
-    assert moved(state["params"], before["params"]) == set(norms)
+    assert changed_arrays(state["codebook"], before["codebook"]) == {"embed", "cluster_size"}
+    assert changed_arrays(state["params"], before["params"]) == set(norms)
     assert norms.keys() == flatten(before["params"]).keys()
     assert {"loss", "gradient_norm", "learning_rate", "temperature"} <= set(metrics)
     assert 1 < metrics["codebook_perplexity"] <= 16
 
 
-def test_a_frozen_image_tower_is_frozen_with_its_codebook():
-    state, metrics, norms = run(learner(**{"optim.rules": (("^image", 0.0),)}), fake_batch(VOLUMES))
+def test_frozen_image_tower_freezes_its_codebook():
+    state, metrics, norms = run(setup(**{"optim.rules": (("^image", 0.0),)}), fake_batch(VOLUMES))
     before = FakeCLIP().init()
-    assert moved(state["params"], before["params"]) == {"text/kernel", "temperature"}
-    assert not moved(state["codebook"], before["codebook"])
+    assert changed_arrays(state["params"], before["params"]) == {"text/kernel", "temperature"}
+    assert not changed_arrays(state["codebook"], before["codebook"])
     assert norms.keys() == {"text/kernel", "temperature"}
     squares = sum(float(norm) ** 2 for norm in norms.values())
     assert float(metrics["gradient_norm"]) == pytest.approx(squares**0.5, rel=1e-5)
 
 
-def test_a_locked_text_tower_has_no_dropout():
-    locked = learner(**{"optim.rules": (("^text/", 0.0),)})
+def test_frozen_text_tower_has_no_dropout():
+    locked = setup(**{"optim.rules": (("^text/", 0.0),)})
     batch = fake_batch(VOLUMES)
     other = batch | {"seed": batch["seed"] + 1}
-    loss_of = lambda learner, batch: run(learner, batch)[1]["loss"]  # noqa: E731
+    loss_of = lambda setup, batch: run(setup, batch)[1]["loss"]  # noqa: E731
     assert loss_of(locked, batch) == loss_of(locked, other)
-    assert loss_of(learner(), batch) != loss_of(learner(), other)
+    assert loss_of(setup(), batch) != loss_of(setup(), other)
 
 
-def test_what_is_born_sharded_stays_so():
-    sharded = learner(**{"mesh.fsdp": 2})
-    state = train_step.new_state(sharded, sharded.model.init())
-    wanted = jax.tree.map(lambda leaf: leaf.sharding, train_step.abstract_state(sharded))
-    assert not wanted["params"]["image_projection"]["kernel"].is_fully_replicated
-    assert jax.tree.map(lambda leaf: leaf.sharding, state) == wanted
-    batch = fake_batch(VOLUMES)
-    step = train_step.make_train_step(sharded, abstract_part(sharded, batch))
-    state, _, _ = step(state, iter([batch]))
-    assert jax.tree.map(lambda leaf: leaf.sharding, state) == wanted
+def test_state_keeps_its_shardings():
+    sharded = setup(**{"mesh.fsdp": 2})
+    train_step = sharded.train_step()
+    state = train_step.init(sharded.model.init())
+    expected = jax.tree.map(lambda leaf: leaf.sharding, train_step.abstract_state)
+    assert not expected["params"]["image_projection"]["kernel"].is_fully_replicated
+    assert jax.tree.map(lambda leaf: leaf.sharding, state) == expected
+    state, _, _ = train_step.step(state, iter([fake_batch(VOLUMES)]))
+    assert jax.tree.map(lambda leaf: leaf.sharding, state) == expected
 
 
-def test_the_temperature_stops_at_its_largest():
-    free, _, _ = run(learner(), fake_batch(VOLUMES))
+def test_temperature_is_clipped_at_max_temperature():
+    free, _, _ = run(setup(), fake_batch(VOLUMES))
     limit = float(np.exp(free["params"]["temperature"])) - 1e-3
-    held, _, _ = run(learner(**{"loss.max_temperature": limit}), fake_batch(VOLUMES))
-    assert np.exp(held["params"]["temperature"]) == pytest.approx(limit, rel=1e-6)
+    clipped, _, _ = run(setup(**{"loss.max_temperature": limit}), fake_batch(VOLUMES))
+    assert np.exp(clipped["params"]["temperature"]) == pytest.approx(limit, rel=1e-6)
 
 
-def test_averaged_weights_are_what_is_evaluated():
+def test_inference_variables_are_the_averaged_weights():
     batches = [fake_batch(VOLUMES, seed=seed) for seed in range(3)]
     changes = {"optim.ema": 0.9, "optim.rules": (("^text", 0.0),)}
-    trail = [run(learner(**changes), *batches[: n + 1])[0] for n in range(3)]
+    states = [run(setup(**changes), *batches[: n + 1])[0] for n in range(3)]
     expected = FakeCLIP().init()["params"]["temperature"]
-    for step, state in enumerate(trail):
+    for step, state in enumerate(states):
         keep = (1 + step) / (10 + step)
         expected = keep * expected + (1 - keep) * state["params"]["temperature"]
-    averaged = train_step.variables_of(trail[-1])
+    averaged = inference_variables(states[-1])
     np.testing.assert_allclose(averaged["params"]["temperature"], expected, rtol=1e-6)
-    assert "text" not in trail[-1]["ema"]
+    assert "text" not in states[-1]["ema"]
     np.testing.assert_array_equal(
-        averaged["params"]["text"]["kernel"], trail[-1]["params"]["text"]["kernel"]
+        averaged["params"]["text"]["kernel"], states[-1]["params"]["text"]["kernel"]
     )
 
 
 @pytest.mark.parametrize("micro_batch_size", [0, 8])
-def test_a_step_that_is_not_finite_is_skipped_and_counted(micro_batch_size):
+def test_non_finite_step_is_skipped_and_counted(micro_batch_size):
     good, bad = fake_batch(VOLUMES), fake_batch(VOLUMES, seed=1)
     bad["image"][3] = np.nan
     options = {"max_skipped": 2, "optim.ema": 0.9, "micro_batch_size": micro_batch_size}
-    skipping = learner(**options)
+    skipping = setup(**options)
     state, metrics, _ = run(skipping, good, bad)
     before, _, _ = run(skipping, good)
     assert not np.isfinite(metrics["loss"]) and metrics["skipped_steps"] == 1
-    assert moved(state, before) == {"step", "skipped"}
+    assert changed_arrays(state, before) == {"step", "skipped"}
 
 
 CASES = {
     "softmax": {},
-    "several texts": {"loss.name": "text_to_image", "data.texts": 3, "mesh.fsdp": 2},
-    "decoupled, twins, normals, ring": {
+    "several texts": {"loss.name": "text_to_image", "data.texts_per_volume": 3, "mesh.fsdp": 2},
+    "decoupled, duplicates, normals, ring": {
         "loss.name": "decoupled",
-        "loss.mask_twins": True,
-        "loss.normal_share": 0.3,
-        "loss.rows": 1,
+        "loss.mask_duplicates": True,
+        "loss.normal_target_share": 0.3,
+        "loss.block_size": 1,
         "mesh.fsdp": 4,
     },
     "several texts, normals, ring": {
         "loss.name": "text_to_image",
-        "data.texts": 3,
-        "loss.normal_share": 0.3,
-        "loss.rows": 2,
+        "data.texts_per_volume": 3,
+        "loss.normal_target_share": 0.3,
+        "loss.block_size": 2,
     },
     "locked text": {"optim.rules": (("^text/", 0.0),), "mesh.fsdp": 2},
     "frozen image, fixed temperature": {
         "optim.rules": (("^image", 0.0), ("^temperature", 0.0)),
         "mesh.fsdp": 8,
     },
-    "half quantized": {"quantize_ramp": (0, 10), "mesh.fsdp": 2},
+    "half quantized": {"vq_ramp_steps": (0, 10), "mesh.fsdp": 2},
     "labels": CLASSIFIER
     | {"loss.name": "labels", "loss.positive_weights": tuple(range(1, 19)), "mesh.fsdp": 4},
     "labels beside texts": CLASSIFIER | {"loss.label_weight": 0.5, "mesh.fsdp": 2},
     "prompts": {"loss.name": "prompts", "mesh.fsdp": 4},
-    "report labels": {"model.report_labels": 18, "loss.name": "report_labels", "mesh.fsdp": 2},
+    "report labels": {"model.num_report_labels": 18, "loss.name": "report_labels", "mesh.fsdp": 2},
     "adapters": {"lora.rank": 2, "optim.rules": (("^lora/", 1.0), ("", 0.0)), "mesh.fsdp": 2},
     "prompts, locked text": {"loss.name": "prompts", "optim.rules": (("^text/", 0.0),)},
 }
@@ -207,84 +214,91 @@ CASES = {
 
 @functools.cache
 def plain_gradients(name: str) -> dict:
-    return gradients(learner(devices=1, **of_loss(name)), fake_batch(VOLUMES))
+    return gradients(setup(devices=1, **loss_changes(name)), fake_batch(VOLUMES))
 
 
-def of_loss(name: str) -> dict:
-    """A loss with everything that it can count apart."""
+def loss_changes(name: str) -> dict:
+    """A loss with duplicates masked and normal targets shared."""
     bias = {"model.logit_bias": -2.0} if name == "sigmoid" else {}
-    return {"loss.name": name, "loss.mask_twins": True, "loss.normal_share": 0.3, **bias}
+    return {
+        "loss.name": name,
+        "loss.mask_duplicates": True,
+        "loss.normal_target_share": 0.3,
+        **bias,
+    }
 
 
 @pytest.mark.parametrize("fsdp", [1, 2, 4, 8])
-@pytest.mark.parametrize("name", LOSSES)
-def test_every_loss_on_every_mesh_is_plain(name, fsdp):
+@pytest.mark.parametrize("name", CONTRASTIVE_LOSSES)
+def test_every_loss_on_every_mesh_equals_one_device(name, fsdp):
     """Gradients, codebook and metrics, with the whole batch at once and with the gradient cache."""
-    sharded = of_loss(name) | {"mesh.fsdp": fsdp}
+    sharded = loss_changes(name) | {"mesh.fsdp": fsdp}
     batch = fake_batch(VOLUMES)
-    assert_same(gradients(learner(**sharded), batch), plain_gradients(name))
-    assert_same(gradients(learner(**sharded, micro_batch_size=8), batch), plain_gradients(name))
+    assert_same(gradients(setup(**sharded), batch), plain_gradients(name))
+    assert_same(gradients(setup(**sharded, micro_batch_size=8), batch), plain_gradients(name))
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_sharded_and_cached_is_plain(case):
+def test_sharded_and_cached_equal_plain(case):
     """Gradients, codebook and metrics, dropout on."""
     changes = CASES[case]
-    batch = fake_batch(VOLUMES, changes.get("data.texts", 1))
+    batch = fake_batch(VOLUMES, changes.get("data.texts_per_volume", 1))
     if changes.get("loss.name") == "report_labels":
         del batch["image"]
-    plain = gradients(learner(devices=1, **changes | {"mesh.fsdp": 1}), batch)
-    assert_same(gradients(learner(**changes), batch), plain)
-    assert_same(gradients(learner(**changes, micro_batch_size=8), batch), plain)
+    plain = gradients(setup(devices=1, **changes | {"mesh.fsdp": 1}), batch)
+    assert_same(gradients(setup(**changes), batch), plain)
+    assert_same(gradients(setup(**changes, micro_batch_size=8), batch), plain)
     one_device = {"devices": 1, "mesh.fsdp": 1, "micro_batch_size": 2}
-    assert_same(gradients(learner(**changes | one_device), batch), plain)
+    assert_same(gradients(setup(**changes | one_device), batch), plain)
 
 
-def test_a_linear_probe_moves_the_classifier_alone():
+def test_linear_probe_updates_only_the_classifier():
     rules = {"optim.rules": (("^classifier", 1.0), ("", 0.0)), "loss.name": "labels"}
-    probe, batch = learner(**CLASSIFIER, **rules), fake_batch(VOLUMES)
+    probe, batch = setup(**CLASSIFIER, **rules), fake_batch(VOLUMES)
     del batch["input_ids"]
     state, _, norms = run(probe, batch, batch)
-    before = FakeCLIP(labels=18).init()
-    assert moved(state["params"], before["params"]) == set(norms)
+    before = FakeCLIP(num_labels=18).init()
+    assert changed_arrays(state["params"], before["params"]) == set(norms)
     assert set(norms) == {"classifier/kernel", "classifier/bias"}
-    assert not moved(state["codebook"], before["codebook"])
+    assert not changed_arrays(state["codebook"], before["codebook"])
 
 
-def test_frozen_latents_stand_for_their_volumes():
+def test_frozen_latents_equal_their_volumes():
     rules = {"optim.rules": (("^classifier", 1.0), ("", 0.0)), "loss.name": "labels"}
-    probe, batch = learner(**CLASSIFIER, **rules), fake_batch(VOLUMES)
-    latents, _ = probe.model.encode(probe.model.init(), batch, keys=None, quantize=1.0)
+    probe, batch = setup(**CLASSIFIER, **rules), fake_batch(VOLUMES)
+    latents, _ = probe.model.encode(probe.model.init(), batch, text_dropout_keys=None, quantize=1.0)
     frozen = {name: each for name, each in batch.items() if name not in ("image", "input_ids")}
     frozen["latent"] = np.asarray(latents["image"])
     assert_same(gradients(probe, frozen)["gradient"], gradients(probe, batch)["gradient"])
 
 
-def test_prompts_are_encoded_with_dropout_only_if_the_text_tower_learns():
+def test_prompts_have_dropout_only_if_the_text_tower_is_trained():
     prompts = {"loss.name": "prompts"}
-    loss_of = lambda learner, *batches: run(learner, *batches)[1]["loss"]  # noqa: E731
-    batch, still = fake_batch(VOLUMES), {"optim.rules": (("", 0.0),)}
-    # Nothing moves: two steps differ by what is drawn in them.
-    locked = learner(**prompts, **still)
+    loss_of = lambda setup, *batches: run(setup, *batches)[1]["loss"]  # noqa: E731
+    batch, frozen = fake_batch(VOLUMES), {"optim.rules": (("", 0.0),)}
+    # Nothing is updated: two steps differ only by their dropout.
+    locked = setup(**prompts, **frozen)
     assert loss_of(locked, batch) == loss_of(locked, batch, batch)
-    slow = learner(
+    nearly_frozen = setup(
         **prompts, **{"optim.rules": (("^image", 0.0), ("^temperature", 0.0), ("", 1e-12))}
     )
-    assert loss_of(slow, batch) != pytest.approx(loss_of(slow, batch, batch), rel=1e-6)
+    assert loss_of(nearly_frozen, batch) != pytest.approx(
+        loss_of(nearly_frozen, batch, batch), rel=1e-6
+    )
 
 
-def test_several_cached_steps_are_plain_steps():
+def test_several_cached_steps_equal_plain_steps():
     """The optimizer, the averages and the codebook, over steps."""
     batches = [fake_batch(VOLUMES, seed=seed) for seed in range(5)]
     options = {"optim.ema": 0.9, "optim.weight_decay": 0.1}
-    plain, *_ = run(learner(devices=1, **options), *batches)
-    cached, *_ = run(learner(**options, **{"mesh.fsdp": 4, "micro_batch_size": 8}), *batches)
+    plain, *_ = run(setup(devices=1, **options), *batches)
+    cached, *_ = run(setup(**options, **{"mesh.fsdp": 4, "micro_batch_size": 8}), *batches)
     for name in ("params", "codebook", "ema"):
         assert_same(cached[name], plain[name])
 
 
 @pytest.fixture(scope="module")
-def real(tiny):
+def real_setup(tiny):
     """The tiny published model with dropout, and a batch of eight volumes for it."""
     model, variables, batch = tiny
     text = dataclasses.replace(model.config.text, dropout=0.3)
@@ -298,50 +312,50 @@ def seeds(batch) -> dict[str, np.ndarray]:
     return {"seed": np.arange(len(batch["image"]), dtype=np.int32)}
 
 
-def test_the_real_model_cached_remat_and_sharded_is_plain(real):
-    model, variables, batch = real
+def test_real_model_cached_remat_and_sharded_equals_plain(real_setup):
+    model, variables, batch = real_setup
     remat = CTCLIP(dataclasses.replace(model.config, remat="full"))
-    plain = learner(model, devices=1, batch_size=8)
-    cached = learner(remat, devices=4, batch_size=8, micro_batch_size=4, **{"mesh.fsdp": 2})
+    plain = setup(model, devices=1, batch_size=8)
+    cached = setup(remat, devices=4, batch_size=8, micro_batch_size=4, **{"mesh.fsdp": 2})
     expected = gradients(plain, batch, variables)
     assert_same(gradients(cached, batch, variables), expected)
 
 
-def test_the_real_model_in_bfloat16_cached_and_sharded_is_no_further_from_float32(real):
-    """Unquantized: a token between two codes takes either. Errors of one size, not one rounding."""
-    model, variables, batch = real
+def test_bfloat16_cached_and_sharded_is_no_further_from_float32(real_setup):
+    """Unquantized, because a token between two codes takes either."""
+    model, variables, batch = real_setup
     half = CTCLIP(dataclasses.replace(model.config, dtype="bfloat16"))
-    options = {"batch_size": 8, "quantize_ramp": (5, 10)}
-    exact = gradients(learner(model, devices=1, **options), batch, variables)["gradient"]
+    options = {"batch_size": 8, "vq_ramp_steps": (5, 10)}
+    exact = gradients(setup(model, devices=1, **options), batch, variables)["gradient"]
 
-    def error(learner) -> float:
-        found = gradients(learner, batch, variables)["gradient"]
-        return optax.tree.norm(jax.tree.map(np.subtract, found, exact)) / optax.tree.norm(exact)
+    def error(setup: Setup) -> float:
+        rounded = gradients(setup, batch, variables)["gradient"]
+        return optax.tree.norm(jax.tree.map(np.subtract, rounded, exact)) / optax.tree.norm(exact)
 
-    plain = error(learner(half, devices=1, **options))
+    plain = error(setup(half, devices=1, **options))
     options |= {"micro_batch_size": 4, "mesh.fsdp": 2}
-    cached = error(learner(half, devices=4, **options))
+    cached = error(setup(half, devices=4, **options))
     assert 2**-12 < cached < 1.2 * plain
 
 
-def test_five_steps_on_three_devices_are_those_of_the_original(tiny, golden):
+def test_five_steps_on_three_devices_equal_the_original(tiny, golden):
     model, variables, batch = tiny
     changes = {f"optim.{name}": value for name, value in dataclasses.asdict(ADAM).items()}
-    published = learner(model, devices=3, batch_size=len(batch["image"]), **changes)
-    state = train_step.new_state(published, variables)
+    published = setup(model, devices=3, batch_size=len(batch["image"]), **changes)
+    train_step = published.train_step()
+    state = train_step.init(variables)
     batch = batch | seeds(batch)
-    step = train_step.make_train_step(published, abstract_part(published, batch))
     for loss, norm in zip(
         golden["steps/losses"], golden["steps/grad_norms_before_clip"], strict=True
     ):
-        state, metrics, _ = step(state, iter([batch]))
+        state, metrics, _ = train_step.step(state, iter([batch]))
         assert float(metrics["loss"]) == pytest.approx(float(loss), abs=2e-6)
         assert float(metrics["gradient_norm"]) == pytest.approx(float(norm), rel=1e-4)
     codes = golden["steps/after5/visual_transformer.vq._codebook.embed"][0]
     np.testing.assert_allclose(state["codebook"]["embed"], codes, atol=2e-5)
 
 
-def test_the_quantizer_ramps_up():
-    weights = [float(train_step.quantizer_weight((10, 20), step)) for step in (0, 10, 15, 20, 99)]
+def test_quantizer_weight_ramps_up():
+    weights = [float(quantizer_weight((10, 20), step)) for step in (0, 10, 15, 20, 99)]
     assert weights == [0.0, 0.0, 0.5, 1.0, 1.0]
-    assert float(train_step.quantizer_weight((0, 0), 0)) == 1.0
+    assert float(quantizer_weight((0, 0), 0)) == 1.0

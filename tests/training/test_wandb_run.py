@@ -63,7 +63,7 @@ def test_a_continued_run_is_the_same_run(wandb, tmp_path):
 
 
 def test_a_process_that_does_not_write_starts_none(wandb, tmp_path):
-    MetricWriter(tmp_path, step=0, writes=False, wandb="chest").close()
+    MetricWriter(tmp_path, step=0, is_writer=False, wandb="chest").close()
     MetricWriter(tmp_path, step=0).close()
     assert wandb.started == []
 

@@ -1,9 +1,9 @@
-"""Synthetic chest CTs with reports: analytic anatomy, 18 abnormalities, CT-RATE's file layout.
+"""Synthetic chest CTs with reports: analytic anatomy, the 18 labels, CT-RATE's file layout.
 
-`write_tree` writes a data set. Inside, `anatomy` and `chest` draw a healthy chest, `abnormalities`
-adds the radiological sign of each label, and `wording` puts what was drawn into a report.
+`anatomy` and `chest` draw a healthy chest, `signs` adds the sign of each label, `report_writer`
+puts the findings into words, `exam` simulates the scanner, `layout` writes the files.
 """
 
-from data_pipelines.sources.phantoms.dataset import write_tree
+from data_pipelines.sources.phantoms.layout import write_samples, write_tree
 
-__all__ = ["write_tree"]
+__all__ = ["write_samples", "write_tree"]

@@ -1,10 +1,10 @@
-"""Proportions of a healthy chest, the landmarks that follow from them, and a grid around it."""
+"""Anatomy: random proportions of a patient, landmarks that follow from them, the scanned grid."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from data_pipelines.sources.phantoms.geometry import Grid, Point
+from data_pipelines.sources.phantoms.geometry import Grid, Point, Tube
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ class Anatomy:
         )
 
     @property
-    def airways(self) -> tuple[tuple[tuple[Point, ...], tuple[float, float]], ...]:
-        """Trachea and bronchi: (line, first and last lumen radius); the bronchi start at 1."""
+    def airways(self) -> tuple[Tube, ...]:
+        """Lumens: the trachea, two main bronchi, then six lobar bronchi."""
         depth, fork = self.half_depth, self.carina
         right, left = (-26.0, 0.2 * depth, fork - 26), (32.0, 0.22 * depth, fork - 30)
         return (

@@ -1,4 +1,4 @@
-"""A healthy chest drawn in HU on a voxel grid."""
+"""Healthy chest: lungs, torso, abdomen, bones, heart, vessels and airways, in HU on a grid."""
 
 from dataclasses import dataclass, replace
 
@@ -10,6 +10,7 @@ from data_pipelines.sources.phantoms.geometry import (
     Coverage,
     Grid,
     Point,
+    Tube,
     below,
     ellipsoids,
     noise_field,
@@ -18,20 +19,18 @@ from data_pipelines.sources.phantoms.geometry import (
 )
 
 LOBES = (
-    "right upper lobe",
-    "right middle lobe",
-    "right lower lobe",
-    "left upper lobe",
-    "left lower lobe",
-)
+    "right upper lobe", "right middle lobe", "right lower lobe",
+    "left upper lobe", "left lower lobe",
+)  # fmt: skip
 
 # The heart's long axis points to the left and anterior (radians in the axial plane).
 HEART_TURN = -0.6
+EPICARDIAL_FAT = 4  # mm
 
 
 @dataclass(frozen=True)
 class Chest:
-    """A drawn chest.
+    """A chest in HU, with what signs need to find their places.
 
     `lungs` is their coverage, `lobes` holds 0 or 1 + the index into LOBES, and `wall_distance` is
     the signed distance (mm) to the wall of the chest cavity, negative inside.
@@ -73,12 +72,26 @@ def draw_chest(grid: Grid, anatomy: Anatomy, rng: np.random.Generator) -> Chest:
 
 
 def draw_heart(hu: Coverage, grid: Grid, anatomy: Anatomy) -> Coverage:
-    """The heart in its fat, long axis toward the left and anterior."""
+    """Paints fat, muscle and blood of the heart, its long axis toward the left and anterior."""
     radii = np.asarray(anatomy.heart_radii)
-    for margin, value in ((4, -85), (0, 45), (-12, 42 + anatomy.contrast)):
-        body = ellipsoids(grid, [anatomy.heart], [tuple(radii + margin)], turn=HEART_TURN)
+    for margin, value in ((EPICARDIAL_FAT, -85), (0, 45), (-12, 42 + anatomy.contrast)):
+        body = ellipsoids(grid, [(anatomy.heart, radii + margin)], turn=HEART_TURN)
         hu = paint(hu, body, value)
     return hu
+
+
+def pericardial_sac(grid: Grid, anatomy: Anatomy, *, fluid: float = 0.0) -> Coverage:
+    """The heart, its epicardial fat and `fluid` mm around it."""
+    radii = [radius + EPICARDIAL_FAT + fluid for radius in anatomy.heart_radii]
+    return ellipsoids(grid, [(anatomy.heart, radii)], turn=HEART_TURN)
+
+
+def heart_surface_point(anatomy: Anatomy, direction: Point) -> Point:
+    """The point (mm) of the heart's surface in a direction along the heart's own axes."""
+    u, v, w = np.asarray(direction) / np.linalg.norm(direction) * anatomy.heart_radii
+    cos, sin = np.cos(HEART_TURN), np.sin(HEART_TURN)
+    x, y, z = anatomy.heart
+    return x + cos * u - sin * v, y + sin * u + cos * v, z + w
 
 
 def dome_height(grid: Grid, anatomy: Anatomy) -> Float[np.ndarray, "x y 1"]:
@@ -115,11 +128,7 @@ def _lungs(grid: Grid, anatomy: Anatomy, cavity: Coverage) -> Coverage:
     diaphragm = dome_height(grid, anatomy) - grid.z
     outside = np.maximum(np.maximum(cavity, mediastinum), diaphragm)
     outside = np.maximum(outside, np.float32(anatomy.base) - grid.z)
-    lungs = below(outside, grid.blur)
-    heart = ellipsoids(
-        grid, [anatomy.heart], [tuple(r + 4 for r in anatomy.heart_radii)], turn=HEART_TURN
-    )
-    return lungs * (1 - heart)
+    return below(outside, grid.blur) * (1 - pericardial_sac(grid, anatomy))
 
 
 def _lobes(grid: Grid, anatomy: Anatomy, lungs: Coverage) -> Int[np.ndarray, "x y z"]:
@@ -140,10 +149,11 @@ def _torso(grid: Grid, anatomy: Anatomy, cavity: Coverage, rng: np.random.Genera
     if anatomy.female:
         size = rng.uniform(22, 42)
         breasts = [(side * 0.48 * width, -0.88 * depth, rng.uniform(-20, 5)) for side in (-1, 1)]
-        shape = (1.35 * size, size, 1.25 * size)
-        hu = paint(hu, ellipsoids(grid, breasts, [shape] * 2), -95)
-        inner = (0.7 * size, 0.5 * size, 0.6 * size)
-        hu = paint(hu, ellipsoids(grid, breasts, [inner] * 2), rng.uniform(-60, 20))
+        fat = (1.35 * size, size, 1.25 * size)
+        hu = paint(hu, ellipsoids(grid, [(center, fat) for center in breasts]), -95)
+        gland = (0.7 * size, 0.5 * size, 0.6 * size)
+        glands = ellipsoids(grid, [(center, gland) for center in breasts])
+        hu = paint(hu, glands, rng.uniform(-60, 20))
     hu = paint(hu, below(surface, grid.blur), 10)
     hu = paint(hu, below(surface + 3, grid.blur), -100)
     muscle = np.maximum(surface + anatomy.fat, cavity - np.float32(anatomy.wall + 14))
@@ -165,11 +175,11 @@ def _abdomen(
     low = anatomy.base + anatomy.dome - 12
     spleen = (0.62 * anatomy.half_width, 0.42 * anatomy.half_depth, low - 42)
     stomach = (0.45 * anatomy.half_width, -0.3 * anatomy.half_depth, low - 38)
-    drawn = ellipsoids(grid, [spleen, stomach], [(32, 36, 36), (40, 36, 30)]) * organs
-    hu = paint(hu, drawn, 48)
+    soft = ellipsoids(grid, [(spleen, (32, 36, 36)), (stomach, (40, 36, 30))])
+    hu = paint(hu, soft * organs, 48)
     gas = (stomach[0], stomach[1] - 14, stomach[2] + 6)
-    bubble = ellipsoids(grid, [gas], [(26, 16, 18)]) * organs
-    return paint(hu, bubble, -850 if rng.random() < 0.7 else 20)
+    bubble = ellipsoids(grid, [(gas, (26, 16, 18))])
+    return paint(hu, bubble * organs, -850 if rng.random() < 0.7 else 20)
 
 
 def _bones(hu: Coverage, grid: Grid, anatomy: Anatomy, cavity: Coverage) -> Coverage:
@@ -179,22 +189,21 @@ def _bones(hu: Coverage, grid: Grid, anatomy: Anatomy, cavity: Coverage) -> Cove
     rhythm = np.clip(2 * np.cos((grid.z + slope) * np.float32(2 * np.pi / 27) + phase), 0, 1)
     shell = below(np.abs(cavity - np.float32(6)) - 4, grid.blur)
     hu = paint(hu, shell * rhythm * below(22 - np.abs(grid.x), 12), 330)
-    spine = _spine_line(anatomy, 0)
     discs = 190 + 60 * np.clip(np.cos(grid.z * np.float32(2 * np.pi / 24) + phase), -1, 0.5)
-    hu = paint(hu, tubes(grid, [spine], [(24, 27)]), 45)
-    hu = paint(hu, tubes(grid, [spine], [(16, 19)]), discs)
-    hu = paint(hu, tubes(grid, [_spine_line(anatomy, 48)], [(5, 5)]), 280)
-    hu = paint(hu, tubes(grid, [_spine_line(anatomy, 27)], [(15, 15)]), 260)
-    hu = paint(hu, tubes(grid, [_spine_line(anatomy, 27)], [(8, 8)]), 20)
+    # From outside in: muscle, vertebral bodies, spinous processes, the arch, the canal within it.
+    for behind, radii, value in (
+        (0, (24, 27), 45), (0, (16, 19), discs), (48, (5, 5), 280), (27, (15, 15), 260),
+        (27, (8, 8), 20),
+    ):  # fmt: skip
+        hu = paint(hu, tubes(grid, [(_spine_line(anatomy, behind), radii)]), value)
     sternum = (0.0, -1.05 * depth, anatomy.apex - 95)
-    hu = paint(hu, ellipsoids(grid, [sternum], [(19, 7, 85)]), 220)
+    hu = paint(hu, ellipsoids(grid, [(sternum, (19, 7, 85))]), 220)
     x, top = anatomy.half_width, anatomy.apex
-    blades = [
-        ((side * 0.62 * x, 0.98 * depth, top - 15), (side * 0.86 * x, 0.72 * depth, top - 70))
-        for side in (-1, 1)
+    scapulae = [
+        (((s * 0.62 * x, 0.98 * depth, top - 15), (s * 0.86 * x, 0.72 * depth, top - 70)), (6, 9))
+        for s in (-1, 1)
     ]
-    scapulae = tubes(grid, blades, [(6, 9)] * 2) * below(14 - cavity, grid.blur)
-    return paint(hu, scapulae, 260)
+    return paint(hu, tubes(grid, scapulae) * below(14 - cavity, grid.blur), 260)
 
 
 def _spine_line(anatomy: Anatomy, behind: float) -> tuple[Point, ...]:
@@ -216,47 +225,45 @@ def _parenchyma(grid: Grid, anatomy: Anatomy, rng: np.random.Generator) -> Cover
 
 def _vessels(grid: Grid, anatomy: Anatomy, rng: np.random.Generator) -> Coverage:
     """Arteries and veins that branch twice on the way from the hila to the pleura."""
-    lines, radii = [], []
+    branches: list[Tube] = []
     for side in (-1, 1):
         hilum = np.array([side * 38, 0.15 * anatomy.half_depth, anatomy.carina - 34])
         for _ in range(8):
             aim = rng.normal(0, 1, 3) * (0.6, 1, 1.2) + (side * 0.6, 0, -0.15)
             aim *= rng.uniform(50, 75) / np.linalg.norm(aim)
             fork = hilum + aim
-            lines.append((tuple(hilum), tuple(fork)))
-            radii.append((5.0, 2.6))
+            branches.append(((hilum, fork), (5.0, 2.6)))
             for _ in range(2):
                 tip = fork + aim * 0.6 + rng.normal(0, 18, 3)
-                lines.append((tuple(fork), tuple(tip)))
-                radii.append((2.4, 1.0))
-    return tubes(grid, lines, radii)
+                branches.append(((fork, tip), (2.4, 1.0)))
+    return tubes(grid, branches)
 
 
 def _great_vessels(hu: Coverage, grid: Grid, anatomy: Anatomy) -> Coverage:
     depth, top = anatomy.half_depth, anatomy.heart[2] + 0.55 * anatomy.heart_radii[2]
-    hilum = anatomy.carina - 22
-    lines = [
-        anatomy.aorta_line,
-        ((14, -0.3 * depth, top), (16, -0.16 * depth, hilum), (44, 0.14 * depth, hilum - 4)),
-        ((16, -0.16 * depth, hilum), (-40, 0.02 * depth, hilum - 8)),
-        ((-25, -0.2 * depth, top - 10), (-26, -0.2 * depth, anatomy.arch + 12)),
-        ((-26, -0.2 * depth, anatomy.arch + 12), (-40, -0.25 * depth, anatomy.apex + 20)),
-        ((-26, -0.2 * depth, anatomy.arch + 12), (40, -0.25 * depth, anatomy.apex + 10)),
-        ((8, 0.0, anatomy.arch), (26, 0.1 * depth, anatomy.apex + 30)),
-        ((-8, -0.1 * depth, anatomy.arch), (-26, 0.0, anatomy.apex + 30)),
-        ((6, 0.36 * depth, anatomy.apex + 30), (6, 0.4 * depth, anatomy.base)),
+    arch, apex, hilum, wide = anatomy.arch, anatomy.apex, anatomy.carina - 22, anatomy.aorta
+    bifurcation = (16, -0.16 * depth, hilum)
+    confluence = (-26, -0.2 * depth, arch + 12)
+    esophagus = ((6, 0.36 * depth, apex + 30), (6, 0.4 * depth, anatomy.base))
+    vessels = [
+        (anatomy.aorta_line, (wide + 1, wide - 2)),
+        # Pulmonary trunk with its left artery, right artery.
+        (((14, -0.3 * depth, top), bifurcation, (44, 0.14 * depth, hilum - 4)), (12, 9)),
+        ((bifurcation, (-40, 0.02 * depth, hilum - 8)), (10, 8)),
+        # Superior vena cava, right and left brachiocephalic vein.
+        (((-25, -0.2 * depth, top - 10), confluence), (9, 8)),
+        ((confluence, (-40, -0.25 * depth, apex + 20)), (6, 5)),
+        ((confluence, (40, -0.25 * depth, apex + 10)), (6, 5)),
+        # Left and right arteries of the neck.
+        (((8, 0.0, arch), (26, 0.1 * depth, apex + 30)), (5, 4)),
+        (((-8, -0.1 * depth, arch), (-26, 0.0, apex + 30)), (5, 4)),
     ]
-    wide = anatomy.aorta
-    radii = [(wide + 1, wide - 2), (12, 9), (10, 8), (9, 8), (6, 5), (6, 5), (5, 4), (5, 4), (7, 7)]
-    blood = 42 + anatomy.contrast
-    hu = paint(hu, tubes(grid, lines[-1:], radii[-1:]), 35)
-    return paint(hu, tubes(grid, lines[:-1], radii[:-1]), blood)
+    hu = paint(hu, tubes(grid, [(esophagus, (7, 7))]), 35)
+    return paint(hu, tubes(grid, vessels), 42 + anatomy.contrast)
 
 
 def _airways(hu: Coverage, grid: Grid, anatomy: Anatomy) -> Coverage:
-    lines = [line for line, _ in anatomy.airways]
-    radii = [radius for _, radius in anatomy.airways]
     above = below(dome_height(grid, anatomy) - grid.z, grid.blur)
-    walls = tubes(grid, lines, [(first + 1.5, last + 1) for first, last in radii])
-    lumens = tubes(grid, lines, radii)
-    return paint(paint(hu, walls * above, 0), lumens * above, -990)
+    walls = [(line, (first + 1.5, last + 1)) for line, (first, last) in anatomy.airways]
+    hu = paint(hu, tubes(grid, walls) * above, 0)
+    return paint(hu, tubes(grid, anatomy.airways) * above, -990)

@@ -1,13 +1,17 @@
-"""Voxel grids and soft-edged shapes on them: coverages between 0 and 1, lengths in mm."""
+"""Rasterization: voxel grids and shapes on them, as coverages from 0 to 1; lengths in mm."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Float
 
-Point = tuple[float, float, float]
+Point = Sequence[float]  # body coordinates x, y, z in mm; an array may stand for one
+Ellipsoid = tuple[Point, Sequence[float]]  # center and semi-axes in mm
+Tube = tuple[Sequence[Point], tuple[float, float]]  # polyline, first and last radius in mm
+Box = tuple[slice, slice, slice]  # of voxels
 Coverage = Float[np.ndarray, "x y z"]
 
 
@@ -51,7 +55,7 @@ class Grid:
         in_plane, slices = self.spacing
         return float((in_plane * in_plane * slices) ** (1 / 3))
 
-    def box(self, center: Point, reach: Sequence[float]) -> tuple[slice, slice, slice]:
+    def box(self, center: Point, reach: Sequence[float]) -> Box:
         """The voxels within `reach` mm (x, y, z) of a body point."""
         dx, dy, dz = (c - m for c, m in zip(center, self.center, strict=True))
         cos, sin = np.cos(self.rotation), np.sin(self.rotation)
@@ -69,6 +73,11 @@ class Grid:
             slices.append(slice(start, min(max(int(middle + half) + 2, start), self.shape[axis])))
         return slices[0], slices[1], slices[2]
 
+    def offsets(self, point: Point, box: Box) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """x, y and z (mm) of a box's voxels relative to a body point; float32, broadcastable."""
+        x, y, z = map(float, point)  # a float64 scalar of NumPy would promote the arrays
+        return self.x[box[0], box[1]] - x, self.y[box[0], box[1]] - y, self.z[:, :, box[2]] - z
+
 
 def below(distance: Float[np.ndarray, "..."], blur: float) -> Float[np.ndarray, "..."]:
     """Coverage of the inside of a surface, given the signed distance to it (negative inside)."""
@@ -85,20 +94,18 @@ def paint(hu: Coverage, coverage: Coverage, value: float | Coverage) -> Coverage
     return change
 
 
-def ellipsoids(
-    grid: Grid, centers: Sequence[Point], radii: Sequence[Point], *, turn: float = 0.0
-) -> Coverage:
+def ellipsoids(grid: Grid, shapes: Iterable[Ellipsoid], *, turn: float = 0.0) -> Coverage:
     """Union of ellipsoids; `turn` rotates their axes in the axial plane (radians)."""
     total = np.zeros(grid.shape, "f4")
     cos, sin = np.float32(np.cos(turn)), np.float32(np.sin(turn))
-    for center, axes in zip(centers, radii, strict=True):
+    for center, axes in shapes:
+        # One thinner than a voxel is drawn a voxel wide, with partial coverage for its volume.
         drawn = [max(axis, grid.blur / 2) for axis in axes]
         fill = np.float32(np.prod(axes) / np.prod(drawn))
         wide = max(drawn[:2])
         reach = (wide, wide, drawn[2]) if turn else drawn
         box = grid.box(center, [extent + grid.blur for extent in reach])
-        dx, dy = grid.x[box[0], box[1]] - center[0], grid.y[box[0], box[1]] - center[1]
-        dz = grid.z[:, :, box[2]] - center[2]
+        dx, dy, dz = grid.offsets(center, box)
         u, v = (cos * dx + sin * dy) / drawn[0], (cos * dy - sin * dx) / drawn[1]
         rho = np.sqrt(u * u + v * v + (dz / drawn[2]) ** 2)
         inside = fill * below((rho - 1) * np.float32(min(drawn)), grid.blur)
@@ -106,38 +113,35 @@ def ellipsoids(
     return total
 
 
-def tubes(
-    grid: Grid, lines: Sequence[Sequence[Point]], radii: Sequence[tuple[float, float]]
-) -> Coverage:
+def tubes(grid: Grid, shapes: Iterable[Tube]) -> Coverage:
     """Union of tubes along polylines; each tapers from its first to its second radius.
 
     Tubes thinner than a voxel keep their cross-section as partial coverage.
     """
     total = np.zeros(grid.shape, "f4")
-    for line, (first, last) in zip(lines, radii, strict=True):
-        steps = np.linspace(first, last, len(line))
-        for start, end, r0, r1 in zip(line, line[1:], steps, steps[1:], strict=False):
-            box, inside = _segment(grid, (start, end), (float(r0), float(r1)))
+    for line, (first, last) in shapes:
+        radii = np.linspace(first, last, len(line)).tolist()
+        for ends, end_radii in zip(pairwise(line), pairwise(radii), strict=True):
+            box, inside = _segment(grid, ends, end_radii)
             total[box] = np.maximum(total[box], inside)
     return total
 
 
 def _segment(
     grid: Grid, ends: tuple[Point, Point], radii: tuple[float, float]
-) -> tuple[tuple[slice, slice, slice], Coverage]:
+) -> tuple[Box, Coverage]:
     """The coverage of one tapered segment, in the box around it."""
     drawn = [max(radius, grid.blur / 2) for radius in radii]
     start, end = np.asarray(ends[0], "f4"), np.asarray(ends[1], "f4")
     along = end - start
     reach = np.abs(along) / 2 + max(drawn) + grid.blur
-    middle = (start + end) / 2
-    box = grid.box(tuple(float(m) for m in middle), reach.tolist())
-    dx, dy = grid.x[box[0], box[1]] - start[0], grid.y[box[0], box[1]] - start[1]
-    dz = grid.z[:, :, box[2]] - start[2]
+    box = grid.box(((start + end) / 2).tolist(), reach.tolist())
+    dx, dy, dz = grid.offsets(start, box)
     length2 = np.float32(max(float(along @ along), 1e-6))
     dot = (dx * along[0] + dy * along[1]) + dz * along[2]
     t = np.clip(dot / length2, 0, 1)
     squared = dx * dx + dy * dy + dz * dz + t * (t * length2 - 2 * dot)
+    # In float32 a small squared distance may come out negative.
     distance = np.sqrt(np.maximum(squared, 0, out=squared), out=squared)
     distance -= np.float32(drawn[0]) + t * np.float32(drawn[1] - drawn[0])
     fill = np.float32(min(1.0, (radii[0] + radii[1]) ** 2 / (drawn[0] + drawn[1]) ** 2))

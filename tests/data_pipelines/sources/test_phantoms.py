@@ -1,4 +1,4 @@
-"""Synthetic chest CTs: layout, determinism, signs that are where they should be, true reports."""
+"""Synthetic chest CTs: layout, determinism, place and density of signs, truth of reports."""
 
 import csv
 import re
@@ -10,14 +10,18 @@ import pytest
 from data_pipelines.errors import InputError
 from data_pipelines.reports import LABELS
 from data_pipelines.sources import ct_rate
-from data_pipelines.sources.phantoms import wording, write_tree
-from data_pipelines.sources.phantoms.abnormalities import PREVALENCE, SIGNS
+from data_pipelines.sources.phantoms import write_samples, write_tree
 from data_pipelines.sources.phantoms.anatomy import random_anatomy, random_grid
 from data_pipelines.sources.phantoms.chest import draw_chest
-from data_pipelines.sources.phantoms.dataset import Task, draw, plan
-from data_pipelines.sources.phantoms.findings import Finding
-from data_pipelines.sources.phantoms.phrases import ABSENT, CONCLUDED, PRESENT
-from data_pipelines.sources.phantoms.vocabulary import VOCABULARY
+from data_pipelines.sources.phantoms.layout import ExamKey, draw, plan
+from data_pipelines.sources.phantoms.report_writer import (
+    ANY_LABEL,
+    BY_LABEL,
+    affirm,
+    deny,
+    write_report,
+)
+from data_pipelines.sources.phantoms.signs import SIGNS, Finding
 
 LUNG_SIGNS = (
     "Emphysema", "Atelectasis", "Lung nodule", "Lung opacity", "Pulmonary fibrotic sequela",
@@ -31,10 +35,10 @@ def chest_with(label, seed):
     rng = np.random.default_rng(seed)
     anatomy = random_anatomy(rng)
     healthy = draw_chest(random_grid(rng, anatomy), anatomy, rng)
-    return healthy, *SIGNS[label](healthy, rng)
+    return healthy, *SIGNS[label].draw(healthy, rng)
 
 
-def files_of(root):
+def read_files(root):
     return {
         str(path.relative_to(root)): path.read_bytes()
         for path in sorted(root.rglob("*"))
@@ -49,47 +53,42 @@ def tree(tmp_path_factory):
     return root
 
 
-def test_the_same_seed_gives_the_same_bytes_with_any_number_of_processes(tree, tmp_path):
+def test_same_seed_same_bytes_for_any_number_of_processes(tree, tmp_path):
     write_tree(tmp_path, train_scans=12, valid_scans=3, seed=5, processes=2)
-    assert files_of(tmp_path) == files_of(tree)
+    assert read_files(tmp_path) == read_files(tree)
 
 
-def test_a_file_in_place_of_the_folder_is_an_input_error(tmp_path):
+def test_output_path_that_is_a_file_is_rejected(tmp_path):
     (tmp_path / "out").write_text("")
-    with pytest.raises(InputError, match="out: a file"):
+    with pytest.raises(InputError, match="out: "):
         write_tree(tmp_path / "out", train_scans=1, valid_scans=1, seed=0, processes=1)
 
 
-def test_another_seed_gives_other_scans():
-    first, second = (draw(Task("", "train", seed, 1, 0)) for seed in (0, 1))
-    assert first.report != second.report
+@pytest.mark.parametrize("other", [ExamKey("train", 1, 1, 0), ExamKey("valid", 0, 1, 0)])
+def test_seeds_and_splits_are_disjoint_streams(other):
+    assert draw(ExamKey("train", 0, 1, 0)).report != draw(other).report
 
 
-def test_splits_are_disjoint_streams():
-    train, valid = (draw(Task("", split, 0, 1, 0)) for split in ("train", "valid"))
-    assert train.report != valid.report
-
-
-def test_a_longer_tree_starts_with_the_shorter_one():
-    short, long = (plan("", "train", scans=scans, seed=0) for scans in (20, 60))
+def test_larger_dataset_starts_with_the_smaller_one():
+    short, long = (plan("train", scans=scans, seed=0) for scans in (20, 60))
     assert long[:20] == short
 
 
-def test_some_patients_come_back_with_the_same_anatomy():
-    tasks = plan("", "train", scans=60, seed=0)
-    assert any(task.visit for task in tasks)
-    assert len({task.name for task in tasks}) == 60
+def test_some_patients_have_several_exams():
+    keys = plan("train", scans=60, seed=0)
+    assert any(key.visit for key in keys)
+    assert len({key.name for key in keys}) == 60
 
 
 @pytest.mark.parametrize("split", ["train", "valid"])
-def test_the_tree_is_one_of_ct_rate(tree, split):
+def test_layout_is_read_by_ct_rate(tree, split):
     cases = ct_rate.read_collection(tree, split).cases
     assert len({case.scan for case in cases}) == {"train": 12, "valid": 3}[split]
     assert all(case.path().is_file() and not case.skip for case in cases)
     assert len(list((tree / "dataset" / split).rglob("*.nii.gz"))) == len(cases)
 
 
-def test_reconstructions_share_labels_and_report_but_not_voxels(tree):
+def test_reconstructions_of_an_exam_share_labels_and_report_only(tree):
     scans = {}
     for case in ct_rate.read_collection(tree, "train").cases:
         scans.setdefault(case.scan, []).append(case)
@@ -100,7 +99,7 @@ def test_reconstructions_share_labels_and_report_but_not_voxels(tree):
         assert first.path().read_bytes() != second.path().read_bytes()
 
 
-def test_stored_values_are_hu_minus_the_intercept(tree):
+def test_stored_values_are_hu_minus_intercept(tree):
     with open(tree / "dataset/metadata/train_metadata.csv", newline="") as file:
         rows = {row["VolumeName"]: row for row in csv.DictReader(file)}
     for case in ct_rate.read_collection(tree, "train").cases:
@@ -114,14 +113,29 @@ def test_stored_values_are_hu_minus_the_intercept(tree):
         assert image.header["sform_code"] == image.header["qform_code"] == 0
 
 
+def test_samples_are_the_valid_exams_in_hu_with_a_full_header(tree, tmp_path):
+    manifest = write_samples(tmp_path, count=3, seed=5)
+    with manifest.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    cases = {case.volume_name: case for case in ct_rate.read_collection(tree, "valid").cases}
+    assert [row["path"] for row in rows] == [f"sample_{number}.nii.gz" for number in (1, 2, 3)]
+    for row, key in zip(rows, plan("valid", scans=3, seed=5), strict=True):
+        case = cases[f"{key.name}_1.nii.gz"]
+        assert (row["findings"], row["impressions"]) == (case.findings, case.impressions)
+        image = nib.load(tmp_path / row["path"])
+        stored = np.asarray(nib.load(case.path()).dataobj)
+        assert np.array_equal(np.asarray(image.dataobj), stored + np.int16(case.intercept))
+        assert nib.aff2axcodes(image.affine) == ("L", "P", "S")
+
+
 @pytest.mark.parametrize("label", LABELS)
-def test_each_sign_changes_the_chest_and_leaves_the_healthy_one_alone(label):
+def test_sign_changes_a_copy_of_the_chest(label):
     for seed in range(3):
         rng = np.random.default_rng(seed)
         anatomy = random_anatomy(rng)
         healthy = draw_chest(random_grid(rng, anatomy), anatomy, rng)
         before = healthy.hu.copy()
-        chest, _ = SIGNS[label](healthy, rng)
+        chest, _ = SIGNS[label].draw(healthy, rng)
         assert np.array_equal(healthy.hu, before)
         change = np.abs(chest.hu - healthy.hu)
         assert chest.hu.dtype == np.float32 and np.isfinite(chest.hu).all()
@@ -129,19 +143,19 @@ def test_each_sign_changes_the_chest_and_leaves_the_healthy_one_alone(label):
 
 
 @pytest.mark.parametrize("label", LUNG_SIGNS)
-def test_lung_signs_stay_in_the_lungs(label):
+def test_lung_sign_stays_in_the_lungs(label):
     healthy, chest, _ = chest_with(label, 1)
     change = np.abs(chest.hu - healthy.hu)
     assert change[healthy.lungs > 0].sum() > 0.98 * change.sum()
 
 
 @pytest.mark.parametrize("label", ["Cardiomegaly", "Pericardial effusion", "Hiatal hernia"])
-def test_heart_and_hernia_displace_lung(label):
+def test_enlarged_heart_and_hernia_displace_lung(label):
     healthy, chest, _ = chest_with(label, 2)
     assert chest.lungs.sum() < healthy.lungs.sum()
 
 
-def test_emphysema_lowers_the_attenuation_of_the_lungs():
+def test_emphysema_lowers_lung_attenuation():
     healthy, chest, _ = chest_with("Emphysema", 3)
     inside = healthy.lungs > 0.99
     assert chest.hu[inside].mean() < healthy.hu[inside].mean() - 15
@@ -156,7 +170,7 @@ def test_calcifications_and_metal_are_bright():
     assert chest_with("Medical material", 4)[1].hu.max() > 600
 
 
-def test_the_side_in_words_is_the_side_drawn():
+def test_side_in_words_is_the_side_drawn():
     sides = set()
     for seed in range(8):
         healthy, chest, finding = chest_with("Pleural effusion", seed)
@@ -169,38 +183,40 @@ def test_the_side_in_words_is_the_side_drawn():
 
 
 def test_every_label_has_a_sign_a_prevalence_and_five_wordings_each_way():
-    assert set(SIGNS) == set(PREVALENCE) == set(VOCABULARY) == set(LABELS)
-    for words in VOCABULARY.values():
-        assert len({*PRESENT, *words.present}) >= 5 and len({*ABSENT, *words.absent}) >= 5
-    assert all(0.15 <= share <= 0.4 for share in PREVALENCE.values())
+    assert set(SIGNS) == set(BY_LABEL) == set(LABELS)
+    for label, words in BY_LABEL.items():
+        for style in ("present", "absent"):
+            assert len({*ANY_LABEL[style], *words[style]}) >= 5, (label, style)
+    assert all(0.15 <= sign.prevalence <= 0.4 for sign in SIGNS.values())
 
 
 @pytest.mark.parametrize("label", LABELS)
-def test_statements_affirm_and_denials_deny(label):
+def test_affirmations_affirm_and_denials_deny(label):
     rng = np.random.default_rng(0)
     negation = re.compile(r"\b(no|not|free|normal|thin|clear|unremarkable|homogeneous)\b", re.I)
     _, _, finding = chest_with(label, 5)
     for _ in range(60):
-        for patterns in (PRESENT, CONCLUDED):
-            sentence = wording.state(label, finding, patterns, rng)
-            affirmed = sentence.replace("above normal", "")
-            assert not negation.search(affirmed) and "{" not in sentence and "  " not in sentence
-    denials = {wording.deny(label, rng) for _ in range(60)}
+        for style in ("present", "concluded"):
+            sentence = affirm(label, finding, style, rng)
+            without_idiom = sentence.replace("above normal", "")
+            assert not negation.search(without_idiom)
+            assert "{" not in sentence and "  " not in sentence
+    denials = {deny(label, rng) for _ in range(60)}
     assert len(denials) > 8 and all("{" not in denial for denial in denials)
 
 
 @pytest.mark.parametrize("number", [1, 3])
-def test_a_finding_of_any_number_goes_by_its_own_name(number):
+def test_plural_nouns_need_several_findings(number):
     rng, finding = np.random.default_rng(0), Finding(number=number)
-    stated = [wording.state("Lung opacity", finding, CONCLUDED, rng) for _ in range(200)]
-    assert 40 < sum("lung opacity" in sentence.lower() for sentence in stated) < 160
-    assert any("opacities" in sentence for sentence in stated) == (number > 1)
+    sentences = [affirm("Lung opacity", finding, "concluded", rng) for _ in range(200)]
+    assert 40 < sum("lung opacity" in sentence.lower() for sentence in sentences) < 160
+    assert any("opacities" in sentence for sentence in sentences) == (number > 1)
 
 
-def test_a_report_names_every_abnormality_and_both_parts_vary():
+def test_report_names_every_abnormality_and_varies():
     findings = {label: Finding(number=1) for label in ("Cardiomegaly", "Emphysema")}
     reports = [
-        wording.write_report(findings, np.random.default_rng(seed), contrast=False, thickness=8)
+        write_report(findings, np.random.default_rng(seed), has_contrast=False, slice_spacing=8)
         for seed in range(40)
     ]
     assert len({report.findings for report in reports}) == 40
