@@ -75,7 +75,6 @@ class Page:
         calibration = classifier.calibration
         return JSONResponse(
             {
-                "labels": list(classifier.names),
                 "method": model.attribution_method,
                 "label_informed": model.label_informed or classifier.relu,
                 "calibrated_on": calibration.fitted_on if calibration else None,
@@ -83,7 +82,6 @@ class Page:
                 "can_ask": not classifier.relu,
                 "keep_uploads": self.analyses.keep_uploads,
                 "max_upload_bytes": self.analyses.max_upload_bytes,
-                "suffixes": uploads.SUFFIXES,
             }
         )
 
@@ -107,7 +105,6 @@ class Page:
             content |= {
                 "shape": geometry.shape,
                 "spacing": geometry.spacing,
-                "window": geometry.window,
                 "provenance": analysis.provenance,
                 "findings": [_finding_json(name, analysis) for name in list(analysis.findings)],
             }
