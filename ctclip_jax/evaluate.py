@@ -178,7 +178,7 @@ def open_model(inputs: Inputs, protocol: ProtocolConfig) -> Model:
         tokenizer=inputs.tokenizer,
         max_length=protocol.max_length,
         dtype=protocol.dtype,
-        report=protocol.report_format,
+        report_format=protocol.report_format,
         pool_sentences=protocol.pool_sentences,
         label_informed=inputs.label_informed or None,
     )

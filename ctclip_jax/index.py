@@ -45,11 +45,12 @@ def cases_of_scans(
     model: Model, scans: Sequence[CaseRecord], *, workers: int, skipped: list[SkippedCase]
 ) -> Iterator[Case]:
     """Reads scans ahead of the device; appends the unreadable ones to `skipped`."""
-    for scan in read_ahead(model, scans, workers=workers):
-        if isinstance(scan, SkippedCase):
-            skipped.append(scan)
+    for item in read_ahead(model, scans, num_workers=workers):
+        if isinstance(item, SkippedCase):
+            skipped.append(item)
         else:
-            yield _entry(vars(scan.case), LABELS), scan.prepared.volume
+            case, prepared = item
+            yield _entry(vars(case), LABELS), prepared.volume
 
 
 def _entry(fields: Mapping[str, Any], label_names: Sequence[str]) -> Entry:
@@ -119,7 +120,7 @@ def index(values: flags.FlagValues, patterns: Sequence[str], skipped: list[Skipp
         reports = shards.read_reports(values.shards, values.split)
         names = [report["volume_name"] for report in reports]
     else:
-        scans = list_scans(patterns, values.scans, split=values.split, by_path=True)
+        scans = list_scans(patterns, values.scans, split=values.split)
         names = [scan.volume_name for scan in scans]
     model = load(values.model)
     if values.shards:

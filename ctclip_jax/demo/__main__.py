@@ -67,9 +67,8 @@ def define_flags() -> None:
     flags.DEFINE_alias("checkpoint", "model")
     flags.DEFINE_string("tokenizer", None, "Its vocab.txt or *.model, if not in the export.")
     flags.DEFINE_string("store", None, "Case store that ctclip_jax.index wrote.")
-    flags.DEFINE_enum(
-        "classifier", "zero_shot", ("zero_shot", "classifier"), "Text prompts, or the trained head."
-    )
+    kinds = ("zero_shot", "trained", "classifier")
+    flags.DEFINE_enum("classifier", "zero_shot", kinds, "Prompts, or a trained (=classifier) head.")
     flags.DEFINE_alias("scores", "classifier")
     flags.DEFINE_integer("port", 7860, "Port; 0: any free one.", 0, 65535)
     flags.DEFINE_string("folder", None, "Folder of the uploads; default: a temporary one.")

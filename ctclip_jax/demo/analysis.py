@@ -139,7 +139,7 @@ class Analyses:
         self._delete(path)
         self.get(analysis.id)
         analysis.state = "encoding"
-        analysis.patch_features = self.model.evidence(analysis.volume[None])
+        analysis.patch_features = self.model.patch_features(analysis.volume[None])
         self._score(analysis, self.classifier)
 
     def _score_finding(self, analysis: Analysis, name: str) -> None:
@@ -148,8 +148,8 @@ class Analyses:
         self._score(analysis, self.model.zero_shot_classifier([finding]))
 
     def _score(self, analysis: Analysis, classifier: Classifier) -> None:
-        latents, contributions = self.model.explain(
-            analysis.patch_features, classifier.kernel, positive=classifier.relu
+        latents, contributions = self.model.attribute(
+            analysis.patch_features, classifier.kernel, relu=classifier.relu
         )
         analysis.latent, contributions = latents[0], contributions[0]
         probabilities = classifier.probabilities(analysis.latent[None])[0]

@@ -49,7 +49,7 @@ def describe(model: Model, path: str, *, folder: str, split: str) -> dict[str, A
         "shards": folder,
         "split": split,
         "volumes_sha256": hashlib.sha256("".join(written).encode()).hexdigest(),
-        "report": model.report,
+        "report": model.report_format,
         "pool_sentences": model.pool_sentences,
         **({"trained_with": "labels"} if model.label_informed else {}),
         "tokens_sha256": _tokens_fingerprint(model, shards.read_reports(folder, split)),
@@ -81,7 +81,7 @@ def _tokens_fingerprint(model: Model, rows: Sequence[dict]) -> str:
 
 def texts_of_row(model: Model, row: Mapping[str, Any]) -> list[str]:
     """What the model reads of a report; raises InputError for a form that is not known."""
-    return encode.texts_of(row, report=model.report, pool_sentences=model.pool_sentences)
+    return encode.texts_of(row, report=model.report_format, pool_sentences=model.pool_sentences)
 
 
 def encode_split(

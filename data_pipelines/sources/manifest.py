@@ -38,10 +38,15 @@ _ONLY_SPLIT = "train"
 
 
 def read_collection(
-    path: epath.PathLike, split: str, *, columns: Mapping[str, str] = {}
+    path: epath.PathLike,
+    split: str,
+    *,
+    columns: Mapping[str, str] = {},
+    default_split: str = _ONLY_SPLIT,
 ) -> Collection:
     """The rows of `split`. `columns` says what the table calls those of COLUMNS that it calls
-    otherwise, such as {"path": "NiftiFile", "findings": "Report"}.
+    otherwise, such as {"path": "NiftiFile", "findings": "Report"}. `default_split` is the split of
+    all rows if there is no such column.
 
     A row that cannot be used is a case to skip, in every split where its own cannot be told.
     Raises InputError if the table is absent, malformed or empty, lacks a column that it needs or
@@ -60,12 +65,12 @@ def read_collection(
         for name, row in table.rows.items()
     }
     if theirs["split"] not in table.columns:
-        if split != _ONLY_SPLIT:
+        if split != default_split:
             raise InputError(
-                f"{path}: no column {theirs['split']}, so all rows are of {_ONLY_SPLIT}:"
-                f" --splits={_ONLY_SPLIT}"
+                f"{path}: no column {theirs['split']}, so all rows are of {default_split}:"
+                f" --splits={default_split}"
             )
-        rows = {name: row | {"split": _ONLY_SPLIT} for name, row in rows.items()}
+        rows = {name: row | {"split": split} for name, row in rows.items()}
     reasons = {name: _reason(name, row) for name, row in rows.items()} | table.faults
     rows |= {name: dict.fromkeys(COLUMNS, "") for name in table.faults}
     _check_split(split, {row["split"] for row in rows.values()}, path=path)

@@ -383,7 +383,7 @@ def test_index_and_search(export, tmp_path):
     done = run("index", *common, f"--shards={shards}", "--split=train")
     assert done.returncode == 0 and "6 cases added: 6 in" in done.stdout, done.stderr
     bad, by_path = samples.parent / "bad.nii", samples.parent / "sample_1.nii.gz"
-    done = run("index", *common, f"--scans={samples}", "--split=train", bad, by_path)
+    done = run("index", *common, f"--scans={samples}", bad, by_path)
     assert done.returncode == 1 and "3 cases added: 9 in" in done.stdout, done.stderr
     assert "1 scans skipped" in done.stderr and "Traceback" not in done.stderr
     assert str(by_path) in Store(tmp_path / "store").names

@@ -91,8 +91,8 @@ def test_findings_and_volume_of_an_upload(page, scans, scan):
 
 
 def test_a_map_holds_the_contributions(page, scans, scan):
-    evidence = page.model.evidence(page.model.prepare(scans[0]).volume[None])
-    _, contributions = page.model.explain(evidence, page.analyses.classifier.kernel)
+    features = page.model.patch_features(page.model.prepare(scans[0]).volume[None])
+    _, contributions = page.model.attribute(features, page.analyses.classifier.kernel)
     name = scan["findings"][3]["name"]
     _, answer = ask(page, f"/api/scans/{scan['id']}/map?finding={quote(name)}")
     assert answer["shape"] == list(contributions.shape[2:])
