@@ -12,7 +12,6 @@ from etils import epath
 from jaxtyping import Array, Bool, Float, Float32, Int
 
 from ctclip_jax.case_store.store import Entry, Store
-from ctclip_jax.evaluation.encode import encode_reports
 from ctclip_jax.inference.load import Model
 from data_pipelines.errors import InputError
 from data_pipelines.files import publish, scratch_folder
@@ -104,9 +103,10 @@ def _top_k(
 
 
 def encode_query(model: Model, text: str) -> Float32[np.ndarray, " d"]:
-    """The latent of a text query, encoded as the model encodes reports."""
+    """The unit latent of a text query: as of reports, the mean over sentences if the model pools."""
     sentences = split_sentences(text) if model.pool_sentences else []
-    return encode_reports([sentences or [text]], encode_texts=model.encode_text)[0]
+    mean = model.encode_text(sentences or [text]).mean(axis=0)
+    return mean / np.linalg.norm(mean)
 
 
 def build_approximate_index(folder: str | Path) -> None:
