@@ -27,7 +27,7 @@ def find() -> None:
     rng = np.random.default_rng(0)
     names = np.arange(VOLUMES)
     queries, gallery = draw_latents(rng), draw_latents(rng)
-    found = ranking.find(queries, gallery, query_names=names, gallery_names=names)
+    found = ranking.retrieval_ranks(queries, gallery, query_names=names, gallery_names=names)
     median, chance = np.median(found.rank), ranking.chance_of_median_rank(found)
     assert abs(median / chance - 1) < 0.05, f"median rank {median}, by chance {chance}"
 

@@ -25,7 +25,7 @@ from ctclip_jax import Model, load
 from ctclip_jax.checkpoints.exports import BASELINE_FILE, CALIBRATION_FILE, resolve_export
 from ctclip_jax.evaluation import detection, files
 from ctclip_jax.evaluation.dataset import EvalSet
-from ctclip_jax.evaluation.latents import fingerprint
+from ctclip_jax.evaluation.encode import fingerprint
 from ctclip_jax.evaluation.metrics import bootstrap
 from ctclip_jax.evaluation.metrics.reliability import (
     expected_calibration_error,

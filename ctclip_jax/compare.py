@@ -1,13 +1,15 @@
-"""Compares two evaluations of the same volumes.
+"""Paired comparison of two evaluations of the same volumes.
 
     python -m ctclip_jax.compare A B [--out=OUT]
 
-A and B are folders that `ctclip_jax.evaluate` wrote, or anyone's with labels.csv and scores.csv.
-Prints the differences B - A, and writes OUT/comparison.json and OUT/comparison.html.
+A and B are folders of `ctclip_jax.evaluate`, or any with labels.csv and scores.csv. Prints the
+differences B - A, and writes OUT/comparison.json and OUT/comparison.html.
 """
 
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -15,29 +17,57 @@ from ctclip_jax.common import configs
 from ctclip_jax.common.configs import from_dict
 from ctclip_jax.evaluation import comparison, files
 from ctclip_jax.evaluation.protocol import ProtocolConfig
-from ctclip_jax.reporting.comparison import lines, page
+from ctclip_jax.reporting.report import (
+    comparison_rows,
+    format_p_value,
+    format_signed_interval,
+    render_comparison,
+)
 from data_pipelines.errors import run_main
 from data_pipelines.files import make_folder, write_text
 
 
 def define_flags() -> None:
-    """Only the binary has flags, so that importing this module adds none."""
+    """Defined here so that importing this module adds no flags."""
     configs.define(default=configs.PROTOCOL)
-    flags.DEFINE_string("out", None, "Folder to write into; none: only print.")
+    flags.DEFINE_string("out", None, "Folder to write into; without it only prints.")
 
 
 def main(folder_a: str, folder_b: str) -> None:
     """Compares the two folders of the command line."""
     a, b = (files.read_results(Path(folder)) for folder in (folder_a, folder_b))
     protocol = from_dict(ProtocolConfig, configs.read())
-    found = comparison.compare(a, b, protocol=protocol) | {"folders": [folder_a, folder_b]}
-    for note in found["notes"]:
+    differences = comparison.compare(a, b, protocol=protocol) | {"folders": [folder_a, folder_b]}
+    for note in differences["notes"]:
         print(f"note: {note}", file=sys.stderr)
-    print("\n".join(lines(found)))
+    print("\n".join(text_lines(differences)))
     if out := flags.FLAGS.out:
         folder = make_folder(out)
-        files.write_json(folder / "comparison.json", found)
-        write_text(folder / "comparison.html", page(found))
+        files.write_json(folder / "comparison.json", differences)
+        write_text(folder / "comparison.html", render_comparison(differences))
+
+
+def text_lines(differences: Mapping[str, Any]) -> Iterator[str]:
+    """One line per difference: A, B, B - A, its confidence interval, its p value."""
+    for side, folder in zip("AB", differences.get("folders", ()), strict=False):
+        yield f"{side}: {folder}"
+    yield (
+        f"{differences['volumes']:,} volumes of {differences['patients']:,} patients; p values:"
+        " bootstrap, by label DeLong with Holm's adjustment"
+    )
+    yield f"{'':36}{'A':>8}{'B':>8}{'B - A':>9}   interval          p"
+    last_group = ""
+    for group, name, row in comparison_rows(differences):
+        if group != last_group:
+            last_group = group
+            yield group
+        if row["value"] is None:
+            yield f"  {name:34}  {row['reason']}"
+        else:
+            yield (
+                f"  {name:34}{row['a']:8.3f}{row['b']:8.3f}{row['value']:+9.3f}"
+                f"   {format_signed_interval(row):16}  {format_p_value(row)}"
+            )
 
 
 if __name__ == "__main__":

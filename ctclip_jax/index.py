@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from ctclip_jax import Model, load
 from ctclip_jax.case_store import Entry, Store, build_approximate_index, open_for_append
-from ctclip_jax.evaluation.latents import fingerprint
+from ctclip_jax.evaluation.encode import fingerprint
 from ctclip_jax.inference.scans import SkippedCase, list_scans, read_ahead
 from data_pipelines import shards, slices
 from data_pipelines.errors import InputError, run_main

@@ -99,7 +99,7 @@ def main() -> None:
         texts = dict(zip(split.names.tolist(), split.reports, strict=True))
     label(model, texts, out)
     if values.shards:
-        files.write_study(out, split)
+        files.write_eval_set(out, split)
     print(f"{len(texts)} reports: {out / 'predicted.csv'}")
 
 

@@ -18,7 +18,7 @@ from absl import flags
 
 from ctclip_jax import load
 from ctclip_jax.case_store import CaseFilter, Hit, Searcher, Store, encode_query
-from ctclip_jax.evaluation.latents import fingerprint
+from ctclip_jax.evaluation.encode import fingerprint
 from data_pipelines.errors import InputError, run_main
 from data_pipelines.files import write_text
 

@@ -28,7 +28,7 @@ from ctclip_jax.common.shapes import Variables
 from ctclip_jax.common.sharding import local_batch_size, make_mesh, state_shardings
 from ctclip_jax.cost.accelerators import accelerator_of
 from ctclip_jax.cost.flops import step_flops
-from ctclip_jax.evaluation.encoder import ShardedEncoder
+from ctclip_jax.evaluation.encoder import Encoder
 from ctclip_jax.models.ct_clip import CTCLIP
 from ctclip_jax.training.config import TrainConfig
 from ctclip_jax.training.evaluation import Evaluation
@@ -78,7 +78,7 @@ def train(config: TrainConfig, workdir: Path) -> None:
         # --- Data: one stream of examples; its position is part of the checkpoint.
         latents = []
         if config.data.frozen_latents:
-            encoder = ShardedEncoder(model, mesh, batch_size=config.evaluation.batch_size)
+            encoder = Encoder(model, mesh, batch_size=config.evaluation.batch_size)
             latents = frozen_latents(
                 config, workdir, encoder=encoder, initial_variables=load_initial
             )

@@ -15,7 +15,7 @@ from ctclip_jax.case_store import Entry, Searcher, Store, open_for_append
 from ctclip_jax.demo.__main__ import listen
 from ctclip_jax.demo.analysis import Analyses
 from ctclip_jax.demo.server import Page
-from ctclip_jax.evaluation.latents import fingerprint
+from ctclip_jax.evaluation.encode import fingerprint
 from data_pipelines import slices
 from tests.tiny_run import write_tiny_export
 

@@ -17,7 +17,7 @@ from absl import flags
 
 from ctclip_jax import Model, load
 from ctclip_jax.case_store import Searcher, Store
-from ctclip_jax.evaluation.latents import fingerprint
+from ctclip_jax.evaluation.encode import fingerprint
 from data_pipelines.errors import InputError, run_main
 from data_pipelines.files import make_folder
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from etils import epath
+from jax.sharding import Mesh
 from jaxtyping import Float, Float32, Int, Num
 
 from ctclip_jax.common.shapes import Variables
@@ -80,6 +81,11 @@ class Model:
         self.calibration, self.baseline = calibration, baseline
         self._devices = LocalDevices()
         self.variables = self._devices.replicate(variables)
+
+    @property
+    def mesh(self) -> Mesh:
+        """The local devices, on which the variables are."""
+        return self._devices.mesh
 
     @property
     def geometry(self) -> Geometry:

@@ -1,1 +1,1 @@
-"""What a person looks at: a self-contained HTML page, and the tables of a paper."""
+"""Reports of an evaluation: self-contained HTML pages and LaTeX tables."""

@@ -1,10 +1,10 @@
-"""The tables of a paper: rows of booktabs tables from the content of metrics.json."""
+"""LaTeX tables of a paper from the content of metrics.json; they need the package booktabs."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ctclip_jax.evaluation.metrics.ranking import RECALL_K
-from ctclip_jax.reporting.published import CT_CLIP, Benchmark, benchmark
+from ctclip_jax.reporting.published import CT_CLIP, find_benchmark
 
 Metrics = Mapping[str, Any]
 
@@ -19,79 +19,72 @@ PER_LABEL = {
     "recall": "Recall",
     "specificity": "Spec.",
 }
-MISSING = "--"
-_SPECIAL = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "→": r"$\rightarrow$",
-    **{char: f"\\{char}" for char in "&%$#_{}"},
-}
+ESCAPES = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "→": r"$\rightarrow$",
+        **{char: f"\\{char}" for char in "&%$#_{}"},
+    }
+)
 
 
-def table(metrics: Metrics, name: str) -> str:
-    """Two tables, of the means and of the labels; the model is called `name` in them.
+def tables(metrics: Metrics, model: str) -> str:
+    """A table of means over labels, with a row named `model`, and a table with a row per label.
 
-    The published rows stand first where there are some for these labels. Needs booktabs.
+    Published rows come first if there are any for these labels.
     """
-    return f"{_main(metrics, name)}\n{_per_label(metrics)}"
+    return f"{_means_table(metrics, model)}\n{_label_table(metrics)}"
 
 
-def escape(text: str) -> str:
-    """The text as LaTeX prints it."""
-    return "".join(_SPECIAL.get(char, char) for char in text)
-
-
-def _main(metrics: Metrics, name: str) -> str:
-    heads = ["", *MEANS.values(), *(f"R@{k}" for k in RECALL_K)]
-    matching = benchmark(metrics["labels"])
-    rows = _published(matching) if matching else []
-    means = metrics["detection"].get("macro", {})
+def _means_table(metrics: Metrics, model: str) -> str:
+    groups = []
+    if benchmark := find_benchmark(metrics["labels"]):
+        rows = []
+        for name, means in benchmark.detection.items():
+            recall = benchmark.recall if name == CT_CLIP else {}
+            values = [means.get(m) for m in MEANS] + [recall.get(k) for k in RECALL_K]
+            rows.append([name, *(_format({"value": value}) for value in values)])
+        groups.append(rows)
+    macro = metrics["detection"].get("macro", {})
     recall = metrics["retrieval"].get("report_to_volume", {}).get("recall", {})
-    own = [escape(name), *(_figure(means.get(metric)) for metric in MEANS)]
-    own += [_figure(recall.get(str(k))) for k in RECALL_K]
-    counted = f"{means['labels']} of {means['of']}" if means else "no"
-    about = f"Means over {counted} labels; recall of reports among {metrics['volumes']:,} volumes."
-    return _tabular(about, heads, [rows, [own]] if rows else [[own]])
+    row = [_format(macro.get(m)) for m in MEANS] + [_format(recall.get(str(k))) for k in RECALL_K]
+    groups.append([[model.translate(ESCAPES), *row]])
+    labels = f"{macro['labels']} of {macro['of']}" if macro else "no"
+    caption = f"Means over {labels} labels; recall of reports among {metrics['volumes']:,} volumes."
+    return _tabular(caption, ["", *MEANS.values(), *(f"R@{k}" for k in RECALL_K)], groups)
 
 
-def _published(matching: Benchmark) -> list[list[str]]:
-    rows = []
-    for model, figures in matching.detection.items():
-        recall = matching.recall if model == CT_CLIP else {}
-        values = [figures.get(metric) for metric in MEANS] + [recall.get(k) for k in RECALL_K]
-        rows.append([escape(model), *(_figure({"value": value}) for value in values)])
-    return rows
-
-
-def _per_label(metrics: Metrics) -> str:
+def _label_table(metrics: Metrics) -> str:
     detection = metrics["detection"]
     rows = []
-    for label, figures in detection.get("per_label", {}).items():
-        values = [figures[name] for name in PER_LABEL]
-        bare = [_figure({"value": value["value"]}) for value in values[1:]]
-        rows.append([escape(label), f"{figures['positive']:,}", _figure(values[0]), *bare])
-    about = f"Thresholds {detection.get('thresholds', 'none')}."
-    return _tabular(about, ["Label", "Pos.", *PER_LABEL.values()], [rows])
+    for label, row in detection.get("per_label", {}).items():
+        # Intervals of one column only: a table with those of all would be wider than a page.
+        auroc, *others = (row[name] for name in PER_LABEL)
+        values = [_format(auroc), *(_format({"value": other["value"]}) for other in others)]
+        rows.append([label.translate(ESCAPES), f"{row['positive']:,}", *values])
+    caption = f"Thresholds {detection.get('thresholds', 'none')}."
+    return _tabular(caption, ["Label", "Pos.", *PER_LABEL.values()], [rows])
 
 
-def _figure(figure: Metrics | None) -> str:
-    if not figure or figure.get("value") is None:
-        return MISSING
-    value = f"{figure['value']:.3f}"
-    if figure.get("low") is None or figure.get("high") is None:
+def _format(estimate: Mapping[str, Any] | None) -> str:
+    """The value and, small, its interval; two dashes if it is missing."""
+    if not estimate or estimate.get("value") is None:
+        return "--"
+    value = f"{estimate['value']:.3f}"
+    if estimate.get("low") is None or estimate.get("high") is None:
         return value
-    return f"{value} {{\\scriptsize[{figure['low']:.3f}, {figure['high']:.3f}]}}"
+    return f"{value} {{\\scriptsize[{estimate['low']:.3f}, {estimate['high']:.3f}]}}"
 
 
-def _tabular(about: str, heads: Iterable[str], groups: Iterable[Iterable[Iterable[str]]]) -> str:
-    """Groups of rows with a rule between them; `about` is a comment above."""
-    heads = list(heads)
-    parts = ["".join(f"{' & '.join(row)} \\\\\n" for row in rows) for rows in groups]
+def _tabular(caption: str, heads: Sequence[str], groups: Iterable[Iterable[Sequence[str]]]) -> str:
+    """Groups of rows with a rule between them; `caption` is a comment above."""
+    bodies = ["".join(f"{' & '.join(row)} \\\\\n" for row in rows) for rows in groups]
     return (
-        f"% {about}\n"
+        f"% {caption}\n"
         f"\\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}\n\\toprule\n"
         f"{' & '.join(heads)} \\\\\n\\midrule\n"
-        + "\\midrule\n".join(parts)
+        + "\\midrule\n".join(bodies)
         + "\\bottomrule\n\\end{tabular}\n"
     )

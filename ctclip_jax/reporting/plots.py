@@ -1,22 +1,31 @@
-"""Small curves as inline SVG: square panels that take their colors and type from the page.
+"""Square panels of the report page: ROC, precision-recall, reliability and Recall@K as inline SVG.
 
-Every function returns one SVG element; the same arguments give the same bytes.
+Coordinates are in points, 1 pt being 1 unit of the SVG's view box; the page scales a panel to its
+column. The same arguments give the same bytes.
 """
 
+import io
+import re
 from collections.abc import Mapping, Sequence
-from html import escape
-from math import log10
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Integer
+from markupsafe import Markup
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-POINTS = 250  # of a curve, at most
-SIZE, LEFT, BELOW = 100, 16, 12  # of a panel and of the space for its ticks, in SVG units
+STYLESHEET = Path(__file__).parent / "static" / "report.css"
+# The stylesheet is the only place of colors: plots use its variables, here without their dashes.
+COLORS = dict(re.findall(r"--([a-z-]+): (#[0-9a-f]+);", STYLESHEET.read_text(encoding="utf-8")))
 
-Ticks = Sequence[tuple[float, str]]
-UNIT: Ticks = ((0, "0"), (1, "1"))
+MAX_POINTS = 250  # of a curve: more are not visible at this size and make the page large
+SIDE, LEFT, BOTTOM, EDGE = 100, 16, 12, 4  # pt: the frame, room for tick labels, for line widths
+GUIDE = {"color": COLORS["guide"], "linewidth": 0.7, "dashes": (3.6, 2.9), "clip_on": False}
+CURVE = {"color": COLORS["accent"], "linewidth": 1.3, "clip_on": False}
+INTERVAL = {**CURVE, "linewidth": 3.4, "alpha": 0.28, "solid_capstyle": "round"}
+# Dots are drawn above lines (zorder 2) and are not cut at the frame.
+DOTS = {"linewidths": 0, "clip_on": False, "zorder": 3}
 
 
 def roc(
@@ -25,16 +34,20 @@ def roc(
     *,
     predicted: Bool[np.ndarray, " n"] | None,
     note: str,
-) -> str:
-    """The ROC curve of labels 0 and 1 with its area shaded and a dot at the operating point.
+) -> Markup:
+    """ROC curve of labels 0 and 1 with the area shaded and a dot at the operating point.
 
-    `note` is written into the corner that is empty."""
-    false_positive, true_positive, _ = roc_curve(labels, scores)
-    x, y = _thin(false_positive, true_positive)
-    drawn = [_line((0, 1), (0, 1), "guide"), _area(x, y), _line(x, y, "curve")]
+    `note` is written into the corner that the curve leaves empty.
+    """
+    false_positive_rate, true_positive_rate, _ = roc_curve(labels, scores)
+    axes = _make_axes()
+    axes.plot((0, 1), (0, 1), **GUIDE)
+    _draw_area(axes, false_positive_rate, true_positive_rate)
     if predicted is not None:
-        drawn.append(_dot(predicted[labels == 0].mean(), predicted[labels == 1].mean(), 2.6))
-    return _panel("ROC curve", [*drawn, _note(note, 96, 93, "end")], x=UNIT, y=UNIT)
+        point = predicted[labels == 0].mean(), predicted[labels == 1].mean()
+        axes.scatter(*point, s=5.2**2, color=COLORS["ink"], **DOTS)
+    _write_note(axes, note, x=0.96, y=0.04)
+    return _to_svg(axes, "ROC curve")
 
 
 def precision_recall(
@@ -43,92 +56,126 @@ def precision_recall(
     *,
     predicted: Bool[np.ndarray, " n"] | None,
     note: str,
-) -> str:
-    """The precision-recall curve, the prevalence as its level of chance, the operating point."""
-    precision, recall, _ = precision_recall_curve(labels, scores, drop_intermediate=True)
-    x, y = _thin(recall[::-1], precision[::-1])
-    drawn = [_line((0, 1), [labels.mean()] * 2, "guide"), _area(x, y), _line(x, y, "curve")]
-    if predicted is not None and predicted.any():
-        drawn.append(_dot(predicted[labels == 1].mean(), labels[predicted].mean(), 2.6))
-    return _panel("Precision-recall curve", [*drawn, _note(note, 96, 11, "end")], x=UNIT, y=UNIT)
+) -> Markup:
+    """Precision-recall curve with the prevalence (chance) dashed and a dot at the operating point.
 
-
-def reliability(curve: Sequence[Mapping[str, float]], *, note: str) -> str:
-    """Share of positive volumes against mean score; the area of a dot is its bin's volumes."""
-    x, y = [[bin[key] for bin in curve] for key in ("score", "positive")]
-    most = max(bin["count"] for bin in curve)
-    dots = [_dot(b["score"], b["positive"], 1 + 3 * (b["count"] / most) ** 0.5) for b in curve]
-    drawn = [_line((0, 1), (0, 1), "guide"), _line(x, y, "curve"), *dots]
-    return _panel("Reliability curve", [*drawn, _note(note, 4, 11, "start")], x=UNIT, y=UNIT)
-
-
-def recall(figures: Mapping[str, Mapping[str, Any]], *, top: float) -> str:
-    """Recall@K over K on a logarithmic axis, bars for intervals, chance dashed.
-
-    `top` is the recall at the upper edge, so that several panels share a scale.
+    The dot is left out if no volume is predicted positive, since precision is undefined then.
     """
-    ks = [int(k) for k in figures]
-    first, last = log10(min(ks) * 0.8), log10(max(ks) * 1.25)
-    place = {k: (log10(k) - first) / (last - first) for k in ks}
-    drawn = []
-    chances = [figures[str(k)].get("chance") for k in ks]
-    if None not in chances:
-        drawn.append(_line(place.values(), [c / top for c in chances], "guide"))
-    values = [figures[str(k)]["value"] / top for k in ks]
-    drawn.append(_line(place.values(), values, "curve"))
-    for k, value in zip(ks, values, strict=True):
-        low, high = figures[str(k)].get("low"), figures[str(k)].get("high")
-        if low is not None and high is not None:
-            drawn.append(_line([place[k]] * 2, (low / top, high / top), "bar"))
-        drawn.append(_dot(place[k], value, 2.2))
-    ticks = [(place[k], str(k)) for k in ks]
-    return _panel("Recall at K", drawn, x=ticks, y=((0, "0"), (1, f"{top:g}")))
+    precision, recall, _ = precision_recall_curve(labels, scores, drop_intermediate=True)
+    axes = _make_axes()
+    axes.plot((0, 1), [labels.mean()] * 2, **GUIDE)
+    _draw_area(axes, recall[::-1], precision[::-1])
+    if predicted is not None and predicted.any():
+        point = predicted[labels == 1].mean(), labels[predicted].mean()
+        axes.scatter(*point, s=5.2**2, color=COLORS["ink"], **DOTS)
+    _write_note(axes, note, x=0.96, y=0.96)
+    return _to_svg(axes, "Precision-recall curve")
 
 
-def _thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At most POINTS of a curve, evenly spaced along it, with both of its ends."""
-    if len(x) <= POINTS:
+def reliability(bins: Sequence[Mapping[str, float]], *, note: str) -> Markup:
+    """Fraction of positives against mean score per bin; dot area grows with the bin's count.
+
+    Args:
+      bins: non-empty bins with keys "score", "positive" and "count", as in metrics.json.
+    """
+    score, positive, count = np.array([[b["score"], b["positive"], b["count"]] for b in bins]).T
+    axes = _make_axes()
+    axes.plot((0, 1), (0, 1), **GUIDE)
+    axes.plot(score, positive, **CURVE)
+    diameter = 2 + 6 * np.sqrt(count / count.max())
+    axes.scatter(score, positive, s=diameter**2, color=COLORS["accent"], **DOTS)
+    _write_note(axes, note, x=0.04, y=0.96)
+    return _to_svg(axes, "Reliability curve")
+
+
+def recall_at_k(estimates: Mapping[str, Mapping[str, Any]], *, top: float) -> Markup:
+    """Recall@K against K, logarithmic, with bars for confidence intervals and chance dashed.
+
+    Args:
+      estimates: K -> estimate, as in metrics.json.
+      top: recall at the upper edge of the frame, so that several panels share a scale.
+    """
+    ks = [int(k) for k in estimates]
+    values = list(estimates.values())
+    # Wider panels than those of the labels, hence smaller ticks for the same size on the page.
+    axes = _make_axes(top=top, tick_size=6.5)
+    axes.set_xscale("log")
+    axes.set(xlim=(0.8 * min(ks), 1.25 * max(ks)))
+    axes.set_xticks(ks, [str(k) for k in ks])
+    axes.set_xticks([], minor=True)
+    if all(value.get("chance") is not None for value in values):
+        axes.plot(ks, [value["chance"] for value in values], **GUIDE)
+    axes.plot(ks, [value["value"] for value in values], **CURVE)
+    for k, estimate in zip(ks, values, strict=True):
+        if estimate.get("low") is not None and estimate.get("high") is not None:
+            axes.plot((k, k), (estimate["low"], estimate["high"]), **INTERVAL)
+    axes.scatter(ks, [v["value"] for v in values], s=4.4**2, color=COLORS["accent"], **DOTS)
+    return _to_svg(axes, "Recall at K")
+
+
+def _make_axes(*, top: float = 1.0, tick_size: float = 7.5):
+    """Axes from 0 to 1 and from 0 to `top`, with tick labels at these ends only."""
+    # Importing matplotlib takes about a second; programs that draw no page should not wait for it.
+    from matplotlib.figure import Figure
+
+    width, height = LEFT + SIDE + EDGE, BOTTOM + SIDE + EDGE
+    figure = Figure(figsize=(width / 72, height / 72))
+    axes = figure.add_axes((LEFT / width, BOTTOM / height, SIDE / width, SIDE / height))
+    axes.set(xlim=(0, 1), ylim=(0, top))
+    axes.set_xticks((0, 1), ("0", "1"))
+    axes.set_yticks((0, top), ("0", f"{top:g}"))
+    # Not drawn and without length, ticks only place their labels.
+    axes.tick_params(bottom=False, left=False, length=0, pad=3.5)
+    axes.tick_params(labelsize=tick_size, labelcolor=COLORS["soft"])
+    axes.spines[:].set(color=COLORS["line"], linewidth=1, zorder=1)  # below the curves
+    return axes
+
+
+def _draw_area(axes, x: np.ndarray, y: np.ndarray) -> None:
+    """Draws a curve and shades the area below it."""
+    x, y = thin(x, y)
+    outline = [x[0], *x, x[-1]], [0, *y, 0]
+    axes.fill(*outline, color=COLORS["accent"], alpha=0.09, linewidth=0, clip_on=False)
+    axes.plot(x, y, **CURVE)
+
+
+def thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """At most MAX_POINTS points of a curve, evenly spaced along it, both ends among them."""
+    if len(x) <= MAX_POINTS:
         return x, y
-    along = np.concatenate([[0], np.cumsum(np.abs(np.diff(x)) + np.abs(np.diff(y)))])
-    kept = np.unique(np.searchsorted(along, np.linspace(0, along[-1], POINTS)))
-    return x[kept], y[kept]
+    length = np.concatenate([[0], np.cumsum(np.abs(np.diff(x)) + np.abs(np.diff(y)))])
+    points = np.unique(np.searchsorted(length, np.linspace(0, length[-1], MAX_POINTS)))
+    return x[points], y[points]
 
 
-def _points(x, y) -> str:
-    pairs = zip(x, y, strict=True)
-    return " ".join(f"{SIZE * a:.1f},{SIZE * (1 - b):.1f}" for a, b in pairs)
+def _write_note(axes, text: str, *, x: float, y: float) -> None:
+    """Writes into the corner near (x, y)."""
+    alignment = {"ha": "left" if x < 0.5 else "right", "va": "bottom" if y < 0.5 else "top"}
+    # The stylesheet draws a white halo around text of this class: matplotlib's own halo would turn
+    # it into outlines.
+    style = {"color": COLORS["accent"], "fontsize": 9, "fontweight": "bold", "gid": "note"}
+    axes.text(x, y, text, **style, **alignment)
 
 
-def _line(x, y, kind: str) -> str:
-    return f'<polyline class="{kind}" points="{_points(x, y)}"/>'
+def _to_svg(axes, title: str) -> Markup:
+    """One <svg> element, without what would differ from run to run or clash on the page."""
+    import matplotlib
 
-
-def _area(x, y) -> str:
-    x, y = [x[0], *x, x[-1]], [0, *y, 0]
-    return f'<polygon class="area" points="{_points(x, y)}"/>'
-
-
-def _dot(x: float, y: float, radius: float) -> str:
-    return f'<circle cx="{SIZE * x:.1f}" cy="{SIZE * (1 - y):.1f}" r="{radius:.1f}"/>'
-
-
-def _note(text: str, x: float, y: float, anchor: str) -> str:
-    return f'<text class="value" x="{x}" y="{y}" text-anchor="{anchor}">{escape(text)}</text>'
-
-
-def _panel(title: str, drawn: Sequence[str], *, x: Ticks, y: Ticks) -> str:
-    """A frame around what is drawn, with ticks where `x` and `y` say, in [0, 1]."""
-    across = "".join(
-        f'<text x="{SIZE * place:.1f}" y="{SIZE + 9}" text-anchor="middle">{text}</text>'
-        for place, text in x
-    )
-    up = "".join(
-        f'<text x="-4" y="{SIZE * (1 - place) + 2.5:.1f}" text-anchor="end">{text}</text>'
-        for place, text in y
-    )
-    box = f"{-LEFT} -4 {LEFT + SIZE + 4} {4 + SIZE + BELOW}"
-    frame = f'<rect class="frame" width="{SIZE}" height="{SIZE}"/>'
-    return (
-        f'<svg role="img" aria-label="{title}" viewBox="{box}">'
-        f"{frame}{''.join(drawn)}{across}{up}</svg>"
-    )
+    settings = {
+        "svg.fonttype": "none",  # text stays text, in the page's font
+        # Ids are hashes of content and salt. One salt per kind of plot: the page hides all kinds
+        # but one, and not every browser follows a reference into what is hidden.
+        "svg.hashsalt": title,
+        "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib, so that layout never differs
+    }
+    buffer = io.StringIO()
+    with matplotlib.rc_context(settings):
+        metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        axes.figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    # Groups are numbered from 1 in every panel; as classes they may repeat within a page.
+    svg = re.sub(r'<g id="([a-z]+)[^"]*">', r'<g class="\1">', svg, flags=re.IGNORECASE)
+    # Two decimals of path coordinates, which a space or a line break follows: half the size.
+    svg = re.sub(r"(?<=\.\d\d)\d+(?=[ \n])", "", svg)
+    return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1))

@@ -1,26 +1,25 @@
-"""The published figures (CT-CLIP, arXiv 2403.17834), to stand beside those of a model."""
+"""Published results of CT-CLIP (arXiv 2403.17834) and its baselines, for tables beside a model's.
+
+The page says (overview.html) why they are comparable on the same volumes only.
+"""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from data_pipelines.reports import LABELS
 
-CAVEAT = (
-    "No comparison unless this model was measured on the same volumes. The published thresholds "
-    "were fitted on the test labels, and the published intervals have no width."
-)
 CT_CLIP = "CT-CLIP zero-shot"
-_METRICS = ("auroc", "f1_weighted", "accuracy", "precision")
+METRICS = ("auroc", "f1_weighted", "accuracy", "precision")
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A set of labels that figures are published for.
+    """Published results for one set of labels.
 
     Attributes:
-      name: the volumes that they are of.
-      detection: model -> mean over the labels of each metric, named as in metrics.json.
-      recall: K -> Recall@K of `CT_CLIP`, report to volume.
+      name: the volumes and labels.
+      detection: model -> metric, as in metrics.json -> mean over the labels.
+      recall: K -> Recall@K of `CT_CLIP`, report to volume; the gallery size is not published.
     """
 
     name: str
@@ -29,20 +28,21 @@ class Benchmark:
     recall: Mapping[int, float] = field(default_factory=dict)
 
 
-def _rows(**models: tuple[float, ...]) -> dict[str, dict[str, float]]:
-    names = {"zero_shot": CT_CLIP, "ct_net": "CT-Net", "vocab": "VocabFine", "class_": "ClassFine"}
-    return {names[key]: dict(zip(_METRICS, row, strict=False)) for key, row in models.items()}
+def _by_metric(rows: Mapping[str, tuple[float, ...]]) -> dict[str, dict[str, float]]:
+    return {model: dict(zip(METRICS, row, strict=False)) for model, row in rows.items()}
 
 
 BENCHMARKS = (
     Benchmark(
         name="CT-RATE valid, 18 labels",
         labels=frozenset(LABELS),
-        detection=_rows(
-            zero_shot=(0.731, 0.707, 0.668, 0.323),
-            ct_net=(0.629, 0.657, 0.617, 0.263),
-            vocab=(0.756, 0.738, 0.705),
-            class_=(0.756, 0.724, 0.689),
+        detection=_by_metric(
+            {
+                CT_CLIP: (0.731, 0.707, 0.668, 0.323),
+                "CT-Net": (0.629, 0.657, 0.617, 0.263),
+                "VocabFine": (0.756, 0.738, 0.705),
+                "ClassFine": (0.756, 0.724, 0.689),
+            }
         ),
         recall={5: 0.029, 10: 0.050, 50: 0.180, 100: 0.287},
     ),
@@ -55,16 +55,18 @@ BENCHMARKS = (
             "Coronary artery wall calcification",
         }
         | {"Calcification"},
-        detection=_rows(
-            zero_shot=(0.629, 0.637, 0.592),
-            ct_net=(0.544, 0.564, 0.517),
-            vocab=(0.650, 0.677, 0.636),
-            class_=(0.643, 0.644, 0.599),
+        detection=_by_metric(
+            {
+                CT_CLIP: (0.629, 0.637, 0.592),
+                "CT-Net": (0.544, 0.564, 0.517),
+                "VocabFine": (0.650, 0.677, 0.636),
+                "ClassFine": (0.643, 0.644, 0.599),
+            }
         ),
     ),
 )
 
 
-def benchmark(labels: Collection[str]) -> Benchmark | None:
-    """The benchmark of exactly these labels, in any order."""
-    return next((each for each in BENCHMARKS if each.labels == frozenset(labels)), None)
+def find_benchmark(labels: Collection[str]) -> Benchmark | None:
+    """The benchmark with exactly these labels, in any order."""
+    return next((b for b in BENCHMARKS if b.labels == frozenset(labels)), None)

@@ -1,143 +1,281 @@
-"""The HTML page a person reads: what was evaluated, how well it works, and a few volumes."""
+"""HTML reports of one evaluation and of a paired comparison, rendered by jinja2.
 
-from collections.abc import Iterable, Mapping, Sequence
-from html import escape
+Python prepares what templates cannot compute: rows in order, scales and plots. The words of the
+pages stand in templates/, one file per section; all text is escaped there.
+"""
+
+import base64
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil, floor
+from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
 from jaxtyping import Float
+from markupsafe import Markup
 
 from ctclip_jax.evaluation.dataset import EvalSet
 from ctclip_jax.evaluation.detection import Predictions
-from ctclip_jax.reporting import curves, gallery, overview, tables
+from ctclip_jax.reporting import plots
 from ctclip_jax.reporting.examples import Case, Retrieval
-from ctclip_jax.reporting.markup import document, section
+from ctclip_jax.reporting.published import find_benchmark
 
 Metrics = Mapping[str, Any]
+Estimate = Mapping[
+    str, Any
+]  # of metrics.json: "value", and maybe "reason", "low", "high", "chance"
+Thumbnails = Mapping[int, bytes]
+
+HERE = Path(__file__).parent
+SHA256_DIGITS = 12  # shown of a hash
+METRIC_TITLES = {
+    "auroc": "AUROC",
+    "average_precision": "AP",
+    "f1_weighted": "F1 weighted",
+    "f1": "F1",
+    "accuracy": "Accuracy",
+    "precision": "Precision",
+    "recall": "Recall",
+    "specificity": "Specificity",
+}
 
 
-def page(
+@dataclass(frozen=True)
+class Scale:
+    """The horizontal axis of the interval bars in one column of a table."""
+
+    low: float
+    high: float
+
+    def percent(self, value: float) -> float:
+        """Position of a value from the left end, in percent of the width."""
+        return 100 * min(1.0, max(0.0, (value - self.low) / (self.high - self.low)))
+
+
+def shared_scale(estimates: Iterable[Estimate]) -> Scale:
+    """The smallest scale with ends at multiples of 0.1 that holds all estimates' intervals."""
+    ends = [
+        estimate["value"] if estimate.get(end) is None else estimate[end]
+        for estimate in estimates
+        if estimate["value"] is not None
+        for end in ("low", "high")
+    ]
+    low, high = floor(10 * min(ends, default=0)) / 10, ceil(10 * max(ends, default=1)) / 10
+    return Scale(low, max(high, low + 0.1))
+
+
+def format_interval(estimate: Estimate, spec: str = ".3f", *, dash: str = "–") -> str:
+    """'low–high'; empty without an interval."""
+    if estimate.get("low") is None or estimate.get("high") is None:
+        return ""
+    return f"{estimate['low']:{spec}}{dash}{estimate['high']:{spec}}"
+
+
+def format_signed_interval(difference: Estimate) -> str:
+    """'+low to +high': a dash between them would be read as a minus."""
+    return format_interval(difference, "+.3f", dash=" to ")
+
+
+def format_p_value(difference: Estimate) -> str:
+    """The p value: Holm-adjusted where the difference is one of many, else of the bootstrap."""
+    p = difference.get("p_holm") if "p_holm" in difference else difference.get("p_bootstrap")
+    if p is None:
+        return "–"
+    return f"{p:.3f}" if p >= 0.001 else f"{p:.0e}"
+
+
+def render_report(
     metrics: Metrics,
-    study: EvalSet,
+    eval_set: EvalSet,
     *,
     predictions: Predictions | None = None,
     latent_map: Float[np.ndarray, "n 2"] | None = None,
     cases: Sequence[Case] = (),
     retrievals: Sequence[Retrieval] = (),
-    pictures: Mapping[int, bytes] | None = None,
+    thumbnails: Mapping[int, bytes] | None = None,
 ) -> str:
-    """The page as one HTML file that needs no other. What is not given is left out.
+    """The report of an evaluation as one HTML file; sections without input are left out.
 
     Args:
-      metrics: the content of metrics.json, of `study`.
-      predictions: of `study.scores`, for operating points and cases.
-      latent_map: of `latent_map.latent_map`.
-      cases, retrievals: of `examples.confident` and `examples.spread`.
-      pictures: row of the study -> a JPEG of `pictures.slices`.
+      metrics: content of metrics.json for `eval_set`.
+      predictions: for operating points and cases.
+      latent_map: of `examples.latent_map`.
+      cases, retrievals: of `examples.confident_cases` and `examples.sample_retrievals`.
+      thumbnails: row of the EvalSet -> JPEG of its slices.
     """
-    pictures = pictures or {}
-    sections = {
-        "labels": ("Labels", _labels(metrics)),
-        "curves": ("Curves", _curves(metrics, study, predictions)),
-        "strata": ("Strata", _strata(metrics)),
-        "retrieval": ("Retrieval", _retrieval(metrics)),
-        "map-of-latents": ("Map", _map(metrics, study, latent_map)),
-        "cases": ("Cases", _cases(study, predictions, cases, pictures)),
-        "examples": ("Retrieved volumes", _examples(study, retrievals, pictures)),
-    }
-    links = "".join(
-        f'<a href="#{name}">{title}</a>' for name, (title, content) in sections.items() if content
+    has_curves = "per_label" in metrics["detection"]
+    rows = {r.row for r in (*cases, *retrievals)}.union(*(r.nearest for r in retrievals))
+    return _render(
+        "report.html",
+        metrics=metrics,
+        facts=_facts(metrics["source"]),
+        benchmark=find_benchmark(metrics["labels"]),
+        label_rows=_label_rows(metrics),
+        curves=_curves(metrics, eval_set, predictions) if has_curves else None,
+        subgroups=_subgroups(metrics),
+        recall_curves=_recall_curves(metrics),
+        latent_map=None if latent_map is None else _map_data(eval_set, latent_map),
+        cases=cases,
+        retrievals=retrievals,
+        volumes={row: _volume(eval_set, row, (thumbnails or {}).get(row)) for row in rows},
     )
-    body = "".join(content for _, content in sections.values())
-    top = overview.header(metrics) + overview.headline(metrics)
-    return document("CT-CLIP evaluation", f"<nav>{links}</nav>\n{top}\n{body}")
 
 
-def _labels(metrics: Metrics) -> str:
-    detection = metrics["detection"]
-    if "per_label" not in detection:
-        about = f"There are no figures: {escape(detection['reason'])}."
-        return section("labels", "Detection of labels", about=about, body="")
-    pointed = "at a dash for its reason"
-    if metrics.get("intervals"):
-        pointed = f"at a number for its interval, {pointed}"
-    about = (
-        "Means are over the labels that have both classes. Click a heading to sort; point "
-        f"{pointed}."
-    )
-    body = f'<div class="panel wide">{tables.label_table(detection)}</div>'
-    return section("labels", "Detection of labels", about=about, body=body)
+def render_comparison(comparison: Mapping[str, Any]) -> str:
+    """The comparison of two models as one HTML file, from the content of comparison.json."""
+    groups = {}
+    for group, name, difference in comparison_rows(comparison):
+        groups.setdefault(group, []).append((name, difference))
+    sources = {}
+    for side, folder in zip("ab", comparison.get("folders", ("", "")), strict=True):
+        facts = _facts(comparison[side])
+        model = "; ".join(facts[name] for name in ("model", "scores", "prompts") if name in facts)
+        sources[side.upper()] = f"{folder}, {model or 'scores of unknown origin'}"
+    return _render("comparison.html", comparison=comparison, sources=sources, groups=groups)
 
 
-def _curves(metrics: Metrics, study: EvalSet, predictions: Predictions | None) -> str:
-    if "per_label" not in metrics["detection"] or study.scores is None:
-        return ""
-    body = curves.label_curves(metrics, study, predictions)
-    return section("curves", "Curves", about="One panel for each label.", body=body)
+def comparison_rows(comparison: Mapping[str, Any]) -> Iterator[tuple[str, str, Estimate]]:
+    """(group, name, difference B - A) of everything that was compared, in the order of the page."""
+    detection = comparison.get("detection", {})
+    for name, title in METRIC_TITLES.items():
+        if name in detection.get("macro", {}):
+            yield "Means over labels", title, detection["macro"][name]
+    retrieval = comparison.get("retrieval", {})
+    search = retrieval.get("report_to_volume", {})
+    for k, difference in search.get("recall", {}).items():
+        yield "Report → volume", f"Recall@{k}", difference
+    if search:
+        yield "Report → volume", "MRR", search["mean_reciprocal_rank"]
+    for k, difference in retrieval.get("volume_to_volume", {}).get("label_overlap", {}).items():
+        yield "Volume → volume", f"Label overlap@{k}", difference
+    for label, row in detection.get("per_label", {}).items():
+        yield "AUROC by label", label, row["auroc"]
 
 
-def _strata(metrics: Metrics) -> str:
-    if not (strata := metrics.get("strata")):
-        return ""
-    about = (
-        "Means over the labels that a part of the volumes can measure. Their number stands beside; "
-        "means over other labels are no comparison."
-    )
-    body = f'<div class="panel wide">{tables.strata_table(strata)}</div>'
-    return section("strata", "Strata", about=about, body=body)
+def _facts(source: Mapping[str, Any]) -> dict[str, str]:
+    """Where scores and latents come from, as far as it is recorded: name -> text."""
+    facts = {}
+    for name, value in source.items():
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        if name == "prompts":
+            text = "; ".join(" / ".join(f"“{prompt}”" for prompt in pair) for pair in value)
+        facts[name] = text[:SHA256_DIGITS] if name.endswith("_sha256") else text
+    return facts
 
 
-def _retrieval(metrics: Metrics) -> str:
-    retrieval = metrics["retrieval"]
-    if "reason" in retrieval:
-        about = f"There are no figures: {escape(retrieval['reason'])}."
-        return section("retrieval", "Retrieval", about=about, body="")
-    parts = (
-        curves.recall_curves(retrieval),
-        tables.search_table(retrieval),
-        tables.neighbor_table(retrieval["volume_to_volume"]),
-    )
-    body = "".join(f'<div class="panel wide">{part}</div>\n' for part in parts if part)
-    about = (
-        "Recall@K is the share of queries that find their item among the K nearest. The "
-        "reconstructions of a scan share its report, so there are several ways to count. "
-        "Volumes are compared with those of other scans."
-    )
-    if metrics["protocol"] == "published":
-        about = "As published: report i is that of volume i, and a volume is in its own gallery."
-    return section("retrieval", "Retrieval", about=about, body=body)
-
-
-def _map(metrics: Metrics, study: EvalSet, latent_map: Float[np.ndarray, "n 2"] | None) -> str:
-    if latent_map is None:
-        return ""
-    about = (
-        "t-SNE of the volumes' latents. Neighbors are alike; the size of a group and the distance "
-        "between two say little."
-    )
+def _label_rows(metrics: Metrics) -> list[tuple[str, Metrics]]:
+    """(label, its estimates), the highest AUROC first."""
     per_label = metrics["detection"].get("per_label", {})
-    aurocs = [per_label.get(n, {}).get("auroc", {}).get("value") or 0 for n in study.label_names]
-    body = gallery.map_panel(study, latent_map, first=int(np.argmax(aurocs)))
-    return section("map-of-latents", "Map of latents", about=about, body=body)
+    return sorted(per_label.items(), key=lambda item: -(item[1]["auroc"]["value"] or 0))
 
 
-def _cases(study: EvalSet, predictions, cases: Iterable[Case], pictures: gallery.Pictures) -> str:
-    if not cases or predictions is None:
-        return ""
-    about = (
-        "For each label the volumes that the model is most sure of, rightly or not. Slices are "
-        "axial, coronal and sagittal in the lung window, the patient's left on the right."
+def _curves(
+    metrics: Metrics, eval_set: EvalSet, predictions: Predictions | None
+) -> dict[str, dict[str, Markup]]:
+    """Kind of curve -> label -> plot, for the labels that have both classes."""
+    curves = {"roc": {}, "pr": {}, "calibration": {}}
+    for column, label in enumerate(eval_set.label_names):
+        row = metrics["detection"]["per_label"][label]
+        if row["auroc"]["value"] is None:
+            continue
+        labels, scores, rows = eval_set.labeled(column)
+        predicted = None
+        if predictions is not None and not predictions.missing[column]:
+            predicted = predictions.of(eval_set.scores)[rows, column]
+        auroc, average_precision = row["auroc"]["value"], row["average_precision"]["value"]
+        curves["roc"][label] = plots.roc(labels, scores, predicted=predicted, note=f"{auroc:.3f}")
+        curves["pr"][label] = plots.precision_recall(
+            labels, scores, predicted=predicted, note=f"{average_precision:.3f}"
+        )
+        if calibration := metrics["calibration"].get(label):
+            curves["calibration"][label] = plots.reliability(
+                calibration["curve"], note=f"ECE {calibration['ece']:.3f}"
+            )
+    return curves
+
+
+def _subgroups(metrics: Metrics) -> dict[str, Any] | None:
+    """Rows (variable -> subgroup -> estimates), and for each metric the scale of all rows.
+
+    Bands such as "40-50 years" are in the order of their numbers, unknown values last.
+    """
+
+    def order(subgroup: str) -> tuple:
+        number = re.search(r"\d+(?:\.\d+)?", subgroup)
+        lower_end = float(number[0]) if number else 0.0
+        return subgroup == "unknown", not subgroup.startswith("below "), lower_end, subgroup
+
+    if not metrics["strata"]:
+        return None
+    rows = {
+        variable: dict(sorted(parts.items(), key=lambda item: order(item[0])))
+        for variable, parts in metrics["strata"].items()
+    }
+    every = [row for parts in rows.values() for row in parts.values()]
+    scales = {
+        metric: shared_scale(row[metric] for row in every)
+        for metric in ("auroc", "average_precision")
+    }
+    return {"rows": rows, "scales": scales}
+
+
+def _recall_curves(metrics: Metrics) -> dict[str, Markup]:
+    """Search -> plot of Recall@K, all on one scale; searches in too small galleries have none."""
+    searches = {
+        name: search["recall"]
+        for name, search in metrics["retrieval"].items()
+        if name != "reason" and search.get("recall")
+    }
+    ends = [e.get("high") or e["value"] for recall in searches.values() for e in recall.values()]
+    top = ceil(10 * max(ends, default=1)) / 10 or 0.1
+    return {name: plots.recall_at_k(recall, top=top) for name, recall in searches.items()}
+
+
+def _map_data(eval_set: EvalSet, latent_map: Float[np.ndarray, "n 2"]) -> dict[str, list]:
+    """What the script draws the map from; a label's states of all volumes are one string."""
+    is_placed = np.isfinite(latent_map).all(axis=1)
+    states = np.array(["?", "0", "1"])[eval_set.labels[is_placed] + 1]
+    return {
+        "points": latent_map[is_placed].round(4).tolist(),
+        "names": eval_set.names[is_placed].tolist(),
+        "labels": ["".join(column) for column in states.T],
+    }
+
+
+def _volume(eval_set: EvalSet, row: int, jpeg: bytes | None) -> dict[str, Any]:
+    return {
+        "name": eval_set.names[row],
+        "scan": eval_set.scans[row],
+        "report": str(eval_set.reports[row]),
+        "labels": [eval_set.label_names[i] for i in np.flatnonzero(eval_set.labels[row] == 1)],
+        "jpeg": jpeg and base64.b64encode(jpeg).decode(),
+    }
+
+
+def _render(template: str, **context: Any) -> str:
+    """The template as a page that holds its stylesheet and its script."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    body = gallery.case_list(study, predictions, cases, pictures)
-    return section("cases", "Most confident cases", about=about, body=body)
-
-
-def _examples(study: EvalSet, retrievals: Iterable[Retrieval], pictures: gallery.Pictures) -> str:
-    if not retrievals:
-        return ""
-    about = (
-        "Reports spread evenly over the scans, not chosen by how well they do, and the three "
-        "volumes nearest to each. Labels that the report's volume has too are dark."
-    )
-    body = gallery.retrieval_list(study, retrievals, pictures)
-    return section("examples", "Volumes found by a report", about=about, body=body)
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    environment.globals["metric_titles"] = METRIC_TITLES
+    environment.filters |= {
+        "number": format,
+        "interval": format_interval,
+        "signed_interval": format_signed_interval,
+        "p_value": format_p_value,
+        "scale": shared_scale,
+        "all_ks": lambda tables: sorted({k for table in tables for k in table}, key=int),
+    }
+    style = (HERE / "static/report.css").read_text(encoding="utf-8")
+    script = (HERE / "static/report.js").read_text(encoding="utf-8")
+    page = environment.get_template(template)
+    return page.render(style=Markup(style), script=Markup(script), **context)

@@ -22,12 +22,12 @@ from ctclip_jax.case_store import (
     encode_query,
     open_for_append,
 )
-from ctclip_jax.evaluation.latents import fingerprint
+from ctclip_jax.evaluation.encode import fingerprint
 from ctclip_jax.models.ct_clip import CTCLIP
 from ctclip_jax.search import parse_filter
 from data_pipelines.errors import InputError
 from data_pipelines.sources.phantoms import write_samples
-from tests.studies import unit
+from tests.eval_sets import unit
 from tests.tiny_run import tiny_config, write_tiny_shards
 
 DIM = 16

@@ -14,7 +14,7 @@ from ctclip_jax.models.ct_clip import CTCLIP
 from data_pipelines.errors import InputError
 from data_pipelines.reports import LABELS, PROMPTS
 from data_pipelines.tokenizers import load_tokenizer
-from tests.studies import unit
+from tests.eval_sets import unit
 from tests.tiny_run import tiny_config, write_tiny_shards
 
 CURVE = Curve((0.2, 0.4, 0.8), (0.0, 0.1, 0.5), volumes=9, positive=3)

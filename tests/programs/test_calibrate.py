@@ -14,7 +14,7 @@ from ctclip_jax import calibrate
 from ctclip_jax.common.configs import from_dict
 from ctclip_jax.evaluation import files
 from ctclip_jax.evaluation.dataset import EvalSet
-from ctclip_jax.evaluation.latents import fingerprint
+from ctclip_jax.evaluation.encode import fingerprint
 from ctclip_jax.models.ct_clip import CTCLIP
 from ctclip_jax.training.config import TrainConfig
 from data_pipelines import shards
@@ -83,7 +83,7 @@ def folder(tmp_path_factory):
 
 def test_program(workdir, model, evaluation, folder, tmp_path):
     """Both files at once, into the export of a workdir; --scores is an alias of --evaluation."""
-    files.write_study(tmp_path, evaluation)
+    files.write_eval_set(tmp_path, evaluation)
     calibration, _ = calibrate.calibrate(model, evaluation)
     options = {"num_volumes": 3, "batch_size": 1}
     baseline = calibrate.compute_baseline(model, str(folder), "train", **options)

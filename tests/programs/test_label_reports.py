@@ -82,7 +82,7 @@ def test_a_volume_without_a_report_gets_no_labels(tmp_path):
     split = label_reports.read_split(str(tmp_path / "shards"), "valid", form="joined")
     assert split.names.tolist() == ["a.nii.gz"] and split.reports.tolist() == ["Emphysema."]
     assert split.label_names == ()
-    files.write_study(tmp_path / "out", split)
+    files.write_eval_set(tmp_path / "out", split)
 
 
 def test_program(folder, tmp_path):
