@@ -103,7 +103,7 @@ def _top_k(
 
 
 def encode_query(model: Model, text: str) -> Float32[np.ndarray, " d"]:
-    """The unit latent of a text query, pooled over sentences if the model pools those of reports."""
+    """The unit latent of a text query; the mean over sentences if reports are pooled."""
     sentences = split_sentences(text) if model.pool_sentences else []
     mean = model.encode_text(sentences or [text]).mean(axis=0)
     return mean / np.linalg.norm(mean)
