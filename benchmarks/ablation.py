@@ -1,10 +1,10 @@
-"""What each part of a recipe is worth, on synthetic chest CTs at equal compute: docs/recipes.md.
+"""Ablation of the training recipe on synthetic chest CTs at equal compute.
 
     make ablation                                             # draws its data first
     python -m benchmarks.ablation --shards=SHARDS --valid=MORE --out=OUT
 
-Every recipe is that of the one it is built on with one change, and trains for as many steps as its
-FLOPs allow within the budget, with every seed. An interrupted ablation goes on where it was.
+Every recipe is its predecessor with one change, and trains for as many steps as its FLOPs allow
+within the budget, with every seed. An interrupted ablation resumes after its last finished run.
 """
 
 import dataclasses
@@ -29,15 +29,15 @@ from ctclip_jax.train import train
 from ctclip_jax.training.config import TrainConfig
 from data_pipelines.errors import InputError, run_main
 
-SHARDS = flags.DEFINE_string("shards", "runs/demo/shards", "Prepared phantoms to train on.")
-VALID = flags.DEFINE_string("valid", "runs/ablation/shards", "Prepared phantoms to evaluate on.")
-OUT = flags.DEFINE_string("out", "runs/ablation", "Folder of the runs.")
-SEEDS = flags.DEFINE_integer("seeds", 3, "Trainings of each recipe.")
-VOLUMES = flags.DEFINE_integer("volumes", 18_000, "The budget: those of the published recipe.")
+SHARDS = flags.DEFINE_string("shards", "runs/demo/shards", "Shards of phantoms for training.")
+VALID = flags.DEFINE_string("valid", "runs/ablation/shards", "Shards of phantoms for evaluation.")
+OUT = flags.DEFINE_string("out", "runs/ablation", "Output folder of the runs.")
+SEEDS = flags.DEFINE_integer("seeds", 3, "Number of training runs per recipe.")
+VOLUMES = flags.DEFINE_integer("volumes", 18_000, "Budget: volumes of the published recipe.")
 
 WHOLE_REPORT = 272  # tokens of the longest Findings
-# CXR-BERT has read radiology, and the image tower comes from an autoencoder with its codebook:
-# here the text tower reads the reports first, and the quantizer sets in after half of the steps.
+# The published towers are pretrained (CXR-BERT, an autoencoder with its codebook). The stand-ins
+# here: a text warm-up on the reports, and a quantizer that sets in after half of the steps.
 PUBLISHED = {
     "batch_size": 8,
     "data.report_format": "published_training",
@@ -71,7 +71,7 @@ SENTENCES = {
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """A change of the recipe that it is built on; `scores` are those of the evaluation."""
+    """Changes to the recipe `built_on`; `scores` selects the classifier of the evaluation."""
 
     built_on: str
     changes: dict[str, Any]
@@ -111,7 +111,7 @@ RECIPES = {
 
 
 def experiment(name: str, seed: int, *, shards: str, volumes: int) -> TrainConfig:
-    """Returns the training of a recipe, with the steps that the budget of `volumes` allows."""
+    """The training config of a recipe, with the steps that the budget of `volumes` allows."""
     config, changes, built_on = phantoms.get_config(), {}, name
     while built_on:
         changes = RECIPES[built_on].changes | changes
@@ -129,20 +129,20 @@ def experiment(name: str, seed: int, *, shards: str, volumes: int) -> TrainConfi
 
 
 def budget(shards: str, volumes: int) -> float:
-    """Returns the FLOPs of the published recipe on `volumes`."""
+    """FLOPs of the published recipe on `volumes`."""
     published = experiment("published", 0, shards=shards, volumes=volumes)
     return published.steps * step_flops(published)
 
 
 def run(name: str, seed: int, folder: Path, *, shards: str, valid: str, volumes: int) -> None:
-    """Trains and evaluates a recipe, unless that is done."""
-    wanted = experiment(name, seed, shards=shards, volumes=volumes)
+    """Trains and evaluates a recipe, unless its evaluation exists."""
+    config = experiment(name, seed, shards=shards, volumes=volumes)
     if (folder / "evaluation" / "metrics.json").exists():
         done = from_dict(TrainConfig, json.loads((folder / "config.json").read_text()))
-        if done != wanted:
-            raise InputError(f"{folder}: is of another configuration of {name!r}; take it away")
+        if done != config:
+            raise InputError(f"{folder}: has another configuration of {name!r}; move it away")
         return
-    train(wanted, folder)
+    train(config, folder)
     protocol = evaluation.get_config()
     protocol.scores = RECIPES[name].scores
     evaluate(
@@ -153,34 +153,34 @@ def run(name: str, seed: int, folder: Path, *, shards: str, valid: str, volumes:
 
 
 def difference(before: Path, after: Path) -> dict[str, float]:
-    """Returns the paired difference in mean AUROC, with its interval over patients."""
+    """Paired difference in mean AUROC with its CI over patients."""
     protocol = from_dict(ProtocolConfig, evaluation.get_config().to_dict())
     studies = (files.read_results(folder / "evaluation") for folder in (before, after))
     return comparison.compare(*studies, protocol=protocol)["detection"]["macro"]["auroc"]
 
 
-def figures(name: str, folders: Sequence[Path], before: Sequence[Path]) -> dict[str, Any]:
-    """Returns the figures of a recipe, one of each seed, and against the recipe it is built on."""
-    found = [json.loads((f / "evaluation" / "metrics.json").read_text()) for f in folders]
-    aurocs = [each["detection"]["macro"]["auroc"] for each in found]
+def estimates(name: str, folders: Sequence[Path], before: Sequence[Path]) -> dict[str, Any]:
+    """Metrics of a recipe by seed, and differences from the recipe it is built on."""
+    metrics = [json.loads((f / "evaluation" / "metrics.json").read_text()) for f in folders]
+    aurocs = [run["detection"]["macro"]["auroc"] for run in metrics]
     row = {
         "built_on": RECIPES[name].built_on,
-        "labels_used": found[0]["source"].get("trained_with") == "labels",
-        "auroc": _mean([each["value"] for each in aurocs]),
-        "auroc_by_seed": [_rounded(each) for each in aurocs],
+        "labels_used": metrics[0]["source"].get("trained_with") == "labels",
+        "auroc": _mean([auroc["value"] for auroc in aurocs]),
+        "auroc_by_seed": [_rounded(auroc) for auroc in aurocs],
     }
     if RECIPES[name].scores == "zero_shot":
-        recall = [each["retrieval"]["report_to_volume"]["recall"]["5"] for each in found]
-        row["recall@5"] = _mean([each["value"] for each in recall])
-        row["recall@5_by_seed"] = [_rounded(each) for each in recall]
-        row["recall@5_by_chance"] = round(recall[0]["chance"], 4)
+        recalls = [run["retrieval"]["report_to_volume"]["recall"]["5"] for run in metrics]
+        row["recall@5"] = _mean([recall["value"] for recall in recalls])
+        row["recall@5_by_seed"] = [_rounded(recall) for recall in recalls]
+        row["recall@5_by_chance"] = round(recalls[0]["chance"], 4)
     pairs = zip(before, folders, strict=bool(before))
     row["difference_by_seed"] = [_rounded(difference(*pair)) for pair in pairs]
     return row
 
 
-def _rounded(found: dict[str, float]) -> list[float]:
-    return [round(found[name], 4) for name in ("value", "low", "high")]
+def _rounded(estimate: dict[str, float]) -> list[float]:
+    return [round(estimate[name], 4) for name in ("value", "low", "high")]
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -193,17 +193,17 @@ def main() -> None:
     for seed in range(SEEDS.value):
         for name in RECIPES:
             print(f"seed {seed}: {name}", file=sys.stderr, flush=True)
-            # A process of its own: what a run compiled leaves with it.
+            # A new process per run, so that the memory of compiled programs is released.
             measure.in_new_process(_run, name, seed, folder_of(out, name, seed), where)
     rows = {}
     for name, recipe in RECIPES.items():
         folders, before = (
-            [folder_of(out, each, seed) for seed in range(SEEDS.value) if each]
-            for each in (name, recipe.built_on)
+            [folder_of(out, recipe_name, seed) for seed in range(SEEDS.value) if recipe_name]
+            for recipe_name in (name, recipe.built_on)
         )
         config = experiment(name, 0, shards=SHARDS.value, volumes=VOLUMES.value)
         rows[name] = {"steps": config.steps, "batch_size": config.batch_size}
-        rows[name] |= figures(name, folders, before)
+        rows[name] |= estimates(name, folders, before)
     measure.save("ablation", {"seeds": SEEDS.value, "volumes": VOLUMES.value, "recipes": rows})
 
 
@@ -212,7 +212,7 @@ def _run(name: str, seed: int, folder: Path, where: dict[str, Any]) -> None:
 
 
 def folder_of(out: Path, name: str, seed: int) -> Path:
-    """Returns where a training of a recipe lies."""
+    """Folder of a training run."""
     return out / name.strip("+ ").replace(" ", "_") / str(seed)
 
 

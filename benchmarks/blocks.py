@@ -1,4 +1,4 @@
-"""Each block of the model alone, ours and PyTorch's: {name: function of nothing}."""
+"""The blocks of the model one by one, ours and PyTorch's, as functions to time."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,8 @@ import torch
 from einops import rearrange
 from flax import nnx
 
-from benchmarks.torch_rivals import Rival
+from benchmarks.speed import Functions
+from benchmarks.torch_baselines import TorchBaseline
 from ctclip_jax.common.shapes import Variables
 from ctclip_jax.models import nnx_bridge, vector_quantizer
 from ctclip_jax.models.bert import Bert
@@ -17,17 +18,15 @@ from ctclip_jax.models.ct_clip import CTCLIPConfig
 from ctclip_jax.models.ct_vit import CTViT
 from ctclip_jax.models.patch_embed import patchify
 
-Functions = dict[str, Callable[[], Any]]
-
 
 def ours(config: CTCLIPConfig, variables: Variables, batch: dict, *, gradient: bool) -> Functions:
-    """Our blocks on one batch; with `gradient`, forward and backward by inputs and parameters."""
+    """Our blocks on one batch; with `gradient`, forward and backward (inputs and parameters)."""
     params, image = variables["params"], config.image
-    how = dict(dtype=config.dtype, remat="none")
+    options = dict(dtype=config.dtype, remat="none")
     vit = nnx_bridge.bind(
-        lambda rngs: CTViT(image, rngs, attention=config.attention, **how), params["image"]
+        lambda rngs: CTViT(image, rngs, attention=config.attention, **options), params["image"]
     )
-    bert = nnx_bridge.bind(lambda rngs: Bert(config.text, rngs, **how), params["text"])
+    bert = nnx_bridge.bind(lambda rngs: Bert(config.text, rngs, **options), params["text"])
     spatial, temporal = (_first(tower.blocks) for tower in (vit.spatial, vit.temporal))
     t, h, w = image.grid
     dtype, size = config.dtype, len(batch["image"])
@@ -64,7 +63,7 @@ def _first(blocks: nnx.Module) -> nnx.Module:
 
 
 def _timed(run: Callable, module: Any, x: Any, *, gradient: bool) -> Callable[[], Any]:
-    """A jitted call; the precision of products is the model's."""
+    """A jitted call with the precision of matrix products that the model has."""
     graph, state = nnx.split(module) if isinstance(module, nnx.Module) else (None, module)
 
     def forward(state, x):
@@ -78,18 +77,18 @@ def _timed(run: Callable, module: Any, x: Any, *, gradient: bool) -> Callable[[]
     return lambda: step(state, x)
 
 
-def theirs(rival: Rival, batch: dict, *, gradient: bool) -> Functions:
-    """PyTorch's blocks, of the same names."""
-    model, (t, h, w) = rival.model, rival.config.image.grid
-    size, dim = len(batch["image"]), rival.config.image.dim
-    voxels = torch.randn(batch["image"].shape, device=rival.device)
-    tokens = torch.randn(size, t, h, w, dim, device=rival.device)
+def theirs(baseline: TorchBaseline, batch: dict, *, gradient: bool) -> Functions:
+    """PyTorch's blocks under the same names."""
+    model, (t, h, w) = baseline.model, baseline.config.image.grid
+    size, dim = len(batch["image"]), baseline.config.image.dim
+    voxels = torch.randn(batch["image"].shape, device=baseline.device)
+    tokens = torch.randn(size, t, h, w, dim, device=baseline.device)
     slices, columns = (
         rearrange(tokens, f"b t h w d -> {order} d") for order in ("b t (h w)", "b (h w) t")
     )
     bias = model.image.position_bias().detach()
     ids, mask = (
-        torch.from_numpy(batch[n]).to(rival.device) for n in ("input_ids", "attention_mask")
+        torch.from_numpy(batch[n]).to(baseline.device) for n in ("input_ids", "attention_mask")
     )
     spatial, temporal = model.image.spatial.blocks[0], model.image.temporal.blocks[0]
     blocks = {
@@ -102,5 +101,7 @@ def theirs(rival: Rival, batch: dict, *, gradient: bool) -> Functions:
         "image_projection": (lambda x: model.image_projection(x.mean(dim=1).flatten(1)), tokens),
         "text": (lambda _: model.text(ids, mask), None),
     }
-    functions = {name: rival.timed(run, x, gradient=gradient) for name, (run, x) in blocks.items()}
-    return functions | {"quantize": rival.timed(model.codebook.search, tokens, gradient=False)}
+    functions = {
+        name: baseline.timed(run, x, gradient=gradient) for name, (run, x) in blocks.items()
+    }
+    return functions | {"quantize": baseline.timed(model.codebook.search, tokens, gradient=False)}

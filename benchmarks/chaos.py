@@ -1,12 +1,11 @@
-"""Runs that are killed at random moments and started again until they end, against one that is
-left alone: whether their loss curves and weights are the same to the last bit.
+"""Preemption test: training runs killed at random moments resume to bit-equal curves and weights.
 
     python -m benchmarks.chaos
 
 The run is configs/phantoms.py:smoke on shards of noise, with dropout, averaged weights, evaluations
-and checkpoints. Half of the kills are SIGKILL and half SIGTERM. A quarter of them fall anywhere in
-the time of a run, the others after it has its state: in compilation, steps, saves, evaluation and
-export. A SIGTERM to a run that has its state and is not through must end with status 0.
+and checkpoints. Half of the kills are SIGKILL and half SIGTERM. A quarter of them come at any time
+of a run, the others after the state exists: in compilation, steps, saves, evaluation and export. A
+SIGTERM to a run that has its state and is not finished must end with status 0.
 """
 
 import json
@@ -39,7 +38,7 @@ OVERRIDES = {
     "text_warmup.steps": 5,
 }
 SIGNALS = (signal.SIGKILL, signal.SIGTERM)
-READY = "mesh {"  # the beginning of the line that tells that a run has its state
+READY = "mesh {"  # start of the line that a run prints once its state exists
 
 
 def command(workdir: Path, shards: Path) -> list[str]:
@@ -50,7 +49,7 @@ def command(workdir: Path, shards: Path) -> list[str]:
 
 
 def start(workdir: Path, shards: Path) -> subprocess.Popen:
-    """Starts the run on one device; what it compiles stays in `workdir`."""
+    """Starts the run on one device."""
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
@@ -63,12 +62,12 @@ def start(workdir: Path, shards: Path) -> subprocess.Popen:
 
 
 def terminal(workdir: Path) -> Path:
-    """What the run has printed."""
+    """File with the output of the run."""
     return workdir.with_suffix(".txt")
 
 
 def until_ready(process: subprocess.Popen, workdir: Path, before: int) -> None:
-    """Waits until the run has its state, or has ended; it printed so `before` times already."""
+    """Waits until the run has printed READY more than `before` times, or has ended."""
     while process.poll() is None and terminal(workdir).read_text().count(READY) == before:
         time.sleep(0.01)
 
@@ -76,10 +75,9 @@ def until_ready(process: subprocess.Popen, workdir: Path, before: int) -> None:
 def disturb(
     workdir: Path, shards: Path, number: int, *, after: float | None, ready: bool
 ) -> dict | None:
-    """Starts the run and sends the signal after so many seconds (None: never) from the start, or
-    from when it has its state (`ready`); what happened.
-
-    None if the run came to its end before that.
+    """Starts the run and sends the signal `after` seconds (None: never), counted from its start, or
+    with `ready` from when it has its state. Returns a description of the kill, None if the run
+    finished before it.
     """
     before = terminal(workdir).read_text().count(READY) if terminal(workdir).exists() else 0
     process = start(workdir, shards)
@@ -109,16 +107,16 @@ def disturb(
 
 
 def newest(workdir: Path) -> int | None:
-    """The newest checkpoint's step."""
+    """Step of the newest checkpoint."""
     steps = [int(path.name) for path in workdir.glob("checkpoints/*") if path.name.isdecimal()]
     return max(steps, default=None)
 
 
 def curve(workdir: Path) -> list[dict]:
-    """The lines of metrics.jsonl, but for how fast it went."""
+    """The lines of metrics.jsonl without timings."""
     lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-    kept = ("evaluation/", "step", "loss", "gradient_norm", "temperature", "learning_rate")
-    return [{name: line[name] for name in line if name.startswith(kept)} for line in lines]
+    names = ("evaluation/", "step", "loss", "gradient_norm", "temperature", "learning_rate")
+    return [{name: line[name] for name in line if name.startswith(names)} for line in lines]
 
 
 def weights(workdir: Path) -> dict[str, np.ndarray]:
@@ -126,9 +124,9 @@ def weights(workdir: Path) -> dict[str, np.ndarray]:
     return flatten(load_export(workdir / "export")[0])
 
 
-def differing(found: Path, expected: Path) -> list[str]:
-    """What is not the same of two runs: steps of their curves, names of their arrays."""
-    curves, arrays = (curve(found), curve(expected)), (weights(found), weights(expected))
+def differing(actual: Path, expected: Path) -> list[str]:
+    """Differences of two runs: lines of their curves, names of their arrays."""
+    curves, arrays = (curve(actual), curve(expected)), (weights(actual), weights(expected))
     lines = [f"line {i}" for i in range(max(map(len, curves))) if _at(curves, i)]
     names = arrays[0].keys() | arrays[1].keys()
     return lines + [n for n in names if not np.array_equal(arrays[0].get(n), arrays[1].get(n))]
@@ -157,16 +155,16 @@ def main() -> None:
                 runs.append(folder / f"disturbed{len(runs)}")
             ready = len(kills) % 8 > 1
             moment = rng.uniform(0, whole - state_after if ready else whole)
-            told = disturb(
+            kill = disturb(
                 runs[-1],
                 shards,
                 SIGNALS[len(kills) % 2],
                 after=moment if len(kills) < KILLS else None,
                 ready=ready,
             )
-            ended = told is None
-            if told:
-                kills.append({"run": len(runs)} | told)
+            ended = kill is None
+            if kill:
+                kills.append({"run": len(runs)} | kill)
                 print(kills[-1], flush=True)
         differs = [name for run in runs for name in differing(run, folder / "whole")]
     measure.save(

@@ -1,15 +1,16 @@
-"""Volumes to latents: volumes/s, TFLOP/s, share of the matmul peak, memory, and time by block,
-beside our ViT and a plain PyTorch model with the same weights, in turns.
+"""Encoding speed: volumes/s, TFLOP/s, share of the matmul peak, memory, time by block.
 
     python -m benchmarks.encode
     python -m benchmarks.encode --size=full --dtype=bfloat16 --batch=8   # on a GPU
+
+Our CT-ViT, our ViT and a plain PyTorch model with the same weights are timed in turns.
 """
 
 import jax
 import numpy as np
 
 from benchmarks import blocks, measure, speed
-from benchmarks.torch_rivals import rivals
+from benchmarks.torch_baselines import torch_baselines
 from ctclip_jax.common.shapes import Variables
 from ctclip_jax.cost.flops import search_flops, volume_flops
 from ctclip_jax.models.ct_clip import CTCLIP, CTCLIPConfig
@@ -34,33 +35,24 @@ def main() -> None:
     batch, towers = speed.random_batch(config), {"ours": config, speed.VIT: speed.with_vit(config)}
     encoders = {name: Encoder(tower.model, batch["image"]) for name, tower in towers.items()}
     variables = encoders["ours"].variables
-    others = rivals(config, variables, compiled=speed.COMPILE.value)
+    others = torch_baselines(config, variables, compiled=speed.COMPILE.value)
     functions = {name: lambda e=e: e(batch["image"]) for name, e in encoders.items()}
     functions |= {name: lambda o=o: o.encode(batch["image"]) for name, o in others.items()}
-    seconds = speed.in_turns(functions)
-    runs = speed.compared(seconds, config.batch_size)
     latents = {name: np.asarray(function()) for name, function in functions.items()}
-    peak = speed.matmul_peak()
-    by_block = {"ours": blocks.ours(config.model, variables, batch, gradient=False)}
-    by_block |= {n: blocks.theirs(o, batch, gradient=False) for n, o in others.items()}
-    measure.save(
-        "encode",
-        speed.settings(others)
-        | {
-            "runs": runs,
-            "utilization": {
-                name: speed.utilization(e.flops, runs[name]["seconds"], peak)
-                for name, e in encoders.items()
-            },
-            "memory": {name: speed.memory(e.compiled) for name, e in encoders.items()},
-            "largest_difference": {
-                n: float(np.abs(latents["ours"] - latents[n]).max()) for n in others
-            },
-            "block_milliseconds": {
-                name: speed.milliseconds(speed.in_turns(each)) for name, each in by_block.items()
-            },
-        },
+    results = speed.compare(
+        functions,
+        volumes=config.batch_size,
+        flops={name: encoder.flops for name, encoder in encoders.items()},
+        compiled={name: encoder.compiled for name, encoder in encoders.items()},
+        blocks=lambda: (
+            {"ours": blocks.ours(config.model, variables, batch, gradient=False)}
+            | {name: blocks.theirs(o, batch, gradient=False) for name, o in others.items()}
+        ),
     )
+    results["largest_difference"] = {
+        name: float(np.abs(latents["ours"] - latents[name]).max()) for name in others
+    }
+    measure.save("encode", speed.settings(others) | results)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""An evaluation as large as CT-RATE's valid split, 3,039 volumes and 18 labels, of latents and
-scores that are drawn: seconds of all of it with the page, and of 1,000 resamples of patients on one
-core, against scikit-learn's AUROC on the same resamples one by one.
+"""Evaluation at the size of CT-RATE's valid split: 3,039 volumes, 18 labels, random scores.
 
     python -m benchmarks.evaluation
+
+Time of a whole evaluation with its page, and of 1,000 resamples of patients on one core, compared
+to scikit-learn's AUROC on the same resamples one by one.
 """
 
 import os
@@ -24,11 +25,12 @@ from data_pipelines.reports import LABELS, PROMPTS
 
 VOLUMES, SCANS, PATIENTS, DIM = 3039, 1564, 1304, 512
 PROTOCOL = ProtocolConfig(prompts=(PROMPTS,))
-REPEATS, ONE_BY_ONE = 5, 10  # runs of which the median counts; resamples that scikit-learn is given
+REPEATS = 5  # the median counts
+ONE_BY_ONE = 10  # resamples for scikit-learn, extrapolated to all
 
 
 def draw_eval_set(seed: int) -> EvalSet:
-    """Volumes whose labels, scores and latents know of each other."""
+    """Volumes with correlated labels, scores and latents."""
     rng = np.random.default_rng(seed)
     scan = np.sort(np.concatenate([np.arange(SCANS), rng.integers(0, SCANS, VOLUMES - SCANS)]))
     patient = scan * PATIENTS // SCANS
@@ -61,7 +63,7 @@ def draw_eval_set(seed: int) -> EvalSet:
 
 
 def whole_run() -> None:
-    """From saved latents and scores to the page, with validation, without thumbnails."""
+    """From saved latents and scores to the page, with validation and subgroups, without slices."""
     eval_set = draw_eval_set(0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -74,8 +76,8 @@ def whole_run() -> None:
 
 
 def resamples() -> tuple[float, float]:
-    """Seconds of AUROC and average precision of 18 labels on 1,000 resamples; and of AUROC alone by
-    scikit-learn, from a few of them. Fails if they differ."""
+    """Seconds of AUROC and average precision of 18 labels on 1,000 resamples, and of scikit-learn's
+    AUROC alone, extrapolated. Fails if the two differ."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     eval_set = draw_eval_set(0)
     seconds, sklearn_seconds = [], []

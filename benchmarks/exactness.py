@@ -1,8 +1,8 @@
-"""How far the model is from the published one, stage by stage, in float32.
+"""Numerical difference from the published PyTorch model, stage by stage, in float32.
 
     python -m benchmarks.exactness
 
-The largest absolute difference from the numbers that the PyTorch original gave for a tiny model
+The largest absolute difference from the outputs that the original recorded for a tiny model
 (tests/golden/tiny.npz); gradients are relative to the largest entry of their tensor.
 """
 
@@ -19,6 +19,7 @@ from ctclip_jax.models import nnx_bridge
 from ctclip_jax.models.bert import Bert
 from ctclip_jax.models.ct_clip import CTCLIP
 from ctclip_jax.models.ct_vit import CTViT
+from ctclip_jax.models.patch_embed import patchify
 from ctclip_jax.training.losses import LossConfig, make_loss
 from data_pipelines.errors import run_main
 
@@ -26,7 +27,7 @@ GOLDEN = Path(__file__).parents[1] / "tests/golden/tiny.npz"
 
 
 def differences() -> dict[str, float]:
-    """Returns {stage: largest difference}."""
+    """{stage: largest difference}."""
     with np.load(GOLDEN) as arrays:
         golden = dict(arrays)
     state = {name[6:]: value for name, value in golden.items() if name.startswith("state/")}
@@ -66,15 +67,16 @@ def differences() -> dict[str, float]:
     (_, codebook), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
     exported = export_weights({"params": grads, "codebook": codebook}, config=model.config)
     expected = {name[5:]: value for name, value in golden.items() if name.startswith("grad/")}
-    found = {
-        "patch_emb": jax.jit(image_tower.patch_embed)(batch["image"]),
+    patches = patchify(batch["image"], model.config.image.patch)
+    stages = {
+        "patch_emb": jax.jit(image_tower.patch_embed)(patches),
         "temporal_out": jax.jit(image_tower)(batch["image"]),
         "bert_last_hidden_state": jax.jit(text_tower)(batch["input_ids"], batch["attention_mask"]),
         "image_latents": outputs["image"],
         "text_latents": outputs["text"],
         "loss": softmax_loss(outputs, batch)[0],
     }
-    results = {name: _largest(value - golden[f"out/{name}"]) for name, value in found.items()}
+    results = {name: _largest(value - golden[f"out/{name}"]) for name, value in stages.items()}
     # A gradient that is zero but for rounding (BERT's key bias) has no relative error.
     results["gradients"] = max(
         _largest(exported[name] - value) / _largest(value)

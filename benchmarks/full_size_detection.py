@@ -1,12 +1,11 @@
-"""One CT from its .nii.gz to 18 zero-shot probabilities with the full-size model, warm, by stages:
-seconds and memory; and where in the CT they come from.
+"""Zero-shot detection at full size: from .nii.gz to 18 probabilities and heatmaps, time by stage.
 
     python -m benchmarks.full_size_detection
     python -m benchmarks.full_size_detection --scan=CT.nii.gz
 
-The weights are random, in a file of the published layout. The published way, a plain PyTorch model
-of the same weights here, encodes the volume anew for each of the 18 labels, with its two prompts;
-a few of those passes are timed in turns with ours.
+The weights are random, in the published layout. The published inference, here a plain PyTorch model
+of the same weights, encodes the volume again for each of the 18 labels with its two prompts; a few
+of those passes are timed in turns with ours.
 """
 
 import statistics
@@ -26,27 +25,12 @@ from benchmarks.torch_ct_vit import CTCLIP, copy_weights
 from data_pipelines.errors import run_main
 from data_pipelines.reports import LABELS, PROMPTS
 
-SCAN = flags.DEFINE_string("scan", "", "A chest CT; else one of 512 x 512 x 300 voxels is made.")
-PASSES = flags.DEFINE_integer("passes", 3, "Timings of each, in turns.")
-VOCABULARY = 30522
-
-
-def write_vocabulary(path: Path) -> None:
-    """Writes a WordPiece vocabulary of the published size that has the words of the prompts."""
-    prompts = " ".join((*LABELS, *PROMPTS)).lower().replace("{}", "")
-    words = [
-        "[PAD]",
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        *dict.fromkeys(prompts.replace(".", " . ").split()),
-    ]
-    unused = [f"[unused{i}]" for i in range(VOCABULARY - len(words))]
-    path.write_text("\n".join(words + unused) + "\n")
+SCAN = flags.DEFINE_string("scan", "", "Chest CT; by default a synthetic one.")
+PASSES = flags.DEFINE_integer("passes", 3, "Number of timings.")
 
 
 class Published:
-    """A pass of the published inference: a volume and the two prompts of one label."""
+    """One pass of the published inference: a volume and the two prompts of a label."""
 
     def __init__(self, model: ctclip_jax.Model):
         self._model = CTCLIP(model.config, best=False).eval()
@@ -63,7 +47,7 @@ class Published:
 
 
 def detect(scan: Path, weights: Path, vocabulary: Path, passes: int) -> dict[str, Any]:
-    """Times every stage; what is compiled or encoded once, first, and then `passes` scans."""
+    """Times of all stages: first those that run once per process, then `passes` warm scans."""
     once: dict[str, float] = {}
     warm: dict[str, list[float]] = {}
 
@@ -91,22 +75,22 @@ def detect(scan: Path, weights: Path, vocabulary: Path, passes: int) -> dict[str
     latent, _ = published(volume)
     for _ in range(passes):
         volume = timed("read and prepare", lambda: model.prepare(scan).volume)
-        found = timed("encode", model.encode_image, volume[None])
-        probabilities = timed("18 probabilities", classifier.probabilities, found)
-        evidence = timed("tokens, for heatmaps", model.patch_features, volume[None])
-        _, contributions = timed("18 heatmaps of them", attribute, evidence)
+        latents = timed("encode", model.encode_image, volume[None])
+        probabilities = timed("18 probabilities", classifier.probabilities, latents)
+        features = timed("tokens, for heatmaps", model.patch_features, volume[None])
+        _, contributions = timed("18 heatmaps of them", attribute, features)
         timed("published, one label", published, volume)
-    seconds = {name: round(statistics.median(each), 3) for name, each in warm.items()}
+    seconds = {name: round(statistics.median(times), 3) for name, times in warm.items()}
     ours = sum(seconds[name] for name in ("read and prepare", "encode", "18 probabilities"))
     theirs = seconds["read and prepare"] + len(LABELS) * seconds["published, one label"]
-    logits = (found.astype(np.float64) @ classifier.kernel)[0]
+    logits = (latents.astype(np.float64) @ classifier.kernel)[0]
     return {
         "seconds_once": once,
         "seconds": seconds,
         "seconds_for_18_labels": round(ours, 2),
         "published_seconds_for_18_labels": round(theirs, 1),
         "times_faster": round(theirs / ours, 1),
-        "largest_latent_difference": float(np.abs(latent - found).max()),
+        "largest_latent_difference": float(np.abs(latent - latents).max()),
         "largest_heatmap_error": float(np.abs(contributions[0].sum((1, 2, 3)) - logits).max()),
         "largest_logit": float(np.abs(logits).max()),
         "peak_gib": round(measure.peak_gib(), 2),
@@ -123,7 +107,7 @@ def main() -> None:
         scan = Path(SCAN.value or folder / "scan.nii.gz")
         if not SCAN.value:
             synthetic_ct.write(scan)
-        write_vocabulary(vocabulary)
+        random_weights.write_vocabulary(vocabulary)
         measure.in_new_process(random_weights.write, [weights])
         stage = measure.in_new_process(detect, scan, weights, vocabulary, PASSES.value)
     measure.save("full_size_detection", stage.value)

@@ -1,4 +1,4 @@
-"""Import and export of full-size weights: seconds, peak memory, and equality bit for bit.
+"""Import and export of full-size PyTorch weights: time, peak memory, bit equality.
 
 python -m benchmarks.full_size_weights
 """
@@ -15,7 +15,7 @@ from data_pipelines.errors import run_main
 
 
 def count_equal(first: Path, second: Path) -> dict[str, int]:
-    """Counts the tensors of two files, and those that are equal in name, shape and every bit."""
+    """Number of tensors in two files, and of those equal in name, shape and bits."""
     one, two = read_tensors(first), read_tensors(second)
     equal = [
         key

@@ -1,10 +1,10 @@
-"""Damaged scans for the readers and the page: what crashes, hangs, or is written elsewhere?
+"""Fuzzing of the scan readers and the upload page with damaged files.
 
     python -m benchmarks.fuzz --minutes=10
 
-Valid files of every kind are damaged in every way that comes to mind, and read; and sent to the
-page. Anything but a volume or one line of InputError counts as a crash, 20 seconds as a hang, a
-file anywhere but in the page's own folder as a stray, and so does one that is left there.
+Valid files of all formats are damaged at random, read, and sent to the page. Anything but a volume
+or one line of InputError counts as a crash, 20 seconds as a hang, a file outside of the page's
+folder, or left in it, as a stray.
 """
 
 import io
@@ -29,14 +29,14 @@ from tests.dicom_series import chest_slices
 from tests.dicom_series import write as write_dicom
 from tests.tiny_run import write_tiny_export
 
-MINUTES = flags.DEFINE_float("minutes", 10.0, "How long.")
-SEED = flags.DEFINE_integer("seed", 0, "Of the damage.")
+MINUTES = flags.DEFINE_float("minutes", 10.0, "Duration.")
+SEED = flags.DEFINE_integer("seed", 0, "Random seed.")
 HANG_SECONDS, MAX_BYTES = 20.0, 64 << 20
 NASTY = (b"\x00" * 8, b"\xff" * 8, b"../../../../tmp/stray", struct.pack("<q", -1), b"\x7f\xff" * 4)
 
 
 def seeds(folder: Path) -> dict[str, list[bytes]]:
-    """Small valid scans by the suffix of their files."""
+    """Small valid scans by file suffix."""
     scan = write_samples(folder / "samples", count=1, seed=0).parent / "sample_1.nii.gz"
     image = nib.load(scan)
     small = image.slicer[::2, ::2]
@@ -57,23 +57,23 @@ def seeds(folder: Path) -> dict[str, list[bytes]]:
 
 
 def damaged(content: bytes, rng: np.random.Generator) -> bytes:
-    """Bits flipped, bytes overwritten, cut out, put in or doubled; most often near the start, where
+    """Flips bits; overwrites, deletes, inserts or duplicates bytes; mostly near the start, where
     headers are."""
     changed = bytearray(content)
     for _ in range(int(rng.integers(1, 6))):
         near = int(min(len(changed), 2 ** rng.uniform(3, np.log2(len(changed) + 8))))
         at, size = int(rng.integers(max(near, 1))), int(2 ** rng.uniform(0, 8))
-        how = rng.integers(6)
-        if how == 0:
+        damage = rng.integers(6)
+        if damage == 0:
             changed[at : at + 1] = bytes([changed[at] ^ (1 << rng.integers(8))])
-        elif how == 1:
+        elif damage == 1:
             changed[at : at + size] = rng.bytes(size)
-        elif how == 2:
+        elif damage == 2:
             nasty = NASTY[rng.integers(len(NASTY))]
             changed[at : at + len(nasty)] = nasty
-        elif how == 3:
+        elif damage == 3:
             del changed[at : at + size]
-        elif how == 4:
+        elif damage == 4:
             changed[at:at] = changed[at : at + size]
         else:
             del changed[at:]
@@ -83,7 +83,7 @@ def damaged(content: bytes, rng: np.random.Generator) -> bytes:
 
 
 def nasty_zip(rng: np.random.Generator) -> bytes:
-    """An archive that wants to write elsewhere, or to unpack to very much."""
+    """An archive with paths outside of its folder, a link, or a zip bomb."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("../" * int(rng.integers(1, 9)) + "tmp/stray", rng.bytes(9))
@@ -128,7 +128,7 @@ def main() -> None:
                 (folder / f"crash_{len(crashes)}{suffix}").write_bytes(content)
                 elsewhere.add(folder / f"crash_{len(crashes)}{suffix}")
             uploads.delete(path)
-            if rng.random() < 0.05:  # all the way through the page's worker
+            if rng.random() < 0.05:  # also through the worker of the page
                 path.write_bytes(content)
                 analysis = analyses.start(path, name=f"x{suffix}")
                 while analysis.state not in ("done", "failed"):

@@ -1,10 +1,10 @@
-"""Memory of a step on a global batch of 256 in micro-batches of 4, against a step on a batch of 4.
+"""Gradient cache: memory of a step on 256 volumes in micro-batches of 4, compared to a step on 4.
 
     python -m benchmarks.gradient_cache [--topology=v5p:2x2x1]
 
-The published model at full size, compiled and not run: here in float32 for one device, or for each
-of the TPUs of a topology in bfloat16. Both are what `main.py --dry_run` says of the programs: their
-arguments, temporaries and results, the moments of Adam, and the next micro-batch on its way.
+The published model at full size, compiled and not run: in float32 for one device, or in bfloat16
+for the TPUs of a topology. Memory as `main.py --dry_run` reports it: arguments, temporaries and
+results of the programs, Adam's moments, and the next micro-batch in transfer.
 """
 
 import jax
@@ -18,12 +18,12 @@ from ctclip_jax.cost.dry_run import StepReport, step_report, topology_devices
 from ctclip_jax.training.config import TrainConfig
 from data_pipelines.errors import run_main
 
-BATCH, MICRO_BATCH = 256, 4  # of a device
-TOPOLOGY = flags.DEFINE_string("topology", "", "TPUs that are not there; '' is the CPU.")
+BATCH, MICRO_BATCH = 256, 4  # per device
+TOPOLOGY = flags.DEFINE_string("topology", "", "TPUs to compile for; default: the CPU.")
 
 
 def report(batch_size: int, micro_batch_size: int, *, topology: str) -> StepReport:
-    """Of the step of configs/ct_clip.py, the sizes being those of a device."""
+    """The compiled step of configs/ct_clip.py; sizes are per device."""
     devices = len(topology_devices(topology)) if topology else jax.device_count()
     config = ct_clip.get_config()
     config.batch_size = devices * batch_size
@@ -42,7 +42,7 @@ def main() -> None:
         f"gradient_cache{suffix}",
         {
             "plain_gib": round(plain.needs / GIB, 3),
-            "cached_gib": {n: round(each.needs / GIB, 3) for n, each in cached.programs.items()},
+            "cached_gib": {n: round(p.needs / GIB, 3) for n, p in cached.programs.items()},
             "ratio": round(cached.needs / plain.needs, 3),
         },
     )

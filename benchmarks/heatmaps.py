@@ -1,11 +1,11 @@
-"""Whether heatmaps lie where the sign is: phantoms with one sign, whose region is known.
+"""Localization of heatmaps: the share of a map inside the drawn sign, on phantoms with one sign.
 
     make demo && python -m benchmarks.heatmaps
 
-Of each sign so many chests are drawn, with it and without it. The region is where it changes the
-drawn chest by more than 100 HU. Of the contributions that speak for the finding, the share that
-lies in the region is held against the region's share of the volume: of the map by itself, against
-the mean of the training volumes, and against the same chest without the sign.
+For every sign, chests are drawn with it and without it. The region is where the sign changes the
+chest by more than 100 HU. Of the positive contributions, the share inside the region is compared to
+the region's share of the volume: for the map alone, relative to the mean of the training volumes,
+and relative to the same chest without the sign.
 """
 
 from collections.abc import Sequence
@@ -22,14 +22,14 @@ from ctclip_jax.inference.classifiers import Classifier
 from ctclip_jax.inference.heatmaps import Baseline
 from ctclip_jax.inference.load import Model
 from data_pipelines.errors import run_main
-from data_pipelines.resample import STEPS_PER_HU, Geometry, preprocess_fixed_point
+from data_pipelines.resample import Geometry, preprocess, to_hu
 from data_pipelines.sources.phantoms.anatomy import random_anatomy, random_grid
 from data_pipelines.sources.phantoms.chest import Chest, draw_chest
 from data_pipelines.sources.phantoms.signs import SIGNS
 
-MODEL = flags.DEFINE_string("model", "runs/demo/train/export", "That of `make demo`.")
-SHARDS = flags.DEFINE_string("shards", "runs/demo/shards", "Those of `make demo`.")
-COUNT = flags.DEFINE_integer("phantoms", 300, "Chests of each sign.")
+MODEL = flags.DEFINE_string("model", "runs/demo/train/export", "The demo's model or another.")
+SHARDS = flags.DEFINE_string("shards", "runs/demo/shards", "Shards that it was trained on.")
+COUNT = flags.DEFINE_integer("phantoms", 300, "Number of chests per sign.")
 LABELS = (
     "Pleural effusion",
     "Consolidation",
@@ -57,7 +57,7 @@ def drawn(label: str, number: int) -> tuple[Chest, Chest]:
 def on_grid(hu: np.ndarray, chest: Chest, geometry: Geometry) -> np.ndarray:
     """HU of a chest on the grid of the model, int16 in steps of 1/16 HU."""
     in_plane, between = chest.grid.spacing
-    return preprocess_fixed_point(
+    return preprocess(
         hu,
         slope=1.0,
         intercept=0.0,
@@ -67,11 +67,11 @@ def on_grid(hu: np.ndarray, chest: Chest, geometry: Geometry) -> np.ndarray:
 
 
 def region(healthy: Chest, ill: Chest, geometry: Geometry, patch: tuple[int, ...]) -> np.ndarray:
-    """The share of each patch that the sign has changed, (t, h, w)."""
+    """The share of each patch that the sign changes, (t, h, w)."""
     low, high = geometry.window
     before, after = (np.clip(chest.hu, low, high) for chest in (healthy, ill))
     changed = np.where(np.abs(after - before) > CHANGED_HU, high, low).astype(np.float32)
-    shares = (on_grid(changed, ill, geometry) / STEPS_PER_HU - low) / (high - low)
+    shares = (to_hu(on_grid(changed, ill, geometry)) - low) / (high - low)
     t, h, w = patch
     return reduce(shares, "(t a) (h b) (w c) -> t h w", "mean", a=t, b=h, c=w)
 
@@ -79,7 +79,7 @@ def region(healthy: Chest, ill: Chest, geometry: Geometry, patch: tuple[int, ...
 def measured(
     model: Model, classifier: Classifier, label: str, count: int, baseline: Baseline
 ) -> dict:
-    """One label's row: means over the phantoms, ratios of means with intervals over them."""
+    """The row of a label: means over the phantoms, ratios of means with CIs over phantoms."""
     column = classifier.names.index(label)
     geometry, patch = model.geometry, model.config.image.patch
     pairs = [drawn(label, number) for number in range(count)]
@@ -95,7 +95,7 @@ def measured(
         probabilities = classifier.probabilities(latents)
         return float(probabilities[:, column].mean()), maps[:, column]
 
-    healthy, ill = (evidence(each) for each in zip(*pairs, strict=True))
+    healthy, ill = (evidence(chests) for chests in zip(*pairs, strict=True))
     without, calm = explained(healthy, None)
     with_it, alone = explained(ill, None)
     _, against_mean = explained(ill, baseline)
@@ -107,8 +107,8 @@ def measured(
         total = np.maximum(speaks_for.sum(axis=(1, 2, 3)), np.finfo(np.float32).tiny)
         mass = (speaks_for * regions).sum(axis=(1, 2, 3)) / total
         low, high = bootstrap.interval((mass @ drawn_rows) / (share @ drawn_rows))
-        told = {"mass": mass.mean(), "times": mass.mean() / share.mean(), "low": low, "high": high}
-        return {name: round(float(value), 4) for name, value in told.items()}
+        row = {"mass": mass.mean(), "times": mass.mean() / share.mean(), "low": low, "high": high}
+        return {name: round(float(value), 4) for name, value in row.items()}
 
     return {
         "label": label,

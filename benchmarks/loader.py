@@ -1,9 +1,10 @@
-"""Volumes at full size from local disk to a batch on the host, beside the published way, which
-reads, decompresses and resamples each volume anew: `python -m benchmarks.loader`.
+"""Loader throughput: full-size volumes from local disk to host batches.
 
-All ways in turns in the same run, each in a process of its own; the files are in the page cache.
-The loader keeps the memory of its batches (data_pipelines.malloc). What that alone would do for the
-published way is measured too.
+    python -m benchmarks.loader
+
+Compared to the published way, which decompresses and resamples each volume at each use. All ways
+run in turns, each in a process of its own; the files are in the page cache. The loader keeps the
+memory of its batches (data_pipelines.malloc); the published way is also timed with that setting.
 """
 
 import multiprocessing
@@ -16,10 +17,10 @@ from pathlib import Path
 from benchmarks import measure, synthetic_ct
 from data_pipelines import malloc, shards
 from data_pipelines.errors import run_main
+from data_pipelines.reports import TextSampler
 from data_pipelines.resample import Geometry
 from data_pipelines.shard_tasks import prepare_case
 from data_pipelines.sources.case import CaseRecord
-from data_pipelines.text_sampler import TextSampler
 from data_pipelines.tokenizers import load_tokenizer, train_sentencepiece
 
 VOLUMES, BATCH_SIZE, ROUNDS, BATCHES = 16, 2, 5, 24
@@ -32,7 +33,7 @@ REPORT = (
 
 
 def write(folder: Path) -> None:
-    """A CT, and shards that hold it again and again, with a tokenizer."""
+    """Writes a CT, shards that hold copies of it, and a tokenizer."""
     synthetic_ct.write(folder / "ct.nii.gz")
     case = CaseRecord("a_1.nii.gz", "a", "a", (folder / "ct.nii.gz",))
     record = prepare_case(case, geometry=GEOMETRY, mode="sound")
@@ -53,7 +54,7 @@ def write(folder: Path) -> None:
 
 
 def open_ours(folder: Path, cores: int) -> None:
-    """Makes a process that loads by our loader on so many cores."""
+    """Initializes a process that reads with our loader on `cores` cores."""
     from data_pipelines import batching as assembly
     from data_pipelines import loader
 
@@ -72,7 +73,7 @@ def open_ours(folder: Path, cores: int) -> None:
 
 
 def ours() -> float:
-    """Volumes per second; what is loaded ahead is neither timed nor left to others' time."""
+    """Volumes per second. Prefetched batches are drained before, and refilled after the timing."""
     for _ in range(2):
         next(batches)
     start = time.perf_counter()
@@ -84,13 +85,13 @@ def ours() -> float:
 
 
 def open_published(keep_memory: bool) -> None:
-    """Makes a process that loads as published on one core, as glibc is or set as ours."""
+    """Initializes a process that reads as published on one core; `keep_memory` as our loader."""
     import torch
 
     torch.set_num_threads(1)
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
     if keep_memory:
-        malloc.keep_large_blocks()
+        malloc.tune_malloc(malloc.LARGE_BYTES)
 
 
 def published(path: Path) -> float:
@@ -103,27 +104,27 @@ def published(path: Path) -> float:
 
 
 def in_turns(folder: Path) -> dict[str, list[float]]:
-    """Volumes per second of every way, each in a process of its own, one after the other."""
+    """Volumes per second of all ways by round, each in its own process."""
     context, path = multiprocessing.get_context("spawn"), folder / "ct.nii.gz"
     with (
         context.Pool(1, open_ours, (folder, 1)) as one,
         context.Pool(1, open_ours, (folder, 2)) as two,
         context.Pool(1, open_published, (False,)) as plain,
-        context.Pool(1, open_published, (True,)) as kept,
+        context.Pool(1, open_published, (True,)) as tuned,
     ):
         ways = {
             "one core": (one, ours, ()),
             "two cores": (two, ours, ()),
             "published, one core": (plain, published, (path,)),
-            "published, one core, memory kept": (kept, published, (path,)),
+            "published, one core, memory kept": (tuned, published, (path,)),
         }
-        found: dict[str, list[float]] = {name: [] for name in ways}
+        rates: dict[str, list[float]] = {name: [] for name in ways}
         for turn in range(ROUNDS + 1):
             for name, (pool, way, arguments) in ways.items():
                 rate = pool.apply(way, arguments)
                 if turn:  # the first warms up
-                    found[name].append(rate)
-    return found
+                    rates[name].append(rate)
+    return rates
 
 
 def main() -> None:

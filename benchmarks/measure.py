@@ -1,4 +1,4 @@
-"""Seconds and peak memory of a stage, each in a process of its own, and where results are kept."""
+"""Benchmark harness: time and peak memory of isolated processes, result files."""
 
 import dataclasses
 import datetime
@@ -20,7 +20,7 @@ LOAD_BEFORE = os.getloadavg()[0]
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """What a stage returned, its wall-clock seconds and its process's peak resident memory."""
+    """Return value, wall-clock time and peak resident memory of a function in its own process."""
 
     value: Any
     seconds: float
@@ -35,7 +35,7 @@ def peak_gib() -> float:
 
 
 def in_new_process(function: Callable, *arguments: Any) -> Stage:
-    """Calls `function(*arguments)` in a fresh process; imports are not counted in the seconds."""
+    """Calls `function(*arguments)` in a new process; imports do not count as its time."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
         return pool.apply(_measure, (function, arguments))
@@ -47,9 +47,29 @@ def _measure(function: Callable, arguments: tuple) -> Stage:
     return Stage(value, time.perf_counter() - start, peak_gib())
 
 
-def kept(path: Path, function: Callable, *arguments: Any) -> Any:
-    """Returns what `function(*arguments)` returned the first time, in a process of its own: minutes
-    of work are not lost with the rest."""
+def time_in_turns(
+    functions: dict[str, Callable[[], Any]], *, rounds: int, num_warm_ups: int = 0
+) -> dict[str, list[float]]:
+    """Seconds of each function in every round; in a turn, only the last call is timed.
+
+    Turns spread a disturbance of the machine over all functions; ratios within a round still hold.
+    """
+    seconds = {name: [] for name in functions}
+    for _ in range(rounds):
+        for name, function in functions.items():
+            for _ in range(num_warm_ups):
+                jax.block_until_ready(function())
+            start = time.perf_counter()
+            jax.block_until_ready(function())
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def cached(path: Path, function: Callable, *arguments: Any) -> Any:
+    """The value of `function(*arguments)`, computed in a new process and cached as JSON in `path`.
+
+    An interrupted benchmark then resumes without losing minutes of compilation.
+    """
     if not path.exists():
         value = in_new_process(function, *arguments).value
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,10 +79,11 @@ def kept(path: Path, function: Callable, *arguments: Any) -> Any:
 
 
 def save(name: str, results: dict[str, Any]) -> None:
-    """Prints the results and keeps them, with date, machine and command, in results/NAME.json; of
-    an accelerator in results/NAME-DEVICE.json.
+    """Prints results and saves them with date, machine and command in results/NAME.json.
 
-    `load_before` is how many processes wanted a core in the minute before; 0 makes fair seconds.
+    Results of an accelerator go to results/NAME-DEVICE.json. `load_before` is the load average of
+    the minute before the start; times are comparable if it is near 0. `python -m benchmarks.tables`
+    then updates the docs.
     """
     device = jax.devices()[0]
     machine = {
@@ -76,6 +97,6 @@ def save(name: str, results: dict[str, Any]) -> None:
     }
     content = json.dumps(machine | results, indent=2)
     RESULTS.mkdir(exist_ok=True)
-    place = name if device.platform == "cpu" else f"{name}-{device.device_kind}".replace(" ", "-")
-    (RESULTS / f"{place}.json").write_text(content + "\n")
+    stem = name if device.platform == "cpu" else f"{name}-{device.device_kind}".replace(" ", "-")
+    (RESULTS / f"{stem}.json").write_text(content + "\n")
     print(content)

@@ -1,10 +1,13 @@
-"""One CT of 512 x 512 x 300 from its file to the published grid, on one core, beside the
-straightforward way in the same run: `python -m benchmarks.preparation`."""
+"""Preprocessing speed: one CT of 512 x 512 x 300 from its file to the published grid, on one core.
+
+    python -m benchmarks.preparation
+
+Compared in turns to nibabel in float64 and torch's trilinear resampling.
+"""
 
 import os
 import statistics
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +15,8 @@ import numpy as np
 from benchmarks import measure, synthetic_ct
 from data_pipelines.errors import run_main
 from data_pipelines.formats import read_scan
-from data_pipelines.hounsfield import calibrate
-from data_pipelines.resample import Geometry, preprocess_fixed_point
+from data_pipelines.hounsfield import resolve_hu_and_geometry
+from data_pipelines.resample import Geometry, preprocess
 from data_pipelines.shard_tasks import prepare_case
 from data_pipelines.sources.case import CaseRecord
 
@@ -22,9 +25,9 @@ LARGE = (1024, 1024, 500)
 
 
 def ours(path: Path) -> np.ndarray:
-    """Returns int16 HU on the published grid."""
-    scan = calibrate(read_scan(path))
-    return preprocess_fixed_point(
+    """int16 HU on the published grid."""
+    scan = resolve_hu_and_geometry(read_scan(path))
+    return preprocess(
         scan.voxels,
         slope=scan.slope,
         intercept=scan.intercept,
@@ -35,14 +38,13 @@ def ours(path: Path) -> np.ndarray:
 
 
 def compare(path: Path) -> dict[str, float]:
-    """Both ways in turns on one core, in seconds (medians), and how far their arrays differ."""
+    """Median seconds on one core in turns, and the largest difference of the volumes in HU."""
     import torch
 
     from benchmarks import published_loading
 
     torch.set_num_threads(1)
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    seconds: dict[str, list[float]] = {"ours": [], "straightforward": [], "to a record": []}
     case = CaseRecord("a_1.nii.gz", "a", "a", (path,))
     ways = {
         "ours": lambda: ours(path),
@@ -51,12 +53,8 @@ def compare(path: Path) -> dict[str, float]:
         ),
         "to a record": lambda: prepare_case(case, geometry=Geometry(), mode="sound"),
     }
-    arrays = {}
-    for _ in range(ROUNDS):
-        for name, way in ways.items():
-            start = time.perf_counter()
-            arrays[name] = way()
-            seconds[name].append(time.perf_counter() - start)
+    arrays = {name: way() for name, way in ways.items()}
+    seconds = measure.time_in_turns(ways, rounds=ROUNDS)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     ratios = [a / b for a, b in zip(seconds["straightforward"], seconds["ours"], strict=True)]
     difference = np.abs(arrays["ours"] - 1000 * arrays["straightforward"][0])
@@ -68,7 +66,7 @@ def compare(path: Path) -> dict[str, float]:
 
 
 def worker_peak_gib(path: Path) -> float:
-    """Peak memory of a process that prepares one volume."""
+    """Peak memory of a process that prepares one volume, in GiB."""
     prepare_case(CaseRecord("a_1.nii.gz", "a", "a", (path,)), geometry=Geometry(), mode="sound")
     return round(measure.peak_gib(), 2)
 

@@ -1,5 +1,7 @@
-"""One volume the straightforward way, as the published loaders go: nibabel to float64, resampled by
-torch. Written from the description of CT-CLIP's preprocessing (arXiv 2403.17834)."""
+"""A volume as the published loaders read it: nibabel to float64, resampled by torch.
+
+Written from the description of CT-CLIP's preprocessing (arXiv 2403.17834).
+"""
 
 from pathlib import Path
 
@@ -11,14 +13,16 @@ from data_pipelines.resample import Geometry
 
 
 def load(path: Path, *, spacing_xyz: tuple[float, float, float]) -> np.ndarray:
-    """Returns HU / 1000 on the published grid, float32 (1, 240, 480, 480), clipped as in inference;
-    training clips after resampling, at the same cost."""
+    """HU / 1000 on the published grid, float32 (1, 240, 480, 480).
+
+    Clipped before resampling, as in inference; training clips after it, at the same cost.
+    """
     geometry = Geometry()
     hu = np.clip(nib.load(path).get_fdata(), -1000, 1000).transpose(2, 0, 1)
     x, y, z = spacing_xyz
     size = [
-        int(n * (now / wanted))
-        for n, now, wanted in zip(hu.shape, (z, x, y), geometry.spacing, strict=True)
+        int(n * (old / new))
+        for n, old, new in zip(hu.shape, (z, x, y), geometry.spacing, strict=True)
     ]
     resampled = torch.nn.functional.interpolate(
         torch.from_numpy(hu)[None, None], size=size, mode="trilinear", align_corners=False

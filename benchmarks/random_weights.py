@@ -1,4 +1,4 @@
-"""A state dict of the published layout at full size, with random numbers in it."""
+"""Random full-size weights in the published layout, and a vocabulary that has the prompts."""
 
 from pathlib import Path
 
@@ -8,10 +8,13 @@ from ctclip_jax.checkpoints.tensor_files import write_tensors
 from ctclip_jax.checkpoints.torch_names import Depths, torch_shape, unused_constants, used_keys
 from ctclip_jax.common.trees import flatten
 from ctclip_jax.models.ct_clip import CTCLIP, CTCLIPConfig
+from data_pipelines.reports import LABELS, PROMPTS
+
+VOCABULARY = 30522  # entries of the published tokenizer
 
 
 def write(paths: list[Path], *, seed: int = 0) -> int:
-    """Writes one random full-size state dict to every path; returns how many numbers it holds."""
+    """Writes one random state dict to all paths; returns its number of parameters."""
     config = CTCLIPConfig()
     leaves = flatten(CTCLIP(config).abstract_variables())
     depths = Depths(config.image.spatial_depth, config.image.temporal_depth, config.text.num_layers)
@@ -27,3 +30,17 @@ def write(paths: list[Path], *, seed: int = 0) -> int:
     for path in paths:
         write_tensors(path, state)
     return sum(value.size for value in state.values())
+
+
+def write_vocabulary(path: Path) -> None:
+    """Writes a WordPiece vocabulary of the published size with the words of the prompts."""
+    prompts = " ".join((*LABELS, *PROMPTS)).lower().replace("{}", "")
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        *dict.fromkeys(prompts.replace(".", " . ").split()),
+    ]
+    unused = [f"[unused{i}]" for i in range(VOCABULARY - len(words))]
+    path.write_text("\n".join(words + unused) + "\n")

@@ -1,12 +1,12 @@
-"""The table of docs/recipes.md: what fits into a budget, and how long a whole training takes.
+"""What fits into a GPU budget, and how long a whole training takes: compiled, not run.
 
     python -m benchmarks.recipe_table         # pip install 'ctclip-jax[tpu]': a compiler, no TPU
 
-The step of each recipe, every layer recomputed, two micro-batches by the gradient cache, is
-compiled for four chips of TPU v5p that hold all weights each: with one and with four volumes at a
-time on a chip. Memory is linear in that, and a GPU needs about as much. Hours are those of the
-FLOPs that are computed, recomputation and all, at the share of its peak that a GPU has reached in
-benchmarks.train_step (MEASURED). What is compiled is kept in RESUME until all is.
+The step of each recipe, with full rematerialization and two micro-batches by the gradient cache, is
+compiled for four TPU v5p chips with replicated weights, with one and with four volumes per chip.
+Memory is linear in that, and a GPU needs about as much. Hours follow from the computed FLOPs,
+recomputation included, at the share of its peak that a GPU reached in benchmarks.train_step
+(MEASURED). Compilations are cached in RESUME until the table is complete.
 """
 
 import json
@@ -33,11 +33,11 @@ BUDGETS = (
     ("8 GPUs of 80 GB (H100)", "NVIDIA H100", 8),
 )
 MEASURED = measure.RESULTS / "train_step-NVIDIA-H200.json"
-ONE, SOME = 1, 4  # volumes at a time on a chip
+ONE, SOME = 1, 4  # volumes per chip in a micro-batch
 
 
 def experiment(recipe: str, **changes: int) -> TrainConfig:
-    """The experiment of its file, every layer recomputed."""
+    """The config of a recipe with full rematerialization."""
     config = RECIPES[recipe].get_config()
     config.update(changes)
     config.model.remat = "full"
@@ -46,7 +46,7 @@ def experiment(recipe: str, **changes: int) -> TrainConfig:
 
 
 def compiled(recipe: str, volumes: int) -> dict[str, float]:
-    """What a chip needs and computes with so many volumes at a time, twice."""
+    """Memory and FLOPs of a chip with two micro-batches of `volumes` volumes per chip."""
     micro = CHIPS * volumes
     config = experiment(recipe, micro_batch_size=micro, batch_size=2 * micro)
     report = step_report(config, topology=STAND_IN)
@@ -58,18 +58,18 @@ def compiled(recipe: str, volumes: int) -> dict[str, float]:
 
 
 def share_of_peak(recipe: str) -> float:
-    """The FLOP/s of a measured training step of the recipe's tower, of the peak of its GPU."""
-    found = json.loads(MEASURED.read_text())
+    """FLOP/s of the measured training step of the recipe's tower, as a share of its GPU's peak."""
+    results = json.loads(MEASURED.read_text())
     tower = VIT if recipe == "vit" else "ours"
-    tflops = found["utilization"][tower]["tflops"]
-    return tflops * 1e12 / accelerator_of(found["device"]).bf16_flops
+    tflops = results["utilization"][tower]["tflops"]
+    return tflops * 1e12 / accelerator_of(results["device"]).bf16_flops
 
 
 def row_of(budget: str, device_kind: str, devices: int, recipe: str) -> dict:
-    """The largest micro-batch of a recipe that divides its batch, and the hours of its steps."""
+    """The largest micro-batch of a recipe that divides its batch, and the hours of its training."""
     gpu, config = accelerator_of(device_kind), experiment(recipe)
     one, some = (
-        measure.kept(RESUME / f"{recipe}-{volumes}.json", compiled, recipe, volumes)
+        measure.cached(RESUME / f"{recipe}-{volumes}.json", compiled, recipe, volumes)
         for volumes in (ONE, SOME)
     )
     memory = GPU_SHARE * gpu.memory_bytes
@@ -99,7 +99,7 @@ def main() -> None:
     rows = [row_of(*budget, recipe) for budget in BUDGETS for recipe in RECIPES]
     shares = {recipe: round(share_of_peak(recipe), 4) for recipe in RECIPES}
     measure.save("recipe_table", {"share_of_peak": shares, "rows": rows})
-    shutil.rmtree(RESUME)  # another time, of another state of the code, it is compiled anew
+    shutil.rmtree(RESUME)  # the next run may be of other code
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Seconds and peak memory of the retrieval metrics on 50,000 volumes, each task in a process of its
-own, drawing the latents and labels included. Fails if a process needs 2 GiB or more.
+"""Retrieval metrics on 50,000 volumes: time and peak memory, fails at 2 GiB or more.
 
     python -m benchmarks.retrieval
+
+Every task runs in a process of its own, which also draws the latents and labels.
 """
 
 import numpy as np
@@ -27,8 +28,8 @@ def find() -> None:
     rng = np.random.default_rng(0)
     names = np.arange(VOLUMES)
     queries, gallery = draw_latents(rng), draw_latents(rng)
-    found = ranking.retrieval_ranks(queries, gallery, query_names=names, gallery_names=names)
-    median, chance = np.median(found.rank), ranking.chance_of_median_rank(found)
+    retrieval = ranking.retrieval_ranks(queries, gallery, query_names=names, gallery_names=names)
+    median, chance = np.median(retrieval.rank), ranking.chance_of_median_rank(retrieval)
     assert abs(median / chance - 1) < 0.05, f"median rank {median}, by chance {chance}"
 
 

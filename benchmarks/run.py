@@ -1,4 +1,4 @@
-"""All benchmarks, one after the other: `python -m benchmarks.run`, as `make bench` does."""
+"""All benchmarks but the long ones, then the tables of the docs: `python -m benchmarks.run`."""
 
 from benchmarks import (
     chaos,
@@ -11,6 +11,7 @@ from benchmarks import (
     loader,
     preparation,
     retrieval,
+    tables,
     train_step,
     two_epochs,
 )
@@ -23,6 +24,7 @@ def main() -> None:
     training = (encode, train_step, gradient_cache, chaos)
     for benchmark in (exactness, *full_size, *data, evaluation, retrieval, *training):
         benchmark.main()
+    tables.main()
 
 
 if __name__ == "__main__":

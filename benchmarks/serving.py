@@ -1,7 +1,6 @@
-"""The exported programs at full size: seconds to write, bytes, and a volume through them, beside
-the library itself on this device.
+"""StableHLO export at full size: time to write, size, time of a volume compared to the library.
 
-    python -m benchmarks.serving
+python -m benchmarks.serving
 """
 
 import statistics
@@ -19,15 +18,14 @@ from safetensors.numpy import load_file
 
 import ctclip_jax
 from benchmarks import measure, random_weights
-from benchmarks.full_size_detection import write_vocabulary
 from ctclip_jax import export_stablehlo
 from data_pipelines.errors import run_main
 
-ROUNDS = flags.DEFINE_integer("rounds", 3, "Timings of each, in turns.")
+ROUNDS = flags.DEFINE_integer("rounds", 3, "Number of timings.")
 
 
 def measured(weights: Path, vocabulary: Path, out: Path, rounds: int) -> dict[str, Any]:
-    """Exports, loads what was exported, and encodes a volume of noise with both."""
+    """Exports a model, loads the export, and encodes a volume of noise with both."""
     model = ctclip_jax.load(weights, tokenizer=vocabulary)
     start = time.perf_counter()
     export_stablehlo.save(model, out, platforms=export_stablehlo.PLATFORMS)
@@ -41,12 +39,7 @@ def measured(weights: Path, vocabulary: Path, out: Path, rounds: int) -> dict[st
         "program": lambda: np.asarray(program(loaded, volumes)),
     }
     latents = {name: function() for name, function in run.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in run}
-    for _ in range(rounds):
-        for name, function in run.items():
-            start = time.perf_counter()
-            function()
-            seconds[name].append(time.perf_counter() - start)
+    seconds = measure.time_in_turns(run, rounds=rounds)
     return {
         "export_seconds": round(written, 1),
         "megabytes": {path.name: round(path.stat().st_size / 1e6, 2) for path in out.iterdir()},
@@ -59,7 +52,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         weights, vocabulary = folder / "random.safetensors", folder / "vocab.txt"
-        write_vocabulary(vocabulary)
+        random_weights.write_vocabulary(vocabulary)
         measure.in_new_process(random_weights.write, [weights])
         arguments = weights, vocabulary, folder / "DIR", ROUNDS.value
         measure.save("serving", measure.in_new_process(measured, *arguments).value)

@@ -1,12 +1,11 @@
-"""What the benchmarks of speed share: sizes, inputs, the device's peak, and timing in turns.
+"""Shared parts of the speed benchmarks: configs, inputs, matmul peak, comparison in turns.
 
-By default they run reduced, as a CPU can: `--size=full --dtype=bfloat16` is for an accelerator.
+The default size suits a CPU; use `--size=full --dtype=bfloat16` on an accelerator.
 """
 
 import dataclasses
 import os
 import statistics
-import time
 import typing
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,26 +15,30 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
+from benchmarks import measure
 from configs import ct_clip, vit
 from ctclip_jax.common.configs import from_dict
 from ctclip_jax.models.layers import AttentionImplementation, Remat
 from ctclip_jax.models.vit import ViTConfig
 from ctclip_jax.training.config import TrainConfig
 
-SIZE = flags.DEFINE_enum("size", "reduced", ("reduced", "full"), "That of the model.")
-DTYPE = flags.DEFINE_enum("dtype", "float32", ("float32", "bfloat16"), "Of the matrix products.")
-BATCH = flags.DEFINE_integer("batch", 2, "Volumes at a time.")
+SIZE = flags.DEFINE_enum("size", "reduced", ("reduced", "full"), "Model size.")
+DTYPE = flags.DEFINE_enum("dtype", "float32", ("float32", "bfloat16"), "Dtype of matrix products.")
+BATCH = flags.DEFINE_integer("batch", 2, "Batch size.")
 REMATERIALIZE = flags.DEFINE_enum(
-    "remat", "none", typing.get_args(Remat), "What the gradient recomputes."
+    "remat", "none", typing.get_args(Remat), "Rematerialization policy."
 )
 FUSED = flags.DEFINE_enum(
-    "attention", "xla", typing.get_args(AttentionImplementation), "What computes the attention."
+    "attention", "xla", typing.get_args(AttentionImplementation), "Attention implementation."
 )
-ROUNDS = flags.DEFINE_integer("rounds", 5, "Timings of each, in turns.")
-COMPILE = flags.DEFINE_bool("torch_compile", True, "Compile PyTorch's best form.")
+ROUNDS = flags.DEFINE_integer("rounds", 5, "Number of timings per model.")
+COMPILE = flags.DEFINE_bool("torch_compile", True, "Whether PyTorch at its best is compiled.")
 
-VIT = "ours, ViT"  # its name in the results
-SETTLING = 3  # calls of a turn before the timed one: they pay for the memory that others gave back
+Functions = dict[str, Callable[[], Any]]
+
+VIT = "ours, ViT"  # key in the results
+# Untimed calls of a turn: they page in the memory that the other models released.
+NUM_WARM_UPS = 3
 
 REDUCED_IMAGE = dict(image_size=(160, 160), frames=80, spatial_depth=2, temporal_depth=2)
 REDUCED_VIT = dict(patch_size=(32, 32), depth=6)
@@ -43,8 +46,8 @@ REDUCED_TEXT = dict(vocab_size=4000, num_layers=2)
 
 
 def train_config() -> TrainConfig:
-    """Returns configs/ct_clip.py as the flags change it; reduced, widths stay and depths do not."""
-    # PyTorch needs its share of a GPU's memory.
+    """configs/ct_clip.py with the flags applied; the reduced size has full width and less depth."""
+    # Leave GPU memory for PyTorch.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     config = ct_clip.get_config()
     if SIZE.value == "reduced":
@@ -57,7 +60,7 @@ def train_config() -> TrainConfig:
 
 
 def with_vit(config: TrainConfig) -> TrainConfig:
-    """Returns `config` with the image tower of configs/vit.py on the same volumes."""
+    """`config` with the image tower of configs/vit.py on the same volumes."""
     image = vit.get_config().model.image
     if SIZE.value == "reduced":
         image.update(REDUCED_VIT)
@@ -67,7 +70,7 @@ def with_vit(config: TrainConfig) -> TrainConfig:
 
 
 def random_batch(config: TrainConfig) -> dict[str, np.ndarray]:
-    """Returns a batch on the host as the loader makes it, of noise."""
+    """A host batch of noise in the format of the loader."""
     rng, size, image = np.random.default_rng(0), config.batch_size, config.model.image
     tokens = (size, config.data.max_length)
     return {
@@ -83,35 +86,53 @@ def random_batch(config: TrainConfig) -> dict[str, np.ndarray]:
     }
 
 
-def in_turns(functions: dict[str, Callable[[], Any]]) -> dict[str, list[float]]:
-    """Returns the seconds of each function in every round, of the last call of its turn."""
-    seconds = {name: [] for name in functions}
-    for _ in range(ROUNDS.value):
-        for name, function in functions.items():
-            for _ in range(SETTLING):
-                jax.block_until_ready(function())
-            start = time.perf_counter()
-            jax.block_until_ready(function())
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
+def in_turns(functions: Functions) -> dict[str, list[float]]:
+    return measure.time_in_turns(functions, rounds=ROUNDS.value, num_warm_ups=NUM_WARM_UPS)
+
+
+def compare(
+    functions: Functions,
+    *,
+    volumes: int,
+    flops: dict[str, float],
+    compiled: dict[str, jax.stages.Compiled],
+    blocks: Callable[[], dict[str, Functions]],
+) -> dict[str, Any]:
+    """Results of models that each work on `volumes` volumes.
+
+    `flops` and `compiled` have our models only; `blocks` makes the functions of each model's
+    blocks, after the models were timed, because their inputs take memory.
+    """
+    runs, peak = compared(in_turns(functions), volumes), matmul_peak()
+    block_functions = blocks()
+    return {
+        "runs": runs,
+        "utilization": {
+            name: utilization(flops[name], runs[name]["seconds"], peak) for name in flops
+        },
+        "memory": {name: memory(program) for name, program in compiled.items()},
+        "block_milliseconds": {
+            name: milliseconds(in_turns(by_block)) for name, by_block in block_functions.items()
+        },
+    }
 
 
 def compared(seconds: dict[str, list[float]], volumes: int) -> dict[str, dict[str, float]]:
-    """Returns medians, volumes a second, and how many times as long as ours each round took."""
+    """Median time, volumes/s, and the median over rounds of the time relative to ours."""
     return {
         name: {
-            "seconds": round(statistics.median(each), 4),
-            "volumes_per_second": round(volumes / statistics.median(each), 3),
+            "seconds": round(statistics.median(times), 4),
+            "volumes_per_second": round(volumes / statistics.median(times), 3),
             "times_ours": round(
-                statistics.median(b / a for a, b in zip(seconds["ours"], each, strict=True)), 2
+                statistics.median(b / a for a, b in zip(seconds["ours"], times, strict=True)), 2
             ),
         }
-        for name, each in seconds.items()
+        for name, times in seconds.items()
     }
 
 
 def matmul_peak() -> float:
-    """Returns the FLOP/s of one large matrix product in the dtype of the model."""
+    """FLOP/s of one large matrix product in the dtype of the model."""
     size = 1024 if jax.default_backend() == "cpu" else 8192
     x = jax.random.normal(jax.random.key(0), (size, size)).astype(DTYPE.value)
 
@@ -124,7 +145,7 @@ def matmul_peak() -> float:
 
 
 def utilization(flops: float, seconds: float, peak: float) -> dict[str, float]:
-    """Returns TFLOP/s of the model's FLOPs, and their share of the measured peak."""
+    """TFLOP/s of the model, and its share of the measured peak."""
     return {
         "tflops": round(flops / seconds / 1e12, 4),
         "matmul_peak_tflops": round(peak / 1e12, 4),
@@ -133,24 +154,24 @@ def utilization(flops: float, seconds: float, peak: float) -> dict[str, float]:
 
 
 def memory(compiled: jax.stages.Compiled) -> dict[str, float]:
-    """Returns what a program needs by its analysis, and the device's peak where it counts it."""
-    analysis, counted = compiled.memory_analysis(), jax.local_devices()[0].memory_stats()
-    found = {
+    """Memory of a program by compiler analysis, and the device's peak where it reports one."""
+    analysis, stats = compiled.memory_analysis(), jax.local_devices()[0].memory_stats()
+    sizes = {
         "arguments_gib": analysis.argument_size_in_bytes / 2**30,
         "temporaries_gib": analysis.temp_size_in_bytes / 2**30,
     }
-    if counted:
-        found["device_peak_gib"] = counted["peak_bytes_in_use"] / 2**30
-    return {name: round(value, 3) for name, value in found.items()}
+    if stats:
+        sizes["device_peak_gib"] = stats["peak_bytes_in_use"] / 2**30
+    return {name: round(value, 3) for name, value in sizes.items()}
 
 
 def milliseconds(seconds: dict[str, list[float]]) -> dict[str, float]:
-    """Returns medians."""
-    return {name: round(1e3 * statistics.median(each), 2) for name, each in seconds.items()}
+    """Median milliseconds."""
+    return {name: round(1e3 * statistics.median(times), 2) for name, times in seconds.items()}
 
 
 def settings(others: Sequence[str]) -> dict[str, Any]:
-    """Returns what was measured, for the results; `others` are the forms of PyTorch in the run."""
+    """The flags, for the results; `others` are the PyTorch models in the run."""
     values = {flag.name: flag.value for flag in (SIZE, DTYPE, BATCH, REMATERIALIZE, FUSED)}
-    left_out = {} if others else {"pytorch": "left out: no build of it for this device is here"}
-    return values | left_out
+    note = {} if others else {"pytorch": "not installed for this device"}
+    return values | note

@@ -1,4 +1,4 @@
-"""A full-size CT that compresses and resamples as a real one does: a body, lungs, noise."""
+"""A synthetic full-size CT that compresses and resamples like a real one: body, lungs, noise."""
 
 import gzip
 from pathlib import Path
@@ -32,6 +32,6 @@ def write(path: Path, *, shape: tuple[int, int, int] = (512, 512, 300), seed: in
 def _field(
     rng: np.random.Generator, shape: tuple[int, int, int], *, voxels: float, deviation: float
 ) -> np.ndarray:
-    """Noise that is smooth over so many voxels."""
+    """Noise of standard deviation `deviation` (HU), smooth over `voxels` voxels."""
     field = ndimage.gaussian_filter(rng.standard_normal(shape, dtype=np.float32), voxels)
     return field * (deviation / field.std())

@@ -258,7 +258,7 @@ def search() -> Table:
 
 # Speed of the model
 
-FORMS = {
+REPORT_FORMATS = {
     "ours": "ctclip-jax",
     "ours, ViT": "ctclip-jax, ViT",
     "pytorch, as published": "PyTorch as published",
@@ -280,11 +280,11 @@ def throughput() -> Table:
         forms = (
             f"{runs[form]['volumes_per_second']:.3g}"
             + (f" ({runs[form]['times_ours']:.2f})" if form != "ours" else "")
-            for form in FORMS
+            for form in REPORT_FORMATS
         )
         setting = f"{results['size']} size, {results['dtype']}, {results['batch']} at a time"
         rows.append((task, _device(results), setting, *forms))
-    columns = ("volumes/s", "device", "setting", *FORMS.values())
+    columns = ("volumes/s", "device", "setting", *REPORT_FORMATS.values())
     return Table(columns, rows, SPEED_RESULTS)
 
 
@@ -296,7 +296,7 @@ def utilization() -> Table:
         for form, row in results["utilization"].items():
             memory = results["memory"][form]
             rows.append((
-                task, _device(results), FORMS[form],
+                task, _device(results), REPORT_FORMATS[form],
                 f"{row['tflops']:.3g} of {row['matmul_peak_tflops']:.3g}",
                 f"{row['share_of_peak']:.0%}",
                 gib(memory["arguments_gib"] + memory["temporaries_gib"]),
@@ -306,10 +306,10 @@ def utilization() -> Table:
 
 
 def blocks() -> Table:
-    forms = [form for form in FORMS if form != "ours, ViT"]
+    forms = [form for form in REPORT_FORMATS if form != "ours, ViT"]
     times = load("train_step-NVIDIA-H200")["block_milliseconds"]
     rows = [(block, *(times[form][block] for form in forms)) for block in times["ours"]]
-    columns = ("block, forward and backward, ms", *(FORMS[form] for form in forms))
+    columns = ("block, forward and backward, ms", *(REPORT_FORMATS[form] for form in forms))
     return Table(columns, rows, ["train_step-NVIDIA-H200"])
 
 

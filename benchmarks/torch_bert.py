@@ -1,4 +1,4 @@
-"""A plain PyTorch BERT of our shape; written for the benchmarks alone (benchmarks.torch_ct_vit)."""
+"""Plain PyTorch BERT of our shapes, for benchmarks.torch_ct_vit."""
 
 import math
 

@@ -1,9 +1,9 @@
-"""A plain PyTorch CT-CLIP of our shapes, to measure ours against; written for the benchmarks alone.
+"""Plain PyTorch CT-CLIP of our shapes, the baseline of the speed benchmarks.
 
-Two forms of one model. As published: float32, a grouped 3-D convolution as position encoding,
-attention spelled out, position bias of all pairs. At its best: fused attention, position bias of
-the distinct offsets, autocast to bfloat16 and torch.compile where asked for. Their attributes carry
-the names of our parameters, so that `copy_weights` needs no table.
+Two variants of one model. As published: float32, a grouped 3-D convolution as position encoding,
+unfused attention, position bias of all pairs. At its best: fused attention, position bias of the
+distinct offsets, autocast to bfloat16 and torch.compile where requested. Attributes have the names
+of our parameters, so that `copy_weights` needs no table.
 """
 
 import numpy as np
@@ -18,7 +18,7 @@ from ctclip_jax.common.trees import flatten
 from ctclip_jax.models.ct_clip import CTCLIPConfig
 from ctclip_jax.models.ct_vit import CTViTConfig
 from ctclip_jax.models.layers import ATTENTION_SCALE
-from ctclip_jax.models.patch_embed import STEPS_PER_HU
+from data_pipelines.resample import STEPS_PER_HU
 
 
 class PatchEmbedding(nn.Module):
@@ -182,7 +182,7 @@ class Quantizer(nn.Module):
 
 
 class CTCLIP(nn.Module):
-    """Both towers and their projections; `best` picks the form."""
+    """Both towers and their projections; `best` selects the variant."""
 
     def __init__(self, config: CTCLIPConfig, *, best: bool):
         super().__init__()
@@ -215,7 +215,7 @@ class CTCLIP(nn.Module):
 
 @torch.no_grad()
 def copy_weights(model: CTCLIP, variables: Variables) -> None:
-    """Gives `model` our variables, and checks that none is left over or missing."""
+    """Copies our variables into `model`; a ValueError if one has no source."""
     targets = dict(model.named_parameters()) | dict(model.named_buffers())
     untouched = {name for name in targets if not name.endswith(("offsets", "index"))}
     for name, value in flatten(variables["params"] | {"codebook": variables["codebook"]}).items():

@@ -1,15 +1,14 @@
-"""The table of docs/scaling.md: how much of the full-size step fits on whole systems, and how fast
-it can be there. Compiled for TPUs that are not here (`pip install 'ctclip-jax[tpu]'`).
+"""Largest batch of the full-size step on TPU slices and GPUs: compiled, not run.
 
-    python -m benchmarks.tpu_table
+    python -m benchmarks.tpu_table            # pip install 'ctclip-jax[tpu]': a compiler, no TPU
 
-The step is that of configs/ct_clip.py in bfloat16, every layer recomputed, the whole batch at once.
-The largest number of volumes on a chip is foretold from two compilations for the first system,
-memory being linear in it, and then compiled itself for each. For GPUs there is no compiler here:
-their row takes what a chip of the first system needs and does, goes on linearly to 0.9 of the
-memory of the GPU, and divides by the peaks of the GPU. Where jax cannot read a program (TPU v5p),
-its bytes sent and its traffic are those of the first system for as many volumes. Each compilation
-takes minutes; what is done is kept in RESUME until all is.
+The step is that of configs/ct_clip.py in bfloat16 with full rematerialization, the whole batch at
+once. The largest number of volumes per chip is extrapolated from two compilations for the first
+system, memory being linear in it, and then compiled itself. There is no GPU compiler here: a GPU's
+row extrapolates memory and FLOPs of the first system to 0.9 of the GPU's memory, and divides by the
+GPU's peaks. Where jax cannot read the compiled program (TPU v5p), bytes sent are those of the first
+system with as many volumes. Each compilation takes minutes; they are cached in RESUME until the
+table is complete.
 """
 
 import dataclasses
@@ -31,7 +30,7 @@ from data_pipelines.errors import run_main
 
 @dataclasses.dataclass(frozen=True)
 class System:
-    """`chips` chips of a kind; `topology` is what the compiler is told, '' if there is none."""
+    """`chips` chips of a kind; `topology` is the compiler's name for them, empty for GPUs."""
 
     name: str
     device_kind: str
@@ -41,7 +40,7 @@ class System:
 
     @property
     def is_gpu(self) -> bool:
-        """Whether the first system only stands in for it."""
+        """Whether its row is extrapolated from the first system."""
         return not self.topology
 
 
@@ -52,13 +51,13 @@ SYSTEMS = (
     System("v6e-64", "TPU v6 lite", "v6e:8x8", 64, fsdp=8),
     System("8 x H200", "NVIDIA H200", "", 8, fsdp=8),
 )
-SOME = 4  # volumes on a chip of which it is known that they fit
+SOME = 4  # volumes per chip that certainly fit
 RESUME = Path("runs/tpu_table")
-GPU_SHARE = 0.9  # of its memory is left to a program
+GPU_SHARE = 0.9  # of a GPU's memory is available to a program
 
 
 def config_of(system: System, volumes: int) -> TrainConfig:
-    """The full-size step with so many volumes on each chip."""
+    """The full-size step with `volumes` volumes per chip."""
     config = ct_clip.get_config()
     config.model.dtype, config.model.remat = "bfloat16", "full"
     config.batch_size = volumes * system.chips
@@ -68,7 +67,7 @@ def config_of(system: System, volumes: int) -> TrainConfig:
 
 
 def compiled(system: System, volumes: int) -> dict[str, float]:
-    """What a chip needs and does in a step, or only what it needs, if the compiler refuses."""
+    """Memory, FLOPs and bytes sent of a chip in a step; memory alone if it does not fit."""
     config = config_of(system, volumes)
     try:
         report = step_report(config, topology=system.topology)
@@ -85,53 +84,54 @@ def compiled(system: System, volumes: int) -> dict[str, float]:
     }
 
 
-def largest(compile_step: Callable[[int], dict], *, volumes: int, each: float) -> dict:
-    """The step with the most volumes that fits: about `volumes`, each needing `each` bytes."""
+def largest(compile_step: Callable[[int], dict], *, volumes: int, volume_bytes: float) -> dict:
+    """The step with the most volumes that fits: about `volumes`, of `volume_bytes` each."""
     step = compile_step(volumes)
     while not step["fits"]:
         step = compile_step(step["volumes"] - 1)
-    if (more := int((step["memory"] - step["needs"]) // each)) and step["volumes"] >= volumes:
-        return largest(compile_step, volumes=step["volumes"] + more, each=each)
+    more = int((step["memory"] - step["needs"]) // volume_bytes)
+    if more and step["volumes"] >= volumes:
+        return largest(compile_step, volumes=step["volumes"] + more, volume_bytes=volume_bytes)
     return step
 
 
 def bytes_of_a_volume(one: dict, some: dict) -> float:
-    """What a chip needs for each further volume."""
+    """Memory of a chip for one more volume."""
     return (some["needs"] - one["needs"]) / (some["volumes"] - one["volumes"])
 
 
-def foretold(one: dict, some: dict, memory: float) -> int:
-    """How many volumes fit, if all need the same."""
+def extrapolated_volumes(one: dict, some: dict, memory: float) -> int:
+    """Number of volumes that fit if memory is linear."""
     return one["volumes"] + int((memory - one["needs"]) // bytes_of_a_volume(one, some))
 
 
 def linear(one: dict, some: dict, volumes: int) -> dict:
-    """The step with so many volumes, if every quantity goes on linearly."""
+    """The step with `volumes` volumes, all quantities extrapolated linearly."""
     more = (volumes - one["volumes"]) / (some["volumes"] - one["volumes"])
     step = {name: one[name] + more * (some[name] - one[name]) for name in one}
     return step | {"volumes": volumes}
 
 
 def compiler(system: System) -> Callable[[int], dict]:
-    """`compiled` for a system, in processes of their own; what is done is done."""
+    """`compiled` for a system, in new processes, cached."""
 
     def compile_step(volumes: int) -> dict:
         path = RESUME / f"{system.topology.replace(':', '-')}-{volumes}.json"
-        return measure.kept(path, compiled, system, volumes)
+        return measure.cached(path, compiled, system, volumes)
 
     return compile_step
 
 
 def row_of(system: System) -> dict:
-    """The largest step of a system with its roofline."""
+    """The largest step of a system, with its time at the peaks of the chip."""
     compile_step, chip = compiler(system), accelerator_of(system.device_kind)
     one, some = map(compiler(SYSTEMS[0]), (1, SOME))
     if system.is_gpu:
         memory = GPU_SHARE * chip.memory_bytes
-        step = linear(one, some, foretold(one, some, memory)) | {"memory": memory}
+        step = linear(one, some, extrapolated_volumes(one, some, memory)) | {"memory": memory}
     else:
-        volumes = foretold(one, some, chip.memory_bytes - RESERVED_BY_TPU)
-        step = largest(compile_step, volumes=volumes, each=bytes_of_a_volume(one, some))
+        volumes = extrapolated_volumes(one, some, chip.memory_bytes - RESERVED_BY_TPU)
+        step = largest(compile_step, volumes=volumes, volume_bytes=bytes_of_a_volume(one, some))
         if math.isnan(step["sent"]):
             step |= {"sent": linear(one, some, step["volumes"])["sent"], "unread": True}
     at_peaks = {
@@ -144,7 +144,7 @@ def row_of(system: System) -> dict:
 def main() -> None:
     rows = [row_of(system) for system in SYSTEMS]
     measure.save("tpu_table", {"rows": rows})
-    shutil.rmtree(RESUME)  # another time, of another state of the code, it is compiled anew
+    shutil.rmtree(RESUME)  # the next run may be of other code
 
 
 if __name__ == "__main__":

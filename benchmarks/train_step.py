@@ -1,15 +1,16 @@
-"""Training steps: volumes/s, TFLOP/s, share of the matmul peak, memory, and time by block (forward
-and backward), beside our ViT, which leaves out half of the patches, and a plain PyTorch model of
-the same start, in turns.
+"""Training speed: volumes/s, TFLOP/s, share of the matmul peak, memory, time by block.
 
     python -m benchmarks.train_step
     python -m benchmarks.train_step --size=full --dtype=bfloat16 --batch=8 --remat=dots  # on a GPU
+
+Our CT-ViT, our ViT (which drops half of the patches) and a plain PyTorch model of the same initial
+weights are timed in turns; blocks forward and backward.
 """
 
 import jax
 
 from benchmarks import blocks, measure, speed
-from benchmarks.torch_rivals import rivals
+from benchmarks.torch_baselines import torch_baselines
 from ctclip_jax.common.shapes import Variables
 from ctclip_jax.common.sharding import make_mesh
 from ctclip_jax.cost.flops import step_flops
@@ -20,7 +21,7 @@ from data_pipelines.errors import run_main
 
 
 class OurSteps:
-    """One step of our training after the other, on the same batch."""
+    """Our training, step after step on the same batch."""
 
     def __init__(self, config: TrainConfig):
         mesh, model = make_mesh(config.mesh), CTCLIP(config.model)
@@ -41,28 +42,20 @@ def main() -> None:
     batch, towers = speed.random_batch(config), {"ours": config, speed.VIT: speed.with_vit(config)}
     steps = {name: OurSteps(tower) for name, tower in towers.items()}
     variables = steps["ours"].variables
-    others = rivals(config, variables, compiled=speed.COMPILE.value)
+    others = torch_baselines(config, variables, compiled=speed.COMPILE.value)
     functions = {name: lambda s=s: s(batch) for name, s in steps.items()}
     functions |= {name: lambda o=o: o.step(batch) for name, o in others.items()}
-    runs = speed.compared(speed.in_turns(functions), config.batch_size)
-    peak = speed.matmul_peak()
-    by_block = {"ours": blocks.ours(config.model, variables, batch, gradient=True)}
-    by_block |= {name: blocks.theirs(o, batch, gradient=True) for name, o in others.items()}
-    measure.save(
-        "train_step",
-        speed.settings(others)
-        | {
-            "runs": runs,
-            "utilization": {
-                name: speed.utilization(step_flops(tower), runs[name]["seconds"], peak)
-                for name, tower in towers.items()
-            },
-            "memory": {name: speed.memory(step.compiled) for name, step in steps.items()},
-            "block_milliseconds": {
-                name: speed.milliseconds(speed.in_turns(each)) for name, each in by_block.items()
-            },
-        },
+    results = speed.compare(
+        functions,
+        volumes=config.batch_size,
+        flops={name: step_flops(tower) for name, tower in towers.items()},
+        compiled={name: step.compiled for name, step in steps.items()},
+        blocks=lambda: (
+            {"ours": blocks.ours(config.model, variables, batch, gradient=True)}
+            | {name: blocks.theirs(o, batch, gradient=True) for name, o in others.items()}
+        ),
     )
+    measure.save("train_step", speed.settings(others) | results)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""2,000 synthetic scans prepared, verified and read for two epochs by two processes: whether every
-scan comes exactly once an epoch, in the same order again, and resumed in the middle.
+"""End-to-end check of the data path: 2,000 synthetic scans prepared, verified, read for two epochs.
 
     python -m benchmarks.two_epochs
+
+Two processes read. Fails unless each scan occurs once an epoch, in the same order the second time,
+and after resuming in the middle.
 """
 
 import hashlib
@@ -20,9 +22,9 @@ import numpy as np
 from benchmarks import measure
 from data_pipelines import loader, shards
 from data_pipelines.errors import run_main
+from data_pipelines.reports import TextSampler
 from data_pipelines.shards.verify import verify
 from data_pipelines.sources.phantoms import write_tree
-from data_pipelines.text_sampler import TextSampler
 from data_pipelines.tokenizers import load_tokenizer
 
 SCANS, PROCESSES, BATCH_SIZE, EPOCHS = 2000, 2, 8, 2
@@ -31,14 +33,14 @@ Fingerprints = list[tuple[bytes, bytes]]  # of the volume and of the tokens of e
 
 
 def prepare(tree: Path, out: Path) -> None:
-    """Runs the preparation binary."""
+    """Runs data_pipelines.prepare."""
     command = [sys.executable, "-m", "data_pipelines.prepare", "--source=phantoms"]
     arguments = [f"--data={tree}", f"--out={out}", "--splits=train", "--sentencepiece_vocab=1000"]
     subprocess.run([*command, *arguments, *GRID], check=True)
 
 
 def read(folder: Path, index: int, interrupted: bool) -> Fingerprints:
-    """What process `index` sees in the epochs; `interrupted` saves and restores in the middle."""
+    """Rows that process `index` reads; `interrupted` restores the loader in the middle."""
 
     def start():
         return loader.train_loader(
@@ -49,7 +51,7 @@ def read(folder: Path, index: int, interrupted: bool) -> Fingerprints:
             max_length=64,
             batch_size=BATCH_SIZE,
             seed=0,
-            one_per_scan=True,
+            one_reconstruction_per_scan=True,
             process_index=index,
             process_count=PROCESSES,
         )
@@ -76,14 +78,14 @@ def fingerprint(array: np.ndarray) -> bytes:
 
 
 def read_by_all(folder: Path, *, interrupted: bool) -> list[Fingerprints]:
-    """What each of the processes sees."""
+    """The rows of all processes."""
     with multiprocessing.get_context("spawn").Pool(PROCESSES) as pool:
         work = [(folder, index, interrupted) for index in range(PROCESSES)]
         return pool.starmap(read, work)
 
 
 def check_epochs(folder: Path, parts: list[Fingerprints]) -> None:
-    """Step by step over all processes, each epoch has every scan exactly once."""
+    """Asserts that, in the order of steps over all processes, an epoch has every scan once."""
     source = shards.read(folder, "train")
     records = (source[index] for index in range(len(source)))
     scan_of = {fingerprint(record["volume"]): record["scan"] for record in records}
@@ -113,7 +115,7 @@ def main() -> None:
         timed("preparation", lambda: prepare(tree, out))
         assert timed("verification", lambda: list(verify(out))) == []
         first = timed("two epochs", lambda: read_by_all(out, interrupted=False))
-        again, resumed = (read_by_all(out, interrupted=how) for how in (False, True))
+        again, resumed = (read_by_all(out, interrupted=flag) for flag in (False, True))
         check_epochs(out, first)
         assert first == again, "another order the second time"
         assert first == resumed, "resumed in the middle, other batches"

@@ -80,12 +80,12 @@ def evaluate(
 
 def check_inputs(inputs: Inputs, out: Path, *, published: bool) -> None:
     """Raises InputError for inputs that contradict each other."""
-    given = [name for name in ("model", "from_latents", "from_scores") if getattr(inputs, name)]
+    sources = [name for name in ("model", "from_latents", "from_scores") if getattr(inputs, name)]
     folders = [Path(folder) for folder in (inputs.from_latents, inputs.from_scores) if folder]
-    if given == ["model"] and not inputs.shards or not given:
+    if sources == ["model"] and not inputs.shards or not sources:
         raise InputError("pass --model and --shards, or --from_latents, or --from_scores")
-    if "from_scores" in given and len(given) > 1:
-        raise InputError(f"--from_scores: cannot be combined with --{given[0]}")
+    if "from_scores" in sources and len(sources) > 1:
+        raise InputError(f"--from_scores: cannot be combined with --{sources[0]}")
     if folders and inputs.task != (0, 1):
         raise InputError("--task: there is nothing to encode")
     if published and inputs.validation:
@@ -101,18 +101,22 @@ def load_eval_set(inputs: Inputs, out: Path, *, protocol: ProtocolConfig) -> Eva
     model = open_model(inputs, protocol) if inputs.model else None
     if inputs.from_latents:
         return score_saved_latents(Path(inputs.from_latents), model, out=out, protocol=protocol)
-    labels = shards.preparation(inputs.shards, inputs.split)["labels"]
-    scores.check_classifier(labels, model, protocol=protocol)
     source = encode.provenance(model, inputs.model, folder=inputs.shards, split=inputs.split)
+    files.claim_output_dir(out, source)
+    # Before the volumes are encoded, so that a wrong prompt costs seconds.
+    classifier = scores.make_classifier(
+        shards.preparation(inputs.shards, inputs.split)["labels"],
+        encode.head_arrays(model),
+        dim=model.config.dim_latent,
+        model=model,
+        prompts_dir=out,
+        out=out,
+        protocol=protocol,
+    )
     eval_set = encode.encode_split(
         model, source, out, batch_size=protocol.batch_size, task=inputs.task
     )
-    if eval_set is None:
-        return None
-    arrays = encode.head_arrays(model)
-    return scores.add_scores(
-        eval_set, arrays, model=model, prompts_dir=out, out=out, protocol=protocol
-    )
+    return eval_set and scores.add_scores(eval_set, classifier, protocol=protocol)
 
 
 def open_model(inputs: Inputs, protocol: ProtocolConfig) -> Model:
@@ -143,11 +147,17 @@ def score_saved_latents(
         prompts_dir = None  # its prompts may be from another model
     elif model and model_sha256 != encode.fingerprint(model):
         raise InputError(f"{folder}: its latents are from another model than --model")
-    scored = scores.add_scores(
-        eval_set, arrays, model=model, prompts_dir=prompts_dir, out=out, protocol=protocol
+    classifier = scores.make_classifier(
+        eval_set.label_names,
+        arrays,
+        dim=eval_set.image.shape[1],
+        model=model,
+        prompts_dir=prompts_dir,
+        out=out,
+        protocol=protocol,
     )
-    if scored is not None:
-        return scored
+    if classifier is not None:
+        return scores.add_scores(eval_set, classifier, protocol=protocol)
     if (folder / "scores.csv").exists():
         return files.with_scores(eval_set, folder)
     return eval_set.with_notes(
@@ -180,7 +190,7 @@ def write_report(
         thumbnails=load_thumbnails(inputs, eval_set, rows=rows),
     )
     write_text(out / "report.html", html)
-    write_text(out / "table.tex", latex.tables(metrics, "This model"))
+    write_text(out / "table.tex", latex.render_tables(metrics, "This model"))
 
 
 def load_thumbnails(inputs: Inputs, eval_set: EvalSet, *, rows: Sequence[int]) -> dict[int, bytes]:

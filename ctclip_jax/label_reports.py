@@ -24,7 +24,7 @@ from ctclip_jax.evaluation import files
 from ctclip_jax.evaluation.dataset import EvalSet, from_rows
 from data_pipelines import shards
 from data_pipelines.errors import InputError, run_main
-from data_pipelines.reports import LABELS, given_parts, report_text
+from data_pipelines.reports import LABELS, report_parts, report_text
 from data_pipelines.sources.tables import read_table
 
 KEYS = (files.KEY, "volume_name", "path")
@@ -44,7 +44,7 @@ def read_table_texts(path: Path, *, form: str) -> dict[str, str]:
     texts = {}
     for name, row in table.rows.items():
         findings, impressions = (*(row[part] for part in parts), "")[:2]
-        if not given_parts(findings, impressions):
+        if not report_parts(findings, impressions):
             raise InputError(f"{path}: {name}: no report")
         texts[name] = report_text(findings, impressions, form=form)
     return texts
@@ -58,7 +58,7 @@ def read_split(folder: str, split: str, *, form: str) -> EvalSet:
     rows = [
         row
         for row in shards.read_reports(folder, split)
-        if given_parts(row["findings"], row["impressions"])
+        if report_parts(row["findings"], row["impressions"])
     ]
     if not rows:
         raise InputError(f"{folder}: no report in split {split}")

@@ -32,7 +32,7 @@ from ctclip_jax.evaluation import files
 from ctclip_jax.inference import classifiers, heatmaps
 from ctclip_jax.inference.classifiers import Classifier
 from ctclip_jax.inference.scans import SkippedCase, list_scans, read_ahead
-from data_pipelines.errors import InputError, run_main
+from data_pipelines.errors import InputError, one_line, run_main
 from data_pipelines.shard_tasks import PreparedVolume, provenance
 from data_pipelines.sources.case import CaseRecord
 
@@ -159,7 +159,7 @@ def append_row(path: Path, row: pd.Series) -> None:
             path, mode="a", header=not path.exists(), index_label=files.KEY, float_format="%.6g"
         )
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
+        raise InputError(f"{path}: cannot be written ({one_line(error)})") from error
 
 
 def file_name(name: str) -> str:

@@ -1,8 +1,8 @@
-"""Examples -> batches: volumes decompressed side by side, ahead, in threads or processes.
+"""Batching: volumes decompressed in parallel into their batch, ahead, in threads or processes.
 
-Records are read and tokenized ahead by threads, their volumes still compressed, and decompressed
-straight into the batch, one batch ahead. A process holds three batches at most (in use, ahead,
-being filled), and AHEAD * THREADS compressed volumes beside them.
+Threads read and tokenize records ahead, with their volumes still encoded; these are decompressed
+straight into the batch, one batch ahead. So a process holds at most three batches (in use, ahead,
+being filled) and AHEAD * THREADS encoded volumes.
 """
 
 import dataclasses
@@ -17,10 +17,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grain
 import numpy as np
+from jaxtyping import Int16
 
-from data_pipelines import malloc
-from data_pipelines.resample import STEPS_PER_HU
-from data_pipelines.shards import Record, decompress
+from data_pipelines.malloc import tune_malloc
+from data_pipelines.resample import to_fixed_point
+from data_pipelines.shards import Record, decode_volume
 
 Batch = dict[str, np.ndarray]
 
@@ -28,45 +29,46 @@ THREADS = min(os.cpu_count(), 16)
 AHEAD = 2
 
 
-def shifted(volume: np.ndarray, offsets: Sequence[int], *, air: int) -> np.ndarray:
-    """The volume moved by so many voxels along each axis; what comes in is `air`."""
-    widths = [(max(by, 0), max(-by, 0)) for by in offsets]
-    padded = np.pad(volume, widths, constant_values=air)
-    starts = [max(-by, 0) for by in offsets]
+def translate(
+    volume: Int16[np.ndarray, "f h w"], offsets: Sequence[int], *, fill: int
+) -> Int16[np.ndarray, "f h w"]:
+    """Moves a volume by `offsets` voxels along its axes; voxels that come in are `fill`."""
+    widths = [(max(offset, 0), max(-offset, 0)) for offset in offsets]
+    padded = np.pad(volume, widths, constant_values=fill)
+    starts = [max(-offset, 0) for offset in offsets]
     return padded[tuple(slice(i, i + n) for i, n in zip(starts, volume.shape, strict=True))]
 
 
 @dataclasses.dataclass(frozen=True)
-class Compressed:
-    """A volume that is still to be decompressed, and moved."""
+class EncodedVolume:
+    """The volume of a record that is still to be decompressed, and then moved by `offsets`."""
 
     record: Record
     offsets: tuple[int, ...] = ()
 
-    def write(self, out: np.ndarray) -> None:
+    def decode_into(self, out: Int16[np.ndarray, "f h w"]) -> None:
         """Writes the volume into `out`."""
-        steps = int(self.record["steps_per_hu"])
-        decompress(self.record["volume"], out.shape, steps_per_hu=steps, out=out)
+        decode_volume(self.record, out)
         if any(self.offsets):
-            air = round(float(self.record["window"][0]) * STEPS_PER_HU)
-            out[:] = shifted(out, self.offsets, air=air)
+            air = to_fixed_point(float(self.record["window"][0]))
+            out[:] = translate(out, self.offsets, fill=air)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Assemble:
-    """Examples -> a batch, whose volumes are decompressed side by side into their places."""
+    """Examples -> a batch, whose volumes are decompressed in parallel into their places."""
 
     shape: tuple[int, int, int]
 
     def __call__(self, examples: Sequence[Record]) -> Batch:
-        batch = {n: np.stack([each[n] for each in examples]) for n in examples[0] if n != "image"}
+        batch = {n: np.stack([row[n] for row in examples]) for n in examples[0] if n != "image"}
         if "image" not in examples[0]:
             return batch
         shape = (len(examples), *self.shape)
-        malloc.expect_blocks(2 * math.prod(shape))  # workers assemble in processes of their own
+        tune_malloc(2 * math.prod(shape))  # here too: workers are other processes
         images = np.empty(shape, np.int16)
         volumes = [example["image"] for example in examples]
-        list(_threads().map(Compressed.write, volumes, images))
+        list(_threads().map(EncodedVolume.decode_into, volumes, images))
         return {"image": images} | batch
 
 
@@ -76,24 +78,31 @@ def _threads() -> ThreadPoolExecutor:
 
 
 def batches(
-    examples: grain.MapDataset, batch_size: int, *, geometry: dict, workers: int = 0, ahead: int = 1
+    examples: grain.MapDataset,
+    batch_size: int,
+    *,
+    geometry: dict,
+    num_workers: int = 0,
+    ahead: int = 1,
 ) -> grain.DatasetIterator:
-    """Batches of `batch_size` examples, made `ahead` by threads, or by each of the workers."""
+    """Returns batches of `batch_size` examples, made `ahead` by threads, or by each worker."""
     shape = tuple(geometry["shape"])
-    malloc.expect_blocks(2 * batch_size * math.prod(shape))
-    batches = examples.to_iter_dataset(read_options()).batch(
+    tune_malloc(2 * batch_size * math.prod(shape))
+    dataset = examples.to_iter_dataset(read_options()).batch(
         batch_size, drop_remainder=True, batch_fn=_Assemble(shape)
     )
-    if workers:
-        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=ahead)
-        return iter(batches.mp_prefetch(options, _outlive_sigterm))
-    return iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=ahead))
+    if num_workers:
+        options = grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=ahead)
+        return iter(dataset.mp_prefetch(options, _outlive_sigterm))
+    return iter(grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=ahead))
 
 
-def _outlive_sigterm(worker: int, workers: int) -> None:
-    """Schedulers tell every process of a job to stop; the training, which may need more batches to
-    come to its end, stops its workers itself. One that was killed cannot: they end without it."""
-    del worker, workers
+def _outlive_sigterm(worker: int, num_workers: int) -> None:
+    """Makes a worker ignore SIGTERM and end with its parent.
+
+    Schedulers send SIGTERM to every process of a job, but the training may need more batches until
+    it has saved its state; it stops its workers itself, unless it is killed."""
+    del worker, num_workers
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 
@@ -105,6 +114,6 @@ def _end_with(parent: int) -> None:
 
 
 def read_options() -> grain.ReadOptions:
-    """As many threads as cores, and few elements ahead."""
-    # grain's own default of 500 ahead would be 500 volumes.
+    """Options for reading with as many threads as cores, a few elements ahead."""
+    # grain's own default of 500 elements ahead would be 500 volumes.
     return grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=AHEAD * THREADS)

@@ -1,15 +1,44 @@
-"""One error for bad input, and the entry point that turns it into one line."""
+"""Error handling: InputError for bad input, one-line causes, the entry point of all programs."""
 
 import inspect
+import re
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from absl import app, flags, logging
 
+_MAX_CAUSE = 300  # characters
+# tensorstore says in order: what it was doing: the system's own words [where] [error code]
+_TENSORSTORE_CAUSE = r"([^:\[]+) \[(?:tensorstore_spec='.*'\] \[)?os_error_code"
+
 
 class InputError(ValueError):
-    """Input that cannot be used; its message is one line naming the file and the cause."""
+    """Input that cannot be used; its message is one line that names the file and the cause."""
+
+
+def one_line(error: BaseException) -> str:
+    """Returns the cause of an error in one line, for messages such as `PATH: damaged (CAUSE)`.
+
+    Of an OSError these are the system's words without the path. Messages of other libraries are cut
+    at 300 characters, as they may quote the content of a damaged file.
+    """
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if match := re.search(_TENSORSTORE_CAUSE, str(error), re.DOTALL):
+        return match[1].strip()
+    cause = error
+    while isinstance(cause, (AttributeError, LookupError)) and cause.args:
+        cause = cause.args[0]  # str() of a KeyError would be the repr of its message
+    text = str(cause).strip()
+    if "Traceback" in text:  # ml_collections quotes the whole traceback of a config file
+        last = text.splitlines()[-1]
+        text = last.partition(": ")[2] or last
+    line = " ".join(text.split())
+    if not isinstance(error, InputError):
+        line = textwrap.shorten(line, _MAX_CAUSE)
+    return line or type(error).__name__
 
 
 def run_main(main: Callable[..., None], define_flags: Callable[[], None] = lambda: None) -> None:
@@ -17,12 +46,7 @@ def run_main(main: Callable[..., None], define_flags: Callable[[], None] = lambd
     exits with status 2.
 
     `arguments` are the positional ones of the command line; the signature of `main` says how many
-    it takes.
-
-    Bad input is an InputError, or what ml_collections raises for a config file that is not there
-    and for a key that it does not have; or a package that is missing, since those of cloud paths
-    are looked for when a path is opened. Of what libraries log, errors alone are shown
-    without --verbosity.
+    it takes. Log messages of libraries are shown from level ERROR on unless --verbosity is set.
     """
 
     def guarded(argv: Sequence[str]) -> None:
@@ -34,39 +58,38 @@ def run_main(main: Callable[..., None], define_flags: Callable[[], None] = lambd
             except TypeError as error:
                 raise InputError(f"{error}; got {' '.join(argv[1:]) or 'none'}") from None
             main(*argv[1:])
+        # fsspec imports the package for a cloud path when such a path is opened.
         except (InputError, ImportError) as error:
-            _fail(error)
+            _exit(error)
+
+    # What ml_collections raises for a config file that does not exist, and for an unknown key.
+    bad_config = (AttributeError, LookupError, OSError)
 
     def parse(argv: Sequence[str]) -> list[str]:
         try:
             return flags.FLAGS(argv)
-        except (AttributeError, LookupError, OSError, flags.Error) as error:
-            _fail(error)
+        except (*bad_config, flags.Error) as error:
+            _exit(error)
 
     try:
-        define_flags()  # ml_collections reads the overrides of a config with a default at once
-    except (AttributeError, LookupError, OSError) as error:
-        _fail(error)
+        define_flags()  # ml_collections applies overrides to a config with a default right here
+    except bad_config as error:
+        _exit(error)
     app.run(guarded, flags_parser=parse)
 
 
+def _exit(error: Exception) -> NoReturn:
+    message = str(error) if isinstance(error, OSError) else one_line(error)
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
 def parse_slice(text: str) -> tuple[int, int]:
-    """(i, n) of the flag --task=I/N: the i-th, from 0, of n slices of the work."""
+    """Returns (i, n) of the flag --task=I/N: slice i, counted from 0, of n slices of the work."""
     try:
         index, count = map(int, text.split("/"))
     except ValueError:
         index, count = 0, 0
     if not 0 <= index < count:
-        raise InputError(f"--task: I/N with I from 0 to N - 1, not {text}")
+        raise InputError(f"--task: got {text}, expected I/N with I from 0 to N - 1")
     return index, count
-
-
-def _fail(error: Exception) -> NoReturn:
-    told = error
-    while isinstance(told, (AttributeError, LookupError)) and told.args:
-        told = told.args[0]  # a KeyError's own text is a repr of it
-    text = str(told).strip()
-    if "Traceback" in text:  # what a config file raised, as ml_collections tells it
-        text = text.splitlines()[-1].strip().partition(": ")[2]
-    print(f"error: {' '.join(text.split())}", file=sys.stderr)
-    sys.exit(2)

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and that say what is wrong with them."""
+"""Atomic file writes: into a scratch folder, then renamed; errors name the path."""
 
 import contextlib
 import hashlib
@@ -12,50 +12,51 @@ from typing import Any
 
 from etils import epath
 
-from data_pipelines.errors import InputError
+from data_pipelines.errors import InputError, one_line
 
 SCRATCH = ".writing-"
 
 
 def sha256(path: epath.PathLike) -> str:
-    """Of a whole file, in hexadecimal digits."""
+    """Returns the digest of a file in hexadecimal digits."""
     with epath.Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def make_folder(path: epath.PathLike) -> epath.Path:
-    """The folder, made if it is not there. Raises InputError if it can't be."""
+    """Creates a folder and its parents if necessary."""
     folder = epath.Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{path}: no folder can be there ({error.strerror or error})") from error
+        raise InputError(f"{path}: cannot create this folder ({one_line(error)})") from error
     return folder
 
 
 def is_remote(path: epath.Path) -> bool:
-    """Whether it is no path of a local disk."""
+    """Whether this is a URL, such as gs://BUCKET/PATH, and not a path on a local disk."""
     return "://" in str(path)
 
 
 @contextlib.contextmanager
 def scratch_folder(directory: epath.Path) -> Iterator[Path]:
-    """A local folder to write into: beside its target, or where temporary files go if that is no
-    local disk."""
-    where = None if is_remote(directory) else directory
+    """A local folder to write into, removed afterwards: inside `directory`, or in the system's
+    folder for temporary files if `directory` is remote."""
+    # On the disk of the target, so that `publish` can rename.
+    parent = None if is_remote(directory) else directory
     scratch = None
     try:
-        scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=where))
+        scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=parent))
         yield scratch
     except OSError as error:
-        raise InputError(f"{directory}: cannot be written ({error.strerror or error})") from error
+        raise InputError(f"{directory}: cannot be written ({one_line(error)})") from error
     finally:
         if scratch:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
 def publish(path: Path, target: epath.Path) -> None:
-    """Gives a finished file its name, at once."""
+    """Moves a finished file from a scratch folder to its target, atomically on a local disk."""
     if is_remote(target):
         epath.Path(path).copy(target, overwrite=True)
     else:
@@ -63,15 +64,16 @@ def publish(path: Path, target: epath.Path) -> None:
 
 
 def publish_folder(folder: Path, target: Path) -> None:
-    """Gives a finished scratch folder of files its name, at once, when they are all on the disk."""
-    folder.chmod(0o755)  # a scratch folder is its owner's alone
+    """Renames a finished scratch folder of files to its target, atomically and durably."""
+    folder.chmod(0o755)  # mkdtemp gives access to the owner only
+    # Contents before the new name: after a power failure a name must not lead to empty files.
     for path in (*folder.iterdir(), folder):
-        _to_disk(path)
+        _sync(path)
     os.rename(folder, target)
-    _to_disk(target.parent)
+    _sync(target.parent)
 
 
-def _to_disk(path: Path) -> None:
+def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -79,25 +81,24 @@ def _to_disk(path: Path) -> None:
         os.close(handle)
 
 
-def write_text(path: epath.PathLike, text: str) -> None:
-    """Writes a file that is there whole, on the disk, or not at all. Raises InputError if it can't
-    be."""
-    target = epath.Path(path)
+def write_text(target: epath.PathLike, text: str) -> None:
+    """Writes a text file atomically and durably."""
+    target = epath.Path(target)
     with scratch_folder(target.parent) as scratch:
-        written = scratch / target.name
-        written.write_text(text, encoding="utf-8")
-        _to_disk(written)
-        publish(written, target)
+        path = scratch / target.name
+        path.write_text(text, encoding="utf-8")
+        _sync(path)
+        publish(path, target)
 
 
 def read_json(path: epath.PathLike) -> dict[str, Any]:
-    """The object that a JSON file holds. Raises InputError if it is not there or holds none."""
+    """Reads the object of a JSON file."""
     try:
         content = json.loads(epath.Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from error
+        raise InputError(f"{path}: cannot be read ({one_line(error)})") from error
     if not isinstance(content, dict):
-        raise InputError(f"{path}: no JSON object")
+        raise InputError(f"{path}: not a JSON object")
     return content

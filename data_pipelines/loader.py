@@ -1,11 +1,11 @@
-"""Shards -> batches on the host, by grain; every iterator can be checkpointed.
+"""Data loading with grain: shards -> host batches; iterators can be checkpointed.
 
-A batch is a dict of numpy arrays: `image` int16 (B, F, H, W) in steps of 1/16 HU; in training
-`input_ids` and `attention_mask` int32 (B, L), or (B, K, L) with K texts of a volume, and (B,) of
-the volume: `scan` and `report` int32, equal for the same scan and for reports of the same words,
-`normal` (all labels are known and absent), `seed` int32, drawn anew each time; where asked for
-`labels` int8 (B, labels), and `latent` float32 (B, D) or nothing in place of `image`; in evaluation
-`row`, that of `shards.read_reports`.
+A batch is a dict of numpy arrays: `image` int16 (B, F, H, W) in steps of 1/16 HU. In training also
+`input_ids` and `attention_mask` int32 (B, L), or (B, K, L) with K texts per volume, and per volume
+(B,): `scan` and `report` int32, equal for the same scan and for reports of the same words; `normal`
+(all labels are known and absent); `seed` int32, drawn anew each time; on request `labels` int8
+(B, num_labels), and in place of `image` either `latent` float32 (B, D) or nothing. In evaluation
+also `row`, an index into `shards.read_reports`.
 """
 
 import dataclasses
@@ -17,11 +17,10 @@ import numpy as np
 from etils import epath
 
 from data_pipelines import shards
-from data_pipelines.batching import Compressed, batches
+from data_pipelines.batching import EncodedVolume, batches
 from data_pipelines.errors import InputError
-from data_pipelines.reports import given_parts
+from data_pipelines.reports import TextSampler, report_parts
 from data_pipelines.shards import Record, ShardSource
-from data_pipelines.text_sampler import TextSampler
 from data_pipelines.tokenizers import Tokenizer
 
 
@@ -34,51 +33,59 @@ def train_loader(
     max_length: int,
     batch_size: int,
     seed: int,
-    weights: Sequence[float] = (),
-    one_per_scan: bool = False,
-    shift: int = 0,
+    mixture_weights: Sequence[float] = (),
+    one_reconstruction_per_scan: bool = False,
+    random_shift_voxels: int = 0,
     labels: bool = False,
     volumes: bool = True,
     latents: Sequence[np.ndarray] = (),
     process_index: int = 0,
     process_count: int = 1,
-    workers: int = 0,
+    num_workers: int = 0,
     ahead: int = 1,
 ) -> grain.DatasetIterator:
-    """Infinite batches of `batch_size` for this process, of the shards in `folders`.
+    """Returns infinite batches for this process from the shards in `folders`.
 
-    Every epoch of a folder has all of its volumes in another order, or with `one_per_scan` one
-    random reconstruction of each scan; the processes share it, none sees what another sees. Several
-    folders are mixed by `weights`. The text is drawn by `texts`, None for none. `shift` moves each
-    volume by up to so many voxels along every axis. With `labels` they are in the batch. `latents`
-    of each folder (n, d), in the order of `shards.read_reports`, stand for its volumes; without
-    `volumes` there are neither, and no volume without a report. The same arguments give the same
-    batches; `get_state` and `set_state` resume at any batch. `workers` are processes beside this
-    one, 0 for threads alone. So many batches are made `ahead` (by each of the workers).
-    Raises InputError if this process would see no record, if there is no report, for volumes of
-    different grids, or for a mixture or a shift that cannot be made.
+    The same arguments give the same batches; `get_state` and `set_state` resume at any batch. An
+    epoch of a folder has each of its volumes once, in a new order; processes share it, and none
+    sees what another sees.
+
+    Args:
+      texts: draws a volume's text from its report; None for no text.
+      batch_size: of this process.
+      mixture_weights: of the folders; by default each volume counts the same.
+      one_reconstruction_per_scan: an epoch has one random volume of each scan.
+      random_shift_voxels: moves each volume by up to so many voxels along every axis.
+      labels: adds them to the batch.
+      volumes: without them, batches have no `image`, and no volume without a report.
+      latents: (n, d) for each folder, in the order of `shards.read_reports`; replace the volumes.
+      num_workers: processes that make batches; 0 for threads only.
+      ahead: batches made in advance, by each of the workers.
     """
-    if shift < 0:
-        raise InputError(f"shift: {shift} voxels, wanted 0 or more")
-    if weights and (len(weights) != len(folders) or min(weights) <= 0):
-        raise InputError(f"weights: {tuple(weights)} of {len(folders)} folders, each above 0")
+    if random_shift_voxels < 0:
+        raise InputError(f"random_shift_voxels: got {random_shift_voxels}, expected 0 or more")
+    if mixture_weights and (len(mixture_weights) != len(folders) or min(mixture_weights) <= 0):
+        raise InputError(
+            f"mixture_weights: got {tuple(mixture_weights)} for {len(folders)} folders, expected"
+            " one number above 0 for each"
+        )
     geometry = common_geometry(folders, split)
-    rows_of = [shards.read_reports(folder, split) for folder in folders]
+    rows_of_folders = [shards.read_reports(folder, split) for folder in folders]
     if latents:
-        sources = [_Rows(*each) for each in zip(rows_of, latents, strict=True)]
+        sources = [_Rows(*pair) for pair in zip(rows_of_folders, latents, strict=True)]
     elif volumes:
         sources = [shards.read(folder, split) for folder in folders]
     else:
-        sources = [_Rows(rows) for rows in rows_of]
+        sources = [_Rows(rows) for rows in rows_of_folders]
     groups = []
-    for folder, rows in zip(folders, rows_of, strict=True):
+    for folder, rows in zip(folders, rows_of_folders, strict=True):
         reported = [
-            i for i, row in enumerate(rows) if given_parts(row["findings"], row["impressions"])
+            i for i, row in enumerate(rows) if report_parts(row["findings"], row["impressions"])
         ]
         if texts and not reported:
             raise InputError(f"{folder}: no volume of {split} has a report")
         used = range(len(rows)) if volumes else reported
-        groups.append(_groups(rows, used, one_per_scan=one_per_scan))
+        groups.append(_groups(rows, used, one_per_scan=one_reconstruction_per_scan))
         if len(groups[-1]) < process_count:
             raise InputError(f"{folder}: fewer volumes in {split} than {process_count} processes")
     seeds = map(int, np.random.SeedSequence(seed).generate_state(len(groups)))
@@ -86,18 +93,18 @@ def train_loader(
         grain.MapDataset.source(group).seed(s).shuffle().repeat().random_map(_Pick(k))
         for k, (group, s) in enumerate(zip(groups, seeds, strict=True))
     ]
-    mixed = grain.MapDataset.mix(streams, weights or [len(group) for group in groups])
-    example = _TrainExample(sources, texts, tokenizer, max_length, shift, labels)
-    # Divided last: a volume's text and shift are the same for any number of processes.
-    examples = mixed.seed(seed).random_map(example)
-    mine = examples[process_index::process_count]
-    return batches(mine, batch_size, geometry=geometry, workers=workers, ahead=ahead)
+    mixed = grain.MapDataset.mix(streams, mixture_weights or [len(group) for group in groups])
+    example = _TrainExample(sources, texts, tokenizer, max_length, random_shift_voxels, labels)
+    # Split among processes last: text and shift of a volume are the same for any number of them.
+    examples = mixed.seed(seed).random_map(example)[process_index::process_count]
+    return batches(examples, batch_size, geometry=geometry, num_workers=num_workers, ahead=ahead)
 
 
-def moved(state: dict, before: int, now: int) -> dict:
-    """The state of a training loader of `before` processes without workers, as one of `now`
-    processes has it: all of them read one stream, and it goes on at the same example."""
-    return {"next_index": state["next_index"] * before // now}
+def rescale_position(state: dict, process_count: int, new_process_count: int) -> dict:
+    """Converts the state of a training loader without workers to another number of processes.
+
+    All processes read one stream of examples, which continues at the same example."""
+    return {"next_index": state["next_index"] * process_count // new_process_count}
 
 
 def eval_loader(
@@ -109,84 +116,82 @@ def eval_loader(
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.DatasetIterator:
-    """One pass over the volumes of `rows` (default: all), process p of n seeing the rows p, p + n,
-    p + 2n, ... of them; what else is known of them is in `shards.read_reports`.
+    """Returns one pass over the volumes of `rows` (default: all), divided by `rows_of_process`.
 
-    Every process gets the same number of full batches; `row` is -1 where a volume only fills one
-    up. Raises InputError if there is no row."""
+    Every process gets the same number of full batches, in which `row` is -1 for padding."""
     source = shards.read(folder, split)
     rows = range(len(source)) if rows is None else rows
     if not len(rows):
         raise InputError(f"{folder}: no volumes in {split}")
-    mine = share(
+    own = rows_of_process(
         rows, batch_size=batch_size, process_index=process_index, process_count=process_count
     )
-    mine = grain.MapDataset.source(mine).map(_EvalExample(source))
-    return batches(mine, batch_size, geometry=common_geometry([folder], split))
+    examples = grain.MapDataset.source(own).map(_EvalExample(source))
+    return batches(examples, batch_size, geometry=common_geometry([folder], split))
 
 
-def share(
+def rows_of_process(
     rows: Sequence[int], *, batch_size: int, process_index: int, process_count: int
 ) -> np.ndarray:
-    """The rows p, p + n, p + 2n, ... of process p of n, filled up with -1, so that every process
-    has the same number of batches of `batch_size`."""
+    """Returns the rows p, p + n, p + 2n, ... of process p of n, padded with -1 so that every
+    process has the same number of full batches."""
     step = batch_size * process_count
-    filled = np.full(-(-len(rows) // step) * step, -1)
-    filled[: len(rows)] = rows
-    return filled[process_index::process_count]
+    padded = np.full(-(-len(rows) // step) * step, -1)
+    padded[: len(rows)] = rows
+    return padded[process_index::process_count]
 
 
 def common_geometry(folders: Sequence[epath.PathLike], split: str) -> dict:
-    """`shape`, `spacing` and `window` of the volumes of all folders.
-
-    Raises InputError if they differ, or there is no folder."""
+    """Returns `shape`, `spacing` and `window` of the volumes, which must be the same in all folders
+    (else InputError)."""
     if not folders:
-        raise InputError("no folder of shards is given")
-    found = [
+        raise InputError("no folder of shards")
+    geometries = [
         {name: shards.preparation(folder, split)[name] for name in ("shape", "spacing", "window")}
         for folder in folders
     ]
-    for folder, geometry in zip(folders, found, strict=True):
-        if geometry != found[0]:
-            raise InputError(f"{folder}: volumes of {geometry}, those of {folders[0]}: {found[0]}")
-    return found[0]
+    first = geometries[0]
+    for folder, geometry in zip(folders, geometries, strict=True):
+        if geometry != first:
+            raise InputError(f"{folder}: volumes of {geometry}, but {folders[0]} has {first}")
+    return first
 
 
 def _groups(rows: Sequence[dict], used: Sequence[int], *, one_per_scan: bool) -> list[np.ndarray]:
-    """The `used` records among which an epoch chooses one: those of a scan, or each by itself."""
+    """Groups the `used` records; an epoch picks one of each group: a scan's, or single records."""
     if not one_per_scan:
         return list(np.asarray(used)[:, None])
-    records: dict[tuple[str, str], list[int]] = {}
+    scans: dict[tuple[str, str], list[int]] = {}
     for index in used:
-        records.setdefault((rows[index]["patient"], rows[index]["scan"]), []).append(index)
-    return [np.array(indices) for indices in records.values()]
+        scans.setdefault((rows[index]["patient"], rows[index]["scan"]), []).append(index)
+    return [np.array(indices) for indices in scans.values()]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Pick(grain.transforms.RandomMap):
-    """A group of records of folder `k` -> (k, one of the records)."""
+    """A group of records of folder `folder` -> (folder, one of the records)."""
 
-    k: int
+    folder: int
 
     def random_map(self, group: np.ndarray, rng: np.random.Generator) -> tuple[int, int]:
-        return self.k, int(group[rng.integers(len(group))])
+        return self.folder, int(group[rng.integers(len(group))])
 
 
 @dataclasses.dataclass(frozen=True)
 class _Rows:
-    """What is known of the volumes of a split, and their latents, in the place of its records."""
+    """Records without volumes, and with latents if there are some."""
 
     rows: Sequence[dict]
     latents: np.ndarray | None = None
 
-    def compressed(self, index: int) -> Record:
+    def encoded(self, index: int) -> Record:
         latent = {} if self.latents is None else {"latent": self.latents[index]}
         return self.rows[index] | latent
 
 
 @dataclasses.dataclass(frozen=True)
 class _TrainExample(grain.transforms.RandomMap):
-    """(folder, record) -> the record tokenized, its volume compressed."""
+    """(folder, record) -> an example: tokens, ids, and the volume still encoded."""
 
     sources: Sequence[ShardSource | _Rows]
     texts: TextSampler | None
@@ -195,15 +200,16 @@ class _TrainExample(grain.transforms.RandomMap):
     shift: int
     labels: bool
 
-    def random_map(self, where: tuple[int, int], rng: np.random.Generator) -> Record:
-        folder, index = where
-        record = self.sources[folder].compressed(index)
+    def random_map(self, location: tuple[int, int], rng: np.random.Generator) -> Record:
+        folder, index = location
+        record = self.sources[folder].encoded(index)
         labels = np.asarray(record["labels"], np.int8)
+        # The order of draws is part of a run's reproducibility: text, shift, seed.
         tokens = self._tokens(record, rng) if self.texts else {}
         offsets = rng.integers(-self.shift, self.shift, 3, endpoint=True) if self.shift else ()
         volume = {name: record[name] for name in ("latent",) if name in record}
         if "volume" in record:
-            volume = {"image": Compressed(record, tuple(offsets))}
+            volume = {"image": EncodedVolume(record, tuple(offsets))}
         return {
             **volume,
             **tokens,
@@ -215,15 +221,15 @@ class _TrainExample(grain.transforms.RandomMap):
         }
 
     def _tokens(self, record: Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        drawn = self.texts.draw(record["findings"], record["impressions"], rng=rng)
-        ids, mask = self.tokenizer(drawn, self.max_length)
-        if self.texts.texts == 1:
+        texts = self.texts.draw(record["findings"], record["impressions"], rng=rng)
+        ids, mask = self.tokenizer(texts, self.max_length)
+        if self.texts.texts_per_volume == 1:
             ids, mask = ids[0], mask[0]
         return {"input_ids": ids, "attention_mask": mask}
 
 
 def _fingerprint(*texts: str) -> np.int32:
-    """The same number for the same texts; two others share one in 4e9."""
+    """A hash; two different texts share one with probability 1 in 4e9."""
     return np.uint32(zlib.crc32("\0".join(texts).encode())).astype(np.int32)
 
 
@@ -232,4 +238,4 @@ class _EvalExample(grain.transforms.Map):
     source: ShardSource
 
     def map(self, row: int) -> Record:
-        return {"image": Compressed(self.source.compressed(max(row, 0))), "row": np.array(row)}
+        return {"image": EncodedVolume(self.source.encoded(max(row, 0))), "row": np.array(row)}

@@ -1,10 +1,10 @@
-"""Scans and reports on disk -> shards.
+"""Prepares scans and reports: any source -> shards.
 
     python -m data_pipelines.prepare --data=CT-RATE --out=SHARDS
 
-The work is a plan of shards. A run does those that are missing, in processes of this machine, or
-with `--runner=DirectRunner -- --direct_num_workers=2` on Apache Beam, which gets what follows `--`;
---task=I/N does one of N slices, as one task of an array job.
+The work is divided into shards. A run writes those that are missing, in processes of this machine,
+or with `--runner=DirectRunner -- --direct_num_workers=2` on Apache Beam, which gets the arguments
+after `--`; --task=I/N does one of N slices, for array jobs.
 """
 
 import os
@@ -17,7 +17,7 @@ from absl import flags, logging
 from etils import epath
 from ml_collections import config_flags
 
-from data_pipelines import beam, resample, runners, shard_tasks, shards
+from data_pipelines import resample, runners, shard_tasks, shards
 from data_pipelines.errors import InputError, parse_slice, run_main
 from data_pipelines.shard_tasks import Task
 from data_pipelines.sources import ct_rate, manifest, rad_chestct
@@ -32,7 +32,7 @@ _SOURCE = flags.DEFINE_enum(
     "source",
     "ct_rate",
     ("ct_rate", "rad_chestct", "manifest", "phantoms"),
-    "Layout of the data; phantoms are written as CT-RATE is.",
+    "Layout of the data; phantoms have that of CT-RATE.",
 )
 _DATA = flags.DEFINE_string("data", None, "Folder of the data, or the manifest.", required=True)
 _OUT = flags.DEFINE_string("out", None, "Folder to write the shards to.", required=True)
@@ -43,23 +43,23 @@ _MODE = flags.DEFINE_enum(
     "sound",
     shard_tasks.MODES,
     "sound: HU, axes and spacing decided from the data. published_train, published_inference: the "
-    "arrays of the published loaders, which believe the tables and read axes as stored.",
+    "arrays of the published loaders, which trust the tables and use axes as stored.",
 )
 _GRID = flags.DEFINE_enum("grid", "240x480x480", resample.GRIDS, "Prepared voxels, z x x x y.")
-_SHAPE = flags.DEFINE_list("shape", [], "Other voxels than the grid's: z,x,y.")
-_SPACING = flags.DEFINE_list("spacing", [], "Other mm per voxel than the grid's: z,x,y.")
-_WINDOW = flags.DEFINE_list("window", [], "Other HU to clip to than the grid's: low,high.")
+_SHAPE = flags.DEFINE_list("shape", [], "Voxels z,x,y in place of the grid's.")
+_SPACING = flags.DEFINE_list("spacing", [], "Mm per voxel z,x,y in place of the grid's.")
+_WINDOW = flags.DEFINE_list("window", [], "HU to clip to, low,high, in place of the grid's.")
 _PROCESSES = flags.DEFINE_integer("processes", os.cpu_count(), "Worker processes.", lower_bound=1)
-_TASK = flags.DEFINE_string("task", "0/1", "I/N: do the I-th, from 0, of N slices of the plan.")
-_RUNNER = flags.DEFINE_string("runner", _POOL, "pool: this machine; else a runner of Apache Beam.")
+_TASK = flags.DEFINE_string("task", "0/1", "I/N: write slice I, counted from 0, of N.")
+_RUNNER = flags.DEFINE_string("runner", _POOL, "pool: this machine; else a runner of Beam.")
 _VOCAB = flags.DEFINE_integer(
     "sentencepiece_vocab",
     0,
-    "Largest vocabulary of a tokenizer to train on train's reports at the end; 0: none.",
+    "Trains a tokenizer of at most so many pieces on the reports of train; 0: none.",
     lower_bound=0,
 )
 _LABEL_MAP = config_flags.DEFINE_config_file(
-    "label_map", None, "Which abnormalities of RAD-ChestCT are which label."
+    "label_map", None, "Labels and their abnormalities in RAD-ChestCT."
 )
 
 
@@ -67,91 +67,95 @@ def main(*beam_options: str) -> None:
     if beam_options and _RUNNER.value == _POOL:
         raise InputError(f"unexpected argument {beam_options[0]!r}")
     logging.set_verbosity(logging.WARNING)
-    geometry, (index, count), here = _geometry(), parse_slice(_TASK.value), _RUNNER.value == _POOL
+    geometry, (index, count) = _geometry(), parse_slice(_TASK.value)
+    is_local = _RUNNER.value == _POOL
     for split in _SPLITS.value:
         if not re.fullmatch(r"\w+", split) or split == "all":
-            raise InputError(f"--splits: {split!r} is no name of a split")
+            raise InputError(f"--splits: invalid name {split!r}")
+    # All tables are read before anything is written.
     collections = {split: _collection(split) for split in _SPLITS.value}
     plans = {}
-    with shards.locked(_OUT.value, exclusive=here and count == 1):
+    with shards.locked(_OUT.value, exclusive=is_local and count == 1):
         for split, collection in collections.items():
             plans[split] = shard_tasks.plan(
                 collection, _OUT.value, split, geometry=geometry, mode=_MODE.value
             )
             missing = [task for task in plans[split][index::count] if not task.shard.complete]
-            if not here:
-                beam.run(missing, runner=_RUNNER.value, options=beam_options)
+            if not is_local:
+                runners.run_on_beam(missing, runner=_RUNNER.value, options=beam_options)
             elif missing:
-                runners.run(missing, processes=_PROCESSES.value, split=split)
-        unusable = [_conclude(split, tasks) for split, tasks in plans.items()]
+                runners.run_in_pool(missing, processes=_PROCESSES.value, split=split)
+        failures = [_report_split(split, tasks) for split, tasks in plans.items()]
         finished = shards.finish(_OUT.value)
-    if any(unusable):
-        raise InputError("; ".join(filter(None, unusable)))
+    # Only now: a split without a usable volume must not cost the others.
+    if any(failures):
+        raise InputError("; ".join(filter(None, failures)))
     if _VOCAB.value and "train" in finished:
         _train_tokenizer()
 
 
-def _conclude(split: str, tasks: Sequence[Task]) -> str:
-    """Tells what became of a split; returns why nothing did, and takes that back."""
+def _report_split(split: str, tasks: Sequence[Task]) -> str:
+    """Prints the summary of a split. If no volume was usable, discards the split and returns why,
+    so that the next run can start it anew."""
     missing = sum(not task.shard.complete for task in tasks)
     if missing:
-        _say(f"{split}: {missing} of {len(tasks)} shards are still to come, from other slices")
+        _print(f"{split}: {missing} of {len(tasks)} shards are missing; other slices write them")
         return ""
     rows = shards.read_rows(_OUT.value, split)
     if all("reason" in row for row in rows):
         shards.discard(_OUT.value, split)
         return f"nothing of {split} could be prepared; first: {rows[0]['reason']}"
-    _say(shard_tasks.summary(rows, split))
+    _print(shard_tasks.summary(rows, split))
     return ""
 
 
 def _train_tokenizer() -> None:
     path = epath.Path(_OUT.value) / "tokenizer.model"
     train_on_reports([_OUT.value], path, split="train", vocab_size=_VOCAB.value)
-    _say(f"tokenizer: {path}")
+    _print(f"tokenizer: {path}")
 
 
 def _collection(split: str) -> Collection:
     if _SOURCE.value == "manifest":
-        columns = dict(_pair(column) for column in _COLUMNS.value)
+        columns = dict(_parse_column(column) for column in _COLUMNS.value)
         return manifest.read_collection(_DATA.value, split, columns=columns)
     if _SOURCE.value == "rad_chestct":
         if (table := _LABEL_MAP.value) is None:
-            raise InputError("--label_map: RAD-ChestCT needs one, configs/labels/rad_chestct.py")
+            raise InputError("--label_map: required, such as configs/labels/rad_chestct.py")
         labels = table.labels.to_dict()
         return rad_chestct.read_collection(_DATA.value, split, labels=labels, axes=table.axes)
     return ct_rate.read_collection(_DATA.value, split)
 
 
-def _pair(column: str) -> tuple[str, str]:
-    ours, equals, theirs = column.partition("=")
-    if not (ours and equals and theirs):
-        raise InputError(f"--columns: OURS=THEIRS,..., not {column}")
+def _parse_column(text: str) -> tuple[str, str]:
+    ours, _, theirs = text.partition("=")
+    if not (ours and theirs):
+        raise InputError(f"--columns: got {text}, expected OURS=THEIRS,...")
     return ours, theirs
 
 
 def _geometry() -> resample.Geometry:
     grid = resample.GRIDS[_GRID.value]
     return resample.Geometry(
-        _numbers(_SHAPE, int, grid.shape, "three numbers z,x,y"),
-        _numbers(_SPACING, float, grid.spacing, "three numbers z,x,y"),
-        _numbers(_WINDOW, float, grid.window, "two numbers low,high"),
+        _parse_numbers(_SHAPE, int, grid.shape, "three numbers z,x,y"),
+        _parse_numbers(_SPACING, float, grid.spacing, "three numbers z,x,y"),
+        _parse_numbers(_WINDOW, float, grid.window, "two numbers low,high"),
     )
 
 
-def _numbers(
-    flag: flags.FlagHolder, kind: Callable[[str], Number], default: tuple, wanted: str
+def _parse_numbers(
+    flag: flags.FlagHolder, parse: Callable[[str], Number], default: tuple, expected: str
 ) -> tuple[Number, ...]:
     try:
-        numbers = tuple(map(kind, flag.value)) or default
+        numbers = tuple(map(parse, flag.value)) or default
     except ValueError:
         numbers = ()
     if len(numbers) != len(default):
-        raise InputError(f"--{flag.name}: {wanted}, not {','.join(flag.value)}")
+        raise InputError(f"--{flag.name}: got {','.join(flag.value)}, expected {expected}")
     return numbers
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 

@@ -1,8 +1,8 @@
-"""One CT volume: from calibrated voxels to the grid the model sees.
+"""Resampling: from oriented voxels to a fixed-point volume on the grid that the model takes.
 
-Arrays named `voxels` have axes (x, y, z); prepared volumes have axes (z, x, y), written (F, H, W).
+Arrays named `voxels` have axes (x, y, z); prepared volumes have axes (z, x, y), written (f, h, w).
 The preprocessing is that of CT-CLIP (arXiv 2403.17834): HU, trilinear resampling, clipping to
-[-1000, 1000] HU, division by 1000, centre crop, padding with -1.
+[-1000, 1000] HU, center crop, padding with -1000 HU. Division by 1000 is left to the device.
 """
 
 import dataclasses
@@ -15,17 +15,17 @@ from jaxtyping import Float, Int16, Shaped
 from data_pipelines.errors import InputError
 
 STEPS_PER_HU = 16
-"""Prepared volumes are int16 in steps of 1/16 HU."""
+"""Prepared volumes are fixed-point: int16 in steps of 1/16 HU."""
 HU_LIMIT = 2047
-"""The largest HU that fits."""
+"""The largest HU that int16 holds."""
 
 Clip = Literal["after_resampling", "before_resampling"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Geometry:
-    """Grid of a prepared volume, in (z, x, y) order: voxels and millimeters per voxel; and its
-    window, the HU that become -1 and 1. Raises InputError if there can be no such volume."""
+    """Grid of a prepared volume, in (z, x, y) order: voxels and mm per voxel; and its window, the
+    HU that models take as -1 and 1."""
 
     shape: tuple[int, int, int] = (240, 480, 480)
     spacing: tuple[float, float, float] = (1.5, 0.75, 0.75)
@@ -33,10 +33,14 @@ class Geometry:
 
     def __post_init__(self):
         if not all(value > 0 for value in (*self.shape, *self.spacing)):
-            raise InputError(f"a grid of {self.shape} voxels of {self.spacing} mm; all above 0")
+            raise InputError(
+                f"grid: all sizes must be above 0; got {self.shape} voxels of {self.spacing} mm"
+            )
         low, high = self.window
         if not -HU_LIMIT <= low < high <= HU_LIMIT:
-            raise InputError(f"a window from {low:g} to {high:g} HU; within {HU_LIMIT} and upward")
+            raise InputError(
+                f"window: got {low:g} to {high:g} HU, expected low < high within +-{HU_LIMIT} HU"
+            )
 
 
 GRIDS = {
@@ -52,35 +56,12 @@ def to_hu(volume: Int16[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
     return volume / np.float32(STEPS_PER_HU)
 
 
+def to_fixed_point(hu: float) -> int:
+    """The value that stands for `hu` in a prepared volume."""
+    return round(hu * STEPS_PER_HU)
+
+
 def preprocess(
-    voxels: Shaped[np.ndarray, "x y z"],
-    *,
-    slope: float,
-    intercept: float,
-    spacing_xyz: tuple[float, float, float],
-    geometry: Geometry,
-    clip: Clip = "before_resampling",
-    dtype: type[np.floating] = np.float32,
-) -> Float[np.ndarray, "f h w"]:
-    """HU on the grid of `geometry`, brought from its window to [-1, 1]; -1 outside the scan.
-
-    HU is `slope * voxels + intercept`; spacing in mm. The published training loader clips after
-    resampling, the published inference loader before it, both in float64; `dtype` is that of the
-    arithmetic, the result is float32. Raises InputError if the volume would vanish (less than one
-    voxel of the target spacing thick).
-    """
-    low, high = geometry.window
-    volume = np.full(geometry.shape, -1.0, np.float32)
-    axes = _axes(voxels.shape, spacing_xyz, geometry)
-    planes = _planes(voxels, axes, slope, intercept, window=(low, high), clip=clip, dtype=dtype)
-    for frame, plane in planes:
-        plane -= (high + low) / 2
-        plane /= (high - low) / 2
-        volume[frame, axes[0].target, axes[1].target] = plane
-    return volume
-
-
-def preprocess_fixed_point(
     voxels: Shaped[np.ndarray, "x y z"],
     *,
     slope: float,
@@ -91,83 +72,57 @@ def preprocess_fixed_point(
     dtype: type[np.floating] = np.float32,
     steps_per_hu: int = STEPS_PER_HU,
 ) -> Int16[np.ndarray, "f h w"]:
-    """As `preprocess`, but HU inside the window in int16 steps of 1 / `steps_per_hu`, rounded."""
-    volume = np.full(geometry.shape, round(geometry.window[0] * steps_per_hu), np.int16)
-    axes = _axes(voxels.shape, spacing_xyz, geometry)
-    window = geometry.window
-    planes = _planes(voxels, axes, slope, intercept, window=window, clip=clip, dtype=dtype)
-    for frame, plane in planes:
+    """Resamples a scan to the grid of `geometry`; the low end of the window outside the scan.
+
+    Args:
+      voxels: HU is `slope * voxels + intercept`.
+      spacing_xyz: mm.
+      clip: the published training loader clips after resampling, the published inference loader
+        before it, both in float64.
+      dtype: of the arithmetic.
+      steps_per_hu: HU is rounded to multiples of 1 / `steps_per_hu`.
+
+    Returns:
+      int16 in steps of 1/16 HU.
+
+    Raises:
+      InputError: the volume would vanish, being less than one voxel of the grid thick.
+    """
+    volume = np.full(geometry.shape, to_fixed_point(geometry.window[0]), np.int16)
+    planes = resampled_planes(
+        voxels,
+        slope=slope,
+        intercept=intercept,
+        spacing_xyz=spacing_xyz,
+        geometry=geometry,
+        clip=clip,
+        dtype=dtype,
+    )
+    for position, plane in planes:
         plane *= steps_per_hu
-        volume[frame, axes[0].target, axes[1].target] = np.rint(plane, out=plane)
+        np.rint(plane, out=plane)
+        plane *= STEPS_PER_HU // steps_per_hu
+        volume[position] = plane
     return volume
 
 
-def grid_positions(
-    shape_xyz: tuple[int, int, int], spacing_xyz: tuple[float, float, float], geometry: Geometry
-) -> tuple[Float[np.ndarray, " x"], Float[np.ndarray, " y"], Float[np.ndarray, " z"]]:
-    """Where the voxels of a scan lie on the grid that `preprocess` brings it to: their centers
-    along x, y and z, in voxels of the grid; below -0.5, or its size - 0.5 or more, are cut away."""
-    z, x, y = zip(geometry.spacing, geometry.shape, strict=True)
-    found = []
-    for n_in, spacing, (target_spacing, target) in zip(
-        shape_xyz, spacing_xyz, (x, y, z), strict=True
-    ):
-        n_out, start, before = _placed(n_in, spacing, target_spacing, target)
-        found.append((np.arange(n_in) + 0.5) * (n_out / n_in) - 0.5 - start + before)
-    return tuple(found)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Axis:
-    """Linear resampling of one axis, restricted to the samples that the centre crop keeps."""
-
-    lower: np.ndarray
-    upper: np.ndarray
-    weight: np.ndarray
-    target: slice
-
-
-def _axes(
-    shape_xyz: tuple[int, int, int], spacing_xyz: tuple[float, float, float], geometry: Geometry
-) -> tuple[_Axis, _Axis, _Axis]:
-    z, x, y = zip(geometry.spacing, geometry.shape, strict=True)
-    goals = zip(shape_xyz, spacing_xyz, (x, y, z), strict=True)
-    return tuple(_axis(n, spacing, *goal) for n, spacing, goal in goals)
-
-
-def _placed(n_in: int, spacing: float, target_spacing: float, target: int) -> tuple[int, int, int]:
-    """Samples along an axis after resampling, those cut off before the first that is kept, and the
-    place of that one on the grid."""
-    n_out = int(n_in * (spacing / target_spacing))
-    if n_out < 1:
-        raise InputError(f"{n_in} voxels of {spacing} mm are less than one of {target_spacing} mm")
-    return n_out, max(n_out - target, 0) // 2, max(target - n_out, 0) // 2
-
-
-def _axis(n_in: int, spacing: float, target_spacing: float, target: int) -> _Axis:
-    n_out, start, before = _placed(n_in, spacing, target_spacing, target)
-    kept = np.arange(start, start + min(n_out, target))
-    source = np.maximum((kept + 0.5) * (n_in / n_out) - 0.5, 0.0)
-    lower = np.floor(source).astype(np.intp)
-    upper = np.minimum(lower + 1, n_in - 1)
-    return _Axis(lower, upper, source - lower, slice(before, before + kept.size))
-
-
-def _planes(
+def resampled_planes(
     voxels: Shaped[np.ndarray, "x y z"],
-    axes: tuple[_Axis, _Axis, _Axis],
+    *,
     slope: float,
     intercept: float,
-    *,
-    window: tuple[float, float],
+    spacing_xyz: tuple[float, float, float],
+    geometry: Geometry,
     clip: Clip,
     dtype: type[np.floating],
-) -> Iterator[tuple[int, Float[np.ndarray, "h w"]]]:
-    """Yields (frame, clipped HU plane) for every frame inside the scan, one at a time.
+) -> Iterator[tuple[tuple[int, slice, slice], Float[np.ndarray, "h w"]]]:
+    """Yields (position on the grid, HU) of every frame inside the scan, one at a time.
 
-    Frames are mixed first, so that only those that are kept are resampled within."""
-    x, y, z = axes
+    A plane may be changed by the caller. The arguments are those of `preprocess`."""
+    x, y, z = _axes(voxels.shape, spacing_xyz, geometry)
+    window = geometry.window
     lower, upper = np.empty((2, voxels.shape[1], voxels.shape[0]), dtype)
+    # Along z first, so that only frames on the grid are resampled in their plane.
     for frame, (below, above, weight) in enumerate(zip(z.lower, z.upper, z.weight, strict=True)):
         for plane, index in ((lower, below), (upper, above)):
             np.copyto(plane, voxels[:, :, index].T, casting="unsafe")
@@ -181,7 +136,64 @@ def _planes(
         plane = _mix_rows(np.ascontiguousarray(_mix_rows(lower, y).T), x)
         if clip == "after_resampling":
             np.clip(plane, *window, out=plane)
-        yield z.target.start + frame, plane
+        yield (z.target.start + frame, x.target, y.target), plane
+
+
+def grid_positions(
+    shape_xyz: tuple[int, int, int], spacing_xyz: tuple[float, float, float], geometry: Geometry
+) -> tuple[Float[np.ndarray, " x"], Float[np.ndarray, " y"], Float[np.ndarray, " z"]]:
+    """Centers of a scan's voxels along x, y and z, in voxels of the grid on which `preprocess` puts
+    it. Those below -0.5, or at the grid's size - 0.5 or above, lie outside the grid."""
+    z, x, y = zip(geometry.spacing, geometry.shape, strict=True)
+    positions = []
+    for n_in, spacing, (target_spacing, target) in zip(
+        shape_xyz, spacing_xyz, (x, y, z), strict=True
+    ):
+        n_out, start, before = _place(n_in, spacing, target_spacing, target)
+        positions.append((np.arange(n_in) + 0.5) * (n_out / n_in) - 0.5 - start + before)
+    return tuple(positions)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Axis:
+    """Linear resampling along one axis: the sample at target.start + i on the grid mixes the stored
+    samples lower[i] and upper[i]. Only samples inside the center crop are computed."""
+
+    lower: np.ndarray
+    upper: np.ndarray
+    weight: np.ndarray
+    target: slice
+
+
+def _axes(
+    shape_xyz: tuple[int, int, int], spacing_xyz: tuple[float, float, float], geometry: Geometry
+) -> tuple[_Axis, _Axis, _Axis]:
+    z, x, y = zip(geometry.spacing, geometry.shape, strict=True)
+    axes = zip(shape_xyz, spacing_xyz, (x, y, z), strict=True)
+    return tuple(_axis(n, spacing, *target) for n, spacing, target in axes)
+
+
+def _place(n_in: int, spacing: float, target_spacing: float, target: int) -> tuple[int, int, int]:
+    """Returns the number of samples after resampling, how many of them the center crop cuts off at
+    the start, and the position on the grid of the first that remains."""
+    # The published loaders truncate, in this order of operations: 30 * (0.7 / 0.75) becomes 27.
+    n_out = int(n_in * (spacing / target_spacing))
+    if n_out < 1:
+        raise InputError(
+            f"thinner than one voxel of the grid ({n_in} x {spacing} mm, expected at least"
+            f" {target_spacing} mm)"
+        )
+    return n_out, max(n_out - target, 0) // 2, max(target - n_out, 0) // 2
+
+
+def _axis(n_in: int, spacing: float, target_spacing: float, target: int) -> _Axis:
+    n_out, start, before = _place(n_in, spacing, target_spacing, target)
+    samples = np.arange(start, start + min(n_out, target))
+    # torch's align_corners=False, which the published loaders use.
+    source = np.maximum((samples + 0.5) * (n_in / n_out) - 0.5, 0.0)
+    lower = np.floor(source).astype(np.intp)
+    upper = np.minimum(lower + 1, n_in - 1)
+    return _Axis(lower, upper, source - lower, slice(before, before + samples.size))
 
 
 def _mix_rows(plane: Float[np.ndarray, "n w"], axis: _Axis) -> Float[np.ndarray, "m w"]:

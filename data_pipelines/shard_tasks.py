@@ -1,4 +1,4 @@
-"""Preparation: the cases of a source -> a plan of shards, and each shard by itself."""
+"""Preparation tasks: the cases of a source -> a plan of shards; each shard on its own."""
 
 import dataclasses
 import hashlib
@@ -12,21 +12,21 @@ from etils import epath
 from jaxtyping import Int16
 
 from data_pipelines import hounsfield, resample, shards
-from data_pipelines.errors import InputError
+from data_pipelines.errors import InputError, one_line
 from data_pipelines.formats import StoredVolume, read_scan
 from data_pipelines.hounsfield import OrientedVolume
 from data_pipelines.sources.case import CaseRecord, Collection
 
 Outcome = shards.Record | shards.Skipped
 
-_SHARD_BYTES = 1 << 30
-_FEWEST_SHARDS = 16
+_SHARD_BYTES = 1 << 30  # before compression
+_MIN_SHARDS = 16  # enough for the processes of one machine
 
 
 @dataclasses.dataclass(frozen=True)
 class Mode:
-    """What is believed of a file, and how its volume is computed and kept; see
-    `hounsfield.calibrate` and `resample.preprocess`."""
+    """Which claims are trusted (`resolve_hu_and_geometry`), how a volume is computed and rounded
+    (`resample.preprocess`) and in which steps it is stored."""
 
     trust: hounsfield.Trust
     clip: resample.Clip
@@ -39,24 +39,23 @@ MODES = {
     "published_train": Mode("tables", "after_resampling", np.float64, resample.STEPS_PER_HU),
     "published_inference": Mode("tables", "before_resampling", np.float64, resample.STEPS_PER_HU),
 }
-"""HU and geometry from the data, whole HU; and the arrays of the two published loaders."""
+"""HU and geometry from the data, in whole HU; and the arrays of the two published loaders."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PreparedVolume:
-    """A volume on the grid, int16 (f, h, w) in steps of 1 / `steps_per_hu` HU; the file at `path`
-    as it was read, and what was decided of it."""
+    """A volume on the grid, int16 (f, h, w) in steps of 1/16 HU; the file at `path` as stored, and
+    how it was interpreted."""
 
     path: epath.Path
     scan: StoredVolume
-    calibrated: OrientedVolume
+    oriented: OrientedVolume
     volume: Int16[np.ndarray, "f h w"]
-    steps_per_hu: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One shard to write: all that a worker anywhere needs to know."""
+    """One shard to write: everything that a worker on any machine needs."""
 
     shard: shards.Shard
     cases: Sequence[CaseRecord]
@@ -65,11 +64,11 @@ class Task:
 
 
 @dataclasses.dataclass(frozen=True)
-class Done:
-    """How many volumes a task wrote, and how many cases it skipped."""
+class TaskResult:
+    """Numbers of volumes that a task wrote and of cases that it skipped."""
 
-    volumes: int
-    skipped: int
+    num_volumes: int
+    num_skipped: int
 
 
 def plan(
@@ -80,52 +79,49 @@ def plan(
     geometry: resample.Geometry,
     mode: str,
 ) -> list[Task]:
-    """The shards of a split, complete or not. They depend on the arguments alone, so that every
-    machine makes the same plan.
+    """Begins a split and returns a task for each of its shards, complete or not.
 
-    Raises InputError if `out` holds another preparation of the split, or there is no case."""
+    The tasks depend on the arguments alone, so that every machine makes the same plan."""
     cases = collection.cases
     if not cases:
         raise InputError(f"{out}: there is nothing of {split} to prepare")
     settings = _settings(collection, geometry=geometry, mode=mode)
-    found = shards.begin(out, split, settings=settings)
-    parts = np.array_split(np.arange(len(cases)), len(found))
+    shards_of_split = shards.begin(out, split, settings=settings)
+    parts = np.array_split(np.arange(len(cases)), len(shards_of_split))
     return [
         Task(shard, [cases[index] for index in part], geometry, mode)
-        for shard, part in zip(found, parts, strict=True)
+        for shard, part in zip(shards_of_split, parts, strict=True)
     ]
 
 
-def run(task: Task) -> Done:
-    """Writes the shard of a task. Raises InputError if the disk is full."""
-    skipped = 0
+def run(task: Task) -> TaskResult:
+    """Writes the shard of a task."""
+    num_skipped = 0
 
     def outcomes():
-        nonlocal skipped
+        nonlocal num_skipped
         for case in task.cases:
             outcome = prepare_case(case, geometry=task.geometry, mode=task.mode)
-            skipped += isinstance(outcome, shards.Skipped)
+            num_skipped += isinstance(outcome, shards.Skipped)
             yield outcome
 
     shards.write_shard(task.shard, outcomes())
-    return Done(len(task.cases) - skipped, skipped)
+    return TaskResult(len(task.cases) - num_skipped, num_skipped)
 
 
 def prepare_case(case: CaseRecord, *, geometry: resample.Geometry, mode: str) -> Outcome:
-    """The record of a case, its volume compressed, or the reason why there is none."""
+    """Returns the record of a case, or the reason why it is skipped."""
     if case.skip:
         return shards.Skipped(case.volume_name, case.skip)
     try:
-        found = prepare_scan(case, geometry=geometry, mode=mode)
+        prepared = prepare_scan(case, geometry=geometry, mode=mode)
     except InputError as error:
         return shards.Skipped(case.volume_name, str(error))
-    except Exception as error:  # a fault of ours; the other volumes are prepared all the same
-        cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    except Exception as error:  # a bug must not cost the other volumes
+        cause = f"{type(error).__name__}: {one_line(error)}"
         return shards.Skipped(case.volume_name, f"{case.paths[-1]}: {cause}")
     return {
-        "volume": shards.compress(found.volume),
-        "shape": found.volume.shape,
-        "steps_per_hu": found.steps_per_hu,
+        **shards.encode_volume(prepared.volume, steps_per_hu=MODES[mode].steps_per_hu),
         "spacing": np.array(geometry.spacing, np.float32),
         "window": np.array(geometry.window, np.float32),
         "labels": np.array(case.labels, np.int8),
@@ -135,64 +131,68 @@ def prepare_case(case: CaseRecord, *, geometry: resample.Geometry, mode: str) ->
         "findings": case.findings,
         "impressions": case.impressions,
         "strata": dict(case.strata),
-        "provenance": provenance(found),
+        "provenance": provenance(prepared),
     }
 
 
 def prepare_scan(
     case: CaseRecord, *, geometry: resample.Geometry, mode: str = "sound"
 ) -> PreparedVolume:
-    """The volume of a case, read from its file. Raises InputError if it cannot be used."""
-    how, path = MODES[mode], case.path()
+    """Reads the file of a case and brings it onto the grid."""
+    settings, path = MODES[mode], case.path()
     scan = read_scan(path)
-    found = hounsfield.calibrate(
+    oriented = hounsfield.resolve_hu_and_geometry(
         scan,
         slope=case.slope,
         intercept=case.intercept,
         spacing=case.spacing,
         axes=case.axes,
-        trust=how.trust,
+        trust=settings.trust,
     )
-    volume = resample.preprocess_fixed_point(
-        found.voxels,
-        slope=found.slope,
-        intercept=found.intercept,
-        spacing_xyz=found.spacing_xyz,
+    volume = resample.preprocess(
+        oriented.voxels,
+        slope=oriented.slope,
+        intercept=oriented.intercept,
+        spacing_xyz=oriented.spacing_xyz,
         geometry=geometry,
-        clip=how.clip,
-        dtype=how.dtype,
-        steps_per_hu=how.steps_per_hu,
+        clip=settings.clip,
+        dtype=settings.dtype,
+        steps_per_hu=settings.steps_per_hu,
     )
-    return PreparedVolume(path, scan, found, volume, how.steps_per_hu)
+    return PreparedVolume(path, scan, oriented, volume)
 
 
 def provenance(prepared: PreparedVolume) -> dict[str, str | float | bool]:
-    """What was read and decided; sizes and spacings are those of the file, axes (x, y, z)."""
-    found = prepared.calibrated
-    low, high = found.hu_range
+    """Returns the file of a volume and how it was interpreted; `size` and `spacing` are those of
+    the file in the order x, y, z."""
+    oriented = prepared.oriented
+    low, high = oriented.hu_range
     return {
         "file": str(prepared.path),
         "sha256": prepared.scan.sha256,
-        "values": found.values,
-        "slope": found.slope,
-        "intercept": found.intercept,
+        "values": oriented.values,
+        "slope": oriented.slope,
+        "intercept": oriented.intercept,
         "hu_min": low,
         "hu_max": high,
-        "axes": found.axes,
-        "size": "x".join(map(str, found.voxels.shape)),
-        "spacing": "x".join(f"{millimeters:g}" for millimeters in found.spacing_xyz),
-        "spacing_from": found.grid,
-        "spacing_disputed": found.spacing_disputed,
+        "axes": oriented.axes,
+        "size": "x".join(map(str, oriented.voxels.shape)),
+        "spacing": "x".join(f"{millimeters:g}" for millimeters in oriented.spacing_xyz),
+        "spacing_from": oriented.spacing_source,
+        "spacing_disputed": oriented.spacing_disputed,
     }
 
 
 def _settings(collection: Collection, *, geometry: resample.Geometry, mode: str) -> dict:
-    count = len(collection.cases)
-    # Where the files and tables lie may change.
-    told = [
+    num_cases = len(collection.cases)
+    # Files and tables may move between two runs, so their paths are not part of the digest.
+    cases = [
         dataclasses.replace(case, paths=(), skip=str(bool(case.skip))) for case in collection.cases
     ]
-    per_shard = min(_SHARD_BYTES // (2 * math.prod(geometry.shape)), -(-count // _FEWEST_SHARDS))
+    # The class was called Case when the first shards were written; their digests stay valid.
+    texts = [repr(case).replace("CaseRecord", "Case", 1) for case in cases]
+    digest = hashlib.sha256(f"[{', '.join(texts)}]".encode("utf-8", "backslashreplace"))
+    per_shard = min(_SHARD_BYTES // (2 * math.prod(geometry.shape)), -(-num_cases // _MIN_SHARDS))
     return {
         "mode": mode,
         "shape": list(geometry.shape),
@@ -200,30 +200,30 @@ def _settings(collection: Collection, *, geometry: resample.Geometry, mode: str)
         "window": list(geometry.window),
         "steps_per_hu": MODES[mode].steps_per_hu,
         "labels": list(collection.labels),
-        "cases": count,
-        "cases_sha256": hashlib.sha256(repr(told).encode("utf-8", "backslashreplace")).hexdigest(),
-        "shards": -(-count // max(1, per_shard)),
+        "cases": num_cases,
+        "cases_sha256": digest.hexdigest(),
+        "shards": -(-num_cases // max(1, per_shard)),
     }
 
 
 def summary(rows: Sequence[Mapping], split: str) -> str:
-    """A table of what was decided for the cases of a split, whose `shards.read_rows` are `rows`."""
-    skipped = [row["reason"] for row in rows if "reason" in row]
-    told = [row["provenance"] for row in rows if "reason" not in row]
+    """Returns a table of the decisions for a split; `rows` are its `shards.read_rows`."""
+    reasons = [row["reason"] for row in rows if "reason" in row]
+    decisions = [row["provenance"] for row in rows if "reason" not in row]
     lines = {
-        "HU": Counter(each["values"] for each in told),
-        "axes": Counter(each["axes"] for each in told),
-        "spacing": Counter(each["spacing_from"] for each in told),
-        "disputed": Counter("spacing" for each in told if each["spacing_disputed"]),
-        "skipped": Counter(map(_kind, skipped)),
+        "HU": Counter(row["values"] for row in decisions),
+        "axes": Counter(row["axes"] for row in decisions),
+        "spacing": Counter(row["spacing_from"] for row in decisions),
+        "disputed": Counter("spacing" for row in decisions if row["spacing_disputed"]),
+        "skipped": Counter(map(_category, reasons)),
     }
-    table = [f"{split}: {len(told)} prepared, {len(skipped)} skipped"]
+    table = [f"{split}: {len(decisions)} prepared, {len(reasons)} skipped"]
     for name, counts in lines.items():
-        cells = [f"{what} {count}" for what, count in counts.most_common()]
+        cells = [f"{value} {count}" for value, count in counts.most_common()]
         table += [f"  {name:9} {' · '.join(cells)}"] if cells else []
     return "\n".join(table)
 
 
-def _kind(reason: str) -> str:
-    """A reason without the file and line that it names and without details."""
+def _category(reason: str) -> str:
+    """A reason without the file and line that it names and without details in parentheses."""
     return re.sub(r"^line \d+: ", "", reason.split(": ", 1)[-1]).split(" (", 1)[0]

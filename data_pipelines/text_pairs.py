@@ -1,18 +1,13 @@
-"""Pairs of texts that say the same, found in reports without labels.
+"""Pairs of sentences with the same meaning, mined from reports without labels.
 
-matched_sentences: Impressions repeat what Findings stated, in other words. Each sentence of the
-Impressions is paired with the sentence of the same report's Findings that shares its rarest words.
-The words compared are those that name a finding. Whether it is there, where and how severe is not
-among them: "no pleural effusion is seen" does not become the partner of "no nodule is seen".
-
-rewordings: a sentence and the same statement in other words, of data_pipelines.paraphrases.
-
-masked_words: a sentence of which some words are hidden, and the sentence.
+Impressions repeat Findings in other words. Each sentence of the Impressions is paired with the
+sentence of the same report's Findings that shares its rarest words. Only words that name a finding
+are compared, not those that say whether it is there, where, and how severe: "no pleural effusion is
+seen" must not be paired with "no nodule is seen".
 """
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal, get_args
 
 import grain
 import numpy as np
@@ -21,19 +16,13 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from data_pipelines.batching import Batch, read_options
 from data_pipelines.errors import InputError
-from data_pipelines.paraphrases import reword, rewordable_sentences
-from data_pipelines.reports import given_parts, split_sentences
+from data_pipelines.reports import report_parts, split_sentences
 from data_pipelines.shards import read_reports
 from data_pipelines.tokenizers import Tokenizer
 
 Pair = tuple[str, str]
-Objective = Literal["matched_sentences", "rewordings", "masked_words"]
-OBJECTIVES = get_args(Objective)
 
-HIDDEN = 0.15
-"""The share of the words of a sentence that are hidden (BERT, arXiv 1810.04805)."""
-
-SMALLEST_SIMILARITY = 0.15
+MIN_SIMILARITY = 0.15
 NOT_A_FINDING = """
     a an and are appearance both compatible consistent detected evidence examination findings found
     free in is left lobe lobes lower lung lungs measuring middle mild mildly mm moderate moderately
@@ -47,7 +36,7 @@ def matched_sentences(reports: Sequence[tuple[str, str]]) -> list[list[Pair]]:
     reports that have none.
 
     A sentence of the Impressions whose nearest partner has a cosine of TF-IDF vectors of
-    SMALLEST_SIMILARITY or less is left out.
+    MIN_SIMILARITY or less is left out.
     """
     views = [tuple(map(split_sentences, report)) for report in reports]
     sentences = [sentence for view in views for part in view for sentence in part]
@@ -65,7 +54,7 @@ def matched_sentences(reports: Sequence[tuple[str, str]]) -> list[list[Pair]]:
             pairs = [
                 (findings[near], sentence)
                 for sentence, near, size in zip(impressions, nearest, largest, strict=True)
-                if size > SMALLEST_SIMILARITY
+                if size > MIN_SIMILARITY
             ]
         matched += [pairs] if pairs else []
         start = end
@@ -76,74 +65,46 @@ def text_pair_loader(
     folders: Sequence[epath.PathLike],
     *,
     split: str,
-    objective: Objective,
     tokenizer: Tokenizer,
     max_length: int,
     batch_size: int,
     seed: int,
 ) -> grain.DatasetIterator:
-    """Infinite batches of one pair per report, another one each epoch: `first_ids`, `first_mask`,
-    `second_ids`, `second_mask`, int32 (B, L).
+    """Returns infinite batches of one pair per report, redrawn each epoch: `first_ids`,
+    `first_mask`, `second_ids`, `second_mask`, int32 (B, L).
 
-    Reports without a pair are left out, and so are repetitions (the reconstructions of a scan share
-    one report). Raises InputError if no report has a pair.
+    Reports without a pair are left out, and so are repeated ones (the reconstructions of a scan
+    share one report).
     """
     rows = [row for folder in folders for row in read_reports(folder, split)]
-    reports = sorted({tuple(given_parts(row["findings"], row["impressions"])) for row in rows})
-    if objective == "matched_sentences":
-        found = matched_sentences([report for report in reports if len(report) == 2])
-    elif objective == "rewordings":
-        found = rewordable_sentences(reports)
-    else:
-        sentences = ([s for part in report for s in split_sentences(part)] for report in reports)
-        found = [each for each in sentences if each]
-    if not found:
-        where = ", ".join(map(str, folders))
-        raise InputError(f"{where}: no report of {split} {_LACKS[objective]}")
-    dataset = grain.MapDataset.source(found).seed(seed).shuffle().repeat()
+    reports = sorted({tuple(report_parts(row["findings"], row["impressions"])) for row in rows})
+    pairs = matched_sentences([report for report in reports if len(report) == 2])
+    if not pairs:
+        raise InputError(
+            f"{', '.join(map(str, folders))}: no report of {split} repeats a finding in its"
+            " Impressions"
+        )
+    dataset = grain.MapDataset.source(pairs).seed(seed).shuffle().repeat()
     dataset = dataset.batch(batch_size, drop_remainder=True, batch_fn=list)
-    dataset = dataset.random_map(_Pairs(objective, tokenizer, max_length))
+    dataset = dataset.random_map(_TokenizePairs(tokenizer, max_length))
     return iter(dataset.to_iter_dataset(read_options()))
 
 
-_LACKS = {
-    "matched_sentences": "repeats a finding in its Impressions",
-    "rewordings": "states a finding in words that are known",
-    "masked_words": "has a sentence",
-}
-
-
 @dataclasses.dataclass(frozen=True)
-class _Pairs(grain.transforms.RandomMap):
-    """What each report has for an objective -> a batch of one pair each."""
+class _TokenizePairs(grain.transforms.RandomMap):
+    """The pairs of each report -> a batch of one random pair of each."""
 
-    objective: Objective
     tokenizer: Tokenizer
     max_length: int
 
-    def random_map(
-        self, reports: list[list[Pair]] | list[list[str]], rng: np.random.Generator
-    ) -> Batch:
-        chosen = [each[rng.integers(len(each))] for each in reports]
-        if self.objective == "rewordings":
-            chosen = [(sentence, reword(sentence, rng)) for sentence in chosen]
-        if self.objective == "masked_words":
-            ids, mask = self.tokenizer(chosen, self.max_length)
-            first, second = (self._hide(ids, rng), mask), (ids, mask)
-        else:
-            first, second = (
-                self.tokenizer(texts, self.max_length) for texts in zip(*chosen, strict=True)
-            )
+    def random_map(self, reports: list[list[Pair]], rng: np.random.Generator) -> Batch:
+        chosen = [pairs[rng.integers(len(pairs))] for pairs in reports]
+        first, second = (
+            self.tokenizer(texts, self.max_length) for texts in zip(*chosen, strict=True)
+        )
         return {
             "first_ids": first[0],
             "first_mask": first[1],
             "second_ids": second[0],
             "second_mask": second[1],
         }
-
-    def _hide(self, ids: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Some words of each text, and at least one."""
-        kept = (self.tokenizer.pad_id, self.tokenizer.cls_id, self.tokenizer.sep_id)
-        drawn = np.where(np.isin(ids, kept), np.inf, rng.random(ids.shape))
-        least = np.minimum(drawn.min(axis=1, keepdims=True), 1.0)
-        return np.where(drawn <= np.maximum(least, HIDDEN), self.tokenizer.mask_id, ids)

@@ -1,4 +1,4 @@
-"""Text to token ids: BERT WordPiece and SentencePiece behind one small interface."""
+"""Tokenizers: BERT WordPiece and SentencePiece behind one interface; SentencePiece training."""
 
 import io
 from collections.abc import Callable, Iterable, Sequence
@@ -10,7 +10,7 @@ import sentencepiece
 import tokenizers
 from jaxtyping import Int32
 
-from data_pipelines.errors import InputError
+from data_pipelines.errors import InputError, one_line
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 
@@ -19,8 +19,7 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 class Tokenizer:
     """`tokenizer(texts, max_length)` -> (input_ids, attention_mask), each [CLS] ... [SEP].
 
-    `encode` gives the ids of one text without special tokens; `mask_id` stands for a hidden word;
-    `path` is the file that it was read from.
+    `encode` returns the ids of one text without special tokens; `path` is the tokenizer's file.
     """
 
     encode: Callable[[str], list[int]]
@@ -28,13 +27,12 @@ class Tokenizer:
     pad_id: int
     cls_id: int
     sep_id: int
-    mask_id: int
     path: Path
 
     def __call__(
         self, texts: Sequence[str], max_length: int
     ) -> tuple[Int32[np.ndarray, "n l"], Int32[np.ndarray, "n l"]]:
-        """Ids truncated or padded to `max_length`, and 1 where a token is, 0 where padding is."""
+        """Returns ids, truncated or padded to `max_length`, and a mask that is 0 for padding."""
         input_ids = np.full((len(texts), max_length), self.pad_id, np.int32)
         attention_mask = np.zeros((len(texts), max_length), np.int32)
         for row, text in enumerate(texts):
@@ -45,12 +43,10 @@ class Tokenizer:
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """WordPiece for a `.txt` vocabulary (one token a line), SentencePiece for a `.model` file.
-
-    Raises InputError if the file is absent, of another kind, or lacks a special token."""
+    """Loads WordPiece from a `.txt` file (a token per line) or SentencePiece from a `.model`."""
     path = Path(path)
     if path.suffix not in (".txt", ".model"):
-        raise InputError(f"{path}: a tokenizer is a vocab.txt or a SentencePiece .model file")
+        raise InputError(f"{path}: expected a vocab.txt or a SentencePiece .model file")
     if not path.is_file():
         raise InputError(f"{path}: no such tokenizer file")
     return _load_word_piece(path) if path.suffix == ".txt" else _load_sentence_piece(path)
@@ -65,7 +61,7 @@ class _WordPieceEncode:
 
 
 def _load_word_piece(path: Path) -> Tokenizer:
-    """Lower-case BERT WordPiece, id for id what Hugging Face's BertTokenizer gives."""
+    """Lower-case BERT WordPiece with the same ids as Hugging Face's BertTokenizer."""
     # Not splitlines: a token may itself be one of Unicode's other line separators.
     tokens = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     vocab = {token: index for index, token in enumerate(tokens)}
@@ -82,7 +78,6 @@ def _load_word_piece(path: Path) -> Tokenizer:
         pad_id=vocab["[PAD]"],
         cls_id=vocab["[CLS]"],
         sep_id=vocab["[SEP]"],
-        mask_id=vocab.get("[MASK]", vocab["[UNK]"]),
         path=path,
     )
 
@@ -100,7 +95,7 @@ def _load_sentence_piece(path: Path) -> Tokenizer:
     try:
         processor.load(str(path))
     except (OSError, RuntimeError) as error:
-        raise InputError(f"{path}: no SentencePiece model") from error
+        raise InputError(f"{path}: not a SentencePiece model") from error
     pad_id, unk_id, cls_id, sep_id = ids = [processor.piece_to_id(t) for t in SPECIAL_TOKENS]
     if len({*ids}) < len(ids) or unk_id != processor.unk_id():
         raise InputError(f"{path}: the SentencePiece model lacks {' '.join(SPECIAL_TOKENS)}")
@@ -110,7 +105,6 @@ def _load_sentence_piece(path: Path) -> Tokenizer:
         pad_id=pad_id,
         cls_id=cls_id,
         sep_id=sep_id,
-        mask_id=unk_id,
         path=path,
     )
 
@@ -119,8 +113,7 @@ def train_sentencepiece(texts: Iterable[str], path: str | Path, vocab_size: int)
     """Trains a lower-casing unigram SentencePiece model and writes it to `path` (a `.model` file).
 
     The same texts give the same file. `vocab_size` is an upper bound: a small corpus gives fewer
-    pieces. Raises InputError if there is no text, or are more letters than pieces; a file that was
-    there stays.
+    pieces. An error, such as more letters than pieces, leaves an existing file as it is.
     """
     sentences = sorted({" ".join(text.split()) for text in texts} - {""})
     if not sentences:
@@ -147,8 +140,9 @@ def train_sentencepiece(texts: Iterable[str], path: str | Path, vocab_size: int)
             eos_piece=SPECIAL_TOKENS[3],
             minloglevel=2,
         )
-    except RuntimeError as error:  # such as fewer pieces than there are letters
-        cause = " ".join(str(error).split()).rpartition("] ")[2]
-        told = f"{path}: no SentencePiece model of {vocab_size} pieces ({cause})"
-        raise InputError(told) from None
+    except RuntimeError as error:  # such as fewer pieces than letters
+        cause = one_line(error).rpartition("] ")[2]  # after the place in the C++ source
+        raise InputError(
+            f"{path}: cannot train a SentencePiece model of {vocab_size} pieces ({cause})"
+        ) from None
     Path(path).write_bytes(trained.getvalue())

@@ -1,19 +1,18 @@
-"""Records of small volumes, for tests."""
+"""Records of small volumes and settings of their splits, for tests."""
 
 import numpy as np
 
 from data_pipelines import shards
 from data_pipelines.reports import LABELS
-from data_pipelines.resample import STEPS_PER_HU
 
 
-def make_record(volume_name: str, volume: np.ndarray, **changes) -> shards.Record:
-    """A record as preparation makes it; its volume is in steps of 1/16 HU."""
+def make_record(
+    volume_name: str, volume: np.ndarray, *, steps_per_hu: int = 16, **changes
+) -> shards.Record:
+    """A record as preparation writes it; `volume` is in steps of 1/16 HU."""
     scan = volume_name.removesuffix(".nii.gz").rsplit("_", 1)[0]
     record = {
-        "volume": shards.compress(volume),
-        "shape": volume.shape,
-        "steps_per_hu": STEPS_PER_HU,
+        **shards.encode_volume(volume, steps_per_hu=steps_per_hu),
         "spacing": np.array([1.5, 0.75, 0.75], np.float32),
         "window": np.array([-1000, 1000], np.float32),
         "labels": np.zeros(len(LABELS), np.int8),
@@ -29,7 +28,7 @@ def make_record(volume_name: str, volume: np.ndarray, **changes) -> shards.Recor
 
 
 def settings(shape, count: int = 1, **changes) -> dict:
-    """Of `count` shards of volumes of this shape."""
+    """Settings of a split of `count` shards with volumes of this shape."""
     geometry = {"shape": list(shape), "spacing": [1.5, 0.75, 0.75], "window": [-1000.0, 1000.0]}
-    about = {"labels": list(LABELS), "cases_sha256": "of a test", "shards": count}
-    return geometry | about | changes
+    cases = {"labels": list(LABELS), "cases_sha256": "of a test", "shards": count}
+    return geometry | cases | changes

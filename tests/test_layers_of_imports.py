@@ -32,6 +32,7 @@ IMPORTED_ONLY_BY = {
     "torch": "ctclip_jax/checkpoints/tensor_files.py",
     "wandb": "ctclip_jax/training/metric_writer.py",
     "faiss": "ctclip_jax/case_store",
+    "jinja2": "ctclip_jax/reporting",
     "starlette": "ctclip_jax/demo",
     "uvicorn": "ctclip_jax/demo",
     "jax": "ctclip_jax main.py",

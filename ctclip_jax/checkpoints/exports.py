@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from ctclip_jax.checkpoints.run import METADATA, one_line
+from ctclip_jax.checkpoints.run import METADATA
 from ctclip_jax.checkpoints.tensor_files import (
     is_marked_label_informed,
     read_tensors,
@@ -21,7 +21,7 @@ from ctclip_jax.common.configs import from_dict
 from ctclip_jax.common.shapes import Variables
 from ctclip_jax.models.ct_clip import CTCLIPConfig
 from ctclip_jax.models.lora import merged
-from data_pipelines.errors import InputError
+from data_pipelines.errors import InputError, one_line
 from data_pipelines.files import read_json
 
 WEIGHTS_FILE = "model.safetensors"

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,15 +17,13 @@ from jax.experimental import multihost_utils
 from ctclip_jax.common import trees
 from ctclip_jax.common.configs import NonNegativeInt, PositiveInt
 from ctclip_jax.common.version import code_version
-from data_pipelines.errors import InputError
+from data_pipelines.errors import InputError, one_line
 from data_pipelines.files import read_json, write_text
-from data_pipelines.loader import moved
+from data_pipelines.loader import rescale_position
 
 Layout = dict[str, Any]
 METADATA = Path("run") / "metadata"  # JSON below a checkpoint: config, code, layout, export
 MAX_CHECKPOINTS = 1000  # the newest ones that `restore` considers
-# tensorstore's messages: "what it was doing: cause [where] [code]", in either order at the end.
-SYSTEM_ERROR = r"([^:\[]+) \[(?:tensorstore_spec='.*'\] \[)?os_error_code"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,7 +196,7 @@ class Checkpointer:
         before, now = saved["processes"], self._layout["processes"]
         process = f"process_{jax.process_index() % before}-of-{before}.json"
         position = read_json(path / "loader" / process)
-        loader.set_state(position if before == now else moved(position, before, now))
+        loader.set_state(position if before == now else rescale_position(position, before, now))
         return restored
 
     def _set_aside(self, damaged: dict[int, str], *, restored_step: int) -> None:
@@ -296,14 +293,6 @@ def check_shapes(path: Path, saved: dict, expected: dict) -> None:
             f" {expected_shapes.get(name, 'absent')} in the config"
             f" ({len(differing)} arrays differ)"
         )
-
-
-def one_line(error: Exception) -> str:
-    """Returns an error in one line; of the many that tensorstore makes of it, the system's own."""
-    if system := re.search(SYSTEM_ERROR, str(error), re.DOTALL):
-        return system[1].strip()
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0]}"
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from ctclip_jax.case_store import Searcher, encode_query
 from ctclip_jax.demo import uploads
 from ctclip_jax.demo.analysis import Analyses, Analysis, QueueFullError
 from data_pipelines.errors import InputError
-from data_pipelines.resample import STEPS_PER_HU
+from data_pipelines.resample import to_hu
 
 STATIC = Path(__file__).parent / "static"
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "[::1]")
@@ -117,7 +117,7 @@ class Page:
     async def volume(self, request: Request) -> Response:
         """int16 HU, little-endian, (f, h, w)."""
         volume = self._get_done(request).volume
-        hu = await asyncio.to_thread(lambda: (volume // STEPS_PER_HU).astype("<i2").tobytes())
+        hu = await asyncio.to_thread(lambda: np.floor(to_hu(volume)).astype("<i2").tobytes())
         return Response(hu, media_type="application/octet-stream")
 
     async def map(self, request: Request) -> Response:

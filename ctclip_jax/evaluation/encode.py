@@ -20,7 +20,7 @@ from tqdm import tqdm
 from ctclip_jax.common.trees import flatten
 from ctclip_jax.evaluation.dataset import EvalSet, from_rows
 from ctclip_jax.evaluation.encoder import TEXTS_PER_CHUNK, Encoder, report_texts
-from ctclip_jax.evaluation.files import claim_output_dir, read_arrays, write_arrays
+from ctclip_jax.evaluation.files import read_arrays, write_arrays
 from ctclip_jax.inference.load import Model
 from ctclip_jax.models.ct_clip import CTCLIP
 from data_pipelines import shards
@@ -87,10 +87,9 @@ def encode_split(
     """Encodes the missing shards of a split into `out`; None while those of other tasks are.
 
     Args:
-      source: `provenance` of model and split; an InputError if `out` holds latents of another one.
+      source: `provenance` of model and split, for which `out` has been claimed.
       task: (i, n): the i-th of n slices of the shards. The last task to finish writes latents.npz.
     """
-    claim_output_dir(out, source)
     folder, split = source["shards"], source["split"]
     rows = shards.read_reports(folder, split)
     if not (out / "latents.npz").exists():

@@ -75,7 +75,7 @@ class Encoder:
         latents: list[np.ndarray | None] = [None] * len(texts)
         # Padding changes no latent, so texts of similar length share batches without most of it.
         for rows, length in group_by_length(mask):
-            mine = loader.share(rows, batch_size=batch_size, **self._process)
+            mine = loader.rows_of_process(rows, batch_size=batch_size, **self._process)
             batches = (
                 {"input_ids": ids[p, :length], "attention_mask": mask[p, :length], "row": p}
                 for p in mine.reshape(-1, batch_size)

@@ -286,8 +286,8 @@ def _read_label_columns(
 def _case(name: str, row: Mapping[str, str]) -> dict[str, str]:
     """A row of cases.csv, with patient and scan from the volume name where it has none."""
     patient, scan = parse_volume_name(name) or (name, name)
-    known = {column: cell for column, cell in row.items() if cell and column != KEY}
-    return {"patient": patient, "scan": scan} | known
+    cells = {column: cell for column, cell in row.items() if cell and column != KEY}
+    return {"patient": patient, "scan": scan} | cells
 
 
 def _read_rows(path: Path) -> Table:

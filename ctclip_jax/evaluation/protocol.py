@@ -17,7 +17,7 @@ from ctclip_jax.inference.classifiers import (
     finding_prompts,
 )
 from data_pipelines.errors import InputError
-from data_pipelines.reports import Form
+from data_pipelines.reports import ReportFormat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ class ProtocolConfig:
         ("Calcification", ("Arterial wall calcification", "Coronary artery wall calcification")),
     )
     excluded_labels: tuple[str, ...] = ("Medical material", "Lymphadenopathy")
-    report_format: Form | None = None
+    report_format: ReportFormat | None = None
     pool_sentences: bool | None = None
     max_length: PositiveInt | None = None
     batch_size: PositiveInt = 8

@@ -1,4 +1,4 @@
-"""Scores of an EvalSet from its latents, by the classifier of the protocol."""
+"""Scores of an EvalSet from its latents, by the classifier that the protocol names."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -10,64 +10,53 @@ from jaxtyping import Float
 from ctclip_jax.evaluation import files
 from ctclip_jax.evaluation.dataset import EvalSet
 from ctclip_jax.evaluation.protocol import ProtocolConfig
-from ctclip_jax.inference.classifiers import (
-    prompt_texts,
-    trained_classifier,
-    zero_shot_classifier,
-)
+from ctclip_jax.inference.classifiers import Classifier, trained_classifier, zero_shot_classifier
 from ctclip_jax.inference.load import Model
 from data_pipelines.errors import InputError
 
-NO_TRAINED_CLASSIFIER = "config.classifier: this model has no trained classifier"
 
-
-def check_classifier(labels: Sequence[str], model: Model, *, protocol: ProtocolConfig) -> None:
-    """Raises the errors of `add_scores` that need no latents, before anything is encoded."""
-    if protocol.classifier == "zero_shot":
-        prompt_texts(protocol.findings(labels))
-    elif "classifier" not in model.variables["params"]:
-        raise InputError(NO_TRAINED_CLASSIFIER)
-
-
-def add_scores(
-    eval_set: EvalSet,
+def make_classifier(
+    labels: Sequence[str],
     arrays: Mapping[str, np.ndarray],
     *,
+    dim: int,
     model: Model | None,
     prompts_dir: Path | None,
     out: Path,
     protocol: ProtocolConfig,
-) -> EvalSet | None:
-    """Adds the scores and how they are computed; None if there is no temperature.
+) -> Classifier | None:
+    """The classifier of the model that the latents are from; None without its temperature.
 
     Args:
-      arrays: `encode.head_arrays` of the model of the latents.
+      arrays: its `encode.head_arrays`.
+      dim: numbers in a latent.
       model: to encode prompts whose latents are not in `prompts_dir`/prompts.npz; they are then
         saved in `out`.
     """
     if protocol.classifier == "trained":
         if "classifier_kernel" not in arrays:
-            raise InputError(NO_TRAINED_CLASSIFIER)
-        classifier = trained_classifier(arrays["classifier_kernel"], arrays["classifier_bias"])
-    elif "temperature" not in arrays:
+            raise InputError("config.classifier: this model has no trained classifier")
+        return trained_classifier(arrays["classifier_kernel"], arrays["classifier_bias"])
+    if "temperature" not in arrays:
         return None
-    elif arrays["temperature"].size != 1:
+    if arrays["temperature"].size != 1:
         raise InputError(f"latents.npz: temperature: got shape {arrays['temperature'].shape}")
-    else:
 
-        def encode_prompts(texts: list[str]) -> Float[np.ndarray, "m d"]:
-            latents = prompt_latents(texts, model=model, folder=prompts_dir, out=out)
-            return _stack(latents, texts, dim=eval_set.image.shape[1])
+    def encode_prompts(texts: list[str]) -> Float[np.ndarray, "m d"]:
+        latents = prompt_latents(texts, model=model, folder=prompts_dir, out=out)
+        for text in texts:
+            if text not in latents:
+                raise InputError(f"prompt {text!r}: has no latent; pass the model too (--model)")
+            if latents[text].shape != (dim,):
+                raise InputError(f"prompt {text!r}: its latent does not have the size {dim}")
+        return np.stack([latents[text] for text in texts])
 
-        classifier = zero_shot_classifier(
-            protocol.findings(eval_set.label_names),
-            encode_prompts,
-            temperature=arrays["temperature"].item(),
-            ensemble=protocol.ensemble,
-        )
-    scores = protocol.scores(eval_set.label_names, classifier, eval_set.image)
-    source = {**eval_set.source, **protocol.score_metadata()}
-    return dataclasses.replace(eval_set, scores=scores, source=source)
+    return zero_shot_classifier(
+        protocol.findings(labels),
+        encode_prompts,
+        temperature=arrays["temperature"].item(),
+        ensemble=protocol.ensemble,
+    )
 
 
 def prompt_latents(
@@ -86,19 +75,13 @@ def prompt_latents(
     missing = [text for text in texts if text not in latents]
     if model and missing:
         latents |= dict(zip(missing, model.encode_text(missing), strict=True))
-        prompts = np.array(list(latents))
-        files.write_arrays(
-            out / "prompts.npz", prompts=prompts, latents=np.stack([*latents.values()])
-        )
+        prompts, stacked = np.array(list(latents)), np.stack(list(latents.values()))
+        files.write_arrays(out / "prompts.npz", prompts=prompts, latents=stacked)
     return latents
 
 
-def _stack(
-    latents: Mapping[str, np.ndarray], texts: Sequence[str], *, dim: int
-) -> Float[np.ndarray, "m d"]:
-    for text in texts:
-        if text not in latents:
-            raise InputError(f"prompt {text!r}: has no latent; pass the model too (--model)")
-        if latents[text].shape != (dim,):
-            raise InputError(f"prompt {text!r}: latent does not have the size {dim} of the others")
-    return np.stack([latents[text] for text in texts])
+def add_scores(eval_set: EvalSet, classifier: Classifier, *, protocol: ProtocolConfig) -> EvalSet:
+    """The same with scores, and how they are computed."""
+    scores = protocol.scores(eval_set.label_names, classifier, eval_set.image)
+    source = {**eval_set.source, **protocol.score_metadata()}
+    return dataclasses.replace(eval_set, scores=scores, source=source)

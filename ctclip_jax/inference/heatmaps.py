@@ -13,7 +13,7 @@ from jaxtyping import Float32, Int16
 
 from ctclip_jax.checkpoints.exports import BASELINE_FILE
 from data_pipelines import slices
-from data_pipelines.errors import InputError
+from data_pipelines.errors import InputError, one_line
 from data_pipelines.files import publish, scratch_folder
 from data_pipelines.hounsfield import from_lps
 from data_pipelines.resample import Geometry, grid_positions
@@ -51,7 +51,7 @@ def load_baseline(folder: Path) -> Baseline | None:
         with np.load(path) as file:
             return Baseline(file["unit_tokens"], str(file["of"]))
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: damaged ({' '.join(str(error).split())})") from error
+        raise InputError(f"{path}: damaged ({one_line(error)})") from error
 
 
 def save_png(
@@ -132,7 +132,7 @@ def to_scan_space(
 
     A scan whose header has no axes is returned along Left, Posterior, Superior, as it was read.
     """
-    oriented = prepared.calibrated
+    oriented = prepared.oriented
     x, y, z = grid_positions(oriented.voxels.shape, oriented.spacing_xyz, geometry)
     indices, inside = [], []
     # Patches have the axes (z, x, y) of the grid, voxels (x, y, z).

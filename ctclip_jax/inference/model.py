@@ -1,6 +1,5 @@
 """Inference handle: jitted, batched encoding on all local devices."""
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from ctclip_jax.inference.heatmaps import Baseline
 from ctclip_jax.models.ct_clip import CTCLIP, CTCLIPConfig
 from data_pipelines.errors import InputError
 from data_pipelines.reports import LABELS, PROMPTS
-from data_pipelines.resample import STEPS_PER_HU, Geometry
+from data_pipelines.resample import Geometry
 from data_pipelines.shard_tasks import PreparedVolume, prepare_scan
 from data_pipelines.sources.case import CaseRecord
 from data_pipelines.tokenizers import Tokenizer
@@ -41,7 +40,7 @@ class Model:
       variables: parameters and codebook, replicated over the local devices.
       tokenizer: for `encode_text` and `detect`; None if unknown.
       max_length: tokens that texts are truncated to.
-      report_format: a `data_pipelines.reports.Form`, the text that it expects of a report.
+      report_format: a `data_pipelines.reports.ReportFormat`, the text that it expects of a report.
       pool_sentences: whether the latent of a report is the mean over its sentences.
       label_informed: whether it was trained with labels, so that its detection is not zero-shot.
       calibration: of its probabilities (`python -m ctclip_jax.calibrate`), or None.
@@ -107,14 +106,10 @@ class Model:
         if not isinstance(scan, CaseRecord):
             scan = CaseRecord(volume_name=str(scan), patient="", scan="", paths=(epath.Path(scan),))
         try:
-            prepared = prepare_scan(scan, geometry=self.geometry)
+            return prepare_scan(scan, geometry=self.geometry)
         except InputError as error:
             path, message = str(scan.path()), str(error)
             raise InputError(message if path in message else f"{path}: {message}") from error
-        steps = STEPS_PER_HU // prepared.steps_per_hu
-        return dataclasses.replace(
-            prepared, volume=prepared.volume * np.int16(steps), steps_per_hu=STEPS_PER_HU
-        )
 
     def encode_image(
         self, volumes: Num[np.ndarray, "n f h w"], *, batch_size: int = 1

@@ -11,7 +11,7 @@ from pathlib import Path
 from etils import epath
 
 from ctclip_jax.inference.model import Model
-from data_pipelines.errors import InputError
+from data_pipelines.errors import InputError, one_line
 from data_pipelines.shard_tasks import PreparedVolume
 from data_pipelines.sources import manifest
 from data_pipelines.sources.case import CaseRecord
@@ -81,7 +81,7 @@ def read_ahead(
         except InputError as error:
             return SkippedCase(case, str(error))
         except Exception as error:  # a bug of ours must not cost the other scans
-            cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            cause = f"{type(error).__name__}: {one_line(error)}"
             return SkippedCase(case, f"{case.path()}: {cause}")
 
     remaining = iter(cases)

@@ -12,8 +12,7 @@ from ctclip_jax.common.configs import PositiveInt
 from ctclip_jax.common.shapes import Array, Float, Num
 from ctclip_jax.models.layers import layer_norm, linear
 from data_pipelines.errors import InputError
-
-STEPS_PER_HU = 16  # int16 volumes are fixed-point HU
+from data_pipelines.resample import STEPS_PER_HU
 
 
 @dataclasses.dataclass(frozen=True)

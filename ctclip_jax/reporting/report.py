@@ -178,14 +178,14 @@ def _curves(
 ) -> dict[str, dict[str, Markup]]:
     """Kind of curve -> label -> plot, for the labels that have both classes."""
     curves = {"roc": {}, "pr": {}, "calibration": {}}
+    is_predicted = None if predictions is None else predictions.of(eval_set.scores)
     for column, label in enumerate(eval_set.label_names):
         row = metrics["detection"]["per_label"][label]
         if row["auroc"]["value"] is None:
             continue
         labels, scores, rows = eval_set.labeled(column)
-        predicted = None
-        if predictions is not None and not predictions.missing[column]:
-            predicted = predictions.of(eval_set.scores)[rows, column]
+        has_threshold = predictions is not None and not predictions.missing[column]
+        predicted = is_predicted[rows, column] if has_threshold else None
         auroc, average_precision = row["auroc"]["value"], row["average_precision"]["value"]
         curves["roc"][label] = plots.roc(labels, scores, predicted=predicted, note=f"{auroc:.3f}")
         curves["pr"][label] = plots.precision_recall(

@@ -15,8 +15,7 @@ from ctclip_jax.models.ct_clip import CTCLIPConfig
 from ctclip_jax.models.lora import LoraConfig
 from ctclip_jax.training.losses import LossConfig
 from ctclip_jax.training.optim import OptimConfig
-from data_pipelines.reports import Form as ReportFormat
-from data_pipelines.text_sampler import TextSampler
+from data_pipelines.reports import ReportFormat, TextSampler
 
 # Typical length of a prompt, for FLOPs and shapes where there is no tokenizer (dry run).
 PROMPT_TOKENS = 16

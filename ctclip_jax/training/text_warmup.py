@@ -58,7 +58,6 @@ def warm_up_text(
     pairs = text_pair_loader(
         config.data.folders,
         split=config.data.split,
-        objective="matched_sentences",
         tokenizer=tokenizer,
         max_length=warmup.max_length,
         batch_size=local_batch_size(warmup.batch_size, mesh),

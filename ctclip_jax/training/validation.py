@@ -20,7 +20,7 @@ from ctclip_jax.training.config import TrainConfig
 from ctclip_jax.training.metric_writer import import_wandb
 from data_pipelines.errors import InputError
 from data_pipelines.loader import common_geometry
-from data_pipelines.reports import LABELS, SENTENCE_FORMS, prompt_text
+from data_pipelines.reports import LABELS, SENTENCE_FORMATS, prompt_text
 from data_pipelines.shards import preparation, read_reports
 from data_pipelines.tokenizers import Tokenizer
 
@@ -143,10 +143,10 @@ def _validate_texts(config: TrainConfig, tokenizer: Tokenizer | None) -> None:
             f"config.data.texts_per_volume: {config.data.texts_per_volume} needs"
             " config.loss.name='text_to_image'"
         )
-    if evaluation.pool_sentences and evaluation.report_format not in SENTENCE_FORMS:
+    if evaluation.pool_sentences and evaluation.report_format not in SENTENCE_FORMATS:
         raise InputError(
             "config.evaluation.pool_sentences: needs a report_format with sentences; got"
-            f" {evaluation.report_format}, expected one of {', '.join(SENTENCE_FORMS)}"
+            f" {evaluation.report_format}, expected one of {', '.join(SENTENCE_FORMATS)}"
         )
     _require("evaluation.prompts", [(evaluation.prompts, "at least one pair")])
     for pair in (*evaluation.prompts, config.loss.prompts):

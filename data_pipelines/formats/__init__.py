@@ -1,4 +1,4 @@
-"""CT volumes from files: NIfTI, DICOM series, NumPy archives."""
+"""File formats of CT volumes: NIfTI, DICOM series, NumPy archives."""
 
 from etils import epath
 
@@ -11,9 +11,7 @@ __all__ = ["StoredVolume", "read_dicom", "read_nifti", "read_npz", "read_scan"]
 
 
 def read_scan(path: epath.PathLike) -> StoredVolume:
-    """Reads a scan: a folder or a .dcm file as DICOM, an .npz archive, anything else as NIfTI.
-
-    Raises InputError, which names the file, if it cannot be used."""
+    """Reads a folder or a .dcm file as DICOM, an .npz archive, anything else as NIfTI."""
     path = epath.Path(path)
     if path.suffix == ".dcm" or path.is_dir():
         return read_dicom(path)

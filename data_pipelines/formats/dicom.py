@@ -1,4 +1,4 @@
-"""CT series of DICOM files, one slice each."""
+"""DICOM: a CT series with one slice per file, sorted and checked by position."""
 
 import contextlib
 import dataclasses
@@ -19,11 +19,11 @@ from etils import epath
 from jaxtyping import Float, Shaped
 from pydicom.errors import BytesLengthException, InvalidDicomError
 
-from data_pipelines.errors import InputError
+from data_pipelines.errors import InputError, one_line
 from data_pipelines.formats.stored import StoredVolume, check_size
 
 _MAGIC, _MAGIC_AT = b"DICM", 128
-_DAMAGE = (
+_DAMAGE = (  # what pydicom and its decoders raise for a damaged file
     ArithmeticError,
     AttributeError,
     BytesLengthException,
@@ -37,27 +37,27 @@ _DAMAGE = (
     struct.error,
     zlib.error,
 )
-_LONGEST_CAUSE = 300
+_MAX_MESSAGE = 300  # characters
 _UNIT_TOLERANCE = 1e-3
-_SHARED = {
+_SHARED = {  # fields of _Header that are equal in all slices, and their tags
     "shape": "Rows or Columns",
     "spacing": "PixelSpacing",
     "directions": "ImageOrientationPatient",
 }
 _SHARED_TOLERANCE = 1e-4
 _SAME_POSITION_MM = 0.01
-_GAP = 0.1
+_GAP = 0.1  # of the usual step between slices
 _ROUNDING_MM = 0.11  # positions may have been written to a tenth of a millimeter
 
-# absl prints what reaches the root logger: a line for every odd value of every slice.
+# It logs a line for every odd value of every slice, which absl would print.
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Header:
-    """What one slice says of itself; vectors and mm are DICOM's, to Left, Posterior, Superior.
+    """Header of one slice; vectors are in mm to Left, Posterior, Superior.
 
-    `shape`, `spacing` and `directions` are of the column index, which is x, then the row index.
+    `shape`, `spacing` and `directions` are for the column index (x), then for the row index (y).
     """
 
     path: epath.Path
@@ -72,21 +72,19 @@ class _Header:
 
     @property
     def depth(self) -> float:
-        """How far along the normal of its plane, in mm."""
+        """Position along the normal of the plane, in mm."""
         return float(self.position @ np.cross(*self.directions))
 
 
 def read_dicom(path: epath.PathLike) -> StoredVolume:
-    """Reads a folder with one CT series, one slice per file, sorted by position; files beside it
-    that are not DICOM, and hidden ones, are left alone.
+    """Reads a folder with one CT series; ignores hidden files and files that are not DICOM.
 
-    Values are as stored, or float32 of slope 1 and intercept 0 if slices differ in their scale.
-    Raises InputError if a slice is absent, unreadable or no CT, or if the slices are not evenly
-    spaced planes of one volume.
+    Values are as stored, or rescaled float32 if the slices differ in their scale. Slices that are
+    missing, unreadable, no CT or not evenly spaced planes of one volume are an InputError.
     """
     path = epath.Path(path)
     with warnings.catch_warnings(action="ignore"):
-        headers = _in_order(path, [_read_header(file) for file in _dicom_files(path)])
+        headers = _sort_slices(path, [_read_header(file) for file in _dicom_files(path)])
         one_scale = len({(h.slope, h.intercept, h.pixel_type) for h in headers}) == 1
         voxels, sha256 = _read_pixels(headers, rescale=not one_scale)
     affine = _affine(headers)
@@ -102,39 +100,35 @@ def read_dicom(path: epath.PathLike) -> StoredVolume:
 
 @contextlib.contextmanager
 def naming_file(path: epath.Path) -> Iterator[None]:
-    """Turns what goes wrong with one file into an InputError that names it."""
+    """Turns errors about one file into an InputError that names it."""
     try:
         yield
     except InputError as error:
-        raise InputError(f"{path}: {_told(error)}") from None
+        # It may quote a value of a damaged file, which can be anything.
+        raise InputError(f"{path}: {textwrap.shorten(str(error), _MAX_MESSAGE)}") from None
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except _DAMAGE as error:
-        raise InputError(f"{path}: unreadable DICOM ({_told(error)})") from error
-
-
-def _told(error: Exception) -> str:
-    """In one line, whatever values of a damaged file are in it."""
-    return textwrap.shorten(str(error), _LONGEST_CAUSE) or type(error).__name__
+        raise InputError(f"{path}: unreadable DICOM ({one_line(error)})") from error
 
 
 def _dicom_files(path: epath.Path) -> list[epath.Path]:
     if not path.is_dir():
         return [path]
     with naming_file(path):
-        found = [file for file in sorted(path.iterdir()) if _is_dicom(file)]
-    if not found:
+        files = [file for file in sorted(path.iterdir()) if _is_dicom(file)]
+    if not files:
         raise InputError(f"{path}: no DICOM files in this folder")
-    return found
+    return files
 
 
 def is_ignored_file(name: str) -> bool:
-    """Whether a file of this name is none of the slices of its folder: hidden, or a CD's index."""
+    """Whether a file of this name is never a slice: a hidden file, or the index of a CD."""
     return name.startswith(".") or name.upper() == "DICOMDIR"
 
 
 def _is_dicom(file: epath.Path) -> bool:
-    """By its content. One called .dcm is taken at its word: if damaged, its slice is missing."""
+    """By content. A damaged .dcm file counts too: without its slice the volume is incomplete."""
     if is_ignored_file(file.name) or file.is_dir():
         return False
     with file.open("rb") as content:
@@ -168,14 +162,14 @@ def _read_header(path: epath.Path) -> _Header:
 
 def _check_is_ct_slice(tags: pydicom.Dataset) -> None:
     if (modality := _value(tags, "Modality", "CT")) != "CT":
-        raise InputError(f"Modality {modality}, not CT")
+        raise InputError(f"Modality: got {modality}, expected CT")
     if _value(tags, "NumberOfFrames", 1) > 1:
-        raise InputError("multi-frame files are not supported: convert it to one file per slice")
+        raise InputError("multi-frame files are not supported; convert it to one file per slice")
     if "LOCALIZER" in _value(tags, "ImageType", ()):
         raise InputError("a localizer, not a slice of a volume")
     photometric = _value(tags, "PhotometricInterpretation", "MONOCHROME2")
     if (samples := _value(tags, "SamplesPerPixel", 1)) != 1 or "MONOCHROME" not in photometric:
-        raise InputError(f"a color image ({photometric}, {samples} samples per pixel), not a CT")
+        raise InputError(f"a color image ({photometric}, {samples} samples per pixel), no CT slice")
 
 
 def _value(tags: pydicom.Dataset, name: str, default: object) -> object:
@@ -188,12 +182,12 @@ def _numbers(tags: pydicom.Dataset, name: str, count: int) -> Float[np.ndarray, 
         raise InputError(f"no {name}")
     numbers = np.array(value, np.float64)
     if numbers.shape != (count,) or not np.isfinite(numbers).all():
-        raise InputError(f"{name} is {value}, not {count} numbers")
+        raise InputError(f"{name}: got {value}, expected {count} numbers")
     return numbers
 
 
-def _in_order(path: epath.Path, headers: Sequence[_Header]) -> list[_Header]:
-    """Sorts the slices of one volume by position, and refuses any others."""
+def _sort_slices(path: epath.Path, headers: Sequence[_Header]) -> list[_Header]:
+    """Sorts slices by position and checks that they are those of one volume."""
     counts = Counter(header.series for header in headers).values()
     if len(counts) > 1:
         slices = " + ".join(map(str, counts))
@@ -205,7 +199,7 @@ def _in_order(path: epath.Path, headers: Sequence[_Header]) -> list[_Header]:
         for field, name in _SHARED.items():
             value, expected = getattr(header, field), getattr(first, field)
             if not np.allclose(value, expected, rtol=0, atol=_SHARED_TOLERANCE):
-                raise InputError(f"{header.path}: {name} other than that of {first.path.name}")
+                raise InputError(f"{header.path}: {name} differs from that of {first.path.name}")
     ordered = sorted(headers, key=lambda header: header.depth)
     _check_positions(path, ordered)
     return ordered
@@ -228,20 +222,21 @@ def _check_positions(path: epath.Path, ordered: Sequence[_Header]) -> None:
 
 
 def _affine(ordered: Sequence[_Header]) -> Float[np.ndarray, "4 4"]:
-    """From voxel indices to RAS millimeters (PS3.3, C.7.6.2.1.1)."""
+    """Voxel indices to RAS mm (DICOM PS3.3, C.7.6.2.1.1)."""
     first, last = ordered[0], ordered[-1]
     affine = np.eye(4)
     affine[:3, :2] = (first.directions * first.spacing[:, None]).T
     affine[:3, 2] = (last.position - first.position) / (len(ordered) - 1)
     affine[:3, 3] = first.position
-    affine[:2] *= -1
+    affine[:2] *= -1  # DICOM's vectors are LPS
     return affine
 
 
 def _read_pixels(
     ordered: Sequence[_Header], *, rescale: bool
 ) -> tuple[Shaped[np.ndarray, "x y z"], str]:
-    """The stored values, or those of the slices' own scales, and the digest of file digests."""
+    """Returns the stored values, or with `rescale` those by each slice's own scale, and the digest
+    of the file digests."""
     voxels, digests = None, hashlib.sha256()
     for k, header in enumerate(ordered):
         with naming_file(header.path):

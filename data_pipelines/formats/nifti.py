@@ -1,4 +1,4 @@
-"""NIfTI-1 files, gzipped or not, read to their last byte in one pass."""
+"""NIfTI-1 files, gzipped or not, read completely in one pass."""
 
 import io
 import logging
@@ -14,13 +14,13 @@ from jaxtyping import Float, Shaped
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
-from data_pipelines.errors import InputError
+from data_pipelines.errors import InputError, one_line
 from data_pipelines.formats.stored import READ_BYTES, HashedFile, StoredVolume, check_size
 
-# What it logs of a damaged header, it raises as well.
+# It logs what it also raises about a damaged header.
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL + 1)
 
-_LARGEST_OFFSET = 1 << 28
+_MAX_OFFSET = 1 << 28
 _GZIP_MAGIC = b"\x1f\x8b"
 _DAMAGE = (
     EOFError,
@@ -34,15 +34,14 @@ _DAMAGE = (
 
 
 def read_nifti(path: epath.PathLike) -> StoredVolume:
-    """Reads a 3-D single-file NIfTI-1, gzipped or not, to its last byte (so that gzip's checksum
-    is compared). Raises InputError if the file is absent, damaged or no 3-D scalar volume."""
+    """Reads a 3-D single-file NIfTI-1, to its last byte, so that gzip's checksum is verified."""
     try:
         with epath.Path(path).open("rb") as raw:
             hashed = HashedFile(raw)
             stored = io.BufferedReader(hashed, READ_BYTES)
             gzipped = stored.peek(2)[:2] == _GZIP_MAGIC
             content = igzip.open(stored) if gzipped else stored
-            # Only the header itself: nibabel would read on, into the extensions.
+            # From a buffer, as nibabel would read on into the extensions.
             start = content.read(nib.Nifti1Header.sizeof_hdr)
             header = nib.Nifti1Header.from_fileobj(io.BytesIO(start))
             voxels = _read_voxels(content, header)
@@ -51,8 +50,7 @@ def read_nifti(path: epath.PathLike) -> StoredVolume:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except _DAMAGE as error:
-        cause = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path}: damaged or no NIfTI file ({cause})") from error
+        raise InputError(f"{path}: damaged or not a NIfTI file ({one_line(error)})") from error
     return StoredVolume(
         voxels=voxels,
         slope=1.0 if slope is None else slope,
@@ -68,7 +66,7 @@ def _read_voxels(file: IO[bytes], header: nib.Nifti1Header) -> Shaped[np.ndarray
     if dtype.kind not in "iuf":
         raise ValueError(f"voxels of type {dtype}")
     if len(shape) < 3 or math.prod(shape) != math.prod(shape[:3]):
-        raise ValueError(f"{len(shape)}-D array {shape}, not one 3-D volume")
+        raise ValueError(f"{len(shape)}-D array {shape}, expected one 3-D volume")
     check_size(shape, dtype)
     extensions = _extension_bytes(header)
     voxels = np.empty(shape[:3], dtype, order="F")
@@ -77,33 +75,33 @@ def _read_voxels(file: IO[bytes], header: nib.Nifti1Header) -> Shaped[np.ndarray
     for start in range(0, len(content), READ_BYTES):
         chunk = content[start : start + READ_BYTES]
         if (count := _read_into(file, chunk)) < len(chunk):
-            raise EOFError(f"{len(content)} bytes of voxels expected, {start + count} found")
-    while file.read(READ_BYTES):
+            raise EOFError(f"got {start + count} bytes of voxels, expected {len(content)}")
+    while file.read(READ_BYTES):  # gzip's checksum follows the last byte
         pass
     return voxels
 
 
 def _extension_bytes(header: nib.Nifti1Header) -> int:
-    """What lies between the header and the voxels."""
+    """Returns the number of bytes between the header and the voxels."""
     offset = float(header["vox_offset"]) or header.single_vox_offset
-    if not header.sizeof_hdr <= offset <= _LARGEST_OFFSET:
-        raise ValueError(f"implausible offset of the voxels, {offset:g}")
+    if not header.sizeof_hdr <= offset <= _MAX_OFFSET:
+        raise ValueError(f"implausible offset of the voxels: {offset:g}")
     return int(offset) - header.sizeof_hdr
 
 
 def _read_into(file: IO[bytes], buffer: memoryview) -> int:
-    done = 0
-    while done < len(buffer) and (count := file.readinto(buffer[done:])):
-        done += count
-    return done
+    filled = 0
+    while filled < len(buffer) and (count := file.readinto(buffer[filled:])):
+        filled += count
+    return filled
 
 
 def _affine(header: nib.Nifti1Header) -> Float[np.ndarray, "4 4"] | None:
-    """The sform or else the qform, if it is set, finite and invertible."""
+    """Returns the sform, else the qform, that is set, finite and invertible."""
     for read in (header.get_sform, header.get_qform):
         try:
             affine, code = read(coded=True)
-        except ValueError:  # nibabel's answer to NaN quaternions
+        except ValueError:  # raised by nibabel for NaN quaternions
             continue
         if code and np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 1e-9:
             return affine

@@ -1,4 +1,4 @@
-"""NumPy archives with one volume, as RAD-ChestCT has them."""
+"""NumPy archives (.npz) with one volume, the format of RAD-ChestCT."""
 
 import io
 import math
@@ -8,16 +8,14 @@ import numpy as np
 from etils import epath
 from jaxtyping import Shaped
 
-from data_pipelines.errors import InputError
+from data_pipelines.errors import InputError, one_line
 from data_pipelines.formats.stored import HashedFile, StoredVolume, check_size
 
 _KEY = "ct"
 
 
 def read_npz(path: epath.PathLike) -> StoredVolume:
-    """Reads the array `ct` of an .npz file, or its only array; an .npz knows nothing of position.
-
-    Raises InputError if the file is absent, damaged or has no such 3-D array of numbers."""
+    """Reads the array `ct` of an .npz file, or its only array. The format has no geometry."""
     try:
         with epath.Path(path).open("rb") as raw:
             hashed = HashedFile(raw)
@@ -27,8 +25,7 @@ def read_npz(path: epath.PathLike) -> StoredVolume:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except Exception as error:  # zipfile, zlib and numpy raise all kinds for a damaged file
-        cause = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path}: damaged or no .npz file ({cause})") from error
+        raise InputError(f"{path}: damaged or not an .npz file ({one_line(error)})") from error
     return StoredVolume(voxels, sha256=sha256)
 
 
@@ -36,8 +33,9 @@ def _read_array(archive: zipfile.ZipFile) -> Shaped[np.ndarray, "x y z"]:
     names = [name.removesuffix(".npy") for name in archive.namelist()]
     name = _KEY if _KEY in names else names[0] if len(names) == 1 else None
     if name is None:
-        raise ValueError(f"no array {_KEY!r} among {', '.join(names) or 'none'}")
+        raise ValueError(f"no array {_KEY!r}; the arrays are {', '.join(names) or 'none'}")
     member = archive.getinfo(f"{name}.npy")
+    # The header first: a damaged one could make NumPy allocate far more than the file holds.
     with archive.open(member) as file:
         major, _ = np.lib.format.read_magic(file)
         read_header = np.lib.format.read_array_header_1_0
@@ -45,7 +43,7 @@ def _read_array(archive: zipfile.ZipFile) -> Shaped[np.ndarray, "x y z"]:
             read_header = np.lib.format.read_array_header_2_0
         shape, _, dtype = read_header(file)
     if len(shape) != 3 or dtype.kind not in "iuf":
-        raise ValueError(f"{dtype} array {shape}, not one 3-D volume")
+        raise ValueError(f"{dtype} array {shape}, expected one 3-D volume of numbers")
     check_size(shape, dtype)
     if math.prod(shape) * dtype.itemsize > member.file_size:
         raise ValueError(f"{dtype} array {shape} in {member.file_size} bytes")

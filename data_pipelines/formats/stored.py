@@ -1,4 +1,4 @@
-"""A CT volume as it is stored, whatever the format of its file."""
+"""StoredVolume: what a file holds, in any format; helpers to read files safely."""
 
 import dataclasses
 import hashlib
@@ -11,18 +11,20 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 UNKNOWN_SPACING = (1.0, 1.0, 1.0)
-"""What a header says that knows nothing of the size of its voxels."""
+"""The spacing in headers whose writer did not know it."""
 READ_BYTES = 1 << 22
-_LARGEST_VOLUME_BYTES = 1 << 34
+_MAX_VOLUME_BYTES = 1 << 34
 
 
 @dataclasses.dataclass(frozen=True)
 class StoredVolume:
-    """Voxels as stored: their value is `slope * voxels + intercept` by the file itself.
+    """The content of a file, not yet interpreted.
 
-    `affine` maps voxel indices to RAS millimeters; None if the file has no valid one.
-    `spacing_xyz` is what else the file says of the voxels' size in mm, valid or not, along the
-    stored axes. `sha256` is that of the file's bytes, or of a series' file digests in their order.
+    Attributes:
+      voxels: along the stored axes; their value by the file itself is `slope * voxels + intercept`.
+      affine: voxel indices to RAS mm; None if the file has no valid one.
+      spacing_xyz: the size of a voxel that the file states beside it, in mm, valid or not.
+      sha256: of the file's bytes; for a DICOM series, of the digests of its files in their order.
     """
 
     voxels: Shaped[np.ndarray, "x y z"]
@@ -34,13 +36,13 @@ class StoredVolume:
 
 
 def check_size(shape: Sequence[int], dtype: np.dtype) -> None:
-    """Raises ValueError for voxels that are none or too many, before memory is taken for them."""
-    if not 0 < math.prod(shape) * dtype.itemsize <= _LARGEST_VOLUME_BYTES:
+    """Raises ValueError for an empty or huge volume; called before memory is allocated."""
+    if not 0 < math.prod(shape) * dtype.itemsize <= _MAX_VOLUME_BYTES:
         raise ValueError(f"implausible shape {tuple(shape)}")
 
 
 class HashedFile(io.RawIOBase):
-    """A file read once from its start to its end, hashed on the way."""
+    """Hashes a file while it is read from start to end."""
 
     def __init__(self, file: IO[bytes]):
         self._file = file
@@ -55,7 +57,7 @@ class HashedFile(io.RawIOBase):
         return count
 
     def sha256(self) -> str:
-        """The digest of the whole file, of which nothing can be read afterwards."""
+        """Reads the rest of the file and returns the digest of all of it."""
         while self.read(READ_BYTES):
             pass
         return self._hash.hexdigest()

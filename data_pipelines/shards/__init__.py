@@ -1,16 +1,16 @@
 """Prepared volumes on disk: ArrayRecord shards that tensorflow-datasets opens.
 
     SHARDS/chest_ct-train.array_record-00000-of-00016   the records
-    SHARDS/train-00000-of-00016.jsonl                   the same without volumes, and skips
-    SHARDS/preparation-train.json                       how the split was prepared
-    SHARDS/skipped.csv, provenance.csv                  cases left out, and why; what was decided
+    SHARDS/train-00000-of-00016.jsonl                   the same without volumes; skipped cases
+    SHARDS/preparation-train.json                       settings of the split's preparation
+    SHARDS/skipped.csv, provenance.csv                  skipped cases with reasons; decisions
     SHARDS/{dataset_info,features}.json, SHA256SUMS     written last
 
 `python -m data_pipelines.shards verify SHARDS` checks all of it, `show SHARDS NAME` shows a record.
 """
 
 from data_pipelines.shards.dataset import begin, discard, finish, locked, plan
-from data_pipelines.shards.format import Record, compress, decompress
+from data_pipelines.shards.format import Record, decode_volume, encode_volume
 from data_pipelines.shards.reader import (
     ShardSource,
     preparation,
@@ -28,9 +28,9 @@ __all__ = [
     "ShardSource",
     "Skipped",
     "begin",
-    "compress",
-    "decompress",
+    "decode_volume",
     "discard",
+    "encode_volume",
     "finish",
     "locked",
     "plan",

@@ -1,7 +1,7 @@
-"""Looks after prepared shards.
+"""Inspects prepared shards.
 
 python -m data_pipelines.shards verify SHARDS        finds damage, missing files, repeated ids
-python -m data_pipelines.shards show SHARDS NAME     prints a record and draws NAME.png
+python -m data_pipelines.shards show SHARDS NAME     prints a record and draws it in NAME.png
 """
 
 import json
@@ -28,16 +28,16 @@ def main(*arguments: str) -> None:
         case ["show", folder, name]:
             _show(folder, name)
         case _:
-            raise InputError("wanted: verify SHARDS, or show SHARDS NAME")
+            raise InputError("expected: verify SHARDS, or show SHARDS NAME")
 
 
 def _verify(folder: str) -> None:
-    problems = 0
+    num_problems = 0
     for problem in verify(folder):
         print(problem, file=sys.stderr, flush=True)
-        problems += 1
-    if problems:
-        raise InputError(f"{folder}: problems: {problems}")
+        num_problems += 1
+    if num_problems:
+        raise InputError(f"{folder}: problems: {num_problems}")
     volumes = {split: len(read_reports(folder, split)) for split in splits(folder)}
     print(f"{folder} is sound; volumes: {', '.join(f'{s} {n}' for s, n in volumes.items())}")
 

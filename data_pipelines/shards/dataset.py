@@ -1,4 +1,4 @@
-"""The shards of a folder as one dataset: planned, held by those who write, declared when whole."""
+"""A folder of shards: begin a split, lock the folder, finish the dataset, discard a split."""
 
 import contextlib
 import csv
@@ -30,17 +30,17 @@ CHECKSUMS = "SHA256SUMS"
 
 
 def begin(out: epath.PathLike, split: str, *, settings: dict) -> list[Shard]:
-    """The shards of a split that is prepared, or is being prepared, with these settings.
+    """Begins a split, or continues it, and returns its shards.
 
-    `settings` has the number of `shards` and whatever else must not change between two runs into
-    the same folder. Raises InputError if the folder holds another preparation of the split."""
+    `settings` has the number of `shards` and all else that must not change between two runs into
+    the same folder. With other settings than the folder's it raises InputError."""
     directory = make_folder(out)
     path = settings_path(directory, split)
-    if path.exists() and (found := read_json(path)) != settings:
-        changed = [name for name in settings if settings[name] != found.get(name)]
-        told = ", ".join("what the tables say" if c == "cases_sha256" else c for c in changed)
+    if path.exists() and (existing := read_json(path)) != settings:
+        names = {"cases_sha256": "contents of the tables"}
+        changed = [names.get(n, n) for n in settings if settings[n] != existing.get(n)]
         raise InputError(
-            f"{out}: holds another preparation of {split} ({told} differ); "
+            f"{out}: holds another preparation of {split} ({', '.join(changed)} differ); "
             "delete it or choose another folder"
         )
     write_text(path, json.dumps(settings, indent=2) + "\n")
@@ -48,24 +48,24 @@ def begin(out: epath.PathLike, split: str, *, settings: dict) -> list[Shard]:
 
 
 def plan(directory: epath.PathLike, split: str) -> list[Shard]:
-    """The shards of a split that was begun."""
+    """Returns the shards of a split that was begun, written or not."""
     directory = epath.Path(directory)
     count = read_json(settings_path(directory, split))["shards"]
     return [Shard(directory, split, index, count) for index in range(count)]
 
 
 def settings_path(directory: epath.Path, split: str) -> epath.Path:
-    """Where the settings of a split are kept."""
+    """The file with the settings of a split."""
     return directory / f"preparation-{split}.json"
 
 
 @contextlib.contextmanager
 def locked(out: epath.PathLike, *, exclusive: bool) -> Iterator[None]:
-    """Locks a folder for one run that writes all of it (`exclusive`), or for one of several that
-    write different shards; the lock ends with the process. An exclusive run first deletes the
-    scratch folders of a killed one. Local disks only: elsewhere it does nothing.
+    """Locks the folder: exclusively for a run that writes all of it, or shared by several runs that
+    write different shards. If another process holds the lock it raises InputError.
 
-    Raises InputError if another process holds a lock that excludes this one."""
+    An exclusive run first deletes the scratch folders that killed runs left. On remote paths there
+    is no lock."""
     directory = make_folder(out)
     if is_remote(directory):
         yield
@@ -76,7 +76,7 @@ def locked(out: epath.PathLike, *, exclusive: bool) -> Iterator[None]:
         except BlockingIOError:
             raise InputError(f"{out}: another process is writing there") from None
         except OSError:
-            pass  # a disk that knows no locks
+            pass  # a file system without locks
         if exclusive:
             for path in directory.glob(f"{SCRATCH}*"):
                 shutil.rmtree(path)
@@ -84,9 +84,7 @@ def locked(out: epath.PathLike, *, exclusive: bool) -> Iterator[None]:
 
 
 def finish(out: epath.PathLike) -> list[str]:
-    """Declares the splits whose shards are all complete to be the dataset of the folder.
-
-    Returns their names."""
+    """Writes the metadata of a dataset of all splits whose shards are complete; returns them."""
     directory = epath.Path(out)
     names = sorted(path.stem for path in directory.glob("preparation-*.json"))
     plans = {name: plan(directory, name) for name in (n.split("-", 1)[1] for n in names)}
@@ -117,8 +115,8 @@ def _write_tables(directory: epath.Path, complete: dict[str, list[Shard]]) -> No
 
 
 def _write_metadata(directory: epath.Path, summaries: dict[str, list[dict]]) -> None:
-    """What tensorflow-datasets reads. (Its own write_metadata wants every file of the folder to be
-    of a split that is finished.)"""
+    """Writes what tensorflow-datasets reads. Its own write_metadata fails if the folder holds files
+    of an unfinished split."""
     template = tfds.core.ShardedFileTemplate(
         data_dir=directory, dataset_name=NAME, filetype_suffix="array_record"
     )
@@ -144,19 +142,19 @@ def _write_metadata(directory: epath.Path, summaries: dict[str, list[dict]]) -> 
 
 
 def _write_checksums(directory: epath.Path, summaries: dict[str, list[dict]]) -> None:
-    """As sha256sum writes and checks them; those of the records are known from their shards."""
-    known = {
+    """Writes them as sha256sum does; those of the records, large files, are in the summaries."""
+    digests = {
         shard.records.name: summary["sha256"]
-        for split, of_split in summaries.items()
-        for shard, summary in zip(plan(directory, split), of_split, strict=True)
+        for split, shards in summaries.items()
+        for shard, summary in zip(plan(directory, split), shards, strict=True)
     }
     names = sorted(files(directory, list(summaries)))
-    lines = [f"{known.get(name) or sha256(directory / name)}  {name}\n" for name in names]
+    lines = [f"{digests.get(name) or sha256(directory / name)}  {name}\n" for name in names]
     write_text(directory / CHECKSUMS, "".join(lines))
 
 
 def files(directory: epath.Path, splits: Sequence[str]) -> list[str]:
-    """The names of all files of a dataset with these splits, but for its checksums."""
+    """Returns the names of all files of a dataset with these splits except its checksums."""
     names = ["dataset_info.json", "features.json", "provenance.csv", "skipped.csv"]
     for split in splits:
         names += [settings_path(directory, split).name]
@@ -165,7 +163,7 @@ def files(directory: epath.Path, splits: Sequence[str]) -> list[str]:
 
 
 def discard(out: epath.PathLike, split: str) -> None:
-    """Takes back a preparation, so that the next run starts the split anew."""
+    """Deletes the preparation of a split, so that the next run starts it anew."""
     directory = epath.Path(out)
     for shard in plan(directory, split):
         for path in (shard.rows, shard.records):

@@ -1,7 +1,10 @@
-"""What a record is: int16 HU in slabs compressed by Blosc, and all that is known of them."""
+"""Record format: fields, Blosc-compressed fixed-point volumes, serialization.
+
+Only this module knows in which steps a volume is stored. In memory volumes are in steps of 1/16 HU.
+"""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numcodecs
@@ -18,7 +21,7 @@ NAME, VERSION = "chest_ct", "1.0.0"
 _SLAB_BYTES = 4 << 20
 _CODEC = numcodecs.Blosc("zstd", clevel=5, shuffle=numcodecs.Blosc.BITSHUFFLE, blocksize=512 << 10)
 _TEXTS = ("volume_name", "patient", "scan", "findings", "impressions")
-_OBJECTS = ("strata", "provenance")  # written as JSON texts
+_OBJECTS = ("strata", "provenance")  # stored as JSON texts
 FEATURES = tfds.features.FeaturesDict(
     {
         "volume": tfds.features.Tensor(shape=(None,), dtype=np.object_),
@@ -32,48 +35,57 @@ FEATURES = tfds.features.FeaturesDict(
 )
 _SERIALIZER = ExampleSerializer(FEATURES.get_serialized_info())
 
-numcodecs.blosc.use_threads = False  # processes and loader threads of our own share the cores
+# Preparation's processes and the loader's threads share the cores already.
+numcodecs.blosc.use_threads = False
 
 
-def compress(volume: Int16[np.ndarray, "f h w"]) -> list[bytes]:
-    """Slabs of whole frames, at most about 4 MiB each before compression, so that no buffer but the
-    volume itself is large enough for the allocator to map anew."""
+def encode_volume(
+    volume: Int16[np.ndarray, "f h w"], *, steps_per_hu: int = STEPS_PER_HU
+) -> dict[str, Any]:
+    """Returns a record's fields `volume` (compressed slabs of frames), `shape` and `steps_per_hu`.
+
+    Whole HU, 1 step, compress better than sixteenths; `volume` must then be rounded to them."""
+    # At most about 4 MiB a slab, so that no buffer but the volume itself is so large that the
+    # allocator maps it anew each time.
     slabs = np.array_split(volume, min(len(volume), -(-volume.nbytes // _SLAB_BYTES)))
-    return [_CODEC.encode(np.ascontiguousarray(slab)) for slab in slabs]
+    scale = STEPS_PER_HU // steps_per_hu
+    return {
+        "volume": [_CODEC.encode(np.ascontiguousarray(slab // scale)) for slab in slabs],
+        "shape": volume.shape,
+        "steps_per_hu": steps_per_hu,
+    }
 
 
-def decompress(
-    slabs: Sequence[bytes],
-    shape: Sequence[int],
-    *,
-    steps_per_hu: int = STEPS_PER_HU,
-    out: Int16[np.ndarray, "f h w"] | None = None,
+def decode_volume(
+    record: Record, out: Int16[np.ndarray, "f h w"] | None = None
 ) -> Int16[np.ndarray, "f h w"]:
-    """The volume that `compress` was given, in steps of 1 / STEPS_PER_HU; into `out` if given."""
-    volume = np.empty(shape, np.int16) if out is None else out
+    """Returns the volume of a record of `encode_volume`, in steps of 1/16 HU, in `out` if given."""
+    volume = np.empty(record["shape"], np.int16) if out is None else out
+    scale = STEPS_PER_HU // int(record["steps_per_hu"])
+    slabs = record["volume"]
     for target, slab in zip(np.array_split(volume, len(slabs)), slabs, strict=True):
         _CODEC.decode(slab, out=target)
-        if steps_per_hu != STEPS_PER_HU:
-            target *= STEPS_PER_HU // steps_per_hu
+        if scale > 1:
+            target *= scale
     return volume
 
 
 def serialize(record: Record) -> bytes:
-    """The bytes of a record, whose `volume` is compressed; the same ones for the same record."""
+    """Returns the bytes of a record with an encoded volume; equal records have equal bytes."""
     texts = {name: json.dumps(record[name]) for name in _OBJECTS}
     example = _SERIALIZER.get_tf_example(FEATURES.encode_example(record | texts))
     return example.SerializeToString(deterministic=True)  # else the order of fields is random
 
 
 def deserialize(example: Mapping[str, Any]) -> Record:
-    """The record of an example as tensorflow-datasets reads it, its volume still compressed."""
+    """Returns the record, its volume still encoded, of an example that tensorflow-datasets read."""
     texts = {name: example[name].decode() for name in _TEXTS}
     objects = {name: json.loads(example[name]) for name in _OBJECTS}
     return {**example, **texts, **objects}
 
 
-def row(record: Record) -> dict[str, Any]:
-    """The record without its volume, as JSON writes it."""
+def metadata_row(record: Record) -> dict[str, Any]:
+    """Returns the record without its volume, as plain types for JSON."""
     names = [name for name in FEATURES if name != "volume" and name not in _OBJECTS]
     plain = {name: np.asarray(record[name]).tolist() for name in names}
     return {**plain, **{name: record[name] for name in _OBJECTS}}

@@ -1,4 +1,4 @@
-"""Prepared splits, read."""
+"""Reading prepared splits: records with volumes, rows without, settings, skipped cases."""
 
 from collections.abc import Sequence
 
@@ -16,10 +16,10 @@ from data_pipelines.shards.writer import Skipped
 class ShardSource(Sequence[Record]):
     """Random access to the records of a split, in their order on disk; can be pickled.
 
-    A record has `volume` (int16 steps of 1/16 HU; z, x, y), its `spacing` (mm; z, x, y) and
-    `window` (HU), `steps_per_hu` (on disk), `labels` (int8: 0, 1, -1 unknown; their names are in
-    `preparation`), the texts `volume_name`, `patient`, `scan`, `findings`, `impressions`, and
-    `strata` and `provenance`, two dicts.
+    A record has `volume` (int16, steps of 1/16 HU; z, x, y) and its `shape`, `spacing` (mm;
+    z, x, y), `window` (HU), `steps_per_hu` (of the stored volume, 1 or 16), `labels` (int8: 0, 1,
+    -1 unknown; `preparation` names them), the texts `volume_name`, `patient`, `scan`, `findings`,
+    `impressions`, and the dicts `strata` and `provenance`.
     """
 
     def __init__(self, shards: epath.PathLike, split: str):
@@ -30,44 +30,40 @@ class ShardSource(Sequence[Record]):
         return len(self._source)
 
     def __getitem__(self, index: int) -> Record:
-        record = self.compressed(index)
-        steps = int(record["steps_per_hu"])
-        volume = format.decompress(record["volume"], record["shape"], steps_per_hu=steps)
-        return record | {"volume": volume}
+        record = self.encoded(index)
+        return record | {"volume": format.decode_volume(record)}
 
-    def compressed(self, index: int) -> Record:
-        """The record with its volume as slabs, for `decompress`."""
+    def encoded(self, index: int) -> Record:
+        """Returns a record for `decode_volume`."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         return format.deserialize(self._source[index])
 
 
 def read(shards: epath.PathLike, split: str) -> ShardSource:
-    """The records of a split; `shards` is the folder that prepare wrote.
-
-    Raises InputError if it holds no finished preparation of the split."""
+    """Returns the records of a finished split; `shards` is the folder that prepare wrote."""
     return ShardSource(shards, split)
 
 
 def read_rows(shards: epath.PathLike, split: str) -> list[dict]:
-    """What the split says of every case, in its order: a record without its volume, or the `reason`
-    why there is none. The split need not be finished."""
+    """Returns a row for every case of a split in its order: the record without its volume, or the
+    `reason` why the case was skipped. The split need not be finished."""
     return [row for shard in plan(epath.Path(shards), split) for row in shard.read_rows()]
 
 
 def read_reports(shards: epath.PathLike, split: str) -> list[dict]:
-    """The records of a finished split in their order, without volumes and without reading them."""
+    """Returns the records of a finished split without volumes, in their order; reads no records."""
     return [row for row in read_rows(_finished(shards, split), split) if "reason" not in row]
 
 
 def read_skipped(shards: epath.PathLike, split: str) -> list[Skipped]:
-    """The cases of a split that were left out."""
+    """Returns the skipped cases of a split."""
     return [Skipped(**row) for row in read_rows(shards, split) if "reason" in row]
 
 
 def preparation(shards: epath.PathLike, split: str) -> dict:
-    """The settings a split was prepared with: `shape` and `spacing` (z, x, y; mm), `window` (HU),
-    `labels`, ..."""
+    """Returns the settings of a split's preparation: `shape` and `spacing` (z, x, y; mm), `window`
+    (HU), `labels`, ..."""
     path = settings_path(epath.Path(shards), split)
     if not path.exists():
         raise InputError(f"{shards}: no split {split!r} was prepared here")
@@ -75,7 +71,7 @@ def preparation(shards: epath.PathLike, split: str) -> dict:
 
 
 def splits(shards: epath.PathLike) -> list[str]:
-    """The finished splits of a folder. Raises InputError if there is none."""
+    """Returns the finished splits of a folder; without one, it raises InputError."""
     info = epath.Path(shards) / "dataset_info.json"
     if not info.exists():
         raise InputError(f"{shards}: no prepared shards (no dataset_info.json)")
@@ -83,18 +79,18 @@ def splits(shards: epath.PathLike) -> list[str]:
 
 
 def _finished(shards: epath.PathLike, split: str) -> epath.Path:
-    if split not in (found := splits(shards)):
-        raise InputError(f"{shards}: no split {split!r}; prepared: {', '.join(found)}")
+    if split not in (finished := splits(shards)):
+        raise InputError(f"{shards}: no split {split!r}; prepared: {', '.join(finished)}")
     return epath.Path(shards)
 
 
 def find(shards: epath.PathLike, volume_name: str) -> tuple[str, int]:
-    """The split and the index of a record. Raises InputError, with the reason if it was skipped."""
+    """Returns the split and the index of a record."""
     for split in splits(shards):
         names = [row["volume_name"] for row in read_reports(shards, split)]
         if volume_name in names:
             return split, names.index(volume_name)
         for skipped in read_skipped(shards, split):
             if skipped.volume_name == volume_name:
-                raise InputError(f"{volume_name}: was skipped, {skipped.reason}")
+                raise InputError(f"{volume_name}: skipped: {skipped.reason}")
     raise InputError(f"{shards}: no record {volume_name}")

@@ -1,4 +1,4 @@
-"""Whether prepared shards are what they were when they were written."""
+"""Integrity check of prepared shards: checksums, record counts, decodable volumes, unique ids."""
 
 import re
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
 
-from data_pipelines.errors import InputError
+from data_pipelines.errors import InputError, one_line
 from data_pipelines.files import sha256
 from data_pipelines.shards import format
 from data_pipelines.shards.dataset import CHECKSUMS, files, plan
@@ -18,24 +18,22 @@ _DAMAGE = (AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueE
 
 
 def verify(shards: epath.PathLike) -> Iterator[str]:
-    """Reads every byte and every record of the folder, and says what is wrong, a line for each: a
-    file that is missing, truncated or changed, a record that can't be read, an id given twice.
-
-    Raises InputError if the folder holds no finished preparation."""
+    """Reads every byte and every record of the folder and yields a line for each problem: a file
+    that is missing, truncated or changed, an unreadable record, a repeated id."""
     directory = epath.Path(shards)
     if not (directory / CHECKSUMS).exists():
-        raise InputError(f"{shards}: no {CHECKSUMS}, so no finished preparation")
+        raise InputError(f"{shards}: no finished preparation (no {CHECKSUMS})")
     checksums = _read_checksums(directory)
     problems = {name: _problem(directory / name, digest) for name, digest in checksums.items()}
     problems = {name: problem for name, problem in problems.items() if problem}
     for name, problem in problems.items():
         yield f"{directory / name}: {problem}"
     if any(name.endswith(".json") for name in problems):
-        return  # what shards there are is not known
+        return  # these files list the splits and shards
     names = splits(directory)
     for name in files(directory, names):
         if name not in checksums:
-            yield f"{directory / CHECKSUMS}: has no line of {name}"
+            yield f"{directory / CHECKSUMS}: no line for {name}"
     owners: dict[str, str] = {}
     for shard in (shard for split in names for shard in plan(directory, split)):
         if shard.rows.exists() and shard.records.exists():
@@ -43,10 +41,10 @@ def verify(shards: epath.PathLike) -> Iterator[str]:
 
 
 def _read_checksums(directory: epath.Path) -> dict[str, str]:
-    """File name -> sha256, of the lines that are whole."""
+    """File name -> sha256; malformed lines are ignored, as `verify` then misses their files."""
     lines = (directory / CHECKSUMS).read_bytes().decode("ascii", errors="replace").splitlines()
-    found = filter(None, map(_CHECKSUM.fullmatch, lines))
-    return {match[2]: match[1] for match in found if "/" not in match[2]}
+    matches = filter(None, map(_CHECKSUM.fullmatch, lines))
+    return {match[2]: match[1] for match in matches if "/" not in match[2]}
 
 
 def _problem(path: epath.Path, digest: str) -> str:
@@ -56,19 +54,19 @@ def _problem(path: epath.Path, digest: str) -> str:
 
 
 def _check_records(shard: Shard, owners: dict[str, str], *, changed: bool) -> Iterator[str]:
-    """`owners` is where each id was seen first; ids of this shard are added. `changed` is whether
-    the file is known to be other than it was."""
+    """Adds the ids of this shard to `owners`, the records in which they were first seen. `changed`:
+    a problem of the file is reported already."""
     try:
         size, written = shard.records.stat().length, shard.read_summary()
         if size < written["bytes"]:
             yield f"{shard.records}: truncated, {size} of {written['bytes']} bytes"
         elif not changed and sha256(shard.records) != written["sha256"]:
-            yield f"{shard.records}: not the file that {shard.rows.name} was written with"
+            yield f"{shard.records}: not the file that {shard.rows.name} describes"
         rows = [row["volume_name"] for row in shard.read_rows() if "reason" not in row]
         reader = ArrayRecordReader(str(shard.records))
         count = reader.num_records()
     except _DAMAGE as error:
-        yield f"{shard.records}: it or {shard.rows.name} cannot be read ({_one_line(error)})"
+        yield f"{shard.records}: it or {shard.rows.name} cannot be read ({one_line(error)})"
         return
     if count != len(rows):
         yield f"{shard.records}: {count} records, {len(rows)} in {shard.rows.name}"
@@ -77,9 +75,9 @@ def _check_records(shard: Shard, owners: dict[str, str], *, changed: bool) -> It
         try:
             example = format.FEATURES.deserialize_example_np(reader.read([index])[0])
             record = format.deserialize(example)
-            format.decompress(record["volume"], record["shape"])
+            format.decode_volume(record)
         except _DAMAGE as error:
-            yield f"{where}: damaged ({_one_line(error)})"
+            yield f"{where}: damaged ({one_line(error)})"
             continue
         name = record["volume_name"]
         if name != expected:
@@ -87,7 +85,3 @@ def _check_records(shard: Shard, owners: dict[str, str], *, changed: bool) -> It
         first = owners.setdefault(name, where)
         if first != where:
             yield f"{where}: {name} is also {first}"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

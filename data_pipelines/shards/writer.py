@@ -1,7 +1,6 @@
-"""One shard: written in a scratch folder and renamed, so that it is there whole or not at all.
+"""Writing one shard: atomically, and with the same bytes each time for the same cases.
 
-It is complete when its `.jsonl` is there, which gets its name after the records. It can be written
-anywhere, by anyone, twice: the bytes are the same.
+A shard is complete if its `.jsonl` exists, which is renamed into place after the records.
 """
 
 import dataclasses
@@ -19,7 +18,7 @@ from data_pipelines.shards.format import NAME, Record
 
 @dataclasses.dataclass(frozen=True)
 class Skipped:
-    """A case that was left out, and why."""
+    """A case without a record, and the reason."""
 
     volume_name: str
     reason: str
@@ -36,7 +35,7 @@ class Shard:
 
     @property
     def complete(self) -> bool:
-        """Whether it was written to its end."""
+        """Whether the shard was written to its end."""
         return self.rows.exists()
 
     @property
@@ -46,20 +45,21 @@ class Shard:
 
     @property
     def rows(self) -> epath.Path:
-        """JSON lines: the number, bytes and sha256 of the records; then for every case its record
-        without the volume, or why it was skipped."""
+        """JSON lines: the number, bytes and sha256 of the records; then a row for every case, which
+        is its record without the volume, or the reason why it was skipped."""
         return self.directory / f"{self.split}-{self._numbers}.jsonl"
 
     def read_rows(self) -> list[dict]:
-        """The lines of `rows` after the first."""
-        return [json.loads(line) for line in self._lines()[1:]]
+        """Returns the rows of the cases, in their order."""
+        return self._read_lines()[1:]
 
     def read_summary(self) -> dict:
-        """The first line of `rows`."""
-        return json.loads(self._lines()[0])
+        """Returns `volumes` (their number), `bytes` and `sha256` of the records."""
+        return self._read_lines()[0]
 
-    def _lines(self) -> list[str]:
-        return self.rows.read_text(encoding="utf-8").split("\n")[:-1]
+    def _read_lines(self) -> list[dict]:
+        lines = self.rows.read_text(encoding="utf-8").split("\n")[:-1]
+        return [json.loads(line) for line in lines]
 
     @property
     def _numbers(self) -> str:
@@ -67,9 +67,8 @@ class Shard:
 
 
 def write_shard(shard: Shard, outcomes: Iterable[Record | Skipped]) -> None:
-    """Writes the records among `outcomes` in their order, and one line for every outcome.
-
-    Raises InputError if the disk is full or cannot be written to; no part of the shard is left."""
+    """Writes the records among `outcomes` in their order, and one row for every outcome. An error,
+    such as a full disk, leaves no part of the shard."""
     with scratch_folder(shard.directory) as scratch:
         records, rows = scratch / shard.records.name, scratch / shard.rows.name
         lines = _write_records(records, outcomes)
@@ -86,13 +85,13 @@ def _write_records(path: Path, outcomes: Iterable[Record | Skipped]) -> list[dic
             lines.append(dataclasses.asdict(outcome))
         else:
             writer.write(format.serialize(outcome))
-            lines.append(format.row(outcome))
+            lines.append(format.metadata_row(outcome))
             volumes += 1
         if not writer.ok():
             break
     try:
         writer.close()
-    except RuntimeError as error:  # what the last failed write was about
+    except RuntimeError as error:  # with the cause of the write that failed
         raise OSError(f"{error}") from error
     summary = {"volumes": volumes, "bytes": path.stat().st_size, "sha256": sha256(path)}
     return [summary, *lines]

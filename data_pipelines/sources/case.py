@@ -1,4 +1,4 @@
-"""What every source says of one scan, before its file is opened."""
+"""CaseRecord: what a source says about one volume before its file is opened."""
 
 import dataclasses
 import math
@@ -7,19 +7,23 @@ from collections.abc import Mapping, Sequence
 from etils import epath
 
 UNKNOWN = -1
-"""A label that nobody has read."""
+"""The value of a label that was not read."""
 
 
 @dataclasses.dataclass(frozen=True)
 class CaseRecord:
-    """One volume of a source: its file, its report and what the tables claim of its voxels.
+    """One volume of a source: its file, its report and the tables' claims about its voxels.
 
-    `paths` are where its file may lie; the first that is there counts. `scan` is unique within the
-    patient. `labels` are 0, 1 or UNKNOWN, in the order of the collection's. `strata` are what
-    results are split by: sex, age, manufacturer, kernel, ... `slope`, `intercept` (to HU) and
-    `spacing` (mm; z, x, y) are NaN and `axes` (where the stored axes run to, such as "LPS") is
-    empty where the tables are silent. A missing report part is an empty string. `skip` says why the
-    case must be left out; empty if it is wanted.
+    Attributes:
+      scan: the exam, unique within the patient; its volumes are reconstructions.
+      paths: possible locations of the file; the first that exists counts.
+      findings, impressions: of the report; empty if missing.
+      labels: 0, 1 or UNKNOWN, in the order of the collection's.
+      strata: for subgroup results: sex, age, manufacturer, kernel, ...
+      slope, intercept: to HU; NaN without a claim.
+      spacing: mm (z, x, y); NaN without a claim.
+      axes: directions of the stored axes, such as "LPS"; empty without a claim.
+      skip: the reason why the case must be skipped; empty if there is none.
     """
 
     volume_name: str
@@ -37,14 +41,14 @@ class CaseRecord:
     skip: str = ""
 
     def path(self) -> epath.Path:
-        """What `formats.read_scan` opens: the first of `paths` that is there, or else the last."""
-        found = (path for path in self.paths[:-1] if path.exists())
-        return next(found, self.paths[-1])
+        """Returns the first of `paths` that exists, else the last."""
+        existing = (path for path in self.paths[:-1] if path.exists())
+        return next(existing, self.paths[-1])
 
 
 @dataclasses.dataclass(frozen=True)
 class Collection:
-    """The cases of one split of a source, sorted by name, and the names of their labels."""
+    """The cases of one split of a source, sorted by name, and the names of the labels."""
 
     labels: tuple[str, ...]
     cases: Sequence[CaseRecord]

@@ -1,4 +1,4 @@
-"""CT-RATE's own tree of scans, reports, labels and metadata (arXiv 2403.17834).
+"""CT-RATE's folder tree of scans, reports, labels and metadata (arXiv 2403.17834).
 
 dataset/{train,valid}_fixed/train_1/train_1_a/train_1_a_1.nii.gz    v2 upload: HU, full headers
 dataset/{train,valid}/...the same tree...                           first upload: raw values
@@ -30,13 +30,13 @@ _VOLUME_NAME = re.compile(r"(?P<scan>(?P<patient>[a-z]+_\d+)_[a-z]+)_\d+\.nii\.g
 
 
 def read_collection(tree: epath.PathLike, split: str) -> Collection:
-    """Every volume that the reports table of `split` ("train" or "valid") names.
+    """Reads the cases of `split` ("train" or "valid"): the volumes in its table of reports.
 
-    `tree` is the folder that holds `dataset/`, or that folder itself. The v2 file is taken where
-    both uploads are present. Raises InputError for a tree or table that is absent or malformed.
+    `tree` is the folder that holds `dataset/`, or that folder itself. If both uploads of a volume
+    are there, the v2 file is used.
     """
     if split not in _TABLE_NAME:
-        raise InputError(f"split {split!r} is none of CT-RATE's: {', '.join(_TABLE_NAME)}")
+        raise InputError(f"split: unknown {split!r}; CT-RATE has {', '.join(_TABLE_NAME)}")
     root = epath.Path(tree)
     if not root.exists():
         raise InputError(f"{tree}: no such folder")
@@ -68,8 +68,8 @@ def _no_chest(root: epath.Path, split: str) -> set[str]:
 
 
 def parse_volume_name(volume_name: str) -> tuple[str, str] | None:
-    """Patient and scan of a volume that is named as in CT-RATE: valid_1_a_2.nii.gz is of the scan
-    valid_1_a of valid_1. None for another name."""
+    """Returns patient and scan of a CT-RATE volume: valid_1 and valid_1_a for valid_1_a_2.nii.gz;
+    None for any other name."""
     match = _VOLUME_NAME.fullmatch(volume_name)
     return (match["patient"], match["scan"]) if match else None
 
@@ -86,9 +86,9 @@ def _case(
     uploads = (root / folder / patient / scan / volume_name for folder in (f"{split}_fixed", split))
     reasons = [table.faults[volume_name] for table in tables if volume_name in table.faults]
     if not all(named):
-        reasons += ["no name of a CT-RATE volume"]
+        reasons += ["not the name of a CT-RATE volume"]
     if _stem(volume_name) in no_chest:
-        reasons += ["in the list of scans without a chest"]
+        reasons += ["in CT-RATE's list of scans without a chest"]
     xy = first_number(metadata.get("XYSpacing", ""))
     return CaseRecord(
         volume_name=volume_name,

@@ -1,16 +1,16 @@
-"""A lab's own data: a table, CSV with a header or JSON lines, of one row per volume.
+"""Manifest: a table of a lab's own data, CSV with a header or JSON lines, one row per volume.
 
 path            NIfTI, DICOM folder or .npz: absolute, or relative to the folder of the table
-volume_name     the id of the volume; without such a column, the path as it is written
-patient, scan   for each, the volume's name where there is none; scans of two patients may share one
-split           without such a column, every row is of "train"
-findings, impressions           or report: a whole report, taken as findings
-sex, age, manufacturer, model, kernel, date         what results are split by
-slope, intercept, spacing_z, spacing_x, spacing_y (else as x), axes
-                what calibration.calibrate may have to know of the voxels: to HU, mm, e.g. LPS
-the 18 labels   1, 0, or empty or -1 where nobody has read it
+volume_name     id of the volume; default: the path as written
+patient, scan   default: the name of the volume; scans of two patients may have the same name
+split           without this column all rows belong to "train"
+findings, impressions           or report: a whole report, used as findings
+sex, age, manufacturer, model, kernel, date         for subgroup results
+slope, intercept, spacing_z, spacing_x, spacing_y (default: spacing_x), axes
+                to HU; mm; directions of the stored axes, such as LPS (data_pipelines.hounsfield)
+the 18 labels   1, 0; empty or -1: unknown
 
-Only `path` has to be there. Other columns are ignored.
+Only `path` is required. Other columns are ignored.
 """
 
 from collections.abc import Mapping
@@ -44,16 +44,16 @@ def read_collection(
     columns: Mapping[str, str] = {},
     default_split: str = _ONLY_SPLIT,
 ) -> Collection:
-    """The rows of `split`. `columns` says what the table calls those of COLUMNS that it calls
-    otherwise, such as {"path": "NiftiFile", "findings": "Report"}. `default_split` is the split of
-    all rows if there is no such column.
+    """Reads the cases of `split`.
 
-    A row that cannot be used is a case to skip, in every split where its own cannot be told.
-    Raises InputError if the table is absent, malformed or empty, lacks a column that it needs or
-    that `columns` names, or has no row of `split`.
+    `columns` maps names of COLUMNS to the table's own, such as {"path": "NiftiFile"}. An unusable
+    row becomes a case to skip; if its split cannot be read, in every split. All rows are of
+    `default_split` if the table has no splits. A table without rows of `split` is an InputError.
     """
     if unknown := [name for name in columns if name not in COLUMNS]:
-        raise InputError(f"a manifest has no column {unknown[0]!r}, only {', '.join(COLUMNS)}")
+        raise InputError(
+            f"columns: unknown column {unknown[0]!r}; a manifest has {', '.join(COLUMNS)}"
+        )
     theirs = {name: columns.get(name, name) for name in COLUMNS}
     table = read_table(
         path,
@@ -67,8 +67,8 @@ def read_collection(
     if theirs["split"] not in table.columns:
         if split != default_split:
             raise InputError(
-                f"{path}: no column {theirs['split']}, so all rows are of {default_split}:"
-                f" --splits={default_split}"
+                f"{path}: no column {theirs['split']}, so all rows belong to {default_split};"
+                f" pass --splits={default_split}"
             )
         rows = {name: row | {"split": split} for name, row in rows.items()}
     reasons = {name: _reason(name, row) for name, row in rows.items()} | table.faults
@@ -83,23 +83,25 @@ def read_collection(
     return Collection(LABELS, sorted(cases, key=lambda case: case.volume_name))
 
 
-def _check_split(split: str, found: set[str], *, path: epath.PathLike) -> None:
-    """Lets a table pass of whose rows no split is known: each has its reason to be skipped."""
-    if not found:
+def _check_split(split: str, splits: set[str], *, path: epath.PathLike) -> None:
+    if not splits:
         raise InputError(f"{path}: no rows")
-    if (known := found - {""}) and split not in known:
-        raise InputError(f"{path}: no row of split {split!r}, only of {', '.join(sorted(known))}")
+    # Rows without a readable split have their reasons to be skipped; a table of them passes.
+    if (readable := splits - {""}) and split not in readable:
+        raise InputError(
+            f"{path}: no rows of split {split!r}; the splits are {', '.join(sorted(readable))}"
+        )
 
 
 def _reason(name: str, row: Row) -> str:
-    """Why a row cannot be used; empty if it can."""
+    """Returns why a row is unusable; empty if it is not."""
     if not name.isprintable():
-        return "a volume name that cannot be printed"
+        return "volume name has characters that cannot be printed"
     if missing := [column for column in ("path", "split") if not row[column]]:
         return f"no {missing[0]}"
     for column in _NUMBERS:
         if row[column] and not is_number(row[column]):
-            return f"{column}: {row[column]!r} is no number"
+            return f"{column}: {row[column]!r} is not a number"
     for label in LABELS:
         if row[label] not in ("", "-1") and UNKNOWN in read_labels(row, [label]):
             return f"{label}: {row[label]!r} is neither 0 nor 1 nor -1, unknown"

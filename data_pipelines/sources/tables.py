@@ -1,5 +1,4 @@
-"""Tables of a collection, CSV or JSON lines. A bad row costs itself, not the table, unless a broken
-quote hides where rows end."""
+"""Reading tables, CSV or JSON lines: a bad row is reported and does not cost the table."""
 
 import csv
 import dataclasses
@@ -12,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from etils import epath
 
-from data_pipelines.errors import InputError
+from data_pipelines.errors import InputError, one_line
 from data_pipelines.sources.case import UNKNOWN
 
 Row = dict[str, str]
@@ -26,12 +25,12 @@ DICOM_STRATA = {
     "kernel": "ConvolutionKernel",
     "date": "StudyDate",
 }
-"""What results are split by, and the columns of it in tables that are made of DICOM headers."""
+"""Strata of results -> columns of tables that were made from DICOM headers."""
 
 _MISSING = {"", "na", "n/a", "nan", "null", "none"}
-_LONGEST_LIST = 200
+_MAX_LIST = 200  # characters
 _BOOLEAN = {"true": "1", "false": "0"}
-# What decoding makes of bytes that are no UTF-8, and what no UTF-8 text can have.
+# Bytes that are not UTF-8 are decoded to these, which UTF-8 text cannot contain.
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _NUMBER = re.compile(r"[-+]?\d*\.?\d+(?:[eE][-+]?\d+)?")
 
@@ -40,7 +39,7 @@ csv.field_size_limit(1 << 24)
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Rows by their key, why some keys have none: `faults`, and the names of the columns."""
+    """Rows by key; `faults`, the reasons why other keys have no row; names of the columns."""
 
     rows: dict[str, Row]
     faults: dict[str, str]
@@ -50,12 +49,12 @@ class Table:
 def read_table(
     path: epath.PathLike, *, key: str | Sequence[str], columns: Sequence[str] = ()
 ) -> Table:
-    """Reads a .jsonl file, one object a line, or else a CSV file with a header, as UTF-8.
+    """Reads a UTF-8 table: a .jsonl file with an object per line, or a CSV file with a header.
 
-    `key` is a column, or several, of which the first that is there is taken. Missing cells (empty,
-    NA, null, ...) are empty strings. A key with several different rows has none, nor has a row that
-    is no UTF-8 or has too many or too few cells. Raises InputError if the table is absent, no
-    table, or lacks the column `key` or one of `columns`.
+    `key` is a column, or several candidates of which the first present one counts. Missing cells
+    (empty, NA, null, ...) become empty strings. A row is a fault if it differs from another row
+    with its key, is not UTF-8, or has too many or too few cells. A table that lacks the column
+    `key` or one of `columns`, or in which a broken quote hides the ends of rows, is an InputError.
     """
     path = epath.Path(path)
     try:
@@ -63,27 +62,27 @@ def read_table(
     except FileNotFoundError:
         raise InputError(f"{path}: no such table") from None
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from error
+        raise InputError(f"{path}: {one_line(error)}") from error
     try:
-        found, rows = (_read_json if path.suffix == ".jsonl" else _read_csv)(text)
+        header, rows = (_read_json if path.suffix == ".jsonl" else _read_csv)(text)
     except ValueError as error:
-        raise InputError(f"{path}: no table ({error})") from error
+        raise InputError(f"{path}: not a table ({error})") from error
     keys = [key] if isinstance(key, str) else key
-    key = next((name for name in keys if name in found), keys[-1])
-    if missing := [name for name in dict.fromkeys((key, *columns)) if name not in found]:
-        there = textwrap.shorten(", ".join(sorted(found)), _LONGEST_LIST)
-        raise InputError(f"{path}: no column {', '.join(missing)}; there are {there}")
-    return Table(*_by_key(rows, key=key, path=path), frozenset(found))
+    key = next((name for name in keys if name in header), keys[-1])
+    if missing := [name for name in dict.fromkeys((key, *columns)) if name not in header]:
+        names = textwrap.shorten(", ".join(sorted(header)), _MAX_LIST)
+        raise InputError(f"{path}: no column {', '.join(missing)}; the columns are {names}")
+    return Table(*_by_key(rows, key=key, path=path), frozenset(header))
 
 
 def first_number(cell: str) -> float:
-    """The first number of a cell such as 1.5 or "[0.34, 0.34]"; NaN if there is none."""
-    found = _NUMBER.search(cell)
-    return float(found.group()) if found else math.nan
+    """Returns the first number of a cell such as 1.5 or "[0.34, 0.34]"; NaN if there is none."""
+    match = _NUMBER.search(cell)
+    return float(match.group()) if match else math.nan
 
 
 def is_number(cell: str) -> bool:
-    """Whether the whole cell is one number."""
+    """Whether the whole cell is one number, including NaN."""
     try:
         float(cell)
     except ValueError:
@@ -92,14 +91,14 @@ def is_number(cell: str) -> bool:
 
 
 def read_labels(row: Row, labels: Iterable[str]) -> tuple[int, ...]:
-    """The cells of the columns `labels`: 0 or False, 1 or True, UNKNOWN where there is neither."""
+    """Returns 0 (or False), 1 (or True) or UNKNOWN (all else) of the columns `labels`."""
     cells = (row.get(label, "") for label in labels)
     numbers = (first_number(_BOOLEAN.get(cell.strip().lower(), cell)) for cell in cells)
     return tuple(int(number) if number in (0, 1) else UNKNOWN for number in numbers)
 
 
 def read_strata(row: Row, columns: dict[str, str]) -> dict[str, str]:
-    """What `row` says under `columns`, stratum -> column."""
+    """Returns stratum -> value of a row; `columns`: stratum -> column."""
     return {name: row[column] for name, column in columns.items() if row.get(column)}
 
 
@@ -125,7 +124,7 @@ def _read_json(text: str) -> tuple[set[str], list[_Numbered]]:
             except json.JSONDecodeError as error:
                 raise ValueError(f"line {number}: {error.msg}") from error
             if not isinstance(row, dict) or not isinstance(row.get("labels") or {}, dict):
-                raise ValueError(f"line {number}: no object, or its labels are none")
+                raise ValueError(f"line {number}: not an object, or its labels are not")
             labels = row.pop("labels", None) or {}
             cells = row | labels
             rows.append((number, {name: _json_cell(cell) for name, cell in cells.items()}))
@@ -138,8 +137,8 @@ def _json_cell(cell: object) -> str:
     return "" if cell is None else json.dumps(cell).replace("true", "1").replace("false", "0")
 
 
-def _checked(row: dict) -> tuple[Row, str]:
-    """The row with its missing cells empty, and what is wrong with it."""
+def _check_row(row: dict) -> tuple[Row, str]:
+    """Returns the row with missing cells as empty strings, and its fault or ""."""
     fault = ""
     if None in row or None in row.values():
         fault = "too many cells" if None in row else "too few cells"
@@ -149,7 +148,7 @@ def _checked(row: dict) -> tuple[Row, str]:
         if name is not None
     }
     if any(map(_SURROGATE.search, cells.values())):
-        fault = "no UTF-8 text"
+        fault = "not UTF-8"
     return cells, fault
 
 
@@ -158,7 +157,7 @@ def _by_key(
 ) -> tuple[dict[str, Row], dict[str, str]]:
     good, faults = {}, {}
     for number, cells in rows:
-        row, fault = _checked(cells)
+        row, fault = _check_row(cells)
         name = row.get(key, "")
         if not name:
             fault = f"no {key}"

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ctclip_jax.checkpoints.run import Checkpointer, one_line
+from ctclip_jax.checkpoints.run import Checkpointer
 from ctclip_jax.common.sharding import MeshConfig, make_mesh, state_shardings
 from ctclip_jax.train import export_description
-from data_pipelines.errors import InputError
+from data_pipelines.errors import InputError, one_line
 from tests.fake_clip import fake_batch
 from tests.tiny_run import tiny_config
 from tests.training import test_step as steps

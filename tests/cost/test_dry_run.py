@@ -84,7 +84,7 @@ def test_weights_are_sent_and_activations_are_not(plain):
 def test_programs_of_the_gradient_cache_run_once_or_for_each_micro_batch(cached, plain):
     assert {name: each.runs for name, each in cached.programs.items()} == {
         "encode": 4,
-        "contrast": 1,
+        "loss": 1,
         "backward": 4,
         "update": 1,
     }

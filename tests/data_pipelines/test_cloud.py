@@ -1,4 +1,4 @@
-"""Sources and shards under s3:// and gs:// paths, with a bucket in memory for the cloud's."""
+"""Sources and shards at remote paths (s3://), with a bucket in memory."""
 
 import fsspec
 import numpy as np
@@ -17,7 +17,7 @@ GEOMETRY = Geometry(shape=(8, 14, 12), spacing=(12.0, 7.5, 7.5))
 
 
 class Bucket(MemoryFileSystem):
-    """What s3fs would be."""
+    """Stands for s3fs."""
 
     protocol = "s3"
     store = {}
@@ -72,7 +72,7 @@ def test_from_a_bucket_to_a_bucket(bucket, tmp_path):
         np.testing.assert_array_equal(here["volume"], there["volume"])
 
 
-def test_an_absent_object_is_a_skip(bucket, tmp_path):
+def test_missing_object_is_a_skip(bucket, tmp_path):
     write_tree(tmp_path / "tree", "train", 2)
     next((tmp_path / "tree/dataset/train").rglob("train_1_*.nii.gz")).unlink()
     upload(tmp_path / "tree", bucket / "tree")
@@ -81,6 +81,6 @@ def test_an_absent_object_is_a_skip(bucket, tmp_path):
     assert "no such file" in skipped.reason
 
 
-def test_an_absent_table_is_one_line(bucket):
+def test_missing_table_is_an_input_error(bucket):
     with pytest.raises(InputError, match="s3://bucket/tree/.*no such table"):
         read_collection(bucket / "tree", "train")

@@ -111,9 +111,9 @@ SKIPPED = {
     blank_header_without_table: "no voxel spacing",
     cut: "damaged",
     four_dimensions: "4-D",
-    head: "in the list of scans without a chest",
+    head: "list of scans without a chest",
     missing_z_spacing: "no voxel spacing",
-    not_utf_8: "no UTF-8",
+    not_utf_8: "not UTF-8",
     two_rows: "a second, different row",
     zeros: "every voxel is 0",
 }
@@ -125,7 +125,7 @@ PREPARED = {  # all of them the same chest
 }
 
 
-def test_every_defect_of_ct_rate_is_skipped_with_its_reason_or_mended(tmp_path):
+def test_every_defect_of_ct_rate_is_skipped_with_its_reason_or_repaired(tmp_path):
     faults = [*SKIPPED, *PREPARED]
     *names, good, better = write_tree(tmp_path, "train", len(faults) + 2)
     for fault, name in zip(faults, names, strict=True):
@@ -178,7 +178,7 @@ def test_every_defect_of_a_manifest_is_skipped_with_its_reason(tmp_path):
         assert record["findings"] == "No nodule."
 
 
-def test_a_fault_of_ours_is_a_skip_too(tmp_path, monkeypatch):
+def test_bug_in_a_reader_is_a_skip(tmp_path, monkeypatch):
     write_tree(tmp_path, "train", 2)
 
     def broken(path):

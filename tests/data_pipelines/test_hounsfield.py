@@ -1,3 +1,5 @@
+"""Decisions about HU scale, axes and spacing."""
+
 import math
 
 import numpy as np
@@ -5,7 +7,7 @@ import pytest
 
 from data_pipelines.errors import InputError
 from data_pipelines.formats.stored import StoredVolume
-from data_pipelines.hounsfield import calibrate, to_lps
+from data_pipelines.hounsfield import resolve_hu_and_geometry, to_lps
 from tests.scan_tree import chest_hu
 
 UNKNOWN = {"slope": math.nan, "intercept": math.nan, "spacing": (math.nan,) * 3}
@@ -17,8 +19,8 @@ def scan(voxels, affine=None, spacing_xyz=(1.0, 1.0, 1.0), slope=1.0, intercept=
     return StoredVolume(voxels, slope, intercept, affine, spacing_xyz)
 
 
-def hu(calibrated):
-    return calibrated.voxels * calibrated.slope + calibrated.intercept
+def hu(oriented):
+    return oriented.voxels * oriented.slope + oriented.intercept
 
 
 @pytest.mark.parametrize("intercept", [-1024, -8192, -1000])
@@ -27,7 +29,7 @@ def test_hu_is_never_rescaled_twice(intercept, padding):
     voxels = chest_hu()
     if padding is not None:
         voxels[:2] = padding
-    found = calibrate(scan(voxels), **TABLE | {"intercept": float(intercept)})
+    found = resolve_hu_and_geometry(scan(voxels), **TABLE | {"intercept": float(intercept)})
     assert found.values == "stored"
     np.testing.assert_array_equal(hu(found), voxels)
 
@@ -39,14 +41,14 @@ def test_raw_values_are_rescaled(slope, intercept, padding):
     if padding is not None:
         raw[:2] = padding
     table = TABLE | {"slope": float(slope), "intercept": float(intercept)}
-    found = calibrate(scan(raw.astype(np.int16)), **table)
+    found = resolve_hu_and_geometry(scan(raw.astype(np.int16)), **table)
     assert found.values == "rescaled"
     np.testing.assert_array_equal(hu(found), raw * slope + intercept)
 
 
-def test_the_files_own_scale_counts():
+def test_scale_of_the_file_is_applied():
     raw = chest_hu() + np.int16(1024)
-    found = calibrate(scan(raw, intercept=-1024.0), **TABLE)
+    found = resolve_hu_and_geometry(scan(raw, intercept=-1024.0), **TABLE)
     assert found.values == "stored"
     np.testing.assert_array_equal(hu(found), chest_hu())
 
@@ -54,16 +56,16 @@ def test_the_files_own_scale_counts():
 def test_raw_values_without_slope_and_intercept_are_an_input_error():
     raw = chest_hu() + np.int16(1024)
     with pytest.raises(InputError, match="no chest in HU"):
-        calibrate(scan(raw), **UNKNOWN | {"spacing": (8, 5, 5)})
+        resolve_hu_and_geometry(scan(raw), **UNKNOWN | {"spacing": (8, 5, 5)})
 
 
 @pytest.mark.parametrize("value", [0, -1000, math.nan])
-def test_a_constant_or_undefined_array_is_an_input_error(value):
+def test_constant_or_undefined_array_is_an_input_error(value):
     with pytest.raises(InputError, match="voxel"):
-        calibrate(scan(np.full((9, 9, 9), value, np.float32)), **TABLE)
+        resolve_hu_and_geometry(scan(np.full((9, 9, 9), value, np.float32)), **TABLE)
 
 
-def test_axes_follow_a_valid_affine_to_left_posterior_superior():
+def test_axes_are_reoriented_by_a_valid_affine():
     lps = chest_hu()
     ras = lps[::-1, ::-1]
     moved = np.transpose(ras, (2, 0, 1))[::-1]  # axes (toward Inferior, Right, Anterior)
@@ -71,64 +73,64 @@ def test_axes_follow_a_valid_affine_to_left_posterior_superior():
     voxels, spacing = to_lps(moved, affine)
     np.testing.assert_array_equal(voxels, lps)
     assert spacing == (5, 6, 8)
-    found = calibrate(scan(ras, RAS), **UNKNOWN)
-    assert (found.axes, found.grid, found.spacing_xyz) == ("header", "header", (5, 5, 8))
+    found = resolve_hu_and_geometry(scan(ras, RAS), **UNKNOWN)
+    assert (found.axes, found.spacing_source, found.spacing_xyz) == ("header", "header", (5, 5, 8))
     np.testing.assert_array_equal(found.voxels, lps)
 
 
 @pytest.mark.parametrize("affine", [None, np.eye(4), np.diag([-1.0, -1, 1, 1])])
-def test_axes_stay_as_stored_under_a_blank_header(affine):
-    found = calibrate(scan(chest_hu(), affine), **TABLE)
-    assert (found.axes, found.grid, found.spacing_xyz) == ("stored", "table", (5, 5, 8))
+def test_axes_stay_as_stored_with_a_blank_header(affine):
+    found = resolve_hu_and_geometry(scan(chest_hu(), affine), **TABLE)
+    assert (found.axes, found.spacing_source, found.spacing_xyz) == ("stored", "table", (5, 5, 8))
     np.testing.assert_array_equal(found.voxels, chest_hu())
 
 
 @pytest.mark.parametrize("z", [math.nan, 0.0, -8.0, 800.0])
-def test_the_header_mends_the_spacing_of_the_table(z):
-    found = calibrate(scan(chest_hu(), RAS), **TABLE | {"spacing": (z, 5.0, 5.0)})
-    assert (found.grid, found.spacing_xyz) == ("header", (5, 5, 8))
+def test_spacing_of_the_header_replaces_an_impossible_one_of_the_table(z):
+    found = resolve_hu_and_geometry(scan(chest_hu(), RAS), **TABLE | {"spacing": (z, 5.0, 5.0)})
+    assert (found.spacing_source, found.spacing_xyz) == ("header", (5, 5, 8))
 
 
-def test_the_table_mends_the_spacing_of_the_header():
+def test_spacing_of_the_table_replaces_an_impossible_one_of_the_header():
     wrong = RAS @ np.diag([0.001, 0.001, 0.001, 1])
     for affine in (wrong, RAS @ np.diag([0.2, 0.2, 0.125, 1])):  # the second says 1 x 1 x 1 mm
-        found = calibrate(scan(chest_hu(), affine), **TABLE)
-        assert (found.grid, found.spacing_xyz) == ("table", (5, 5, 8))
+        found = resolve_hu_and_geometry(scan(chest_hu(), affine), **TABLE)
+        assert (found.spacing_source, found.spacing_xyz) == ("table", (5, 5, 8))
 
 
-def test_a_header_without_affine_may_still_know_the_spacing():
-    found = calibrate(scan(chest_hu(), spacing_xyz=(5.0, 5.0, 8.0)), **UNKNOWN)
-    assert (found.axes, found.grid, found.spacing_xyz) == ("stored", "pixdim", (5, 5, 8))
+def test_spacing_of_a_header_without_affine():
+    found = resolve_hu_and_geometry(scan(chest_hu(), spacing_xyz=(5.0, 5.0, 8.0)), **UNKNOWN)
+    assert (found.axes, found.spacing_source, found.spacing_xyz) == ("stored", "pixdim", (5, 5, 8))
 
 
 @pytest.mark.parametrize("size", [0.0, 1.0, math.nan])
-def test_no_spacing_anywhere_is_an_input_error(size):
+def test_unknown_spacing_is_an_input_error(size):
     with pytest.raises(InputError, match="no voxel spacing"):
-        calibrate(scan(chest_hu(), spacing_xyz=(size,) * 3), **UNKNOWN)
+        resolve_hu_and_geometry(scan(chest_hu(), spacing_xyz=(size,) * 3), **UNKNOWN)
 
 
-def test_tables_are_obeyed_when_asked_for():
-    found = calibrate(scan(chest_hu(), RAS), **TABLE, trust="tables")
-    assert (found.values, found.axes, found.grid) == ("rescaled", "stored", "table")
+def test_trust_in_tables():
+    found = resolve_hu_and_geometry(scan(chest_hu(), RAS), **TABLE, trust="tables")
+    assert (found.values, found.axes, found.spacing_source) == ("rescaled", "stored", "table")
     np.testing.assert_array_equal(hu(found), chest_hu() - 1024.0)
     with pytest.raises(InputError, match="tables"):
-        calibrate(scan(chest_hu(), RAS), **UNKNOWN, trust="tables")
+        resolve_hu_and_geometry(scan(chest_hu(), RAS), **UNKNOWN, trust="tables")
 
 
 @pytest.mark.parametrize("affine", [None, np.eye(4)])
-def test_the_tables_may_know_the_axes(affine):
+def test_axes_of_the_table(affine):
     lps = chest_hu()
     stored = np.transpose(lps, (2, 1, 0))[::-1]  # toward Inferior, Posterior, Left
-    found = calibrate(scan(stored, affine), axes="IPL", spacing=(8.0, 5.0, 6.0))
-    assert (found.axes, found.grid, found.spacing_xyz) == ("table", "table", (5, 6, 8))
+    found = resolve_hu_and_geometry(scan(stored, affine), axes="IPL", spacing=(8.0, 5.0, 6.0))
+    assert (found.axes, found.spacing_source, found.spacing_xyz) == ("table", "table", (5, 6, 8))
     np.testing.assert_array_equal(found.voxels, lps)
-    assert calibrate(scan(lps[::-1, ::-1], RAS), axes="IPL").axes == "header"
+    assert resolve_hu_and_geometry(scan(lps[::-1, ::-1], RAS), axes="IPL").axes == "header"
 
 
 @pytest.mark.parametrize("axes", ["LP", "LPX", "LRS", "lps", "LPSS"])
-def test_axes_that_are_none_are_an_input_error(axes):
+def test_invalid_axes_are_an_input_error(axes):
     with pytest.raises(InputError, match="axes"):
-        calibrate(scan(chest_hu()), axes=axes, spacing=(8.0, 5.0, 5.0))
+        resolve_hu_and_geometry(scan(chest_hu()), axes=axes, spacing=(8.0, 5.0, 5.0))
 
 
 def test_float32_headers_give_decimal_millimeters():
@@ -137,46 +139,46 @@ def test_float32_headers_give_decimal_millimeters():
 
 
 @pytest.mark.parametrize(("z", "disputed"), [(8.0, False), (8.05, False), (5.0, True), (0, False)])
-def test_a_disputed_spacing_is_recorded(z, disputed):
-    found = calibrate(scan(chest_hu(), RAS), **TABLE | {"spacing": (z, 5.0, 5.0)})
+def test_disputed_spacing_is_recorded(z, disputed):
+    found = resolve_hu_and_geometry(scan(chest_hu(), RAS), **TABLE | {"spacing": (z, 5.0, 5.0)})
     assert found.spacing_disputed == disputed and found.spacing_xyz == (5, 5, 8)
 
 
 @pytest.mark.parametrize("trust", ["data", "tables"])
-def test_the_range_of_values_is_in_hu(trust):
+def test_range_of_values_is_in_hu(trust):
     raw = chest_hu() + np.int16(1024)
-    found = calibrate(scan(raw), **TABLE, trust=trust)
+    found = resolve_hu_and_geometry(scan(raw), **TABLE, trust=trust)
     assert found.hu_range == (chest_hu().min(), chest_hu().max())
 
 
-def test_a_tilted_gantry_is_an_input_error():
+def test_tilted_gantry_is_an_input_error():
     tilted = RAS.copy()
     tilted[1, 2] = 8 * math.tan(math.radians(10))
     with pytest.raises(InputError, match="tilted gantry"):
-        calibrate(scan(chest_hu(), tilted))
+        resolve_hu_and_geometry(scan(chest_hu(), tilted))
 
 
 @pytest.mark.parametrize("table", [TABLE, UNKNOWN])
-def test_padding_does_not_pass_for_air(table):
+def test_padding_is_not_mistaken_for_air(table):
     """Raw values whose padding, HU -2048, is stored as -1024."""
     raw = chest_hu() + np.int16(1024)
     raw[:2] = -1024
     raw[:, :3] = -1024
     if table is UNKNOWN:
         with pytest.raises(InputError, match="no chest in HU"):
-            calibrate(scan(raw, RAS), **table)
+            resolve_hu_and_geometry(scan(raw, RAS), **table)
     else:
-        assert calibrate(scan(raw, RAS), **table).values == "rescaled"
+        assert resolve_hu_and_geometry(scan(raw, RAS), **table).values == "rescaled"
 
 
 def test_axes_of_the_table_and_spacing_of_the_header():
     stored = np.transpose(chest_hu(), (2, 1, 0))[::-1]
-    found = calibrate(scan(stored, spacing_xyz=(8.0, 5.0, 6.0)), axes="IPL")
-    assert (found.axes, found.grid, found.spacing_xyz) == ("table", "pixdim", (6, 5, 8))
+    found = resolve_hu_and_geometry(scan(stored, spacing_xyz=(8.0, 5.0, 6.0)), axes="IPL")
+    assert (found.axes, found.spacing_source, found.spacing_xyz) == ("table", "pixdim", (6, 5, 8))
 
 
 @pytest.mark.parametrize("shape", [(20, 18, 1), (1, 18, 12)])
-def test_one_slice_is_no_volume(shape):
+def test_single_slice_is_an_input_error(shape):
     flat = np.arange(math.prod(shape), dtype=np.int16).reshape(shape)
     with pytest.raises(InputError, match="one slice is no volume"):
-        calibrate(scan(flat, RAS))
+        resolve_hu_and_geometry(scan(flat, RAS))

@@ -1,4 +1,4 @@
-"""Preparation that is killed, or runs out of disk, and is started again."""
+"""Drills: preparation that is killed, or runs out of disk, and is started again."""
 
 import signal
 import subprocess
@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines import shards
-from tests.scan_tree import scan_path, write_tree
+from tests.scan_tree import write_tree
+
+pytestmark = pytest.mark.drill
 
 ROOT = Path(__file__).parents[2]
 KILLED_TEN_TIMES = """
 import os, random, signal, sys, time
-from data_pipelines import preparation, shards
+from data_pipelines import shard_tasks, shards
 from data_pipelines.sources.ct_rate import read_collection
 from data_pipelines.resample import Geometry
 
@@ -23,12 +24,12 @@ geometry = Geometry((8, 14, 12), (12.0, 7.5, 7.5))
 
 def prepare(out):
     with shards.locked(out, exclusive=True):
-        tasks = preparation.plan(
+        tasks = shard_tasks.plan(
             read_collection(tree, "train"), out, "train", geometry=geometry, mode="sound"
         )
         for task in tasks:
             if not task.shard.complete:
-                preparation.run(task)
+                shard_tasks.run(task)
         shards.finish(out)
 
 def finished():
@@ -61,7 +62,7 @@ def tree(tmp_path_factory):
     """40 volumes, and the shards of an undisturbed run over them."""
     folder = tmp_path_factory.mktemp("interruptions")
     write_tree(folder, "train", 40)
-    subprocess.run(binary(folder, folder / "whole"), cwd=ROOT, check=True)
+    subprocess.run(program(folder, folder / "whole"), cwd=ROOT, check=True)
     return folder
 
 
@@ -69,7 +70,7 @@ def content(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def binary(tree, out):
+def program(tree, out):
     command = [sys.executable, "-m", "data_pipelines.prepare", f"--data={tree}", f"--out={out}"]
     return [*command, "--splits=train", "--shape=8,14,12", "--spacing=12,7.5,7.5", "--processes=2"]
 
@@ -83,26 +84,26 @@ def test_killed_ten_times_ends_bit_identical(tree, tmp_path):
         text=True,
     )
     assert result.returncode == 0, result.stderr
-    shards_then = list(map(int, result.stdout.split()))
-    assert shards_then == sorted(shards_then), "finished shards are kept"
-    assert len(set(shards_then)) > 4, "kills came in the middle"
+    num_shards = list(map(int, result.stdout.split()))
+    assert num_shards == sorted(num_shards), "finished shards are kept"
+    assert len(set(num_shards)) > 4, "kills came in the middle"
     assert content(tmp_path / "disturbed") == content(tmp_path / "undisturbed")
 
 
-def test_the_binary_killed_leaves_no_workers_and_is_taken_up_again(tree, tmp_path):
+def test_killed_program_leaves_no_workers_and_continues(tree, tmp_path):
     out = tmp_path / "killed"
-    process = subprocess.Popen(binary(tree, out), cwd=ROOT, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(program(tree, out), cwd=ROOT, stderr=subprocess.DEVNULL)
     while not list(out.glob("*.jsonl")) and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    subprocess.run(binary(tree, out), cwd=ROOT, check=True)
+    subprocess.run(program(tree, out), cwd=ROOT, check=True)
     assert content(out) == content(tree / "whole")
 
 
-def test_a_full_disk_is_one_line_and_the_run_is_taken_up_again(tree, full_disk, tmp_path):
+def test_full_disk_is_one_line_and_the_run_continues(tree, full_disk, tmp_path):
     out = tmp_path / "full"
-    command = binary(tree, out)
+    command = program(tree, out)
     full = subprocess.run([*full_disk(50), *command], cwd=ROOT, capture_output=True, text=True)
     assert full.returncode == 2
     last = full.stderr.splitlines()[-1]
@@ -110,36 +111,3 @@ def test_a_full_disk_is_one_line_and_the_run_is_taken_up_again(tree, full_disk, 
     assert not list(out.glob(".writing-*"))
     subprocess.run(command, cwd=ROOT, check=True)
     assert content(out) == content(tree / "whole")
-
-
-def test_slices_of_an_array_job_make_the_same_shards(tmp_path):
-    """Of one train and two valid shards, the first slice ends with a split that is not complete."""
-    tree = tmp_path / "tree"
-    write_tree(tree, "train", 1)
-    write_tree(tree, "valid", 2)
-    for out, slices in (("slices", ("--task=0/2", "--task=1/2")), ("whole", ("--task=0/1",))):
-        for one in slices:
-            command = [*binary(tree, tmp_path / out), "--splits=train,valid", one]
-            command += ["--sentencepiece_vocab=60"]
-            told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-            assert told.returncode == 0, told.stderr
-    assert "valid: 2 prepared" in told.stderr
-    assert content(tmp_path / "slices") == content(tmp_path / "whole")
-
-
-def test_a_split_without_a_usable_volume_leaves_the_other_whole(tmp_path):
-    tree, out = tmp_path / "tree", tmp_path / "out"
-    (name,) = write_tree(tree, "train", 1)
-    write_tree(tree, "valid", 1)
-    path = scan_path(tree, name, folder="train")
-    kept = path.read_bytes()
-    path.unlink()
-    command = [*binary(tree, out), "--splits=train,valid"]
-    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert told.returncode == 2
-    assert "error: nothing of train could be prepared; first: " in told.stderr
-    assert shards.read(out, "valid")[0]["patient"] == "valid_1"
-    assert not list(out.glob("*train*"))
-    path.write_bytes(kept)
-    subprocess.run(command, cwd=ROOT, check=True)
-    assert shards.splits(out) == ["train", "valid"]

@@ -1,3 +1,5 @@
+"""Training and evaluation batches: content, epochs, resuming, dividing among processes."""
+
 import multiprocessing
 
 import numpy as np
@@ -5,17 +7,18 @@ import pytest
 from absl import flags
 
 from data_pipelines import shards
-from data_pipelines.batching import shifted
+from data_pipelines.batching import translate
 from data_pipelines.errors import InputError
-from data_pipelines.loader import eval_loader, moved, train_loader
-from data_pipelines.reports import split_sentences
-from data_pipelines.text_sampler import TextSampler
+from data_pipelines.loader import eval_loader, rescale_position, train_loader
+from data_pipelines.reports import TextSampler, split_sentences
 from data_pipelines.tokenizers import load_tokenizer, train_sentencepiece
 from tests import records
 
 WORDS = ["heart", "lung", "aorta", "rib", "spine", "liver", "bronchus", "node", "nodule", "vessel"]
 FINDINGS = [f"The {word} is normal. No {word} calcification. A {word} is seen" for word in WORDS]
 WHOLE = TextSampler()
+ONE, ONE_OR_TWO, UP_TO_THREE = (TextSampler(sentences_per_text=(1, n)) for n in (1, 2, 3))
+TWO_TEXTS = TextSampler(sentences_per_text=(1, 1), texts_per_volume=2)
 IMPRESSIONS = [f"Normal {word}. Follow the {word}." for word in WORDS]
 
 
@@ -60,9 +63,9 @@ def start(folder, tokenizer):
     """Starts a train loader, and closes it after the test."""
     iterators = []
 
-    def begin(seed=0, folders=(folder,), choice=WHOLE, **options):
+    def begin(seed=0, folders=(folder,), texts=WHOLE, **options):
         defaults = {"split": "train", "tokenizer": tokenizer, "max_length": 24, "batch_size": 4}
-        options = defaults | {"texts": choice} | options
+        options = defaults | {"texts": texts} | options
         iterators.append(train_loader(folders, seed=seed, **options))
         return iterators[-1]
 
@@ -100,7 +103,7 @@ def test_train_batches(start):
     }
 
 
-def test_volumes_tell_which_share_a_report_and_which_are_normal(start):
+def test_report_ids_and_normal_flags(start):
     batch = next(start(batch_size=10))
     column = {name: batch[name][np.argsort(numbers([batch]))] for name in batch}
     assert column["report"][8] == column["report"][9]
@@ -109,7 +112,7 @@ def test_volumes_tell_which_share_a_report_and_which_are_normal(start):
     np.testing.assert_array_equal(column["normal"], [True, False] * 5)
 
 
-def test_volumes_tell_which_share_a_scan(tmp_path, start):
+def test_scan_ids_and_unknown_labels(tmp_path, start):
     labels = [np.array(each, np.int8) for each in ([], [0, -1], [0, 0])]
     write(tmp_path, [make_record(n) | whose(n // 2) | {"labels": labels[n]} for n in range(3)])
     batch = next(start(folders=(tmp_path,), batch_size=3))
@@ -123,7 +126,7 @@ def test_seeds_are_drawn_anew_for_every_example(start):
     assert len(set(seeds.tolist())) == 30
 
 
-def test_an_image_keeps_its_report(start, tokenizer):
+def test_image_and_text_are_of_one_record(start, tokenizer):
     batch = next(start(max_length=64))
     for number, ids in zip(numbers([batch]), batch["input_ids"], strict=True):
         record = make_record(number)
@@ -133,49 +136,49 @@ def test_an_image_keeps_its_report(start, tokenizer):
         np.testing.assert_array_equal(ids, tokenizer([report], 64)[0][0])
 
 
-def test_every_epoch_is_the_whole_set_in_another_order(start):
+def test_each_epoch_has_every_volume_in_another_order(start):
     seen = numbers(take(start(batch_size=5), 6))
     epochs = [seen[:10], seen[10:20], seen[20:]]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
 
 
-def test_a_batch_may_be_larger_than_the_set(start):
+def test_batch_may_be_larger_than_the_split(start):
     assert len(set(numbers(take(start(batch_size=16), 1)))) == 10
 
 
 def test_the_seed_decides_the_batches(start):
-    first = take(start(seed=1, choice=TextSampler(sentences=(1, 2))), 4)
-    assert_equal(first, take(start(seed=1, choice=TextSampler(sentences=(1, 2))), 4))
-    assert numbers(first) != numbers(take(start(seed=2, choice=TextSampler(sentences=(1, 2))), 4))
+    first = take(start(seed=1, texts=ONE_OR_TWO), 4)
+    assert_equal(first, take(start(seed=1, texts=ONE_OR_TWO), 4))
+    assert numbers(first) != numbers(take(start(seed=2, texts=ONE_OR_TWO), 4))
 
 
 @pytest.mark.parametrize("consumed", [0, 1, 4])
 def test_resumed_equals_uninterrupted(start, consumed):
-    iterator = start(choice=TextSampler(sentences=(1, 3)))
+    iterator = start(texts=UP_TO_THREE)
     take(iterator, consumed)
     state = iterator.get_state()
     expected = take(iterator, 5)
-    resumed = start(choice=TextSampler(sentences=(1, 3)))
+    resumed = start(texts=UP_TO_THREE)
     resumed.set_state(state)
     assert_equal(take(resumed, 5), expected)
 
 
-def test_worker_processes_resume_too(start):
+def test_worker_processes_resume(start):
     flags.FLAGS.mark_as_parsed()  # grain's workers take the flags of their parent
-    iterator = start(choice=TextSampler(sentences=(1, 3)), workers=1, batch_size=5)
+    iterator = start(texts=UP_TO_THREE, num_workers=1, batch_size=5)
     first = take(iterator, 4)
     assert sorted(numbers(first)) == sorted(list(range(10)) * 2)
     state = iterator.get_state()
-    resumed = start(choice=TextSampler(sentences=(1, 3)), workers=1, batch_size=5)
+    resumed = start(texts=UP_TO_THREE, num_workers=1, batch_size=5)
     resumed.set_state(state)
     assert_equal(take(resumed, 3), take(iterator, 3))
 
 
-def test_worker_processes_outlive_the_sigterm_of_a_job(start):
+def test_worker_processes_ignore_sigterm(start):
     flags.FLAGS.mark_as_parsed()
     before = set(multiprocessing.active_children())
-    iterator = start(workers=1, batch_size=5)
+    iterator = start(num_workers=1, batch_size=5)
     take(iterator, 1)
     workers = set(multiprocessing.active_children()) - before
     assert workers
@@ -185,7 +188,7 @@ def test_worker_processes_outlive_the_sigterm_of_a_job(start):
     assert all(worker.is_alive() for worker in workers)
 
 
-def test_processes_share_an_epoch(start):
+def test_processes_divide_an_epoch(start):
     parts = [
         numbers(take(start(batch_size=5, process_index=index, process_count=2), 3))
         for index in range(2)
@@ -194,7 +197,7 @@ def test_processes_share_an_epoch(start):
     assert sorted(parts[0][5:10] + parts[1][5:10]) == list(range(10))
 
 
-def test_processes_share_epochs_of_any_size(start):
+def test_processes_divide_epochs_of_any_size(start):
     """10 volumes among 3 processes: step by step, each epoch has every volume exactly once."""
     parts = [
         numbers(take(start(batch_size=1, process_index=index, process_count=3), 10))
@@ -204,26 +207,30 @@ def test_processes_share_epochs_of_any_size(start):
     assert all(sorted(seen[i : i + 10]) == list(range(10)) for i in (0, 10, 20))
 
 
-def test_one_reconstruction_of_a_scan_in_an_epoch(start, tmp_path):
+def test_one_reconstruction_per_scan_and_epoch(start, tmp_path):
     """Volumes 0 and 1 are one scan, 2 and 3 another, ..."""
     write(tmp_path, [make_record(n) | whose(n // 2) for n in range(10)])
-    batches = take(start(folders=[tmp_path], batch_size=5, one_per_scan=True), 24)
+    batches = take(start(folders=[tmp_path], batch_size=5, one_reconstruction_per_scan=True), 24)
     for batch in batches:
         assert sorted(number // 2 for number in numbers([batch])) == list(range(5))
     counts = np.bincount(numbers(batches), minlength=10)
     assert counts.min() >= 4, "both reconstructions come up"
 
 
-def test_scans_of_two_patients_may_have_one_name(start, tmp_path):
+def test_scans_of_two_patients_may_have_the_same_name(start, tmp_path):
     two = [{"patient": "p1", "scan": "1"}, {"patient": "p2", "scan": "1"}]
     write(tmp_path, [make_record(number) | two[number % 2] for number in range(4)])
-    batches = take(start(folders=[tmp_path], batch_size=2, one_per_scan=True), 4)
+    batches = take(start(folders=[tmp_path], batch_size=2, one_reconstruction_per_scan=True), 4)
     assert all(sorted(number % 2 for number in numbers([batch])) == [0, 1] for batch in batches)
 
 
 @pytest.mark.parametrize("processes", [2, 3])
-def test_what_is_drawn_does_not_depend_on_the_number_of_processes(start, processes):
-    options = {"batch_size": 1, "shift": 1, "choice": TextSampler(sentences=(1, 2))}
+def test_draws_do_not_depend_on_the_number_of_processes(start, processes):
+    options = {
+        "batch_size": 1,
+        "random_shift_voxels": 1,
+        "texts": ONE_OR_TWO,
+    }
     alone = take(start(**options), 12)
     shared = [
         take(start(process_index=index, process_count=processes, **options), 12 // processes)
@@ -239,28 +246,28 @@ def whose(scan):
 def test_folders_are_mixed_by_weight(start, folder, tmp_path):
     write(tmp_path, [make_record(number) for number in range(100, 103)])
     both = {"folders": [folder, tmp_path], "batch_size": 20}
-    seen = np.array(numbers(take(start(weights=(3, 1), **both), 10)))
+    seen = np.array(numbers(take(start(mixture_weights=(3, 1), **both), 10)))
     assert (seen >= 100).sum() == 50
     counts = np.unique(seen[seen < 100], return_counts=True)[1]
     assert counts.tolist() == [15] * 10, "each folder keeps its own epochs"
     by_size = np.array(numbers(take(start(folders=[folder, tmp_path], batch_size=13), 10)))
     assert abs((by_size >= 100).sum() - 30) <= 1
-    iterator = start(weights=(3, 1), **both)
+    iterator = start(mixture_weights=(3, 1), **both)
     take(iterator, 2)
     state = iterator.get_state()
     expected = take(iterator, 2)
-    resumed = start(weights=(3, 1), **both)
+    resumed = start(mixture_weights=(3, 1), **both)
     resumed.set_state(state)
     assert_equal(take(resumed, 2), expected)
 
 
-def test_volumes_without_any_report_are_an_input_error(start, tmp_path):
+def test_split_without_reports_is_an_input_error(start, tmp_path):
     write(tmp_path, [make_record(0) | {"findings": "", "impressions": ""}])
     with pytest.raises(InputError, match="no volume of train has a report"):
         start(folders=[tmp_path])
 
 
-def test_texts_alone_are_of_volumes_that_have_a_report(start, tmp_path):
+def test_texts_without_volumes_skip_volumes_without_report(start, tmp_path):
     records = [make_record(number) for number in range(8)]
     for record in records[::2]:
         record.update(findings="", impressions="Not given.")
@@ -271,21 +278,21 @@ def test_texts_alone_are_of_volumes_that_have_a_report(start, tmp_path):
 
 
 @pytest.mark.parametrize("weights", [(1,), (1, 0), (1, 2, 3)])
-def test_weights_that_fit_no_folders_are_an_input_error(start, folder, weights):
+def test_invalid_mixture_weights_are_an_input_error(start, folder, weights):
     with pytest.raises(InputError, match="weights"):
-        start(folders=[folder, folder], weights=weights)
+        start(folders=[folder, folder], mixture_weights=weights)
 
 
-def test_volumes_of_two_grids_are_an_input_error(start, folder, tmp_path):
+def test_folders_with_different_grids_are_an_input_error(start, folder, tmp_path):
     write(tmp_path, [records.make_record("a_1.nii.gz", np.zeros((2, 2, 2), np.int16))])
-    with pytest.raises(InputError, match=f"{tmp_path}: volumes of .*2, 2, 2.*those of {folder}"):
+    with pytest.raises(InputError, match=f"{tmp_path}: volumes of .*2, 2, 2.*but {folder} has"):
         start(folders=[folder, tmp_path])
     with pytest.raises(InputError, match="no folder"):
         start(folders=[])
 
 
-def test_sentences_in_another_order_each_epoch(start, tokenizer):
-    batches = take(start(batch_size=10, max_length=64, choice=TextSampler(shuffle=True)), 6)
+def test_sentences_are_shuffled_anew_each_epoch(start, tokenizer):
+    batches = take(start(batch_size=10, max_length=64, texts=TextSampler(shuffle=True)), 6)
     texts = {number: set() for number in range(10)}
     for batch in batches:
         for number, ids in zip(numbers([batch]), batch["input_ids"], strict=True):
@@ -293,13 +300,13 @@ def test_sentences_in_another_order_each_epoch(start, tokenizer):
     assert all(len(orders) > 2 for orders in texts.values())
 
 
-def test_more_processes_than_volumes_is_an_input_error(start):
+def test_more_processes_than_volumes_are_an_input_error(start):
     with pytest.raises(InputError, match="fewer volumes"):
         start(process_index=11, process_count=12)
 
 
 def test_sentences_are_chosen_anew_each_epoch(start, tokenizer):
-    batches = take(start(batch_size=10, choice=TextSampler(sentences=(1, 2))), 8)
+    batches = take(start(batch_size=10, texts=ONE_OR_TWO), 8)
     texts = {number: set() for number in range(10)}
     for batch in batches:
         for number, ids in zip(numbers([batch]), batch["input_ids"], strict=True):
@@ -307,42 +314,44 @@ def test_sentences_are_chosen_anew_each_epoch(start, tokenizer):
     assert all(len(variants) > 3 for variants in texts.values())
 
 
-def test_several_texts_of_a_volume(start, tokenizer):
-    (batch,) = take(start(batch_size=4, choice=TextSampler(sentences=(1, 1), texts=2)), 1)
+def test_several_texts_per_volume(start, tokenizer):
+    (batch,) = take(start(batch_size=4, texts=TWO_TEXTS), 1)
     assert batch["input_ids"].shape == batch["attention_mask"].shape == (4, 2, 24)
     assert (batch["input_ids"][:, 0] != batch["input_ids"][:, 1]).any()
 
 
-def test_a_shift_moves_a_volume_and_fills_with_air():
+def test_translate_moves_and_fills():
     volume = np.arange(1, 61).reshape(3, 4, 5)
-    np.testing.assert_array_equal(shifted(volume, (0, 0, 0), air=-1), volume)
-    moved = shifted(volume, (1, -2, 0), air=-1)
+    np.testing.assert_array_equal(translate(volume, (0, 0, 0), fill=-1), volume)
+    moved = translate(volume, (1, -2, 0), fill=-1)
     np.testing.assert_array_equal(moved[1:, :-2], volume[:-1, 2:])
     assert (moved[0] == -1).all() and (moved[:, -2:] == -1).all()
 
 
-def test_a_shift_moves_volumes_and_no_texts(start):
-    (still,), (moving,) = (take(start(batch_size=10, shift=shift), 1) for shift in (0, 1))
+def test_random_shift_moves_volumes_and_not_texts(start):
+    (still,), (moving,) = (
+        take(start(batch_size=10, random_shift_voxels=shift), 1) for shift in (0, 1)
+    )
     assert still["image"].shape == moving["image"].shape
     assert (still["image"] != moving["image"]).any() and moving["image"].min() == -16000
     np.testing.assert_array_equal(still["input_ids"], moving["input_ids"])
 
 
-def test_a_sentence_comes_from_one_part(start, tokenizer):
+def test_sentences_do_not_cross_parts(start, tokenizer):
     """Also where Findings end without a full stop."""
     seen = {
         tuple(ids)
-        for batch in take(start(batch_size=10, choice=TextSampler(sentences=(1, 1))), 12)
+        for batch in take(start(batch_size=10, texts=ONE), 12)
         for ids in batch["input_ids"]
     }
     parts = [FINDINGS[:9], IMPRESSIONS[1:9]]
-    known = {sentence for part in parts for text in part for sentence in split_sentences(text)}
+    sentences = {sentence for part in parts for text in part for sentence in split_sentences(text)}
     assert len(seen) > 30
-    assert seen <= {tuple(tokenizer([sentence], 24)[0][0]) for sentence in known}
+    assert seen <= {tuple(tokenizer([sentence], 24)[0][0]) for sentence in sentences}
 
 
 @pytest.mark.parametrize(("rows", "processes"), [(None, 1), (None, 3), ([7, 2, 4], 1), ([7], 2)])
-def test_evaluation_is_one_pass_in_order(folder, rows, processes):
+def test_eval_loader_is_one_pass_in_order(folder, rows, processes):
     reports = shards.read_reports(folder, "train")
     expected = [int(row["volume_name"].split("_")[1]) for row in reports]
     seen, batches = [], []
@@ -362,14 +371,14 @@ def test_evaluation_is_one_pass_in_order(folder, rows, processes):
             assert numbers([batch]) == [expected[max(row, 0)] for row in batch["row"]]
             seen += [int(row) for row in batch["row"] if row >= 0]
         batches.append(len(own))
-    wanted = list(range(10)) if rows is None else rows
+    expected_rows = list(range(10)) if rows is None else rows
     assert len(set(batches)) == 1, "every process has the same number of steps"
-    assert sorted(seen) == sorted(wanted)
-    assert processes > 1 or seen == wanted
+    assert sorted(seen) == sorted(expected_rows)
+    assert processes > 1 or seen == expected_rows
 
 
 @pytest.mark.parametrize("processes", [2, 4])
-def test_a_position_goes_on_in_another_number_of_processes(processes, start):
+def test_position_rescales_to_another_number_of_processes(processes, start):
     """The batches that the processes read next are together the one that one would have read."""
     alone = start()
     for _ in range(3):
@@ -380,11 +389,11 @@ def test_a_position_goes_on_in_another_number_of_processes(processes, start):
     for index in range(processes):
         process = {"process_index": index, "process_count": processes}
         mine = start(batch_size=4 // processes, **process)
-        mine.set_state(moved(state, 1, processes))
+        mine.set_state(rescale_position(state, 1, processes))
         several.append(mine)
     for batch in expected:
-        found = [next(mine) for mine in several]
+        parts = [next(mine) for mine in several]
         for name, rows in batch.items():
-            joined = np.stack([each[name] for each in found], axis=1).reshape(rows.shape)
+            joined = np.stack([part[name] for part in parts], axis=1).reshape(rows.shape)
             np.testing.assert_array_equal(joined, rows)
-    assert moved(several[0].get_state(), processes, 1) == alone.get_state()
+    assert rescale_position(several[0].get_state(), processes, 1) == alone.get_state()

@@ -1,3 +1,5 @@
+"""Page faults of large arrays with and without tune_malloc."""
+
 import subprocess
 import sys
 from pathlib import Path
@@ -7,10 +9,10 @@ FAULTS_OF_A_LARGE_ARRAY_THE_SECOND_TIME = """
 import resource
 import sys
 import numpy as np
-from data_pipelines.malloc import LARGE_BYTES, keep_large_blocks
+from data_pipelines.malloc import LARGE_BYTES, tune_malloc
 
 if sys.argv[1] == "keep":
-    keep_large_blocks()
+    tune_malloc(LARGE_BYTES)
 for _ in range(2):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     np.empty(3 * LARGE_BYTES, np.uint8)[::4096] = 1
@@ -25,5 +27,5 @@ def faults(how):
     return int(result.stdout)
 
 
-def test_large_arrays_are_taken_from_memory_that_is_there():
+def test_memory_of_large_arrays_is_reused():
     assert faults("keep") < 100 < 1000 < faults("give back")

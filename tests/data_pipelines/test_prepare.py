@@ -1,3 +1,5 @@
+"""Preparation from a CT-RATE tree to shards: the program, modes, skips, resuming."""
+
 import hashlib
 import json
 import subprocess
@@ -11,7 +13,7 @@ import pytest
 from data_pipelines import resample, shard_tasks, shards
 from data_pipelines.errors import InputError
 from data_pipelines.formats import read_nifti
-from data_pipelines.hounsfield import calibrate
+from data_pipelines.hounsfield import resolve_hu_and_geometry
 from data_pipelines.shards.verify import verify
 from data_pipelines.sources.ct_rate import read_collection
 from data_pipelines.tokenizers import load_tokenizer
@@ -32,42 +34,11 @@ def prepare(tree, out, split="train", geometry=GEOMETRY, mode="sound"):
     shards.finish(out)
 
 
-def run_binary(*arguments):
+def run_program(*arguments):
     command = [sys.executable, "-m", "data_pipelines.prepare", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
-def test_the_binary_prepares_both_splits_and_a_tokenizer(tmp_path):
-    tree, out = tmp_path / "tree", tmp_path / "shards"
-    names = write_tree(tree, "train", 3) + write_tree(tree, "valid", 2)
-    arguments = [f"--data={tree}", f"--out={out}", "--shape=8,14,12", "--spacing=12,7.5,7.5"]
-    arguments += ["--processes=2", "--sentencepiece_vocab=200"]
-    first = run_binary(*arguments)
-    assert first.returncode == 0, first.stderr
-    assert "3/3" in first.stderr and "volumes/s" in first.stderr
-    assert "train: 3 prepared, 0 skipped\n  HU        rescaled 3\n" in first.stderr
-    found = [r["volume_name"] for s in ("train", "valid") for r in shards.read_reports(out, s)]
-    assert found == names
-    assert shards.preparation(out, "valid")["spacing"] == [12.0, 7.5, 7.5]
-    assert load_tokenizer(out / "tokenizer.model").vocab_size <= 200
-    assert list(verify(out)) == []
-    second = run_binary(*arguments)
-    assert second.returncode == 0 and "3/3" not in second.stderr
-    assert "valid: 2 prepared" in second.stderr
-
-
-WRONG = {
-    "--shape=8,14": "--shape: three numbers z,x,y, not 8,14",
-    "--spacing=1,0,1": "a grid of (240, 480, 480) voxels of (1.0, 0.0, 1.0) mm",
-    "--window=0,a": "--window: two numbers low,high, not 0,a",
-    "--task=2/2": "--task: I/N with I from 0 to N - 1, not 2/2",
-    "extra": "unexpected argument 'extra'",
-    "--splits=all": "--splits: 'all' is no name of a split",
-    "--splits=hold-out": "--splits: 'hold-out' is no name of a split",
-    "--source=rad_chestct": "--label_map: RAD-ChestCT needs one",
-    "--source=manifest --columns=path": "--columns: OURS=THEIRS,..., not path",
-    "--runner=DirectRunner": "--runner=DirectRunner: Apache Beam is not here",
-}
 IN_ONE_PROCESS = """
 import sys
 from absl import flags
@@ -84,36 +55,114 @@ for line in sys.stdin.read().splitlines():
 """
 
 
-def test_wrong_arguments_are_one_line(tmp_path):
-    write_tree(tmp_path, "train", 1)
-    common = f"--data={tmp_path} --out={tmp_path / 'out'} --splits=train"
+def run_lines(*lines):
+    """Runs several command lines in one process, as half of a run is imports.
+
+    Returns "accepted" or the error of each, and what was printed to stderr."""
     result = subprocess.run(
         [sys.executable, "-c", IN_ONE_PROCESS],
-        input="".join(f"{common} {wrong}\n" for wrong in WRONG),
+        input="".join(f"{line}\n" for line in lines),
         cwd=ROOT,
         capture_output=True,
         text=True,
     )
     assert result.returncode == 0, result.stderr
-    for line, (wrong, message) in zip(result.stdout.splitlines(), WRONG.items(), strict=True):
-        assert message in line, wrong
+    return result.stdout.splitlines(), result.stderr
 
 
-def test_no_data_is_one_line(tmp_path):
-    result = run_binary(f"--data={tmp_path}", f"--out={tmp_path / 'out'}")
+def command_line(tree, out, *arguments):
+    grid = "--shape=8,14,12 --spacing=12,7.5,7.5 --processes=2"
+    return " ".join((f"--data={tree} --out={out} {grid}", *arguments))
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_program_prepares_both_splits_and_a_tokenizer(tmp_path):
+    tree, out = tmp_path / "tree", tmp_path / "shards"
+    names = write_tree(tree, "train", 3) + write_tree(tree, "valid", 2)
+    arguments = [f"--data={tree}", f"--out={out}", "--shape=8,14,12", "--spacing=12,7.5,7.5"]
+    arguments += ["--processes=2", "--sentencepiece_vocab=200"]
+    first = run_program(*arguments)
+    assert first.returncode == 0, first.stderr
+    assert "3/3" in first.stderr and "volumes/s" in first.stderr
+    assert "train: 3 prepared, 0 skipped\n  HU        rescaled 3\n" in first.stderr
+    found = [r["volume_name"] for s in ("train", "valid") for r in shards.read_reports(out, s)]
+    assert found == names
+    assert shards.preparation(out, "valid")["spacing"] == [12.0, 7.5, 7.5]
+    assert load_tokenizer(out / "tokenizer.model").vocab_size <= 200
+    assert list(verify(out)) == []
+    second = run_program(*arguments)
+    assert second.returncode == 0 and "3/3" not in second.stderr
+    assert "valid: 2 prepared" in second.stderr
+
+
+WRONG = {
+    "--shape=8,14": "--shape: got 8,14, expected three numbers z,x,y",
+    "--spacing=1,0,1": "grid: all sizes must be above 0",
+    "--window=0,a": "--window: got 0,a, expected two numbers low,high",
+    "--task=2/2": "--task: got 2/2, expected I/N",
+    "extra": "unexpected argument 'extra'",
+    "--splits=all": "--splits: invalid name 'all'",
+    "--splits=hold-out": "--splits: invalid name 'hold-out'",
+    "--source=rad_chestct": "--label_map: required",
+    "--source=manifest --columns=path": "--columns: got path, expected OURS=THEIRS",
+    "--runner=DirectRunner": "--runner=DirectRunner: Apache Beam is not installed",
+}
+
+
+def test_wrong_arguments_are_one_line(tmp_path):
+    write_tree(tmp_path, "train", 1)
+    common = f"--data={tmp_path} --out={tmp_path / 'out'} --splits=train"
+    errors, _ = run_lines(*(f"{common} {wrong}" for wrong in WRONG))
+    for error, (wrong, message) in zip(errors, WRONG.items(), strict=True):
+        assert message in error, wrong
+
+
+def test_slices_of_an_array_job_write_the_same_shards(tmp_path):
+    """Of one train and two valid shards, the first slice ends with an incomplete split."""
+    tree, splits = tmp_path / "tree", "--splits=train,valid --sentencepiece_vocab=60"
+    write_tree(tree, "train", 1)
+    write_tree(tree, "valid", 2)
+    results, printed = run_lines(
+        command_line(tree, tmp_path / "slices", splits, "--task=0/2"),
+        command_line(tree, tmp_path / "slices", splits, "--task=1/2"),
+        command_line(tree, tmp_path / "whole", splits),
+    )
+    assert results == ["accepted"] * 3, printed
+    assert "valid: 1 of 2 shards are missing" in printed and "valid: 2 prepared" in printed
+    assert content(tmp_path / "slices") == content(tmp_path / "whole")
+
+
+def test_split_without_usable_volume_can_be_retried_and_does_not_cost_the_other(tmp_path):
+    tree, out = tmp_path / "tree", tmp_path / "out"
+    (name,) = write_tree(tree, "train", 1)
+    write_tree(tree, "valid", 1)
+    path = scan_path(tree, name, folder="train")
+    path.rename(tree / "scan")
+    (error,), _ = run_lines(command_line(tree, out))
+    assert "nothing of train could be prepared; first: " in error and "no such file" in error
+    assert shards.read(out, "valid")[0]["patient"] == "valid_1"
+    assert not list(out.glob("*train*"))
+    (tree / "scan").rename(path)
+    prepare(tree, out)
+    assert shards.splits(out) == ["train", "valid"]
+
+
+def test_missing_data_is_one_line(tmp_path):
+    result = run_program(f"--data={tmp_path}", f"--out={tmp_path / 'out'}")
     assert result.returncode == 2
     assert result.stderr.startswith("error:") and len(result.stderr.splitlines()) == 1
     assert "train_reports.csv: no such table" in result.stderr
 
 
-def test_a_record_holds_the_volume_its_report_and_the_decisions(tmp_path):
+def test_record_has_volume_report_and_provenance(tmp_path):
     (name,) = write_tree(tmp_path, "train", 1)
     prepare(tmp_path, tmp_path / "out")
     record = shards.read(tmp_path / "out", "train")[0]
-    expected = resample.preprocess_fixed_point(
-        chest_hu(), slope=1, intercept=0, steps_per_hu=1, **GRID
-    )
-    np.testing.assert_array_equal(record["volume"], expected * 16)
+    expected = resample.preprocess(chest_hu(), slope=1, intercept=0, steps_per_hu=1, **GRID)
+    np.testing.assert_array_equal(record["volume"], expected)
     assert np.all(record["volume"][:, -1] == -16000) and record["volume"].max() > 0
     assert (record["volume_name"], record["patient"]) == (name, "train_1")
     assert record["spacing"].tolist() == [12, 7.5, 7.5]
@@ -137,7 +186,7 @@ def test_a_record_holds_the_volume_its_report_and_the_decisions(tmp_path):
     assert provenance.VolumeName.tolist() == [name] and provenance.spacing_from[0] == "table"
 
 
-def test_both_uploads_of_a_scan_give_one_volume(tmp_path):
+def test_both_uploads_of_a_scan_give_the_same_volume(tmp_path):
     names = write_tree(tmp_path, "train", 2)
     flipped = chest_hu()[::-1, ::-1]
     affine = np.array([[5.0, 0, 0, -50], [0, 5, 0, -45], [0, 0, 8, 10], [0, 0, 0, 1]])
@@ -152,7 +201,7 @@ def test_both_uploads_of_a_scan_give_one_volume(tmp_path):
     ("mode", "clip"),
     [("published_train", "after_resampling"), ("published_inference", "before_resampling")],
 )
-def test_the_published_modes_reach_the_volume(tmp_path, mode, clip):
+def test_published_modes(tmp_path, mode, clip):
     write_tree(tmp_path, "train", 1)
     path = read_collection(tmp_path, "train").cases[0].path()
     metal = chest_hu() + np.int16(1024)
@@ -160,7 +209,7 @@ def test_the_published_modes_reach_the_volume(tmp_path, mode, clip):
     write_nifti(path, metal, np.diag([5.0, 5, 8, 1]))
     prepare(tmp_path, tmp_path / "out", mode=mode)
     record = shards.read(tmp_path / "out", "train")[0]
-    expected = resample.preprocess_fixed_point(
+    expected = resample.preprocess(
         metal, slope=1, intercept=-1024, clip=clip, dtype=np.float64, **GRID
     )
     np.testing.assert_array_equal(record["volume"], expected)
@@ -168,7 +217,7 @@ def test_the_published_modes_reach_the_volume(tmp_path, mode, clip):
     assert shards.preparation(tmp_path / "out", "train")["mode"] == mode
 
 
-def test_the_sound_mode_is_the_published_inference_within_a_hounsfield_unit(tmp_path):
+def test_sound_mode_is_within_a_hounsfield_unit_of_published_inference(tmp_path):
     write_tree(tmp_path, "train", 1)
     volume = {}
     for mode in ("sound", "published_inference"):
@@ -177,7 +226,7 @@ def test_the_sound_mode_is_the_published_inference_within_a_hounsfield_unit(tmp_
     assert 0 < np.abs(volume["sound"] - volume["published_inference"]).max() <= 16
 
 
-def test_bad_scans_end_in_a_skip_with_a_reason(tmp_path):
+def test_bad_scans_are_skipped_with_a_reason(tmp_path):
     *names, good = write_tree(tmp_path, "train", 10)
     paths = [scan_path(tmp_path, name, folder="train") for name in names]
     paths[0].write_bytes(paths[0].read_bytes()[:-50])
@@ -204,21 +253,6 @@ def test_bad_scans_end_in_a_skip_with_a_reason(tmp_path):
     assert [r["volume_name"] for r in shards.read_reports(tmp_path / "out", "train")] == [good]
 
 
-def test_nothing_usable_is_an_input_error_and_leaves_room_for_another_try(tmp_path):
-    (name,) = write_tree(tmp_path, "train", 1)
-    path = scan_path(tmp_path, name, folder="train")
-    content = path.read_bytes()
-    path.unlink()
-    arguments = [f"--data={tmp_path}", f"--out={tmp_path / 'out'}", "--splits=train"]
-    result = run_binary(*arguments, "--shape=8,14,12", "--spacing=12,7.5,7.5")
-    message = result.stderr.splitlines()[-1]
-    assert result.returncode == 2 and "nothing of train could be prepared" in message
-    assert "no such file" in message
-    path.write_bytes(content)
-    prepare(tmp_path, tmp_path / "out")
-    assert len(shards.read(tmp_path / "out", "train")) == 1
-
-
 def test_only_missing_shards_are_prepared_again(tmp_path):
     names = write_tree(tmp_path, "train", 4)
     out = tmp_path / "out"
@@ -233,7 +267,7 @@ def test_only_missing_shards_are_prepared_again(tmp_path):
     assert [record["volume_name"] for record in shards.read(out, "train")] == whole == names
 
 
-def test_another_geometry_in_the_same_folder_is_an_input_error(tmp_path):
+def test_other_geometry_in_the_same_folder_is_an_input_error(tmp_path):
     write_tree(tmp_path, "train", 1)
     prepare(tmp_path, tmp_path / "out")
     with pytest.raises(InputError, match="another preparation of train .spacing differ"):
@@ -247,7 +281,7 @@ needs_real_ct = pytest.mark.skipif(
 
 @needs_real_ct
 @pytest.mark.parametrize("loader", ["train", "infer"])
-def test_a_real_ct_through_preparation_equals_the_published_loaders(tmp_path, loader):
+def test_real_ct_equals_the_published_loaders(tmp_path, loader):
     about = json.loads((REAL_CT / "golden.json").read_text())
     (name,) = write_tree(tmp_path, "train", 1)
     scan = REAL_CT / "example_ct_sm.nii.gz"
@@ -274,9 +308,9 @@ def test_a_real_ct_through_preparation_equals_the_published_loaders(tmp_path, lo
 
 
 @needs_real_ct
-def test_a_real_ct_is_understood_without_its_table():
+def test_real_ct_is_resolved_without_a_table():
     scan = read_nifti(REAL_CT / "example_ct_sm.nii.gz")
-    found = calibrate(scan, slope=1.0, intercept=-1024.0)
-    assert (found.values, found.axes, found.grid) == ("stored", "header", "header")
+    found = resolve_hu_and_geometry(scan, slope=1.0, intercept=-1024.0)
+    assert (found.values, found.axes, found.spacing_source) == ("stored", "header", "header")
     np.testing.assert_array_equal(found.voxels, scan.voxels[::-1, ::-1])
     assert found.spacing_xyz == (3, 3, 3)

@@ -1,12 +1,10 @@
-"""Sentences of one report that say the same find each other, without labels."""
+"""Pairs of sentences with the same meaning, mined from reports."""
 
 import numpy as np
 import pytest
 
 from data_pipelines import shards
 from data_pipelines.errors import InputError
-from data_pipelines.paraphrases import ABSENT, PRESENT, statement
-from data_pipelines.reports import split_sentences
 from data_pipelines.text_pairs import matched_sentences, text_pair_loader
 from data_pipelines.tokenizers import load_tokenizer, train_sentencepiece
 from tests import records
@@ -23,7 +21,7 @@ IMPRESSIONS = (
 )
 
 
-def test_each_conclusion_finds_what_it_concludes():
+def test_sentences_of_impressions_match_those_of_findings():
     matched = matched_sentences(list(zip(FINDINGS, IMPRESSIONS, strict=True)))
     assert matched == [
         [
@@ -37,7 +35,7 @@ def test_each_conclusion_finds_what_it_concludes():
     ]
 
 
-def test_words_that_name_no_finding_make_no_pair():
+def test_words_that_name_no_finding_are_not_compared():
     assert (
         matched_sentences([("No nodule is seen in the lungs.", "No mass is seen in the lungs.")])
         == []
@@ -45,8 +43,8 @@ def test_words_that_name_no_finding_make_no_pair():
     assert matched_sentences([("No.", "Normal.")]) == []
 
 
-def test_one_shared_word_of_many_is_too_little():
-    """Cosines of 0.151 and 0.122, on either side of SMALLEST_SIMILARITY."""
+def test_pairs_of_low_similarity_are_dropped():
+    """Cosines of 0.151 and 0.122, on either side of MIN_SIMILARITY."""
     aorta, granuloma = (
         "Calcified plaque, ectasia and tortuosity of the aorta",
         "Calcified granuloma.",
@@ -79,11 +77,10 @@ def make_record(number: int, report: tuple[str, str]) -> dict:
     )
 
 
-def start(folder, batch_size: int, split: str = "train", objective="matched_sentences"):
+def start(folder, batch_size: int):
     return text_pair_loader(
         [folder],
-        split=split,
-        objective=objective,
+        split="train",
         tokenizer=load_tokenizer(folder / "tokenizer.model"),
         max_length=32,
         batch_size=batch_size,
@@ -91,7 +88,7 @@ def start(folder, batch_size: int, split: str = "train", objective="matched_sent
     )
 
 
-def test_a_batch_holds_a_pair_of_each_report(folder):
+def test_batch_has_a_pair_of_each_report(folder):
     iterator = start(folder, 2)
     tokenizer = load_tokenizer(folder / "tokenizer.model")
     reports = matched_sentences(list(zip(FINDINGS, IMPRESSIONS, strict=True)))
@@ -126,48 +123,10 @@ def test_text_pairs_resume(folder):
     resumed.close()
 
 
-def test_reports_without_a_pair_are_one_line(tmp_path):
+def test_reports_without_pairs_are_an_input_error(tmp_path):
     (plan,) = shards.begin(tmp_path, "train", settings=records.settings((2, 3, 4)))
     shards.write_shard(plan, [make_record(0, ("The heart is large.", "Follow-up."))])
     shards.finish(tmp_path)
     train_sentencepiece(FINDINGS, tmp_path / "tokenizer.model", 60)
     with pytest.raises(InputError, match="no report of train repeats a finding"):
         start(tmp_path, 1)
-
-
-def test_a_rewording_says_the_same(folder):
-    tokenizer = load_tokenizer(folder / "tokenizer.model")
-    said = {
-        tuple(tokenizer([sentence], 32)[0][0]): statement(sentence)
-        for report in zip(FINDINGS, IMPRESSIONS, strict=True)
-        for part in report
-        for sentence in split_sentences(part)
-    }
-    iterator = start(folder, 3, objective="rewordings")
-    texts = set()
-    for _ in range(30):
-        batch = next(iterator)
-        for first, second in zip(batch["first_ids"], batch["second_ids"], strict=True):
-            finding, present = said[tuple(first)]
-            frames = PRESENT if present else ABSENT
-            options = [frame.format(finding[0].lower() + finding[1:]) + "." for frame in frames]
-            assert any((tokenizer([text], 32)[0][0] == second).all() for text in options)
-            texts.add(tuple(second))
-    iterator.close()
-    assert len(texts) > 15
-
-
-def test_hidden_words_are_some_and_no_special_ones(folder):
-    tokenizer = load_tokenizer(folder / "tokenizer.model")
-    iterator = start(folder, 3, objective="masked_words")
-    shares = []
-    for _ in range(100):
-        batch = next(iterator)
-        hidden = batch["first_ids"] != batch["second_ids"]
-        assert (batch["first_ids"][hidden] == tokenizer.mask_id).all()
-        assert hidden.any(axis=1).all()
-        special = (tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id)
-        assert not np.isin(batch["second_ids"][hidden], special).any()
-        shares.append(hidden.sum() / (batch["second_mask"].sum() - 2 * len(hidden)))
-    iterator.close()
-    assert 0.15 < np.mean(shares) < 0.25, "of short sentences one word is more than 15 %"

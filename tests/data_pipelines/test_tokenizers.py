@@ -24,7 +24,7 @@ def model(tmp_path):
     return path
 
 
-def test_word_piece_is_bert(vocabulary):
+def test_word_piece_equals_bert(vocabulary):
     tokenizer = load_tokenizer(vocabulary)
     ids, mask = tokenizer(["HEÁRT\tis normal.", "ist 肺a zebra"], 9)
     # [CLS] 2, [SEP] 3, [UNK] 1; accents and case dropped, CJK letters are words of their own.
@@ -63,7 +63,7 @@ def test_training_on_no_text_is_an_input_error(tmp_path):
         train_sentencepiece(["", " "], tmp_path / "tokenizer.model", 100)
 
 
-def test_tokenizers_travel_to_other_processes(vocabulary, model):
+def test_tokenizers_can_be_pickled(vocabulary, model):
     for path in (vocabulary, model):
         tokenizer = load_tokenizer(path)
         copy = pickle.loads(pickle.dumps(tokenizer))
@@ -75,11 +75,11 @@ def test_tokenizers_travel_to_other_processes(vocabulary, model):
     [
         ("vocab.txt", None, "no such tokenizer"),
         ("vocab.txt", "a\nb\n", "lacks"),
-        ("tokenizer.model", "not a model", "no SentencePiece model"),
+        ("tokenizer.model", "not a model", "not a SentencePiece model"),
         ("tokenizer.json", "{}", "vocab.txt or"),
     ],
 )
-def test_a_bad_tokenizer_file_is_an_input_error(tmp_path, name, content, message):
+def test_bad_tokenizer_file_is_an_input_error(tmp_path, name, content, message):
     if content is not None:
         (tmp_path / name).write_text(content)
     with pytest.raises(InputError, match=f"{name}.*{message}"):

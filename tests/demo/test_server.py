@@ -25,7 +25,7 @@ from ctclip_jax.demo.__main__ import listen
 from ctclip_jax.demo.analysis import MAX_QUEUED, MAX_SCANS
 from data_pipelines.errors import InputError
 from data_pipelines.reports import LABELS
-from data_pipelines.resample import STEPS_PER_HU
+from data_pipelines.resample import to_hu
 from data_pipelines.sources.phantoms import write_samples
 from tests.demo_server import MAX_BYTES, served
 from tests.dicom_series import chest_slices
@@ -86,7 +86,7 @@ def test_findings_and_volume_of_an_upload(page, scans, scan):
     np.testing.assert_allclose(probabilities, page.model.detect(volume[None])[0], atol=1e-6)
     _, content = ask(page, f"/api/scans/{scan['id']}/volume")
     hu = np.frombuffer(content, "<i2").reshape(scan["shape"])
-    np.testing.assert_array_equal(hu, volume // STEPS_PER_HU)
+    np.testing.assert_array_equal(hu, np.floor(to_hu(volume)))
     assert not list(page.folder.iterdir()), "the upload was not deleted"
 
 
@@ -161,7 +161,7 @@ def test_names_in_a_zip_lead_nowhere(page, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "error"),
     [
-        ("../x.nii.gz", b"none", "x.nii.gz: damaged or no NIfTI file"),
+        ("../x.nii.gz", b"none", "x.nii.gz: damaged or not a NIfTI file"),
         ("x.zip", b"none", "damaged or no zip file"),
         ("x.zip", zipped({"a": b"none"}), "x.zip"),
         ("x.zip", zipped({"a.dcm": b"none"}), "DICOM"),

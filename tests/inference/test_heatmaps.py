@@ -9,7 +9,7 @@ from ctclip_jax.inference import heatmaps
 from ctclip_jax.inference.heatmaps import Baseline
 from data_pipelines.errors import InputError
 from data_pipelines.hounsfield import to_lps
-from data_pipelines.resample import Geometry, preprocess
+from data_pipelines.resample import Geometry, preprocess, to_hu
 from data_pipelines.shard_tasks import prepare_scan
 from data_pipelines.sources.case import CaseRecord
 from tests.dicom_series import chest_slices
@@ -45,9 +45,10 @@ def test_a_voxel_has_the_contribution_of_its_patch(tmp_path, contributions):
     """The heatmap of a scan, prepared as scans are, is the contributions again."""
     values, _ = heatmaps.to_scan_space(contributions, prepared(nifti(tmp_path)), GEOMETRY)
     assert values.shape == chest_hu().shape
-    again = preprocess(
+    volume = preprocess(
         values * 1000, slope=1, intercept=0, spacing_xyz=SPACING_XYZ, geometry=GEOMETRY
     )
+    again = to_hu(volume) / 1000
     patches = np.kron(contributions, np.ones((4, 4, 4), np.float32))
     inside = patches.reshape(4, 4, 3, 4, 5, 4)[:, 1:3, :, 1:3, :, 1:3]
     prepared_again = again.reshape(4, 4, 3, 4, 5, 4)[:, 1:3, :, 1:3, :, 1:3]
@@ -98,8 +99,8 @@ def test_a_scan_without_axes_is_returned_as_read(tmp_path, contributions):
     scan = prepared(tmp_path / "blank.nii.gz")
     values, affine = heatmaps.to_scan_space(contributions, scan, GEOMETRY)
     assert nib.aff2axcodes(affine) == ("L", "P", "S")
-    np.testing.assert_allclose(nib.affines.voxel_sizes(affine), scan.calibrated.spacing_xyz)
-    assert values.shape == scan.calibrated.voxels.shape
+    np.testing.assert_allclose(nib.affines.voxel_sizes(affine), scan.oriented.spacing_xyz)
+    assert values.shape == scan.oriented.voxels.shape
 
 
 def test_png_shows_the_slices_with_the_largest_contributions(tmp_path):

@@ -181,7 +181,7 @@ def test_tables_and_latents(out):
 
 
 def test_scores_equal_detect(out, export):
-    volumes = [shards.decompress(record(index)["volume"], SHAPE) for index in (0, 5)]
+    volumes = [shards.decode_volume(record(index)) for index in (0, 5)]
     expected = ctclip_jax.load(export).detect(np.stack(volumes))
     names = [record(index)["volume_name"] for index in (0, 5)]
     scores = pd.read_csv(out / "scores.csv", index_col="VolumeName").loc[names]
@@ -533,7 +533,7 @@ def test_labels_of_rad_chestct(inputs, tmp_path):
     assert unknown["reason"] == "no volume has this label known"
     assert set(metrics["retrieval"]) == {"volume_to_volume"}, "there are no reports"
     scores = pd.read_csv(tmp_path / "out" / "scores.csv", index_col="VolumeName")
-    volumes = np.stack([shards.decompress(each["volume"], SHAPE) for each in records])
+    volumes = np.stack([shards.decode_volume(each) for each in records])
     parts = ["Arterial wall calcification", "Coronary artery wall calcification"]
     expected = ctclip_jax.load(inputs.model).detect(volumes, labels=parts).max(axis=1)
     names = [each["volume_name"] for each in records]

@@ -111,7 +111,7 @@ def test_program(saved, served, tmp_path):
 def test_trained_classifier_and_tower_without_codebook(tmp_path):
     """LiPro applies relu to the latent; a ViT has no codebook."""
     image = from_dict(TrainConfig, vit.get_config("smoke").to_dict()).model.image
-    model = ctclip_jax.load(write_tiny_export(tmp_path, image=image, num_num_labels=len(LABELS)))
+    model = ctclip_jax.load(write_tiny_export(tmp_path, image=image, num_labels=len(LABELS)))
     out = tmp_path / "DIR"
     export_stablehlo.save(model, out, platforms=["cpu"])
     volumes = volumes_of(model, 2)

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 from configs import evaluation
 from ctclip_jax.common.configs import from_dict
@@ -13,11 +14,6 @@ from ctclip_jax.evaluation.protocol import ProtocolConfig
 from data_pipelines.reports import LABELS
 
 EVIL = '</script><script>alert(1)</script><img src="http://evil.example/x">&\u2028'
-
-
-def make_protocol() -> ProtocolConfig:
-    config = from_dict(ProtocolConfig, evaluation.get_config().to_dict())
-    return dataclasses.replace(config, resamples=20)
 
 
 def make_eval_set(volumes=40, labels=LABELS) -> EvalSet:
@@ -50,9 +46,17 @@ def make_eval_set(volumes=40, labels=LABELS) -> EvalSet:
     )
 
 
+@pytest.fixture(scope="session", autouse=True)
+def single_thread():
+    """t-SNE has thousands of short parallel loops, whose threads wait for each other under load."""
+    with threadpool_limits(1):
+        yield
+
+
 @pytest.fixture(scope="session")
 def protocol():
-    return make_protocol()
+    config = from_dict(ProtocolConfig, evaluation.get_config().to_dict())
+    return dataclasses.replace(config, resamples=20)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from ctclip_jax.reporting import latex
 
 def test_tables_have_published_rows_and_escaped_names(evaluated):
     metrics, _ = evaluated
-    text = latex.tables(metrics, "ours_1 & 50% $\\x")
+    text = latex.render_tables(metrics, "ours_1 & 50% $\\x")
     rows = text.splitlines()
     assert rows[5].startswith("CT-CLIP zero-shot & 0.731 & 0.707 & 0.668 & 0.323 & 0.029")
     row = next(row for row in rows if row.startswith("ours"))
@@ -26,7 +26,9 @@ def test_tables_have_published_rows_and_escaped_names(evaluated):
 def test_missing_estimates_are_dashes(small_eval_set, protocol, missing, columns):
     eval_set = dataclasses.replace(small_eval_set, **missing)
     metrics, _ = suite.evaluate(eval_set, protocol=protocol)
-    row = next(row for row in latex.tables(metrics, "ours").splitlines() if row[:4] == "ours")
+    row = next(
+        row for row in latex.render_tables(metrics, "ours").splitlines() if row[:4] == "ours"
+    )
     cells = [cell.strip(" \\") for cell in row.split("&")]
     assert set(cells[slice(*columns)]) == {"--"}
     assert cells.count("--") < 8

@@ -196,7 +196,9 @@ def test_templates_and_static_files_are_package_data():
     packaged = {
         path for p in patterns["package-data"]["ctclip_jax.reporting"] for path in folder.glob(p)
     }
-    files = {path for path in folder.rglob("*.*") if path.suffix in (".html", ".css", ".js")}
+    files = {
+        path for path in folder.rglob("*.*") if path.suffix in (".html", ".tex", ".css", ".js")
+    }
     assert packaged == files and len(files) > 10
     package = resources.files("ctclip_jax.reporting")
     assert all(package.joinpath(path.relative_to(folder)).is_file() for path in files)

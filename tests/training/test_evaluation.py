@@ -49,6 +49,7 @@ def measure(folder, variables, workdir, *, devices=8, fsdp=1, **changes):
         model=CTCLIP(config.model),
         mesh=mesh,
         tokenizer=load_tokenizer(config.data.tokenizer_path),
+        label_informed=False,
     )
     writer = MetricWriter(workdir, step=0)
     run(jax.device_put(variables, state_shardings(variables, mesh)), step=3, writer=writer)

@@ -272,7 +272,7 @@ EVALUATED = {"evaluation.every": 1, "evaluation.split": "train"}
         ({"profile": (0, 3)}, r"config.profile: .*\(0, 3\)"),
         ({"profile": (2, 5)}, r"config.profile: .*\(2, 5\).* 4"),
         ({"vq_ramp_steps": (9, 3)}, r"config.vq_ramp_steps: .*\(9, 3\)"),
-        ({"model.image.frames": 20}, "config.model.image: volume 20x48x48 .*patch 8x8x8"),
+        ({"model.image.patch_size": (10, 10)}, "config.model.image: volume 24x48x48 .*8x10x10"),
         ({"model.image.frames": 16}, r"shape \(24, 48, 48\).*\(16, 48, 48\)"),
         ({"model.image.window": (-900.0, 900.0)}, r"window \(-1000.0, 1000.0\).*config.model"),
         ({"data.mixture_weights": (1.0, 2.0)}, "weights: .* 1 folders"),

@@ -124,7 +124,7 @@ def _nearest(
     k: int,
 ) -> Neighbors:
     """`nearest_labels` of volumes whose scan may have different names as a query and as an item."""
-    present, known = (labels == 1).astype(np.float64), (labels >= 0).astype(np.float64)
+    present, is_known = (labels == 1).astype(np.float64), (labels >= 0).astype(np.float64)
     items = np.flatnonzero(present.any(1))
     gallery = latents[items]
     longest = np.einsum("nd,nd->n", latents, latents, dtype=np.float64).max(initial=0)
@@ -138,7 +138,7 @@ def _nearest(
     for rows, similarity in similarity_blocks(latents, gallery):
         excluded = query_ids[rows, None] == gallery_ids
         common = present[rows] @ present[items].T
-        either = present[rows] @ known[items].T + known[rows] @ present[items].T - common
+        either = present[rows] @ is_known[items].T + is_known[rows] @ present[items].T - common
         values = np.divide(common, either, out=np.zeros_like(common), where=either > 0)
         values[excluded] = 0
         total[rows], relevant[rows] = values.sum(1), np.count_nonzero(values, axis=1)

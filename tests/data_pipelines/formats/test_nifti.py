@@ -11,7 +11,7 @@ from tests.scan_tree import chest_hu, write_nifti
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
-def test_read_nifti_gives_stored_voxels_scale_and_position(tmp_path, suffix):
+def test_read_nifti_returns_stored_voxels_scale_and_affine(tmp_path, suffix):
     affine = np.array([[-2.0, 0, 0, 5], [0, -2, 0, 6], [0, 0, 3, 7], [0, 0, 0, 1]])
     image = nib.Nifti1Image(chest_hu(), affine)
     image.header.set_slope_inter(0.5, -3)
@@ -25,7 +25,7 @@ def test_read_nifti_gives_stored_voxels_scale_and_position(tmp_path, suffix):
     assert scan.sha256 == hashlib.sha256((tmp_path / f"scan{suffix}").read_bytes()).hexdigest()
 
 
-def test_a_single_4d_frame_is_a_volume_and_several_are_not(tmp_path):
+def test_single_4d_frame_is_a_volume_and_several_are_not(tmp_path):
     write_nifti(tmp_path / "one.nii.gz", chest_hu()[..., None])
     assert read_nifti(tmp_path / "one.nii.gz").voxels.shape == chest_hu().shape
     write_nifti(tmp_path / "two.nii.gz", np.stack([chest_hu()] * 2, axis=-1))
@@ -33,7 +33,7 @@ def test_a_single_4d_frame_is_a_volume_and_several_are_not(tmp_path):
         read_nifti(tmp_path / "two.nii.gz")
 
 
-def test_a_nan_affine_is_no_affine(tmp_path):
+def test_nan_affine_is_ignored(tmp_path):
     image = nib.Nifti1Image(chest_hu(), np.eye(4))
     image.header["sform_code"] = image.header["qform_code"] = 1
     image.header["srow_x"] = image.header["quatern_b"] = np.nan
@@ -46,7 +46,7 @@ def test_a_nan_affine_is_no_affine(tmp_path):
 
 
 @pytest.mark.parametrize("keep", [0, 1, 9, 100, 400, 2000, -9, -1])
-def test_a_truncated_gzip_is_an_input_error(tmp_path, keep):
+def test_truncated_gzip_is_an_input_error(tmp_path, keep):
     write_nifti(tmp_path / "whole.nii.gz", chest_hu())
     path = tmp_path / "cut.nii.gz"
     path.write_bytes((tmp_path / "whole.nii.gz").read_bytes()[:keep])
@@ -54,7 +54,7 @@ def test_a_truncated_gzip_is_an_input_error(tmp_path, keep):
         read_nifti(path)
 
 
-def test_a_flipped_bit_is_an_input_error(tmp_path):
+def test_flipped_bit_is_an_input_error(tmp_path):
     path = tmp_path / "scan.nii.gz"
     write_nifti(path, chest_hu())
     content = bytearray(gzip.decompress(path.read_bytes()))
@@ -72,13 +72,13 @@ def test_other_content_is_an_input_error(tmp_path, content):
         read_nifti(tmp_path / "scan.nii")
 
 
-def test_an_absent_file_is_an_input_error(tmp_path):
+def test_missing_file_is_an_input_error(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         read_nifti(tmp_path / "absent.nii.gz")
 
 
 @pytest.mark.parametrize("offset", [1, 1e12, 1e20, -1e20, np.inf, np.nan])
-def test_voxels_where_none_can_be_are_an_input_error(tmp_path, offset):
+def test_implausible_offset_is_an_input_error(tmp_path, offset):
     content = bytearray(nib.Nifti1Image(chest_hu(), np.eye(4)).to_bytes())
     content[108:112] = np.float32(offset).tobytes()  # vox_offset
     (tmp_path / "scan.nii").write_bytes(content)

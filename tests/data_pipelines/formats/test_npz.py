@@ -42,20 +42,20 @@ def saved(**arrays):
     [
         (claiming((10**5, 10**5, 10**4)), "implausible shape"),
         (claiming((10**3, 10**3, 10**3)), "in .* bytes"),
-        (saved(a=np.zeros((2, 2, 2)), b=np.zeros(2)), "no array 'ct' among a, b"),
-        (saved(ct=np.zeros((2, 2))), "not one 3-D volume"),
-        (saved(ct=np.array([[["a"]]])), "not one 3-D volume"),
-        (saved(ct=np.array([[[{}]]], object)), "not one 3-D volume"),
-        (saved(ct=chest_hu())[:-40], "damaged or no .npz"),
-        (b"", "damaged or no .npz"),
+        (saved(a=np.zeros((2, 2, 2)), b=np.zeros(2)), "no array 'ct'; the arrays are a, b"),
+        (saved(ct=np.zeros((2, 2))), "expected one 3-D volume"),
+        (saved(ct=np.array([[["a"]]])), "expected one 3-D volume"),
+        (saved(ct=np.array([[[{}]]], object)), "expected one 3-D volume"),
+        (saved(ct=chest_hu())[:-40], "damaged or not an .npz"),
+        (b"", "damaged or not an .npz"),
     ],
 )
-def test_what_is_no_volume_is_an_input_error(tmp_path, content, cause):
+def test_unusable_archive_is_an_input_error(tmp_path, content, cause):
     (tmp_path / "scan.npz").write_bytes(content)
     with pytest.raises(InputError, match=f"scan.npz: .*{cause}"):
         read_scan(tmp_path / "scan.npz")
 
 
-def test_an_absent_file_is_an_input_error(tmp_path):
+def test_missing_file_is_an_input_error(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         read_scan(tmp_path / "scan.npz")

@@ -1,3 +1,5 @@
+"""Guards of all formats."""
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -19,8 +21,8 @@ def scans(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["scan.nii.gz", "scan.npz", "series"])
-def test_no_memory_is_taken_for_more_than_a_volume(scans, name, monkeypatch):
+def test_huge_volumes_are_refused_before_memory_is_allocated(scans, name, monkeypatch):
     read_scan(scans / name)
-    monkeypatch.setattr(stored, "_LARGEST_VOLUME_BYTES", chest_hu().nbytes - 1)
+    monkeypatch.setattr(stored, "_MAX_VOLUME_BYTES", chest_hu().nbytes - 1)
     with pytest.raises(InputError, match=f"{name}.*implausible shape"):
         read_scan(scans / name)

@@ -1,3 +1,5 @@
+"""Shards: round trip, metadata, verification, locks, the command line."""
+
 import json
 import os
 import pickle
@@ -5,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numcodecs
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -44,24 +47,25 @@ def written(tmp_path):
 
 def test_frames_larger_than_a_slab():
     volume = np.arange(2 * 1500 * 1500).astype(np.int16).reshape(2, 1500, 1500)
-    np.testing.assert_array_equal(shards.decompress(shards.compress(volume), volume.shape), volume)
+    record = shards.encode_volume(volume)
+    np.testing.assert_array_equal(shards.decode_volume(record), volume)
 
 
-def test_no_folder_can_be_where_a_file_is(tmp_path):
+def test_folder_in_place_of_a_file_is_an_input_error(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="file: no folder can be there"):
+    with pytest.raises(InputError, match="file: cannot create this folder"):
         shards.locked(tmp_path / "file", exclusive=True).__enter__()
 
 
 @pytest.mark.parametrize("frames", [1, 24, 47])
 def test_compression_round_trip_in_several_slabs(frames):
     volume = np.random.default_rng(0).integers(-16000, 16001, (frames, 512, 512), dtype=np.int16)
-    slabs = shards.compress(volume)
-    assert len(slabs) == -(-frames // 8)
-    np.testing.assert_array_equal(shards.decompress(slabs, volume.shape), volume)
+    record = shards.encode_volume(volume)
+    assert len(record["volume"]) == -(-frames // 8)
+    np.testing.assert_array_equal(shards.decode_volume(record), volume)
 
 
-def test_records_come_back_as_they_were(written):
+def test_records_round_trip(written):
     source = shards.read(written, "train")
     assert len(source) == 3
     for index, number in enumerate((1, 2, 3)):
@@ -72,14 +76,14 @@ def test_records_come_back_as_they_were(written):
             np.testing.assert_array_equal(record[name], expected[name])
 
 
-def test_tensorflow_datasets_opens_them(written):
+def test_tensorflow_datasets_opens_shards(written):
     source = tfds.builder_from_directory(written).as_data_source("train")
     assert [record["scan"] for record in source] == [b"train_1_a", b"train_2_a", b"train_3_a"]
-    volume = shards.decompress(source[2]["volume"], source[2]["shape"])
+    volume = shards.decode_volume(source[2])
     np.testing.assert_array_equal(volume, np.arange(3, 27).reshape(4, 3, 2))
 
 
-def test_a_source_travels_to_other_processes(written):
+def test_source_can_be_pickled(written):
     copy = pickle.loads(pickle.dumps(shards.read(written, "train")))
     assert copy[1]["volume_name"] == "train_2_a_1.nii.gz"
 
@@ -99,7 +103,7 @@ def test_skipped_scans_are_listed_with_their_reason(written):
     assert lines == ["VolumeName,Split,Reason", 'train_9_a_1.nii.gz,train,"truncated, or not"']
 
 
-def test_a_shard_without_records_does_not_hinder(tmp_path):
+def test_shard_without_records(tmp_path):
     first, second = shards.begin(tmp_path, "train", settings=SETTINGS)
     shards.write_shard(first, [shards.Skipped("train_9_a_1.nii.gz", "absent")])
     shards.write_shard(second, [make_record(3)])
@@ -108,7 +112,7 @@ def test_a_shard_without_records_does_not_hinder(tmp_path):
     assert list(verify(tmp_path)) == []
 
 
-def test_a_shard_that_broke_off_is_not_complete(tmp_path):
+def test_interrupted_shard_is_not_complete(tmp_path):
     first, second = shards.begin(tmp_path, "train", settings=SETTINGS)
 
     def broken():
@@ -131,13 +135,13 @@ def test_two_splits_are_one_dataset(written):
     assert (len(shards.read(written, "train")), len(shards.read(written, "valid"))) == (3, 1)
 
 
-def test_another_preparation_in_the_same_folder_is_an_input_error(written):
+def test_other_settings_in_the_same_folder_are_an_input_error(written):
     assert all(shard.complete for shard in shards.begin(written, "train", settings=SETTINGS))
     with pytest.raises(InputError, match="another preparation of train .shape differ"):
         shards.begin(written, "train", settings=SETTINGS | {"shape": [1, 1, 1]})
 
 
-def test_absent_shards_and_splits_are_input_errors(tmp_path, written):
+def test_missing_shards_and_splits_are_input_errors(tmp_path, written):
     with pytest.raises(InputError, match="nowhere: no prepared shards"):
         shards.read(tmp_path / "nowhere", "train")
     with pytest.raises(InputError, match="no split 'test'; prepared: train"):
@@ -147,15 +151,21 @@ def test_absent_shards_and_splits_are_input_errors(tmp_path, written):
     assert shards.preparation(written, "train") == SETTINGS
 
 
-def test_whole_hounsfield_units_are_read_as_sixteenths(tmp_path):
-    volume = np.array([-1000, 0, 1000], np.int16).reshape(1, 1, 3)
+def test_whole_hounsfield_units_are_stored_as_such_and_read_as_sixteenths(tmp_path):
+    volume = np.array([-16000, 0, 16000], np.int16).reshape(1, 1, 3)
     (shard,) = shards.begin(tmp_path, "train", settings=settings((1, 1, 3)))
-    shards.write_shard(shard, [records.make_record("a_1.nii.gz", volume, steps_per_hu=1)])
+    record = records.make_record("a_1.nii.gz", volume, steps_per_hu=1)
+    shards.write_shard(shard, [record])
     shards.finish(tmp_path)
-    assert shards.read(tmp_path, "train")[0]["volume"].tolist() == [[[-16000, 0, 16000]]]
+    assert np.frombuffer(numcodecs.Blosc().decode(record["volume"][0]), np.int16).tolist() == [
+        -1000,
+        0,
+        1000,
+    ]
+    assert shards.read(tmp_path, "train")[0]["volume"].tolist() == volume.tolist()
 
 
-def test_decisions_are_listed_beside_the_shards(written):
+def test_provenance_is_listed_beside_the_shards(written):
     lines = (written / "provenance.csv").read_text().splitlines()
     assert lines[0] == "VolumeName,Split,file,hu_min,spacing_disputed"
     assert lines[2] == "train_2_a_1.nii.gz,train,2.nii.gz,-1024.0,False"
@@ -167,7 +177,7 @@ def flip(path):
     path.write_bytes(content)
 
 
-def test_whole_shards_are_sound(written):
+def test_intact_shards_pass(written):
     assert list(verify(written)) == []
     sums = subprocess.run(
         ["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=written, capture_output=True
@@ -187,13 +197,13 @@ def test_whole_shards_are_sound(written):
         "provenance.csv",
     ],
 )
-def test_a_flipped_bit_is_found_in_every_file(written, name):
+def test_flipped_bit_is_detected_in_every_file(written, name):
     flip(written / name) if name != "dataset_info.json" else (written / name).open("a").write(" ")
     problems = list(verify(written))
     assert f"{written / name}: changed since it was written (sha256 differs)" in problems
 
 
-def test_a_damaged_record_is_named(written):
+def test_damaged_record_is_named(written):
     path = written / "chest_ct-train.array_record-00001-of-00002"
     path.write_bytes(path.read_bytes().replace(b"train_3_a_1", b"train_4_a_1"))
     assert any("record 0, train_3_a_1.nii.gz: damaged" in line for line in verify(written))
@@ -210,7 +220,7 @@ def test_truncated_and_missing_shards_are_named(written):
 
 
 @pytest.mark.parametrize("damage", ["empty", "half", "bits"])
-def test_damaged_checksums_are_found(written, damage):
+def test_damaged_checksums_are_detected(written, damage):
     path = written / "SHA256SUMS"
     whole = path.read_bytes()
     for bit in range(0, 8 * len(whole), 97) if damage == "bits" else [0]:
@@ -222,7 +232,7 @@ def test_damaged_checksums_are_found(written, damage):
 
 
 @pytest.mark.parametrize("content", ["", "5\n5\n", "{}\n{}\n", "[]", "\0\0"])
-def test_damaged_rows_are_found(written, content):
+def test_damaged_rows_are_detected(written, content):
     path = written / "train-00000-of-00002.jsonl"
     path.write_text(content)
     problems = list(verify(written))
@@ -230,7 +240,7 @@ def test_damaged_rows_are_found(written, content):
     assert any(line.startswith(f"{path}: changed") for line in problems)
 
 
-def test_an_id_in_two_shards_is_found(tmp_path):
+def test_id_in_two_shards_is_detected(tmp_path):
     first, second = shards.begin(tmp_path, "train", settings=SETTINGS)
     for shard in (first, second):
         shards.write_shard(shard, [make_record(1)])
@@ -248,11 +258,11 @@ def test_verify_and_show_are_commands(written, tmp_path, monkeypatch, capsys):
     record = json.loads(shown[: shown.rindex("}") + 1])
     assert record["strata"] == {"sex": "F"} and record["labels"]["Medical material"] == -1
     assert (tmp_path / "train_2_a_1.nii.gz.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(InputError, match="was skipped, truncated, or not"):
+    with pytest.raises(InputError, match="skipped: truncated, or not"):
         main("show", str(written), "train_9_a_1.nii.gz")
     with pytest.raises(InputError, match="no record train_8"):
         main("show", str(written), "train_8")
-    with pytest.raises(InputError, match="wanted: verify SHARDS, or show"):
+    with pytest.raises(InputError, match="verify SHARDS, or show"):
         main("verify")
     flip(written / "skipped.csv")
     with pytest.raises(InputError, match="problems: 1"):
@@ -260,9 +270,9 @@ def test_verify_and_show_are_commands(written, tmp_path, monkeypatch, capsys):
     assert "skipped.csv: changed" in capsys.readouterr().err
 
 
-def test_a_run_alone_and_slices_do_not_meet(tmp_path):
-    slices = [shards.locked(tmp_path, exclusive=False) for _ in range(2)]
-    with slices[0], slices[1], pytest.raises(InputError, match="another process"):
+def test_exclusive_and_shared_locks_exclude_each_other(tmp_path):
+    first, second = (shards.locked(tmp_path, exclusive=False) for _ in range(2))
+    with first, second, pytest.raises(InputError, match="another process"):
         shards.locked(tmp_path, exclusive=True).__enter__()
     (tmp_path / ".writing-left").mkdir()
     with shards.locked(tmp_path, exclusive=True):
@@ -271,7 +281,7 @@ def test_a_run_alone_and_slices_do_not_meet(tmp_path):
             shards.locked(tmp_path, exclusive=False).__enter__()
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(full_disk, tmp_path):
+def test_full_disk_is_one_line_and_leaves_nothing(full_disk, tmp_path):
     program = f"""
 import numpy as np
 from tests import records

@@ -52,7 +52,7 @@ def test_missing_cells_are_empty(tmp_path, cell):
     assert list(table.faults) == ["line 3"] and "line 3: no id" in table.faults["line 3"]
 
 
-def test_equal_rows_are_one_and_different_ones_none(tmp_path):
+def test_equal_rows_are_one_and_different_rows_a_fault(tmp_path):
     table = read_table(write(tmp_path, "id,n\na,1\nb,1\na,1\nb,2\nb,1\n"), key="id")
     assert list(table.rows) == ["a"]
     assert list(table.faults) == ["b"] and "line 5: a second, different row" in table.faults["b"]
@@ -61,13 +61,13 @@ def test_equal_rows_are_one_and_different_ones_none(tmp_path):
 @pytest.mark.parametrize(
     ("row", "name", "fault"),
     [
-        (b"b,\xff", "b", "no UTF-8 text"),
-        (b"\xff,2", "line 3", "no UTF-8 text"),
+        (b"b,\xff", "b", "not UTF-8"),
+        (b"\xff,2", "line 3", "not UTF-8"),
         (b"b", "b", "too few cells"),
         (b"b,2,", "b", "too many cells"),
     ],
 )
-def test_a_bad_csv_row_costs_itself(tmp_path, row, name, fault):
+def test_bad_csv_row_is_a_fault(tmp_path, row, name, fault):
     table = read_table(write(tmp_path, b"id,n\na,1\n" + row + b"\nc,3\n"), key="id")
     assert list(table.rows) == ["a", "c"]
     assert list(table.faults) == [name] and f"line 3: {fault}" in table.faults[name]
@@ -75,10 +75,10 @@ def test_a_bad_csv_row_costs_itself(tmp_path, row, name, fault):
 
 
 @pytest.mark.parametrize("cell", [b'"\xff"', rb'"\ud83d"'])
-def test_a_bad_json_text_costs_its_row(tmp_path, cell):
+def test_bad_json_text_is_a_fault(tmp_path, cell):
     content = b'{"id": "a", "t": "x"}\n{"id": "b", "t": ' + cell + b"}\n"
     table = read_table(write(tmp_path, content, "t.jsonl"), key="id")
-    assert list(table.rows) == ["a"] and "no UTF-8 text" in table.faults["b"]
+    assert list(table.rows) == ["a"] and "not UTF-8" in table.faults["b"]
 
 
 @pytest.mark.parametrize(
@@ -88,32 +88,32 @@ def test_a_bad_json_text_costs_its_row(tmp_path, cell):
         ("", "t.jsonl", "no column id"),
         ("other\na\n", "t.csv", "no column id"),
         ("id;n\na;1\n", "t.csv", "no column id"),
-        ('id,n\na,"1\nb,2\n', "t.csv", "no table"),
-        ('{"id": 1}\n{"id": \n', "t.jsonl", "no table .line 2: "),
-        ('{"id": 1}\n[2]\n', "t.jsonl", "no table .line 2: no object"),
-        ('{"id": 1, "labels": [1]}\n', "t.jsonl", "no table .line 1: no object"),
+        ('id,n\na,"1\nb,2\n', "t.csv", "not a table"),
+        ('{"id": 1}\n{"id": \n', "t.jsonl", "not a table .line 2: "),
+        ('{"id": 1}\n[2]\n', "t.jsonl", "not a table .line 2: not an object"),
+        ('{"id": 1, "labels": [1]}\n', "t.jsonl", "not a table .line 1: not an object"),
     ],
 )
-def test_a_malformed_table_is_an_input_error(tmp_path, content, name, message):
+def test_malformed_table_is_an_input_error(tmp_path, content, name, message):
     with pytest.raises(InputError, match=f"{name}: {message}"):
         read_table(write(tmp_path, content, name), key="id")
 
 
-def test_an_absent_table_is_an_input_error(tmp_path):
+def test_missing_table_is_an_input_error(tmp_path):
     with pytest.raises(InputError, match="absent.csv: no such table"):
         read_table(tmp_path / "absent.csv", key="id")
     with pytest.raises(InputError, match="Is a directory"):
         read_table(tmp_path, key="id")
 
 
-def test_columns_that_must_be_there(tmp_path):
+def test_required_columns(tmp_path):
     path = write(tmp_path, "id,n\na,1\n")
     assert read_table(path, key="id", columns=("n",)).rows
     with pytest.raises(InputError, match="no column x, y"):
         read_table(path, key="id", columns=("n", "x", "y"))
 
 
-def test_the_first_key_that_is_there_is_taken(tmp_path):
+def test_first_existing_key_is_used(tmp_path):
     path = write(tmp_path, "id,n\na,1\n")
     assert list(read_table(path, key=("n", "id")).rows) == ["1"]
     assert list(read_table(path, key=("name", "id")).rows) == ["a"]
@@ -139,11 +139,11 @@ def test_strata():
     assert read_strata(row, columns) == {"sex": "F"}
 
 
-def test_two_columns_of_one_name_are_an_input_error(tmp_path):
+def test_repeated_column_is_an_input_error(tmp_path):
     with pytest.raises(InputError, match="two columns 'n'"):
         read_table(write(tmp_path, "id,n,n\na,1,2\n"), key="id")
 
 
-def test_a_broken_quote_is_named_with_its_line(tmp_path):
-    with pytest.raises(InputError, match="no table .after line 2: "):
+def test_broken_quote_is_named_with_its_line(tmp_path):
+    with pytest.raises(InputError, match="not a table .after line 2: "):
         read_table(write(tmp_path, 'id,n\na,1\nb,"x" y\n'), key="id")

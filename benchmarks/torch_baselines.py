@@ -1,4 +1,4 @@
-"""The two forms of benchmarks.torch_ct_vit at work: encoding, and steps of Adam."""
+"""The two PyTorch models of benchmarks.torch_ct_vit: encoding, and training steps of Adam."""
 
 import dataclasses
 from collections.abc import Callable
@@ -16,8 +16,8 @@ from ctclip_jax.training.config import TrainConfig
 
 
 @dataclasses.dataclass
-class Rival:
-    """A model of PyTorch, how it is run, and its optimizer."""
+class TorchBaseline:
+    """A PyTorch model with its device, precision and optimizer."""
 
     config: CTCLIPConfig
     model: torch_ct_vit.CTCLIP
@@ -38,7 +38,7 @@ class Rival:
             return self._encode(torch.from_numpy(volume).to(self.device)).cpu().numpy()
 
     def step(self, batch: dict[str, np.ndarray]) -> float:
-        """Loss of a batch, after which the weights have moved."""
+        """One training step; returns the loss."""
         self.model.train()
         arrays = (torch.from_numpy(batch[n]) for n in ("image", "input_ids", "attention_mask"))
         with self.autocast():
@@ -50,14 +50,14 @@ class Rival:
         return loss.item()
 
     def timed(self, run: Callable, x: Tensor | None, *, gradient: bool) -> Callable[[], Any]:
-        """`run(x)`, with `gradient` also backward, until the device is done."""
+        """A call of `run(x)`, with `gradient` also backward, that waits for the device."""
         x = None if x is None else x.requires_grad_(gradient)
 
         def call():
             with torch.set_grad_enabled(gradient), self.autocast():
-                found = run(x)
+                output = run(x)
                 if gradient:
-                    found.float().square().sum().backward()
+                    output.float().square().sum().backward()
             if self.device == "cuda":
                 torch.cuda.synchronize()
 
@@ -67,18 +67,20 @@ class Rival:
         return torch.autocast(self.device, torch.bfloat16, enabled=self.half)
 
 
-def rivals(config: TrainConfig, variables: Variables, *, compiled: bool) -> dict[str, Rival]:
-    """Returns both forms with our weights; none where PyTorch has no build for JAX's device."""
+def torch_baselines(
+    config: TrainConfig, variables: Variables, *, compiled: bool
+) -> dict[str, TorchBaseline]:
+    """Both models with our weights; empty if PyTorch has no build for JAX's device."""
     device = {"cpu": "cpu", "gpu": "cuda"}.get(jax.default_backend())
     if device is None or (device == "cuda" and not torch.cuda.is_available()):
         return {}
-    found = {}
+    baselines = {}
     for best in (False, True):
         model = torch_ct_vit.CTCLIP(config.model, best=best)
         torch_ct_vit.copy_weights(model, variables)
         model.to(device)
         optim = config.optim
-        found["pytorch, its best" if best else "pytorch, as published"] = Rival(
+        baselines["pytorch, its best" if best else "pytorch, as published"] = TorchBaseline(
             config=config.model,
             model=model,
             device=device,
@@ -89,4 +91,4 @@ def rivals(config: TrainConfig, variables: Variables, *, compiled: bool) -> dict
             ),
             clip_norm=optim.clip_norm,
         )
-    return found
+    return baselines

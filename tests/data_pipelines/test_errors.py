@@ -1,0 +1,47 @@
+"""Errors of all kinds in one line."""
+
+import errno
+import os
+
+import pytest
+
+from data_pipelines.errors import InputError, one_line, parse_slice
+
+TRACEBACK = "Error:\nTraceback (most recent call last):\n  File x, line 1\nValueError: no: such\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/a/file"), "No space left on device"),
+        (OSError("no number"), "no number"),
+        (KeyError("'learning_rat' is unknown"), "'learning_rat' is unknown"),
+        (ValueError("two\n  lines"), "two lines"),
+        (ValueError(""), "ValueError"),
+        (ValueError(TRACEBACK), "no: such"),
+        (ValueError("word " * 100), "word " * 59 + "[...]"),
+        (InputError("word " * 100 + "end"), "word " * 100 + "end"),
+    ],
+)
+def test_one_line(error, line):
+    assert one_line(error) == line
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        "[os_error_code='27']",
+        """[tensorstore_spec='{\\"create\\":true,\\"path\\":\\"k5/\\"}'] [os_error_code='27']""",
+        """[os_error_code='27'] [tensorstore_spec='{\\"create\\":true}']""",
+    ],
+)
+def test_cause_in_an_error_of_tensorstore(after):
+    message = f'OUT_OF_RANGE: Error opening "zarr" driver: Failed to write: File too large {after}'
+    assert one_line(ValueError(message)) == "File too large"
+
+
+def test_parse_slice():
+    assert parse_slice("2/3") == (2, 3)
+    for text in ("3/3", "-1/3", "1", "a/b", ""):
+        with pytest.raises(InputError, match="--task: got"):
+            parse_slice(text)
