@@ -210,7 +210,7 @@ def pausing(function):
 
 np.save = pausing(np.save)
 os.rename = pausing(os.rename)
-files._to_disk = pausing(files._to_disk)
+files._sync = pausing(files._sync)
 print(append(Path(sys.argv[1]), ["c0", "c1"], random_latents(2, seed=3)), flush=True)
 """
 
