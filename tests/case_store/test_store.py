@@ -192,7 +192,6 @@ def test_the_layout_on_disk_is_stable(tmp_path):
 KILLED = """
 import os, sys, time
 import numpy as np
-from data_pipelines import files
 from tests.case_store.test_store import append, random_latents
 from pathlib import Path
 
@@ -210,7 +209,7 @@ def pausing(function):
 
 np.save = pausing(np.save)
 os.rename = pausing(os.rename)
-files._sync = pausing(files._sync)
+os.fsync = pausing(os.fsync)
 print(append(Path(sys.argv[1]), ["c0", "c1"], random_latents(2, seed=3)), flush=True)
 """
 
