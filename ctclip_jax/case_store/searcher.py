@@ -12,7 +12,7 @@ from etils import epath
 from jaxtyping import Array, Bool, Float, Float32, Int
 
 from ctclip_jax.case_store.store import Entry, Store, locked_store
-from ctclip_jax.evaluation.encode import encode_reports
+from ctclip_jax.evaluation.encoder import encode_reports
 from ctclip_jax.inference.load import Model
 from data_pipelines.errors import InputError
 from data_pipelines.files import publish, scratch_folder
@@ -123,7 +123,7 @@ def _top_k(
 def encode_query(model: Model, text: str) -> Float32[np.ndarray, "1 d"]:
     """The latent of a text query, encoded as the model encodes reports."""
     sentences = split_sentences(text) if model.pool_sentences else []
-    return encode_reports([sentences or [text]], encode_texts=model.encode_text)
+    return encode_reports([sentences or [text]], model.encode_text)
 
 
 def build_approximate_index(folder: str | Path) -> None:
