@@ -77,8 +77,8 @@ def detect(scan: Path, weights: Path, vocabulary: Path, passes: int) -> dict[str
         volume = timed("read and prepare", lambda: model.prepare(scan).volume)
         latents = timed("encode", model.encode_image, volume[None])
         probabilities = timed("18 probabilities", classifier.probabilities, latents)
-        evidence = timed("tokens, for heatmaps", model.patch_features, volume[None])
-        _, contributions = timed("18 heatmaps of them", attribute, evidence)
+        features = timed("tokens, for heatmaps", model.patch_features, volume[None])
+        _, contributions = timed("18 heatmaps of them", attribute, features)
         timed("published, one label", published, volume)
     seconds = {name: round(statistics.median(times), 3) for name, times in warm.items()}
     ours = sum(seconds[name] for name in ("read and prepare", "encode", "18 probabilities"))

@@ -11,7 +11,7 @@ patients. Use volumes like those that the model will meet, and no test set.
 
 writes EXPORT/reference.npz: the mean patch contributions over some hundred volumes, with or without
 labels, which heatmaps subtract. A patch adds to a finding in every scan because of where it lies;
-what is left is how this scan differs (docs/predict.md). Only for towers with a codebook, whose
+what is left is how this scan differs (docs/inference.md). Only for towers with a codebook, whose
 contributions are exact.
 """
 

@@ -2,7 +2,7 @@
 
     python -m ctclip_jax.export_stablehlo --model=EXPORT --out=DIR
 
-DIR/serving.json              names, shapes, dtypes and SHA-256: start here (docs/serving.md)
+DIR/serving.json              names, shapes, dtypes and SHA-256: start here (docs/inference.md)
 DIR/encode_image.exported     (weights, volumes) -> unit latents, for CPU, CUDA and TPU
 DIR/encode_text.exported      (weights, input_ids, attention_mask) -> unit latents
 DIR/weights.safetensors       the weights by name, the first argument of both programs

@@ -126,9 +126,8 @@ def index(values: flags.FlagValues, patterns: Sequence[str], skipped: list[Skipp
     if values.shards:
         prepared = shards.preparation(values.shards, values.split)
         model.config.image.check(prepared, source=values.shards, name=values.model)
-    dim = model.config.dim_latent
-    Store.create(values.store, model_sha256=fingerprint(model), dim=dim)
-    with open_for_append(values.store) as writer:
+    sha256, dim = fingerprint(model), model.config.dim_latent
+    with open_for_append(values.store, model_sha256=sha256, dim=dim) as writer:
         rows = [row for row, name in enumerate(names) if name not in writer.names]
         if values.shards:
             cases = cases_of_shards(values.shards, values.split, rows=rows)

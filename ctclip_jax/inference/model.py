@@ -40,7 +40,7 @@ class Model:
       variables: parameters and codebook, replicated over the local devices.
       tokenizer: for `encode_text` and `detect`; None if unknown.
       max_length: tokens that texts are truncated to.
-      report_format: a `data_pipelines.reports.Form`, the text that it expects of a report.
+      report_format: a `data_pipelines.reports.ReportFormat`, the text that it expects of a report.
       pool_sentences: whether the latent of a report is the mean over its sentences.
       label_informed: whether it was trained with labels, so that its detection is not zero-shot.
       calibration: of its probabilities (`python -m ctclip_jax.calibrate`), or None.
