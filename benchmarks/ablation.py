@@ -25,6 +25,7 @@ from ctclip_jax.cost.flops import step_flops
 from ctclip_jax.evaluate import Inputs, evaluate
 from ctclip_jax.evaluation import comparison, files
 from ctclip_jax.evaluation.protocol import ProtocolConfig
+from ctclip_jax.inference.classifiers import ClassifierKind
 from ctclip_jax.train import train
 from ctclip_jax.training.config import TrainConfig
 from data_pipelines.errors import InputError, run_main
@@ -71,11 +72,11 @@ SENTENCES = {
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Changes to the recipe `built_on`; `scores` selects the classifier of the evaluation."""
+    """Changes to the recipe `built_on`, and the classifier of its evaluation."""
 
     built_on: str
     changes: dict[str, Any]
-    scores: str = "zero_shot"
+    classifier: ClassifierKind = "zero_shot"
 
 
 RECIPES = {
@@ -105,7 +106,7 @@ RECIPES = {
             "text_warmup.steps": 0,
             "optim.rules": (("^(text|temperature)", 0.0),),
         },
-        scores="classifier",
+        classifier="trained",
     ),
 }
 
@@ -144,7 +145,7 @@ def run(name: str, seed: int, folder: Path, *, shards: str, valid: str, volumes:
         return
     train(config, folder)
     protocol = evaluation.get_config()
-    protocol.scores = RECIPES[name].scores
+    protocol.classifier = RECIPES[name].classifier
     evaluate(
         Inputs(model=str(folder / "export"), shards=valid),
         folder / "evaluation",
@@ -169,7 +170,7 @@ def estimates(name: str, folders: Sequence[Path], before: Sequence[Path]) -> dic
         "auroc": _mean([auroc["value"] for auroc in aurocs]),
         "auroc_by_seed": [_rounded(auroc) for auroc in aurocs],
     }
-    if RECIPES[name].scores == "zero_shot":
+    if RECIPES[name].classifier == "zero_shot":
         recalls = [run["retrieval"]["report_to_volume"]["recall"]["5"] for run in metrics]
         row["recall@5"] = _mean([recall["value"] for recall in recalls])
         row["recall@5_by_seed"] = [_rounded(recall) for recall in recalls]

@@ -83,7 +83,9 @@ def resamples() -> tuple[float, float]:
     seconds, sklearn_seconds = [], []
     for _ in range(REPEATS):
         start = time.perf_counter()
-        weights = detection.resample_weights(eval_set, PROTOCOL, intervals=True)
+        weights = detection.resample_weights(
+            eval_set, resamples=PROTOCOL.resamples, seed=PROTOCOL.seed
+        )
         samples = detection.sample_metrics(eval_set, weights)
         seconds.append(time.perf_counter() - start)
         start = time.perf_counter()

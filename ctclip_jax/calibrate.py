@@ -27,11 +27,7 @@ from ctclip_jax.evaluation import detection, files
 from ctclip_jax.evaluation.dataset import EvalSet
 from ctclip_jax.evaluation.encode import fingerprint
 from ctclip_jax.evaluation.metrics import bootstrap
-from ctclip_jax.evaluation.metrics.reliability import (
-    expected_calibration_error,
-    fit_isotonic,
-    reliability,
-)
+from ctclip_jax.evaluation.metrics.reliability import expected_calibration_error, fit_isotonic
 from ctclip_jax.inference import attribution, calibration, heatmaps
 from ctclip_jax.inference.calibration import Calibration, Curve
 from ctclip_jax.inference.heatmaps import Baseline
@@ -65,7 +61,9 @@ def calibrate(
             continue
         curves[label] = fit_curve(labels, scores)
         cross_fitted = cross_fit(labels, scores, patients=patients)
-        errors[label] = calibration_error(labels, scores), calibration_error(labels, cross_fitted)
+        errors[label] = tuple(
+            expected_calibration_error(labels, values) for values in (scores, cross_fitted)
+        )
     if not curves:
         raise InputError("--evaluation: no label has both classes in at least two patients")
     volumes = f"{len(evaluation.names)} volumes of {source.get('shards')}, {source.get('split')}"
@@ -91,11 +89,6 @@ def cross_fit(labels: np.ndarray, scores: np.ndarray, *, patients: np.ndarray) -
         test, train = folds == fold, folds != fold
         calibrated[test] = fit_isotonic(labels[train], scores[train]).predict(scores[test])
     return calibrated
-
-
-def calibration_error(labels: np.ndarray, scores: np.ndarray) -> float:
-    """The expected calibration error (ECE)."""
-    return expected_calibration_error(reliability(labels, scores))
 
 
 def compute_baseline(

@@ -8,11 +8,13 @@ docs/evaluation.md describes the files in OUT. The same command resumes an inter
 """
 
 import dataclasses
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from absl import flags
 
 from ctclip_jax import Model, load
@@ -80,12 +82,11 @@ def evaluate(
 
 def check_inputs(inputs: Inputs, out: Path, *, published: bool) -> None:
     """Raises InputError for inputs that contradict each other."""
-    sources = [name for name in ("model", "from_latents", "from_scores") if getattr(inputs, name)]
     folders = [Path(folder) for folder in (inputs.from_latents, inputs.from_scores) if folder]
-    if sources == ["model"] and not inputs.shards or not sources:
+    if not folders and not (inputs.model and inputs.shards):
         raise InputError("pass --model and --shards, or --from_latents, or --from_scores")
-    if "from_scores" in sources and len(sources) > 1:
-        raise InputError(f"--from_scores: cannot be combined with --{sources[0]}")
+    if inputs.from_scores and (other := inputs.model or inputs.from_latents):
+        raise InputError(f"--from_scores: cannot be combined with latents or a model, got {other}")
     if folders and inputs.task != (0, 1):
         raise InputError("--task: there is nothing to encode")
     if published and inputs.validation:
@@ -95,27 +96,39 @@ def check_inputs(inputs: Inputs, out: Path, *, published: bool) -> None:
 
 
 def load_eval_set(inputs: Inputs, out: Path, *, protocol: ProtocolConfig) -> EvalSet | None:
-    """Reads or encodes the volumes with scores; None while shards of other tasks are missing."""
+    """Reads or encodes the volumes and scores them by the classifier of the protocol; None while
+    shards of other tasks are missing."""
     if inputs.from_scores:
         return files.read_scores(Path(inputs.from_scores))
     model = open_model(inputs, protocol) if inputs.model else None
     if inputs.from_latents:
-        return score_saved_latents(Path(inputs.from_latents), model, out=out, protocol=protocol)
-    source = encode.provenance(model, inputs.model, folder=inputs.shards, split=inputs.split)
-    files.claim_output_dir(out, source)
+        eval_set, heads, prompts_dir = read_saved_latents(Path(inputs.from_latents), model)
+        labels, dim = eval_set.label_names, eval_set.image.shape[1]
+        if protocol.classifier == "zero_shot" and "temperature" not in heads:
+            if (Path(inputs.from_latents) / "scores.csv").exists():
+                return files.with_scores(eval_set, Path(inputs.from_latents))
+            return eval_set.with_notes(
+                "no scores: latents.npz has no temperature, and there is no scores.csv or --model"
+            )
+    else:
+        source = encode.provenance(model, inputs.model, folder=inputs.shards, split=inputs.split)
+        files.claim_output_dir(out, source)
+        heads, prompts_dir = encode.head_arrays(model.variables["params"]), out
+        labels = shards.preparation(inputs.shards, inputs.split)["labels"]
+        eval_set, dim = None, model.config.dim_latent
     # Before the volumes are encoded, so that a wrong prompt costs seconds.
     classifier = scores.make_classifier(
-        shards.preparation(inputs.shards, inputs.split)["labels"],
-        encode.head_arrays(model),
-        dim=model.config.dim_latent,
-        model=model,
-        prompts_dir=out,
-        out=out,
+        labels,
+        heads,
+        encode_prompts=functools.partial(
+            scores.encode_prompts, dim=dim, model=model, folder=prompts_dir, out=out
+        ),
         protocol=protocol,
     )
-    eval_set = encode.encode_split(
-        model, source, out, batch_size=protocol.batch_size, task=inputs.task
-    )
+    if eval_set is None:
+        eval_set = encode.encode_split(
+            model, source, out, batch_size=protocol.batch_size, task=inputs.task
+        )
     return eval_set and scores.add_scores(eval_set, classifier, protocol=protocol)
 
 
@@ -132,37 +145,21 @@ def open_model(inputs: Inputs, protocol: ProtocolConfig) -> Model:
     )
 
 
-def score_saved_latents(
-    folder: Path, model: Model | None, *, out: Path, protocol: ProtocolConfig
-) -> EvalSet:
-    """Reads latents and scores them by the classifier of the protocol, or else reads scores.csv."""
-    eval_set, arrays = files.read_latents(folder)
+def read_saved_latents(
+    folder: Path, model: Model | None
+) -> tuple[EvalSet, dict[str, np.ndarray], Path | None]:
+    """The volumes, the heads of the model that encoded them, and the folder of its prompts."""
+    eval_set, heads = files.read_latents(folder)
     model_sha256 = eval_set.source.get("model_sha256")
-    prompts_dir = folder
     if model and model_sha256 is None:
         eval_set = eval_set.with_notes(
             "the latents do not say which model they are from; they are taken to be from --model"
         )
-        arrays |= encode.head_arrays(model)
-        prompts_dir = None  # its prompts may be from another model
-    elif model and model_sha256 != encode.fingerprint(model):
+        # Prompts that were saved beside them may be from another model.
+        return eval_set, heads | encode.head_arrays(model.variables["params"]), None
+    if model and model_sha256 != encode.fingerprint(model):
         raise InputError(f"{folder}: its latents are from another model than --model")
-    classifier = scores.make_classifier(
-        eval_set.label_names,
-        arrays,
-        dim=eval_set.image.shape[1],
-        model=model,
-        prompts_dir=prompts_dir,
-        out=out,
-        protocol=protocol,
-    )
-    if classifier is not None:
-        return scores.add_scores(eval_set, classifier, protocol=protocol)
-    if (folder / "scores.csv").exists():
-        return files.with_scores(eval_set, folder)
-    return eval_set.with_notes(
-        "no scores: latents.npz has no temperature, and there is no scores.csv or --model"
-    )
+    return eval_set, heads, folder
 
 
 def write_report(

@@ -30,7 +30,7 @@ def compare(a: EvalSet, b: EvalSet, *, protocol: ProtocolConfig) -> dict[str, An
     Holm's adjustment for the number of labels.
     """
     pair = align(a, b)
-    weights = detection.resample_weights(pair[0], protocol, intervals=True)
+    weights = detection.resample_weights(pair[0], resamples=protocol.resamples, seed=protocol.seed)
     results: dict[str, Any] = {
         "schema": SCHEMA,
         "a": dict(a.source),
@@ -144,7 +144,7 @@ def _delong_p_value(pair: Pair, column: int) -> float:
     (labels, first, rows), (_, second, _) = (eval_set.labeled(column) for eval_set in pair)
     scores = np.stack([first, second], axis=1)
     result = delong.delong(labels, scores, patients=pair[0].patients[rows])
-    return delong.difference_test(result)[1]
+    return delong.difference_p_value(result)
 
 
 def _compare_retrieval(

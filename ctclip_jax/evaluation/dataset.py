@@ -44,10 +44,10 @@ class EvalSet:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self):
-        if len(repeated := repeated_names(self.names)):
-            raise InputError(f"{repeated[0]}: two volumes of this name")
         if (self.names[:-1] > self.names[1:]).any():
             raise ValueError("names: not sorted")
+        if len(repeated := self.names[1:][self.names[:-1] == self.names[1:]]):
+            raise InputError(f"{repeated[0]}: two volumes of this name")
 
     def labeled(
         self, column: int
@@ -71,12 +71,6 @@ class EvalSet:
         return dataclasses.replace(self, notes=(*self.notes, *notes))
 
 
-def repeated_names(names: np.ndarray) -> np.ndarray:
-    """The names that occur more than once."""
-    values, counts = np.unique(names, return_counts=True)
-    return values[counts > 1]
-
-
 def from_rows(
     rows: Sequence[Mapping[str, Any]],
     *,
@@ -88,16 +82,16 @@ def from_rows(
 ) -> EvalSet:
     """The EvalSet of rows of a prepared split (`data_pipelines.shards.read_reports`).
 
-    Args:
-      labels: names of the labels of the rows.
-      texts: reports for display; None: findings and impressions.
-      image, text: latents, in the order of `rows`.
+    `labels` are the names of their labels, `texts` the reports for display (None: findings and
+    impressions), `image` and `text` the latents in the order of `rows`.
     """
     if texts is None:
         texts = [report_text(row["findings"], row["impressions"]) for row in rows]
     order = np.argsort(np.array([row["volume_name"] for row in rows]), kind="stable")
     rows = [rows[i] for i in order]
-    subgroups = [row["strata"] | {"slice_spacing": _slice_spacing(row)} for row in rows]
+    # The spacing of the source file is written like 0.7x0.7x1.5, z last, in mm.
+    spacings = [row["provenance"].get("spacing", "").rpartition("x")[2] for row in rows]
+    strata = [r["strata"] | {"slice_spacing": z} for r, z in zip(rows, spacings, strict=True)]
     return EvalSet(
         names=np.array([row["volume_name"] for row in rows]),
         patients=np.array([row["patient"] for row in rows]),
@@ -106,12 +100,7 @@ def from_rows(
         labels=np.array([row["labels"] for row in rows], np.int8).reshape(len(rows), -1),
         reports=np.array([texts[i] for i in order], object),
         source=source,
-        subgroups={name: np.array([row.get(name, "") for row in subgroups]) for name in SUBGROUPS},
+        subgroups={name: np.array([row.get(name, "") for row in strata]) for name in SUBGROUPS},
         image=None if image is None else image[order],
         text=None if text is None else text[order],
     )
-
-
-def _slice_spacing(row: Mapping[str, Any]) -> str:
-    """Millimeters along z in the source file."""
-    return row["provenance"].get("spacing", "").rpartition("x")[2]

@@ -4,12 +4,14 @@ import dataclasses
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Num
+from jaxtyping import Bool, Float, Num, UInt16
+from sklearn.metrics import brier_score_loss
 
 from ctclip_jax.evaluation.dataset import EvalSet
 from ctclip_jax.evaluation.estimates import estimate, number
 from ctclip_jax.evaluation.metrics import bootstrap, classification, delong, reliability
 from ctclip_jax.evaluation.metrics.classification import AT_THRESHOLD, RANKING
+from ctclip_jax.evaluation.metrics.reliability import expected_calibration_error
 from ctclip_jax.evaluation.protocol import ProtocolConfig
 
 METRICS = (*RANKING, *AT_THRESHOLD)
@@ -46,7 +48,7 @@ def predict(
     """Thresholds fitted to the validation volumes if there are any, else cross-fitted over folds of
     patients; as published, fitted to the very volumes that they are evaluated on."""
     thresholds = np.full(eval_set.scores.shape, np.nan)
-    missing = list(missing_reasons(eval_set))
+    missing = [missing_reason(eval_set, column) for column in range(len(eval_set.label_names))]
     folds = bootstrap.folds(eval_set.patients, count=protocol.folds, seed=protocol.seed)
     for column, label in enumerate(eval_set.label_names):
         if missing[column]:
@@ -68,11 +70,6 @@ def predict(
     elif validation is not None:
         rule = "fitted on the validation volumes"
     return Predictions(rule, thresholds, tuple(missing), published)
-
-
-def missing_reasons(eval_set: EvalSet) -> tuple[str, ...]:
-    """`missing_reason` of each label."""
-    return tuple(missing_reason(eval_set, column) for column in range(len(eval_set.label_names)))
 
 
 def missing_reason(eval_set: EvalSet, column: int) -> str:
@@ -98,14 +95,10 @@ def _validation_threshold(validation: EvalSet, label: str) -> tuple[float, str]:
     return classification.fit_threshold(labels, scores), ""
 
 
-def resample_weights(
-    eval_set: EvalSet, protocol: ProtocolConfig, *, intervals: bool
-) -> Num[np.ndarray, "n b"]:
-    """How often each volume counts: a column of ones, then with `intervals` the resamples."""
+def resample_weights(eval_set: EvalSet, *, resamples: int, seed: int) -> UInt16[np.ndarray, "n b"]:
+    """How often each volume counts: a column of ones, then those of the resamples."""
     ones = np.ones((len(eval_set.names), 1), np.uint16)
-    if not intervals or protocol.resamples == 0:
-        return ones
-    drawn = bootstrap.resample(eval_set.patients, resamples=protocol.resamples, seed=protocol.seed)
+    drawn = bootstrap.resample(eval_set.patients, resamples=resamples, seed=seed)
     return np.concatenate([ones, drawn], axis=1)
 
 
@@ -121,8 +114,8 @@ def sample_metrics(
     samples = {name: np.full(shape, np.nan) for name in names}
     blocks = np.array_split(np.arange(shape[1]), -(-weights.size // BLOCK))
     predicted = predictions.of(eval_set.scores) if predictions else None
-    for column, reason in enumerate(missing_reasons(eval_set)):
-        if reason:
+    for column in range(len(eval_set.label_names)):
+        if missing_reason(eval_set, column):
             continue
         labels, scores, rows = eval_set.labeled(column)
         for block in blocks:
@@ -154,17 +147,15 @@ def evaluate(
     *,
     protocol: ProtocolConfig,
 ) -> dict[str, Any]:
-    """Every metric of every label, and means over all labels and over all that are not excluded.
-
-    `weights` as from `resample_weights`.
-    """
+    """Every metric of every label, and means over all labels and over all that are not excluded,
+    with intervals from `resample_weights`."""
     samples = sample_metrics(eval_set, weights, predictions=predictions)
     labels, excluded = eval_set.label_names, protocol.excluded_labels
     results = {
         "thresholds": predictions.rule,
         "macro": _macro_estimates(samples, np.arange(len(labels)), protocol),
     }
-    included = np.array([i for i, label in enumerate(labels) if label not in excluded])
+    included = np.flatnonzero(~np.isin(labels, excluded))
     if 0 < len(included) < len(labels):
         results["macro_without_left_out"] = {
             "left_out": [label for label in labels if label in excluded],
@@ -211,8 +202,8 @@ def _label_estimates(
         "threshold": float(np.median(thresholds)) if len(thresholds) else None,
     }
     missing = missing_reason(eval_set, column)
+    reason = missing or predictions.missing[column]
     for name in METRICS:
-        reason = missing or predictions.missing[column]
         results[name] = estimate(samples[name][column], level=protocol.level, reason=reason)
     if not missing and samples["auroc"].shape[1] > 1:
         result = delong.delong(labels, scores[:, None], patients=eval_set.patients[rows])
@@ -237,33 +228,25 @@ def evaluate_calibration(
         labels, scores, _ = eval_set.labeled(column)
         curve = reliability.reliability(labels, scores)
         results[label] = {
-            "ece": reliability.expected_calibration_error(curve),
-            "brier": reliability.brier(labels, scores),
+            "ece": expected_calibration_error(labels, scores),
+            "brier": float(brier_score_loss(labels, scores)),
             "curve": [
                 {"score": float(s), "positive": float(p), "count": int(c)}
                 for s, p, c in zip(curve.score, curve.positive, curve.count, strict=True)
                 if c
             ],
         }
-        if validation is not None and label in validation.label_names:
-            results[label] |= _recalibrated_errors(labels, scores, validation, label)
+        if validation is None or label not in validation.label_names:
+            continue
+        column = validation.label_names.index(label)
+        if not missing_reason(validation, column):
+            *fitted_on, _ = validation.labeled(column)
+            temperature = reliability.fit_temperature(*fitted_on)
+            scaled = reliability.apply_temperature(scores, temperature)
+            isotonic = reliability.fit_isotonic(*fitted_on).predict(scores)
+            results[label] |= {
+                "temperature": temperature,
+                "ece_temperature": expected_calibration_error(labels, scaled),
+                "ece_isotonic": expected_calibration_error(labels, isotonic),
+            }
     return results
-
-
-def _recalibrated_errors(labels, scores, validation: EvalSet, label: str) -> dict[str, float]:
-    column = validation.label_names.index(label)
-    if missing_reason(validation, column):
-        return {}
-    *fitted_on, _ = validation.labeled(column)
-    temperature = reliability.fit_temperature(*fitted_on)
-    recalibrated = {
-        "temperature": reliability.apply_temperature(scores, temperature),
-        "isotonic": reliability.fit_isotonic(*fitted_on).predict(scores),
-    }
-    errors = {
-        f"ece_{name}": reliability.expected_calibration_error(
-            reliability.reliability(labels, values)
-        )
-        for name, values in recalibrated.items()
-    }
-    return {"temperature": temperature, **errors}

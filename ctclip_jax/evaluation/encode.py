@@ -43,9 +43,7 @@ def fingerprint(model: Model) -> str:
 def provenance(model: Model, path: str, *, folder: str, split: str) -> dict[str, Any]:
     """Everything that latents depend on, for source.json.
 
-    Raises:
-      InputError: no such split, volumes of another window or shape than the model's, or reports
-        that it cannot read.
+    Checks that the model reads volumes of this shape and window, and these reports.
     """
     prepared = shards.preparation(folder, split)
     model.config.image.check(prepared, source=folder, name=path)
@@ -67,7 +65,7 @@ def provenance(model: Model, path: str, *, folder: str, split: str) -> dict[str,
 def _tokens_sha256(model: Model, rows: Sequence[Mapping[str, Any]]) -> str:
     """SHA-256 of the tokens of all reports."""
     digest = hashlib.sha256()
-    texts = [text for row in rows for text in model_texts(model, row)]
+    texts = [text for report in read_texts(model, rows) for text in report]
     if texts and model.tokenizer is None:
         raise InputError("the model has no tokenizer to read reports with: pass --tokenizer")
     for start in range(0, len(texts), TEXTS_PER_CHUNK):
@@ -76,9 +74,10 @@ def _tokens_sha256(model: Model, rows: Sequence[Mapping[str, Any]]) -> str:
     return digest.hexdigest()
 
 
-def model_texts(model: Model, row: Mapping[str, Any]) -> list[str]:
-    """The texts that the model reads of a report."""
-    return report_texts(row, report_format=model.report_format, pool_sentences=model.pool_sentences)
+def read_texts(model: Model, rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """The texts that the model reads of each report."""
+    options = {"report_format": model.report_format, "pool_sentences": model.pool_sentences}
+    return [report_texts(row, **options) for row in rows]
 
 
 def encode_split(
@@ -95,12 +94,11 @@ def encode_split(
     if not (out / "latents.npz").exists():
         parts = _parts(out, folder, split)
         encode_parts(model, source, parts[task[0] :: task[1]], rows=rows, batch_size=batch_size)
-        if not all(path.exists() for path, _ in parts):
-            # Or the last of the other tasks has gathered and removed them.
-            if not (out / "latents.npz").exists():
-                return None
-        else:
+        if all(path.exists() for path, _ in parts):
             _gather(model, out, rows=rows, paths=[path for path, _ in parts])
+        # Or the last of the other tasks has gathered and removed them.
+        elif not (out / "latents.npz").exists():
+            return None
     shutil.rmtree(out / "encoding", ignore_errors=True)
     arrays = read_arrays(out / "latents.npz")
     labels = shards.preparation(folder, split)["labels"]
@@ -135,10 +133,9 @@ def encode_parts(
         tokenizer=model.tokenizer,
         max_length=model.max_length,
     )
-    num_done = sum(len(part) for path, part in parts if path.exists())
     with tqdm(
         total=sum(len(part) for _, part in parts),
-        initial=num_done,
+        initial=sum(len(part) for path, part in parts if path.exists()),
         unit="volume",
         mininterval=0.1 if sys.stderr.isatty() else LOG_SECONDS,
     ) as bar:
@@ -152,7 +149,7 @@ def encode_parts(
                 rows=part,
                 on_progress=bar.update,
             )
-            reports = [model_texts(model, rows[row]) for row in part]
+            reports = read_texts(model, [rows[row] for row in part])
             text = encoder.encode_reports(model.variables, reports)
             write_arrays(path, image=image, text=text)
 
@@ -177,13 +174,14 @@ def _gather(
         names=np.array([row["volume_name"] for row in rows]),
         image=np.concatenate([part["image"] for part in parts]),
         **({"text": np.concatenate(texts, dtype=np.float32)} if dim else {}),
-        **head_arrays(model),
+        **head_arrays(model.variables["params"]),
     )
 
 
-def head_arrays(model: Model) -> dict[str, np.ndarray]:
-    """What turns latents into probabilities: the temperature and the trained classifier, if any."""
-    arrays = {"temperature": np.float32(model.temperature)}
-    if "classifier" in model.variables["params"]:
-        arrays |= {f"classifier_{name}": array for name, array in model.classifier.items()}
-    return arrays
+def head_arrays(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """What turns latents into probabilities, as far as the model has it: the temperature, which is
+    the factor of the cosine, and the trained classifier."""
+    arrays = {f"classifier_{name}": a for name, a in params.get("classifier", {}).items()}
+    if "temperature" in params:  # its logarithm
+        arrays["temperature"] = np.exp(params["temperature"])
+    return {name: np.asarray(array) for name, array in arrays.items()}

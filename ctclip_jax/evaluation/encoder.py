@@ -22,8 +22,6 @@ TEXTS_PER_BATCH = 32
 # Reports tokenized at a time, which bounds memory.
 TEXTS_PER_CHUNK = 512
 
-EncodeTexts = Callable[[list[str]], Float[np.ndarray, "n d"]]  # to unit latents
-
 
 class Encoder:
     """Every process makes the same calls, encodes its rows of each batch and gets all latents.
@@ -66,13 +64,14 @@ class Encoder:
             rows=rows,
             **self._process,
         )
-        return self._encode(self._image, variables, batches, rows=rows, on_progress=on_progress)
+        by_row = self._encode(self._image, variables, batches, on_progress=on_progress)
+        return np.stack([by_row[row] for row in rows])
 
     def encode_texts(self, variables: Variables, texts: Sequence[str]) -> Float[np.ndarray, "n d"]:
         """Unit latents of `texts`, in their order."""
         ids, mask = self._tokenizer(list(texts), self._max_length)
         batch_size = self._rows_per_process(TEXTS_PER_BATCH)
-        latents: list[np.ndarray | None] = [None] * len(texts)
+        by_row = {}
         # Padding changes no latent, so texts of similar length share batches without most of it.
         for rows, length in group_by_length(mask):
             mine = loader.rows_of_process(rows, batch_size=batch_size, **self._process)
@@ -80,16 +79,29 @@ class Encoder:
                 {"input_ids": ids[p, :length], "attention_mask": mask[p, :length], "row": p}
                 for p in mine.reshape(-1, batch_size)
             )
-            encoded = self._encode(self._text, variables, batches, rows=rows.tolist())
-            for row, latent in zip(rows, encoded, strict=True):
-                latents[row] = latent
-        return np.stack(latents)
+            by_row |= self._encode(self._text, variables, batches)
+        return np.stack([by_row[row] for row in range(len(texts))])
 
     def encode_reports(
         self, variables: Variables, reports: Sequence[Sequence[str]]
     ) -> Float[np.ndarray, "n d"]:
-        """Unit latents of reports, each given by its `report_texts`."""
-        return encode_reports(reports, functools.partial(self.encode_texts, variables))
+        """The unit latent of each report: the normalized mean over its `report_texts`.
+
+        Distinct texts are encoded once. A report without texts is NaN; (n, 0) if none has any.
+        """
+        # Sorted by length, so that a chunk has few lengths.
+        distinct = sorted({text for texts in reports for text in texts}, key=lambda t: (len(t), t))
+        if not distinct:
+            return np.zeros((len(reports), 0), np.float32)
+        index = {text: row for row, text in enumerate(distinct)}
+        starts = range(0, len(distinct), TEXTS_PER_CHUNK)
+        chunks = [distinct[start : start + TEXTS_PER_CHUNK] for start in starts]
+        latents = np.concatenate([self.encode_texts(variables, chunk) for chunk in chunks])
+        means = np.full((len(reports), latents.shape[1]), np.nan, latents.dtype)
+        for row, texts in enumerate(reports):
+            if texts:
+                means[row] = latents[[index[text] for text in texts]].mean(axis=0)
+        return means / np.linalg.norm(means, axis=1, keepdims=True)
 
     def _rows_per_process(self, batch_size: int) -> int:
         devices = self._mesh.size
@@ -101,31 +113,29 @@ class Encoder:
         variables: Variables,
         batches: Iterable[Mapping[str, Any]],
         *,
-        rows: Sequence[int],
         on_progress: Callable[[int], object] = lambda num_rows: None,
-    ) -> Float[np.ndarray, "n d"]:
+    ) -> dict[int, Float[np.ndarray, " d"]]:
+        """Latents by the rows of the batches."""
         by_row = {}
         for batch in batches:
-            indices, latents = jax.device_get(encode(variables, put_batch(batch, self._mesh)))
-            by_row.update(zip(indices.tolist(), latents, strict=True))
-            on_progress(int((indices >= 0).sum()))  # -1 fills up the last batch
-        return np.stack([by_row[row] for row in rows])
+            rows, latents = jax.device_get(encode(variables, put_batch(batch, self._mesh)))
+            by_row.update(zip(rows.tolist(), latents, strict=True))
+            on_progress(int((rows >= 0).sum()))  # -1 fills up the last batch
+        return by_row
 
 
 @functools.cache
 def _jitted(model: CTCLIP, mesh: Mesh) -> list[Callable]:
     """Both encoders, whose results every process gets; cached, since a new jit compiles again."""
-    replicated = NamedSharding(mesh, P())
-    encoders = (functools.partial(encode, model) for encode in (_image, _text))
-    return [jax.jit(encode, out_shardings=replicated) for encode in encoders]
 
+    def image(variables: Variables, batch: dict) -> tuple[jax.Array, jax.Array]:
+        return batch["row"], model.encode_image(variables, batch["image"])
 
-def _image(model: CTCLIP, variables: Variables, batch: dict) -> tuple[jax.Array, jax.Array]:
-    return batch["row"], model.encode_image(variables, batch["image"])
+    def text(variables: Variables, batch: dict) -> tuple[jax.Array, jax.Array]:
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        return batch["row"], model.encode_text(variables, ids, mask)
 
-
-def _text(model: CTCLIP, variables: Variables, batch: dict) -> tuple[jax.Array, jax.Array]:
-    return batch["row"], model.encode_text(variables, batch["input_ids"], batch["attention_mask"])
+    return [jax.jit(encode, out_shardings=NamedSharding(mesh, P())) for encode in (image, text)]
 
 
 def report_texts(row: Mapping[str, Any], *, report_format: str, pool_sentences: bool) -> list[str]:
@@ -135,24 +145,3 @@ def report_texts(row: Mapping[str, Any], *, report_format: str, pool_sentences: 
     else:
         texts = [report_text(row["findings"], row["impressions"], form=report_format)]
     return texts or [""] if row["findings"] or row["impressions"] else []
-
-
-def encode_reports(
-    reports: Sequence[Sequence[str]], encode_texts: EncodeTexts
-) -> Float[np.ndarray, "n d"]:
-    """The unit latent of each report: the normalized mean over its texts.
-
-    Distinct texts are encoded once. A report without texts is NaN; (n, 0) if none has any.
-    """
-    # Sorted by length, so that a chunk has few lengths.
-    distinct = sorted({text for texts in reports for text in texts}, key=lambda t: (len(t), t))
-    if not distinct:
-        return np.zeros((len(reports), 0), np.float32)
-    index = {text: row for row, text in enumerate(distinct)}
-    starts = range(0, len(distinct), TEXTS_PER_CHUNK)
-    latents = np.concatenate([encode_texts(distinct[i : i + TEXTS_PER_CHUNK]) for i in starts])
-    means = np.full((len(reports), latents.shape[1]), np.nan, latents.dtype)
-    for row, texts in enumerate(reports):
-        if texts:
-            means[row] = latents[[index[text] for text in texts]].mean(axis=0)
-    return means / np.linalg.norm(means, axis=1, keepdims=True)

@@ -19,17 +19,20 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
-from ctclip_jax.evaluation.dataset import SUBGROUPS, EvalSet, repeated_names
+from ctclip_jax.evaluation.dataset import SUBGROUPS, EvalSet
 from ctclip_jax.evaluation.estimates import named_estimates
 from data_pipelines.errors import InputError
 from data_pipelines.files import make_folder, publish, read_json, scratch_folder, write_text
+from data_pipelines.sources.case import UNKNOWN
 from data_pipelines.sources.ct_rate import parse_volume_name
-from data_pipelines.sources.tables import Table, is_number, read_table
+from data_pipelines.sources.tables import is_number, read_table
 
 KEY = "VolumeName"
 LABEL_CELLS = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
-LABEL_CELLS |= {"": -1, "-1": -1, "-1.0": -1}  # unknown
+LABEL_CELLS |= dict.fromkeys(("", "-1", "-1.0"), UNKNOWN)
+INVALID = -2
 # Keys of source.json that may differ between two runs into one folder.
 CHANGEABLE = ("model", "shards", "scores", "prompts", "ensemble")
 
@@ -106,37 +109,29 @@ def read_results(folder: Path) -> EvalSet:
 
 def read_scores(folder: Path) -> EvalSet:
     """Reads scores.csv with labels.csv, for the volumes of the former and their common labels."""
-    scores = _read_rows(folder / "scores.csv")
-    names = np.array(sorted(scores.rows))
-    eval_set = _read_labeled(folder, names=names, what="scores", labels=_columns(scores))
-    return _with_scores(eval_set, scores, folder / "scores.csv")
+    table = _read_table(folder / "scores.csv")
+    names = np.sort(table.index.to_numpy(str))
+    eval_set = _read_labeled(folder, names=names, what="scores", scored=list(table.columns))
+    return with_scores(eval_set, folder, table=table)
 
 
-def with_scores(eval_set: EvalSet, folder: Path) -> EvalSet:
-    """Adds what scores.csv of the folder has for its volumes and labels."""
-    return _with_scores(eval_set, _read_rows(folder / "scores.csv"), folder / "scores.csv")
-
-
-def _with_scores(eval_set: EvalSet, table: Table, path: Path) -> EvalSet:
-    columns = _columns(table)
-    scores = np.full(eval_set.labels.shape, np.nan)
-    for column, label in enumerate(eval_set.label_names):
-        if label in columns:
-            scores[:, column] = [_probability(table, n, label, path) for n in eval_set.names]
+def with_scores(eval_set: EvalSet, folder: Path, *, table: pd.DataFrame | None = None) -> EvalSet:
+    """Adds what scores.csv of the folder (`table`, if it is read already) has for its volumes and
+    labels."""
+    path = folder / "scores.csv"
+    table = _read_table(path) if table is None else table
+    names, labels = eval_set.names, eval_set.label_names
+    cells = table.reindex(index=names, columns=labels, fill_value="").replace("", "nan")
+    scores = cells.map(lambda cell: float(cell) if is_number(cell) else np.inf).to_numpy(np.float64)
+    for row, column in np.argwhere((scores < 0) | (scores > 1)):
+        where, cell = f"{path}: {names[row]}: {labels[column]}", cells.iat[row, column]
+        raise InputError(f"{where}: got {cell}, expected a probability, 0 to 1")
     notes = []
-    if missing := [name for name in eval_set.label_names if name not in columns]:
+    if missing := [label for label in labels if label not in table]:
         notes.append(f"scores.csv has no column {', '.join(missing)}")
-    if unused := [name for name in columns if name not in eval_set.label_names]:
+    if unused := [label for label in table if label not in labels]:
         notes.append(f"scores.csv: no label of labels.csv, and not used: {_quoted(unused)}")
     return dataclasses.replace(eval_set, scores=scores).with_notes(*notes)
-
-
-def _probability(table: Table, name: str, label: str, path: Path) -> float:
-    cell = table.rows.get(name, {}).get(label, "") or "nan"
-    value = float(cell) if is_number(cell) else np.inf
-    if not (0 <= value <= 1 or np.isnan(value)):
-        raise InputError(f"{path}: {name}: {label}: got {cell}, expected a probability, 0 to 1")
-    return value
 
 
 def read_latents(folder: Path) -> tuple[EvalSet, dict[str, np.ndarray]]:
@@ -151,37 +146,30 @@ def read_latents(folder: Path) -> tuple[EvalSet, dict[str, np.ndarray]]:
         raise InputError(f"{path}: names: got shape {names.shape}, expected one per volume")
     names = names.astype(str)
     order = np.argsort(names, kind="stable")
-    if len(repeated := repeated_names(names)):
-        raise InputError(f"{path}: {repeated[0]}: two volumes of this name")
+    image, text = arrays.pop("image"), arrays.pop("text", None)
+    image = _unit_latents(image, names, where=f"{path}: image", is_text=False)[order]
+    if text is not None:
+        text = _unit_latents(text, names, where=f"{path}: text", is_text=True)[order]
+        if text.shape[1] != image.shape[1]:
+            sizes = f"{image.shape[1]} and {text.shape[1]}"
+            raise InputError(f"{path}: image and text have different sizes, {sizes}")
+        if np.isnan(text).all():
+            text = None
+    if np.size(arrays.get("temperature", 1)) != 1:
+        raise InputError(f"{path}: temperature: got shape {arrays['temperature'].shape}")
     eval_set = _read_labeled(folder, names=names[order], what="latents")
-    latents = {}
-    for name in ("image", "text"):
-        if name in arrays:
-            latents[name] = _unit(
-                arrays.pop(name),
-                order,
-                names=eval_set.names,
-                where=f"{path}: {name}",
-                is_text=name == "text",
-            )
-    if "text" in latents and latents["text"].shape[1] != latents["image"].shape[1]:
-        sizes = " and ".join(str(latents[name].shape[1]) for name in ("image", "text"))
-        raise InputError(f"{path}: image and text have different sizes, {sizes}")
-    if "text" in latents and np.isnan(latents["text"]).all():
-        del latents["text"]
-    return dataclasses.replace(eval_set, **latents), arrays
+    return dataclasses.replace(eval_set, image=image, text=text), arrays
 
 
-def _unit(
-    latents: np.ndarray, order: np.ndarray, *, names: np.ndarray, where: str, is_text: bool
-) -> np.ndarray:
-    """The rows `order`, normalized unless they are unit vectors; NaN is a text without a report."""
+def _unit_latents(
+    latents: np.ndarray, names: np.ndarray, *, where: str, is_text: bool
+) -> Float[np.ndarray, "n d"]:
+    """Normalizes rows unless they are unit vectors; NaN is a text without a report."""
     is_float = np.issubdtype(latents.dtype, np.floating)
     if not is_float or latents.ndim != 2 or len(latents) != len(names):
         raise InputError(
             f"{where}: got {latents.dtype} of shape {latents.shape} for {len(names)} names"
         )
-    latents = latents[order]
     is_missing = np.isnan(latents).all(axis=1) & is_text
     norms = np.linalg.norm(latents.astype(np.float64), axis=1, keepdims=True)
     is_usable = np.isfinite(norms[:, 0]) & (norms[:, 0] > 0) | is_missing
@@ -211,98 +199,87 @@ def read_source(folder: Path) -> dict[str, Any]:
 
 
 def _read_labeled(
-    folder: Path, *, names: np.ndarray, what: str, labels: Sequence[str] | None = None
+    folder: Path, *, names: np.ndarray, what: str, scored: Sequence[str] | None = None
 ) -> EvalSet:
     """Reads labels.csv and cases.csv for the volumes `names` (sorted), which have `what`; only the
-    columns `labels`, if given."""
+    columns `scored`, if there are scores."""
     path = folder / "labels.csv"
-    table = _read_rows(path)
-    labeled = [name for name in names if name in table.rows]
-    if not labeled:
+    table = _read_table(path)
+    unlabeled = names[~np.isin(names, table.index.to_numpy(str))]
+    if len(unlabeled) == len(names):
         raise InputError(
-            f"{path}: has labels of volumes such as {next(iter(table.rows))}, but none of those"
+            f"{path}: has labels of volumes such as {table.index[0]}, but none of those"
             f" with {what}, such as {names[0]}"
         )
     notes = []
-    if unused := sorted(table.rows.keys() - set(names)):
+    if len(unused := table.index.difference(names)):
         notes.append(
             f"labels.csv has {len(unused)} volumes without {what}, which are not counted, such as"
             f" {unused[0]}"
         )
-    if len(labeled) < len(names):
-        first = next(name for name in names if name not in table.rows)
-        notes.append(f"no labels for {len(names) - len(labeled)} volumes, such as {first}")
-    values = _read_label_columns(table, path, labels=labels)
-    if unused := [name for name in _columns(table) if name not in values]:
-        condition = "" if labels is None else " that has scores"
+    if len(unlabeled):
+        notes.append(f"no labels for {len(unlabeled)} volumes, such as {unlabeled[0]}")
+    labels = _label_values(table, path, scored=scored)
+    if unused := [column for column in table if column not in labels]:
+        condition = "" if scored is None else " that has scores"
         notes.append(f"labels.csv: no label{condition}, and not used: {_quoted(unused)}")
-    cases = _read_rows(folder / "cases.csv").rows if (folder / "cases.csv").exists() else {}
-    if cases and "patient" not in next(iter(cases.values())):
-        notes.append("cases.csv has no column patient")
-    rows = [_case(name, cases.get(name, {})) for name in names]
+    cases = pd.DataFrame()
+    if (folder / "cases.csv").exists():
+        cases = _read_table(folder / "cases.csv")
+        if "patient" not in cases:
+            notes.append("cases.csv has no column patient")
+    columns = ["patient", "scan", "report", *SUBGROUPS]
+    cases = cases.reindex(index=names, columns=columns, fill_value="").astype(object)
+    # As in CT-RATE, or else a patient of its own.
+    parsed = [parse_volume_name(name) or (name, name) for name in names]
+    ids = cases[["patient", "scan"]]
+    ids = ids.where(ids != "", pd.DataFrame(parsed, columns=ids.columns, index=names))
     return EvalSet(
         names=names,
-        label_names=tuple(values),
-        labels=np.array([[v.get(n, -1) for v in values.values()] for n in names], np.int8),
-        patients=np.array([row["patient"] for row in rows]),
-        scans=np.array([f"{row['patient']}/{row['scan']}" for row in rows]),
-        reports=np.array([row.get("report", "") for row in rows], object),
-        subgroups={name: np.array([row.get(name, "") for row in rows]) for name in SUBGROUPS},
+        label_names=tuple(labels),
+        labels=labels.reindex(names, fill_value=UNKNOWN).to_numpy(np.int8),
+        patients=ids["patient"].to_numpy(str),
+        scans=(ids["patient"] + "/" + ids["scan"]).to_numpy(str),
+        reports=cases["report"].to_numpy(object),
+        subgroups={name: cases[name].to_numpy(str) for name in SUBGROUPS},
         source=read_source(folder) or {"folder": str(folder.resolve())},
         notes=tuple(notes),
     )
 
 
-def _read_label_columns(
-    table: Table, path: Path, *, labels: Sequence[str] | None
-) -> dict[str, dict[str, int]]:
-    """The values of every label by volume. A column with a 0 or 1 is a label and has nothing else;
-    other columns are ignored."""
-    columns = _columns(table)
-    candidates = [name for name in columns if labels is None or name in labels]
+def _label_values(table: pd.DataFrame, path: Path, *, scored: Sequence[str] | None) -> pd.DataFrame:
+    """The label columns of labels.csv as 0, 1 or -1. A column with a 0 or 1 is a label and has
+    nothing else; other columns, and those without a name, are ignored."""
+    candidates = [name for name in table if scored is None or name in scored]
     if not candidates:
         raise InputError(
-            f"{path}: has no column of a label that has scores; it has {_quoted(columns[:5])},"
-            f" scores.csv {_quoted(list(labels)[:5])}"
+            f"{path}: has no column of a label that has scores; it has"
+            f" {_quoted(list(table)[:5])}, scores.csv {_quoted(scored[:5])}"
         )
-    by_label = {}
-    for label in candidates:
-        cells = {name: row[label].strip().lower() for name, row in table.rows.items()}
-        values = {name: LABEL_CELLS.get(cell) for name, cell in cells.items()}
-        invalid = next((name for name, value in values.items() if value is None), None)
-        if invalid is None and label:
-            by_label[label] = values
-        elif label and any(value in (0, 1) for value in values.values()):
-            raise InputError(
-                f"{path}: {invalid}: {label}: got {cells[invalid]!r}, expected 0, 1 or empty"
-            )
-    if not by_label:
-        raise InputError(
-            f"{path}: has no column of 0 and 1; {candidates[0]} is {next(iter(cells.values()))!r}"
-        )
-    return by_label
+    values = table[[name for name in candidates if name]].map(
+        lambda cell: LABEL_CELLS.get(cell.strip().lower(), INVALID)
+    )
+    is_invalid = values == INVALID
+    for label in values.columns[is_invalid.any() & values.isin((0, 1)).any()]:
+        name = is_invalid[label].idxmax()
+        got = table.at[name, label]
+        raise InputError(f"{path}: {name}: {label}: got {got!r}, expected 0, 1 or empty")
+    labels = values.loc[:, ~is_invalid.any()]
+    if not len(labels.columns):
+        example = f"{candidates[0]} is {table[candidates[0]].iloc[0]!r}"
+        raise InputError(f"{path}: has no column of 0 and 1; {example}")
+    return labels
 
 
-def _case(name: str, row: Mapping[str, str]) -> dict[str, str]:
-    """A row of cases.csv, with patient and scan from the volume name where it has none."""
-    patient, scan = parse_volume_name(name) or (name, name)
-    cells = {column: cell for column, cell in row.items() if cell and column != KEY}
-    return {"patient": patient, "scan": scan} | cells
-
-
-def _read_rows(path: Path) -> Table:
-    """Reads a table by VolumeName; an InputError for any row that cannot be used."""
+def _read_table(path: Path) -> pd.DataFrame:
+    """Reads the cells of a table, as strings by VolumeName; any unusable row is an InputError."""
     table = read_table(path, key=KEY)
-    if table.faults:
-        name, fault = next(iter(table.faults.items()))
+    for name, fault in table.faults.items():
         raise InputError(f"{fault} ({name})")
     if not table.rows:
         raise InputError(f"{path}: has no rows")
-    return table
-
-
-def _columns(table: Table) -> list[str]:
-    return [name for name in next(iter(table.rows.values())) if name != KEY]
+    rows = list(table.rows.values())
+    return pd.DataFrame(rows, index=list(table.rows), dtype=object).drop(columns=KEY)
 
 
 def _quoted(names: Sequence[str]) -> str:

@@ -4,12 +4,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-import numpy as np
-from jaxtyping import Float
-
 from ctclip_jax.common.configs import FractionBelowOne, NonNegativeInt, PositiveInt, Range
 from ctclip_jax.inference.classifiers import (
-    Classifier,
     ClassifierKind,
     Ensemble,
     Finding,
@@ -68,24 +64,6 @@ class ProtocolConfig:
         """What a zero-shot classifier needs to know for these labels."""
         parts = dict.fromkeys(part for label in labels for part in self.parts_of(label))
         return [finding_prompts(part, self.prompts) for part in parts]
-
-    def scores(
-        self, labels: Sequence[str], classifier: Classifier, latents: Float[np.ndarray, "n d"]
-    ) -> Float[np.ndarray, "n labels"]:
-        """The probability of each label; of a merged label, the greatest of its parts."""
-        by_name = dict(zip(classifier.names, classifier.probabilities(latents).T, strict=True))
-        parts = [self.parts_of(label) for label in labels]
-        if unknown := [part for group in parts for part in group if part not in by_name]:
-            raise InputError(f"config.classifier: it does not know the label {unknown[0]!r}")
-        merged = [np.max([by_name[part] for part in group], axis=0) for group in parts]
-        return np.stack(merged, axis=1)
-
-    def score_metadata(self) -> dict[str, Any]:
-        """How scores are computed, for source.json."""
-        if self.classifier == "trained":
-            return {"scores": self.classifier}
-        metadata = {"scores": self.classifier, "prompts": [list(pair) for pair in self.prompts]}
-        return metadata | ({"ensemble": self.ensemble} if len(self.prompts) > 1 else {})
 
     def interval_metadata(self, clusters: str) -> dict[str, Any]:
         """How intervals are computed, for metrics.json."""

@@ -70,7 +70,7 @@ def evaluate_published(eval_set: EvalSet) -> dict[str, Any]:
         results["report_to_volume"] = {
             "queries": len(reported),
             "pool": len(reported),
-            "recall": {str(k): {"value": recall[f"recall@{k}"]} for k in ks},
+            "recall": {str(k): {"value": recall[k]} for k in ks},
         }
     pool = int(is_positive.any(axis=1).sum())
     ks = tuple(k for k in OVERLAP_K if k <= pool)
@@ -80,7 +80,7 @@ def evaluate_published(eval_set: EvalSet) -> dict[str, Any]:
     results["volume_to_volume"] = {
         "queries": len(eval_set.names),
         "pool": pool,
-        "published_map": {str(k): {"value": overlap[f"map@{k}"]} for k in ks},
+        "published_map": {str(k): {"value": overlap[k]} for k in ks},
     }
     return results
 

@@ -28,7 +28,9 @@ def evaluate(
         its own came from a thousand equal resamples.
       validation: other volumes with scores, to fit thresholds and calibration on.
     """
-    weights = detection.resample_weights(eval_set, protocol, intervals=not published)
+    weights = detection.resample_weights(
+        eval_set, resamples=0 if published else protocol.resamples, seed=protocol.seed
+    )
     metrics = {
         "schema": SCHEMA,
         "protocol": "published" if published else "sound",

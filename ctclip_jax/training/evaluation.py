@@ -1,20 +1,18 @@
 """In-training evaluation: detection and retrieval of the current weights, on the training mesh."""
 
-import dataclasses
 import functools
-import math
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from ctclip_jax.common.shapes import Variables
-from ctclip_jax.evaluation import suite
+from ctclip_jax.evaluation import scores, suite
 from ctclip_jax.evaluation.dataset import EvalSet, from_rows
+from ctclip_jax.evaluation.encode import head_arrays
 from ctclip_jax.evaluation.encoder import Encoder, report_texts
 from ctclip_jax.evaluation.estimates import named_estimates
 from ctclip_jax.evaluation.protocol import ProtocolConfig
-from ctclip_jax.inference.classifiers import trained_classifier, zero_shot_classifier
 from ctclip_jax.models.ct_clip import CTCLIP
 from ctclip_jax.training.config import TrainConfig
 from ctclip_jax.training.metric_writer import MetricWriter
@@ -49,6 +47,16 @@ class Evaluation:
         self._protocol = ProtocolConfig(
             prompts=self._config.prompts, classifier=self._config.classifier, resamples=0
         )
+        # Beside a trained classifier the text tower may be untrained: then no report is encoded.
+        self._reports = [
+            report_texts(
+                row,
+                report_format=self._config.report_format,
+                pool_sentences=self._config.pool_sentences,
+            )
+            for row in self._rows
+            if self._config.classifier == "zero_shot"
+        ]
         self._source = {"trained_with": "labels"} if label_informed else {}
 
     def __call__(self, variables: Variables, *, step: int, writer: MetricWriter) -> float | None:
@@ -70,39 +78,24 @@ class Evaluation:
 
     def _encode(self, variables: Variables) -> EvalSet:
         """The volumes with latents and scores, and with report latents if there are reports."""
-        params, text = variables["params"], None
         image = self._encoder.encode_volumes(
             variables, self._folder, split=self._config.split, rows=self._indices
         )
-        if self._protocol.classifier == "trained":
-            # The text tower may be untrained, so reports are not encoded.
-            classifier = trained_classifier(**jax.device_get(params["classifier"]))
-        else:
-            text = self._encoder.encode_reports(variables, self._report_texts())
-            classifier = zero_shot_classifier(
-                self._protocol.findings(self._labels),
-                functools.partial(self._encoder.encode_texts, variables),
-                temperature=math.exp(params["temperature"]),
-            )
+        text = self._encoder.encode_reports(variables, self._reports)
         eval_set = from_rows(
             self._rows,
             labels=self._labels,
             source=self._source,
             image=image,
-            text=text if text is not None and text.shape[1] else None,
+            text=text if text.shape[1] else None,
         )
-        scores = self._protocol.scores(self._labels, classifier, eval_set.image)
-        return dataclasses.replace(eval_set, scores=scores)
-
-    def _report_texts(self) -> list[list[str]]:
-        return [
-            report_texts(
-                row,
-                report_format=self._config.report_format,
-                pool_sentences=self._config.pool_sentences,
-            )
-            for row in self._rows
-        ]
+        classifier = scores.make_classifier(
+            self._labels,
+            head_arrays(variables["params"]),
+            encode_prompts=functools.partial(self._encoder.encode_texts, variables),
+            protocol=self._protocol,
+        )
+        return scores.add_scores(eval_set, classifier, protocol=self._protocol)
 
 
 def spread(size: int, count: int) -> list[int]:

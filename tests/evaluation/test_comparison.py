@@ -57,7 +57,7 @@ def test_significance(pair):
     assert same["p_delong"] == same["p_holm"] == same["p_bootstrap"] == 1
     scores = np.stack([eval_set.scores[:, 0] for eval_set in pair], axis=1)
     tested = delong.delong(pair[0].labels[:, 0], scores, patients=pair[0].patients)
-    expected = delong.difference_test(tested)[1]
+    expected = delong.difference_p_value(tested)
     assert changed["p_delong"] == pytest.approx(expected)
     assert changed["p_holm"] == pytest.approx(2 * expected), "two labels"
 

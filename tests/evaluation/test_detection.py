@@ -77,7 +77,7 @@ def test_resamples_equal_the_corrected_bootstrap(golden_metrics):
 
 def test_blocks_of_weights(monkeypatch):
     eval_set = make_eval_set()
-    weights = detection.resample_weights(eval_set, PROTOCOL, intervals=True)
+    weights = detection.resample_weights(eval_set, resamples=200, seed=0)
     whole = detection.sample_metrics(eval_set, weights)
     monkeypatch.setattr(detection, "BLOCK", 60 * 7)
     for name, samples in detection.sample_metrics(eval_set, weights).items():
@@ -136,7 +136,7 @@ def test_macro_mean_is_over_the_same_labels_in_every_resample():
     labels[:, 2] = np.isin(eval_set.patients, eval_set.patients[[0, 10]])
     scores[:, 2] = labels[:, 2]
     eval_set = dataclasses.replace(eval_set, labels=labels, scores=scores)
-    weights = detection.resample_weights(eval_set, PROTOCOL, intervals=True)
+    weights = detection.resample_weights(eval_set, resamples=200, seed=0)
     samples = detection.sample_metrics(eval_set, weights)
     means = detection.macro(samples)["auroc"]
     lacking = np.isnan(samples["auroc"][2])

@@ -1,5 +1,6 @@
 """Evaluation protocol: prompts of labels, merged labels, choices and ranges."""
 
+import dataclasses
 import runpy
 from pathlib import Path
 
@@ -10,9 +11,11 @@ from configs import evaluation
 from configs.labels import rad_chestct
 from ctclip_jax.common.configs import from_dict
 from ctclip_jax.evaluation.protocol import ProtocolConfig
+from ctclip_jax.evaluation.scores import add_scores
 from ctclip_jax.inference.classifiers import prompt_texts, trained_classifier
 from data_pipelines.errors import InputError
 from data_pipelines.reports import LABELS
+from tests.eval_sets import make_eval_set
 
 PUBLISHED = ("{} is present.", "{} is not present.")
 PARTS = (LABELS[1], LABELS[4])
@@ -31,16 +34,18 @@ def test_prompts_of_the_parts_of_a_merged_label(protocol):
 
 def test_score_of_a_merged_label_is_the_greatest_of_its_parts(protocol):
     rng = np.random.default_rng(0)
-    latents = rng.normal(size=(5, 16)).astype(np.float32)
+    latents = rng.normal(size=(6, 16)).astype(np.float32)
     classifier = trained_classifier(
         rng.normal(size=(16, 18)).astype(np.float32), rng.normal(size=18).astype(np.float32)
     )
     probabilities = classifier.probabilities(latents)
-    scores = protocol.scores(["Emphysema", "Calcification"], classifier, latents)
-    np.testing.assert_array_equal(scores[:, 0], probabilities[:, LABELS.index("Emphysema")])
-    np.testing.assert_array_equal(scores[:, 1], probabilities[:, [1, 4]].max(axis=1))
+    eval_set = make_eval_set(3, labels=("Emphysema", "Calcification"), image=latents)
+    found = add_scores(eval_set, classifier, protocol=protocol).scores
+    np.testing.assert_array_equal(found[:, 0], probabilities[:, LABELS.index("Emphysema")])
+    np.testing.assert_array_equal(found[:, 1], probabilities[:, [1, 4]].max(axis=1))
+    unknown = dataclasses.replace(eval_set, label_names=("Emphysema", "Gout"))
     with pytest.raises(InputError, match="config.classifier.*'Gout'"):
-        protocol.scores(["Emphysema", "Gout"], classifier, latents)
+        add_scores(unknown, classifier, protocol=protocol)
 
 
 def test_merged_labels_are_those_of_rad_chestct():

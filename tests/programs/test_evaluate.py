@@ -438,7 +438,10 @@ def test_broken_files(out, tmp_path, name, content, message):
     ("change", "message"),
     [
         ({"temperature": np.ones(2)}, "latents.npz: temperature: got shape"),
-        ({"image": np.eye(14, 9, dtype=np.float32) + 1, "text": None}, "does not have the size 9"),
+        (
+            {"image": np.eye(14, 9, dtype=np.float32) + 1, "text": None},
+            "and .n, 9",
+        ),
     ],
 )
 def test_prompts_that_do_not_fit(out, tmp_path, change, message):

@@ -14,9 +14,6 @@ def resample(
     """How often the patient of each volume is drawn in each resample.
 
     The draws depend on the set of patients and the seed, not on the order of the volumes.
-
-    Args:
-      patients: (n,) the patient of each volume.
     """
     names, patient = np.unique(patients, return_inverse=True)
     rng = np.random.default_rng(seed)
@@ -33,18 +30,17 @@ def folds(patients: np.ndarray, *, count: int, seed: int) -> Integer[np.ndarray,
 
 
 def interval(
-    samples: Float[np.ndarray, "*metrics resamples"], *, level: float = 0.95
-) -> Float[np.ndarray, "*metrics 2"]:
-    """Percentile intervals over the resamples in which a metric is defined.
+    samples: Float[np.ndarray, " resamples"], *, level: float = 0.95
+) -> Float[np.ndarray, "2"]:
+    """Percentile interval over the resamples in which a metric is defined.
 
     NaN if it is defined in fewer than half: the rest is a biased sample.
     """
+    defined = samples[np.isfinite(samples)]
+    if 2 * len(defined) < len(samples):
+        return np.full(2, np.nan)
     tail = (1 - level) / 2
-    enough = np.isfinite(samples).mean(-1) >= 0.5
-    quantiles = np.full((2, *samples.shape[:-1]), np.nan)
-    if enough.any():
-        quantiles[:, enough] = np.nanquantile(samples[enough], (tail, 1 - tail), axis=-1)
-    return np.moveaxis(quantiles, 0, -1)
+    return np.quantile(defined, (tail, 1 - tail))
 
 
 def p_value(differences: Float[np.ndarray, " resamples"]) -> float:

@@ -14,14 +14,7 @@ Weights = Num[np.ndarray, "n b"]
 
 THRESHOLDS = np.linspace(0, 1, 100)
 RANKING = ("auroc", "average_precision")
-AT_THRESHOLD = (
-    "f1_weighted",
-    "f1",
-    "accuracy",
-    "precision",
-    "recall",
-    "specificity",
-)
+AT_THRESHOLD = ("f1_weighted", "f1", "accuracy", "precision", "recall", "specificity")
 
 
 def ranking(
@@ -91,12 +84,10 @@ def published_threshold(
 ) -> float:
     """The threshold whose operating point is nearest to the perfect one (TPR 1, FPR 0).
 
-    The best of 100 values from 0 to 1, of equal ones the highest (CT-CLIP, arXiv 2403.17834); NaN
-    without both classes. Scores above it are positive predictions.
+    The best of 100 values from 0 to 1, of equal ones the highest (CT-CLIP, arXiv 2403.17834).
+    Scores above it are positive predictions. Needs both classes.
     """
     positive = labels == 1
-    if positive.all() or not positive.any():
-        return np.nan
     predicted = scores[:, None] > THRESHOLDS
     distance = np.hypot(1 - predicted[positive].mean(0), predicted[~positive].mean(0))
     return float(THRESHOLDS[::-1][np.argmin(distance[::-1])])
@@ -115,7 +106,8 @@ def youden_point(
 def fit_threshold(labels: Integer[np.ndarray, " n"], scores: Float[np.ndarray, " n"]) -> float:
     """`published_threshold` among all scores, halfway to the next lower score.
 
-    A hundred fixed values are too few if the scores of a label lie close together.
+    A hundred fixed values are too few if the scores of a label lie close together. NaN without both
+    classes.
     """
     positive = labels == 1
     if positive.all() or not positive.any():

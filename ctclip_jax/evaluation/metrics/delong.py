@@ -21,20 +21,6 @@ class DeLong:
     covariance: Float[np.ndarray, "m m"]
 
 
-def placements(
-    positive: Float[np.ndarray, "p m"], negative: Float[np.ndarray, "n m"]
-) -> tuple[Float[np.ndarray, "p m"], Float[np.ndarray, "n m"]]:
-    """For each positive the number of lower negatives, for each negative that of higher positives.
-
-    Ties count half. By midranks in O(n log n) (Sun & Xu, IEEE Signal Process. Lett. 2014).
-    """
-    p = len(positive)
-    ranks = rankdata(np.concatenate([positive, negative]), axis=0)
-    lower = ranks[:p] - rankdata(positive, axis=0)
-    higher = p - (ranks[p:] - rankdata(negative, axis=0))
-    return lower, higher
-
-
 def delong(
     labels: Integer[np.ndarray, " n"],
     scores: Float[np.ndarray, "n m"],
@@ -46,17 +32,17 @@ def delong(
     The covariance is that of DeLong, DeLong & Clarke-Pearson (Biometrics 1988) with the structural
     components summed by patient (Obuchowski, Biometrics 1997); with one volume per patient it is
     DeLong's own. NaN if only one patient has positive volumes, or only one has negative ones.
-
-    Args:
-      labels: 0 or 1; both classes are needed.
-      patients: names, in any order.
     """
     labels, scores = np.asarray(labels), np.asarray(scores)
     if set(np.unique(labels)) != {0, 1}:
         raise ValueError("labels: AUROC needs both classes, 0 and 1 only")
     positive = labels == 1
     p, n = positive.sum(), (~positive).sum()
-    lower, higher = placements(scores[positive], scores[~positive])
+    # The number of negatives below each positive, and of positives above each negative, ties as one
+    # half: from midranks in O(n log n) (Sun & Xu, IEEE Signal Process. Lett. 2014).
+    ranks = rankdata(scores, axis=0)
+    lower = ranks[positive] - rankdata(scores[positive], axis=0)
+    higher = p - (ranks[~positive] - rankdata(scores[~positive], axis=0))
     # Half-integers sum exactly, so equal AUROCs compare equal.
     auroc = lower.sum(0) / (p * n)
 
@@ -91,22 +77,19 @@ def interval(result: DeLong, *, level: float = 0.95) -> Float[np.ndarray, "m 2"]
     return expit(np.stack([logit(auroc) - half, logit(auroc) + half], axis=-1))
 
 
-def difference_test(result: DeLong) -> tuple[float, float]:
-    """z and two-sided p value of the AUROC of model 0 against that of model 1.
+def difference_p_value(result: DeLong) -> float:
+    """Two-sided p value of the difference in AUROC of two models.
 
-    Equal AUROCs give z 0 and p 1; NaN if the variance of a difference is 0 or undefined.
+    1 for equal AUROCs; NaN if the variance of a difference is 0 or undefined.
     """
-    first, second = result.auroc
+    difference = result.auroc[0] - result.auroc[1]
     total = np.trace(result.covariance)
     variance = total - 2 * result.covariance[0, 1]
-    if np.isnan(variance):
-        return math.nan, math.nan
-    if first == second:
-        return 0.0, 1.0
-    if variance <= ROUNDING * total:
-        return math.nan, math.nan
-    z = (first - second) / np.sqrt(variance)
-    return float(z), float(2 * norm.sf(abs(z)))
+    if difference == 0 and np.isfinite(variance):
+        return 1.0
+    if not variance > ROUNDING * total:
+        return math.nan
+    return float(2 * norm.sf(abs(difference) / np.sqrt(variance)))
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:

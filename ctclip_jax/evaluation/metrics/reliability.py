@@ -46,15 +46,13 @@ def reliability(
     return Reliability(score=mean(scores), positive=mean(labels), count=count)
 
 
-def expected_calibration_error(curve: Reliability) -> float:
+def expected_calibration_error(
+    labels: Integer[np.ndarray, " n"], scores: Float[np.ndarray, " n"], *, bins: int = BINS
+) -> float:
     """Mean distance of score and positive share, weighted by count (Naeini 2015; Guo 2017)."""
+    curve = reliability(labels, scores, bins=bins)
     distance = np.abs(curve.score - curve.positive)
     return float(np.nansum(curve.count * distance) / curve.count.sum())
-
-
-def brier(labels: Integer[np.ndarray, " n"], scores: Float[np.ndarray, " n"]) -> float:
-    """Mean squared difference of scores in [0, 1] and labels 0 or 1 (Brier 1950)."""
-    return float(np.mean((np.asarray(scores, np.float64) - labels) ** 2))
 
 
 def fit_temperature(labels: Integer[np.ndarray, " n"], scores: Float[np.ndarray, " n"]) -> float:

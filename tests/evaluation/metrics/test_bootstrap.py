@@ -41,8 +41,8 @@ def test_interval_is_of_percentiles():
     assert (low, high) == pytest.approx((25, 975))
     half = np.where(np.arange(1001) < 600, np.nan, 1.0)
     assert np.isnan(bootstrap.interval(half)).all(), "defined in too few resamples"
-    both = bootstrap.interval(np.stack([np.arange(1001.0), half]))
-    assert both.shape == (2, 2) and np.isfinite(both).all(axis=1).tolist() == [True, False]
+    most = np.where(np.arange(1001) < 400, np.nan, np.arange(1001.0))
+    assert bootstrap.interval(most, level=0.5) == pytest.approx((550, 850))
 
 
 def test_p_value_is_two_sided():

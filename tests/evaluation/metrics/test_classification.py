@@ -149,4 +149,3 @@ def test_one_class_has_no_metrics_and_no_threshold():
     for labels in (np.zeros(3, int), np.ones(3, int)):
         assert all(np.isnan(value) for value in measure(labels, scores, 0.5).values())
         assert np.isnan(classification.fit_threshold(labels, scores))
-        assert np.isnan(classification.published_threshold(labels, scores))

@@ -80,7 +80,7 @@ def neighbors_of(rankings):
 
 def test_recall_matches_the_published_script(golden):
     found = ranking.published_recall(golden["ret/text_latents"], golden["ret/image_latents"])
-    assert list(found) == [f"recall@{k}" for k in golden["ret/r2v_K"]]
+    assert list(found) == golden["ret/r2v_K"].tolist()
     expected = golden["ret/r2v_recall"]
     np.testing.assert_allclose(list(found.values()), expected, atol=1e-12, err_msg=MOVED)
 
@@ -293,9 +293,8 @@ def test_chance_of_the_neighbors_is_the_mean_over_every_order(gallery):
 
 def test_k_beyond_the_gallery():
     found = ranking.Ranks(np.array([1]), np.array([1]), 3)
-    for metric in (ranking.recall_at_k, ranking.chance_of_recall):
-        with pytest.raises(ValueError, match="K: got 4"):
-            metric(found, 4)
+    with pytest.raises(ValueError, match="K: got 4"):
+        ranking.recall_at_k(found, 4)
     for metric in (label_overlap.label_overlap_at_k, label_overlap.average_precision_at_k):
         with pytest.raises(ValueError, match="K: got 3"):
             metric(neighbors_of([[0.0, 1.0]]), 3)
