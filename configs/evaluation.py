@@ -1,4 +1,4 @@
-"""How a model is evaluated; no training config is needed.
+"""Evaluation protocol: prompts, thresholds, bootstrap; independent of the training config.
 
     python -m ctclip_jax.evaluate --model=EXPORT --shards=SHARDS --out=OUT
     python -m ctclip_jax.evaluate --config=configs/evaluation.py:ensemble --model=EXPORT ...
