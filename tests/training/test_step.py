@@ -291,8 +291,8 @@ def seeds(batch) -> dict[str, np.ndarray]:
     return {"seed": np.arange(len(batch["image"]), dtype=np.int32)}
 
 
-# Unquantized: between two codes of nearly the same distance, rounding would choose. The steps of the
-# original (below) are quantized.
+# Unquantized: between two codes of nearly the same distance, rounding would choose. The steps of
+# the original (below) are quantized.
 REAL = {"batch_size": 8, "vq_ramp_steps": (5, 10)}
 CACHED = REAL | {"devices": 4, "micro_batch_size": 4, "mesh.fsdp": 2}
 
