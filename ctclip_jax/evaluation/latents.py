@@ -41,7 +41,7 @@ def describe(model: Model, path: str, *, folder: str, split: str) -> dict[str, A
     """
     prepared = shards.preparation(folder, split)
     model.config.image.check(prepared, source=folder, name=path)
-    written = [shard.read_summary()["sha256"] for shard in shards.plan(folder, split)]
+    written = [shard.read()[0]["sha256"] for shard in shards.plan(folder, split)]
     return {
         "model": path,
         "model_sha256": fingerprint(model),
@@ -152,7 +152,7 @@ def _parts(out: Path, source: Mapping[str, Any]) -> list[tuple[Path, int, int]]:
     """For every shard with volumes: the file of its latents, and its rows, start to stop."""
     parts, start = [], 0
     for shard in shards.plan(source["shards"], source["split"]):
-        stop = start + shard.read_summary()["volumes"]
+        stop = start + shard.read()[0]["volumes"]
         if stop > start:
             parts.append((out / "encoding" / f"{shard.rows.stem}.npz", start, stop))
         start = stop
