@@ -17,7 +17,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 # A program that a test starts takes twice as long where it must compile what it imports.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-# Most of the suite's time is compilation: LLVM's optimizations double it, fusion emitters triple it.
+# Most of the suite's time is compilation: LLVM's optimizations double it, fusion emitters triple
+# it.
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
     " --xla_cpu_use_fusion_emitters=false"
