@@ -28,7 +28,6 @@ from data_pipelines.files import make_folder, write_text
 
 
 def define_flags() -> None:
-    """Defined here so that importing this module adds no flags."""
     configs.define(default=configs.PROTOCOL)
     flags.DEFINE_string("out", None, "Folder to write into; without it only prints.")
 

@@ -85,8 +85,8 @@ def check_inputs(inputs: Inputs, out: Path, *, published: bool) -> None:
     folders = [Path(folder) for folder in (inputs.from_latents, inputs.from_scores) if folder]
     if not folders and not (inputs.model and inputs.shards):
         raise InputError("pass --model and --shards, or --from_latents, or --from_scores")
-    if inputs.from_scores and (other := inputs.model or inputs.from_latents):
-        raise InputError(f"--from_scores: cannot be combined with latents or a model, got {other}")
+    if inputs.from_scores and (inputs.model or inputs.from_latents):
+        raise InputError("--from_scores: cannot be combined with --model or --from_latents")
     if folders and inputs.task != (0, 1):
         raise InputError("--task: there is nothing to encode")
     if published and inputs.validation:
@@ -210,7 +210,6 @@ def load_thumbnails(inputs: Inputs, eval_set: EvalSet, *, rows: Sequence[int]) -
 
 
 def define_flags() -> None:
-    """Defined here so that importing this module adds no flags."""
     configs.define(default=configs.PROTOCOL)
     flags.DEFINE_string("model", None, "Any path that ctclip_jax.load opens.")
     flags.DEFINE_string("tokenizer", None, "vocab.txt or *.model, if not in the export.")

@@ -52,11 +52,7 @@ def compare(a: EvalSet, b: EvalSet, *, protocol: ProtocolConfig) -> dict[str, An
 
 
 def align(a: EvalSet, b: EvalSet) -> Pair:
-    """Both, reduced to their common volumes and labels.
-
-    Raises:
-      InputError: there are none, or a label that is known in both differs.
-    """
+    """Both, reduced to their common volumes and labels; a label that both know must be equal."""
     names = np.intersect1d(a.names, b.names)
     labels = tuple(label for label in a.label_names if label in b.label_names)
     if not len(names) or not labels:
@@ -99,12 +95,10 @@ def _notes(a: EvalSet, b: EvalSet, pair: Pair) -> list[str]:
 def _compare_detection(
     pair: Pair, weights: Num[np.ndarray, "n b"], protocol: ProtocolConfig
 ) -> dict[str, Any]:
-    samples = []
-    for eval_set in pair:
-        predictions = detection.predict(
-            eval_set, protocol=protocol, published=False, validation=None
-        )
-        samples.append(detection.sample_metrics(eval_set, weights, predictions=predictions))
+    samples = [
+        detection.sample_metrics(s, weights, predictions=detection.predict(s, protocol=protocol))
+        for s in pair
+    ]
     # A label counts if its metric is defined for both models.
     defined = {
         name: np.isfinite(samples[0][name][:, :1]) & np.isfinite(samples[1][name][:, :1])
@@ -170,8 +164,6 @@ def _compare_retrieval(
             if k <= smallest
         },
     }
-    if any(eval_set.text is None for eval_set in pair):
-        return {"volume_to_volume": by_volume}
     rows = reported_rows(*pair)
     if not len(rows):
         return {"volume_to_volume": by_volume}

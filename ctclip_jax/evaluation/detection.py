@@ -43,7 +43,11 @@ class Predictions:
 
 
 def predict(
-    eval_set: EvalSet, *, protocol: ProtocolConfig, published: bool, validation: EvalSet | None
+    eval_set: EvalSet,
+    *,
+    protocol: ProtocolConfig,
+    published: bool = False,
+    validation: EvalSet | None = None,
 ) -> Predictions:
     """Thresholds fitted to the validation volumes if there are any, else cross-fitted over folds of
     patients; as published, fitted to the very volumes that they are evaluated on."""

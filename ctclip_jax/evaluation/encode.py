@@ -47,7 +47,7 @@ def provenance(model: Model, path: str, *, folder: str, split: str) -> dict[str,
     """
     prepared = shards.preparation(folder, split)
     model.config.image.check(prepared, source=folder, name=path)
-    digests = [shard.read_summary()["sha256"] for shard in shards.plan(folder, split)]
+    digests = [shard.read()[0]["sha256"] for shard in shards.plan(folder, split)]
     return {
         "model": path,
         "model_sha256": fingerprint(model),
@@ -110,7 +110,7 @@ def _parts(out: Path, folder: str, split: str) -> list[tuple[Path, range]]:
     """The file of latents and the rows of every shard that has volumes."""
     parts, start = [], 0
     for shard in shards.plan(folder, split):
-        stop = start + shard.read_summary()["volumes"]
+        stop = start + shard.read()[0]["volumes"]
         if stop > start:
             parts.append((out / "encoding" / f"{shard.rows.stem}.npz", range(start, stop)))
         start = stop

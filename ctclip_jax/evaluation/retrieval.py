@@ -48,6 +48,8 @@ def evaluate(
 
 def reported_rows(*eval_sets: EvalSet) -> Integer[np.ndarray, " m"]:
     """The rows that have a report in every one of these sets of the same volumes."""
+    if any(eval_set.text is None for eval_set in eval_sets):
+        return np.zeros(0, int)
     has_report = [np.isfinite(eval_set.text).all(axis=1) for eval_set in eval_sets]
     return np.flatnonzero(np.all(has_report, axis=0))
 
