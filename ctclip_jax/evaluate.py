@@ -36,17 +36,8 @@ LATENT_MAP_SEED = 0
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What is evaluated: a model on a prepared split, or the files of an earlier evaluation.
-
-    Attributes:
-      model, tokenizer, label_informed: arguments of `ctclip_jax.load`.
-      shards, split: a folder that data_pipelines.prepare wrote; with saved latents or scores only
-        for the thumbnails of the report page.
-      from_latents: a folder with latents.npz and labels.csv.
-      from_scores: a folder with scores.csv and labels.csv.
-      validation: such a folder of other volumes, to fit thresholds and calibration on.
-      task: (i, n): encode the i-th of n slices of the shards.
-    """
+    """What is evaluated, by the flags of these names: a model on a prepared split, or the files of
+    an earlier evaluation, whose `shards` serve only for the thumbnails of the report page."""
 
     model: str | None = None
     tokenizer: str | None = None
@@ -218,7 +209,11 @@ def define_flags() -> None:
     flags.DEFINE_string("split", "valid", "Split of the shards.")
     flags.DEFINE_string("from_latents", None, "Folder with latents.npz and labels.csv.")
     flags.DEFINE_string("from_scores", None, "Folder with scores.csv and labels.csv.")
-    flags.DEFINE_string("validation", None, "Folder with scores of others, to fit thresholds on.")
+    flags.DEFINE_string(
+        "validation",
+        None,
+        "Folder with scores of other volumes, to fit thresholds and calibration on.",
+    )
     flags.DEFINE_enum("protocol", "sound", ["sound", "published"], "How metrics are computed.")
     flags.DEFINE_string("task", "0/1", "I/N: encode the I-th, from 0, of N slices of the shards.")
     flags.DEFINE_string("out", None, "Folder to write into.", required=True)

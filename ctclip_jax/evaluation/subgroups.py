@@ -1,6 +1,6 @@
 """Subgroup analysis: detection by sex, age, manufacturer, kernel and slice spacing."""
 
-import math
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,15 +47,17 @@ def evaluate(
 
 def subgroup_values(eval_set: EvalSet) -> dict[str, np.ndarray]:
     """The subgroup of each volume, numbers as bins; without those that are unknown everywhere."""
-    binned = {
-        "age": lambda text: bin_name(age_in_years(text), AGES, unit="years"),
-        "slice_spacing": lambda text: bin_name(first_number(text), SPACINGS, unit="mm"),
-    }
-    return {
-        name: np.array([binned.get(name, str)(value) or UNKNOWN for value in values])
-        for name, values in eval_set.subgroups.items()
-        if (values != "").any()
-    }
+    results = {}
+    for name, cells in eval_set.subgroups.items():
+        if name == "age":
+            values = bin_names(list(map(age_in_years, cells)), AGES, unit="years")
+        elif name == "slice_spacing":
+            values = bin_names(list(map(first_number, cells)), SPACINGS, unit="mm")
+        else:
+            values = np.where(cells == "", UNKNOWN, cells)
+        if (cells != "").any():
+            results[name] = values
+    return results
 
 
 def age_in_years(text: str) -> float:
@@ -64,13 +66,9 @@ def age_in_years(text: str) -> float:
     return first_number(text) / per_year.get(text.strip()[-1:].upper(), 1)
 
 
-def bin_name(value: float, edges: Sequence[float], *, unit: str) -> str:
-    """The bin [low, high) of `edges` with the value, such as '50-60 years'; empty for NaN."""
-    if math.isnan(value):
-        return ""
-    index = int(np.searchsorted(edges, value, "right"))
-    if index == 0:
-        return f"below {edges[0]:g} {unit}"
-    if index == len(edges):
-        return f"{edges[-1]:g} {unit} and more"
-    return f"{edges[index - 1]:g}-{edges[index]:g} {unit}"
+def bin_names(values: Sequence[float], edges: Sequence[float], *, unit: str) -> np.ndarray:
+    """The bin [low, high) of each value, such as '50-60 years'; 'unknown' for NaN."""
+    between = [f"{low:g}-{high:g} {unit}" for low, high in itertools.pairwise(edges)]
+    names = [f"below {edges[0]:g} {unit}", *between, f"{edges[-1]:g} {unit} and more"]
+    bins = np.array(names)[np.searchsorted(edges, values, "right")]
+    return np.where(np.isnan(values), UNKNOWN, bins)
