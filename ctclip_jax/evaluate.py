@@ -210,7 +210,7 @@ def define_flags() -> None:
     flags.DEFINE_string("from_latents", None, "Folder with latents.npz and labels.csv.")
     flags.DEFINE_string("from_scores", None, "Folder with scores.csv and labels.csv.")
     flags.DEFINE_string(
-        "validation",
+        "validation", None, "Folder with scores of other volumes, to fit thresholds on."
         None,
         "Folder with scores of other volumes, to fit thresholds and calibration on.",
     )
