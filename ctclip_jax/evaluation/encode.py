@@ -183,7 +183,6 @@ def _gather(
 
 def head_arrays(model: Model) -> dict[str, np.ndarray]:
     """What turns latents into probabilities: the temperature and the trained classifier, if any."""
-    arrays = {"temperature": np.float32(model.temperature)}
-    if "classifier" in model.variables["params"]:
-        arrays |= {f"classifier_{name}": array for name, array in model.classifier.items()}
-    return arrays
+    head = model.variables["params"].get("classifier", {})
+    arrays = {f"classifier_{name}": np.asarray(array) for name, array in head.items()}
+    return {"temperature": np.float32(model.temperature), **arrays}
