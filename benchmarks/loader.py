@@ -4,7 +4,7 @@
 
 Compared to the published way, which decompresses and resamples each volume at each use. All ways
 run in turns, each in a process of its own; the files are in the page cache. The loader keeps the
-memory of its batches (data_pipelines.malloc); the published way is also timed with that setting.
+memory of its batches (data_pipelines.batching); the published way is also timed with that setting.
 """
 
 import multiprocessing
@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from benchmarks import measure, synthetic_ct
-from data_pipelines import malloc, shards
+from data_pipelines import shards
 from data_pipelines.errors import run_main
 from data_pipelines.reports import TextSampler
 from data_pipelines.resample import Geometry
@@ -91,7 +91,9 @@ def open_published(keep_memory: bool) -> None:
     torch.set_num_threads(1)
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
     if keep_memory:
-        malloc.tune_malloc(malloc.LARGE_BYTES)
+        from data_pipelines.batching import LARGE_BYTES, tune_malloc
+
+        tune_malloc(LARGE_BYTES)
 
 
 def published(path: Path) -> float:

@@ -5,11 +5,13 @@ straight into the batch, one batch ahead. So a process holds at most three batch
 being filled) and AHEAD * THREADS encoded volumes.
 """
 
+import ctypes
 import dataclasses
 import functools
 import math
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -19,7 +21,6 @@ import grain
 import numpy as np
 from jaxtyping import Int16
 
-from data_pipelines.malloc import tune_malloc
 from data_pipelines.resample import to_fixed_point
 from data_pipelines.shards import Record, decode_volume
 
@@ -27,6 +28,15 @@ Batch = dict[str, np.ndarray]
 
 THREADS = min(os.cpu_count(), 16)
 AHEAD = 2
+
+LARGE_BYTES = 32 << 20
+"""Blocks from this size on are mapped anew by glibc each time, and returned when they are freed."""
+_MALLOPT = {  # glibc's malloc.h
+    -3: 1 << 30,  # M_MMAP_THRESHOLD: blocks of up to 1 GiB come from the heap
+    -1: (1 << 31) - 1,  # M_TRIM_THRESHOLD: up to 2 GiB of freed heap stay with the process
+    -2: 256 << 20,  # M_TOP_PAD: the heap grows by 256 MiB at a time
+    -8: 1,  # M_ARENA_MAX: one heap, as those of other threads cannot hold large blocks
+}
 
 
 def translate(
@@ -54,22 +64,29 @@ class EncodedVolume:
             out[:] = translate(out, self.offsets, fill=air)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Assemble:
+def _assemble(examples: Sequence[Record], *, shape: tuple[int, int, int]) -> Batch:
     """Examples -> a batch, whose volumes are decompressed in parallel into their places."""
+    batch = {n: np.stack([row[n] for row in examples]) for n in examples[0] if n != "image"}
+    if "image" not in examples[0]:
+        return batch
+    tune_malloc(2 * len(examples) * math.prod(shape))  # here too: workers are other processes
+    images = np.empty((len(examples), *shape), np.int16)
+    volumes = [example["image"] for example in examples]
+    list(_threads().map(EncodedVolume.decode_into, volumes, images))
+    return {"image": images} | batch
 
-    shape: tuple[int, int, int]
 
-    def __call__(self, examples: Sequence[Record]) -> Batch:
-        batch = {n: np.stack([row[n] for row in examples]) for n in examples[0] if n != "image"}
-        if "image" not in examples[0]:
-            return batch
-        shape = (len(examples), *self.shape)
-        tune_malloc(2 * math.prod(shape))  # here too: workers are other processes
-        images = np.empty(shape, np.int16)
-        volumes = [example["image"] for example in examples]
-        list(_threads().map(EncodedVolume.decode_into, volumes, images))
-        return {"image": images} | batch
+def tune_malloc(block_bytes: int) -> None:
+    """Makes this process reuse the memory of freed large arrays, if blocks of this size are large.
+
+    By default glibc returns it, and the page faults of each new batch cost as much as filling it.
+    Best called before threads are started, which get heaps of their own. Does nothing where there
+    is another allocator."""
+    if block_bytes < LARGE_BYTES or sys.platform != "linux":
+        return
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+        for parameter, value in _MALLOPT.items():
+            mallopt(parameter, value)
 
 
 @functools.cache
@@ -81,15 +98,14 @@ def batches(
     examples: grain.MapDataset,
     batch_size: int,
     *,
-    geometry: dict,
+    shape: tuple[int, int, int],
     num_workers: int = 0,
     ahead: int = 1,
 ) -> grain.DatasetIterator:
     """Returns batches of `batch_size` examples, made `ahead` by threads, or by each worker."""
-    shape = tuple(geometry["shape"])
     tune_malloc(2 * batch_size * math.prod(shape))
     dataset = examples.to_iter_dataset(read_options()).batch(
-        batch_size, drop_remainder=True, batch_fn=_Assemble(shape)
+        batch_size, drop_remainder=True, batch_fn=functools.partial(_assemble, shape=shape)
     )
     if num_workers:
         options = grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=ahead)

@@ -1,11 +1,11 @@
 """Error handling: InputError for bad input, one-line causes, the entry point of all programs."""
 
+import contextlib
 import inspect
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
-from typing import NoReturn
+from collections.abc import Callable, Iterator, Sequence
 
 from absl import app, flags, logging
 
@@ -49,39 +49,37 @@ def run_main(main: Callable[..., None], define_flags: Callable[[], None] = lambd
     it takes. Log messages of libraries are shown from level ERROR on unless --verbosity is set.
     """
 
-    def guarded(argv: Sequence[str]) -> None:
+    # What ml_collections raises for a config file that does not exist, and for an unknown key.
+    bad_config = (AttributeError, LookupError, OSError)
+
+    def parse(argv: Sequence[str]) -> list[str]:
+        with _exit_on(*bad_config, flags.Error):
+            return flags.FLAGS(argv)
+
+    def run(argv: Sequence[str]) -> None:
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.ERROR)
-        try:
+        # fsspec imports the package for a cloud path when such a path is opened.
+        with _exit_on(InputError, ImportError):
             try:
                 inspect.signature(main).bind(*argv[1:])
             except TypeError as error:
                 raise InputError(f"{error}; got {' '.join(argv[1:]) or 'none'}") from None
             main(*argv[1:])
-        # fsspec imports the package for a cloud path when such a path is opened.
-        except (InputError, ImportError) as error:
-            _exit(error)
 
-    # What ml_collections raises for a config file that does not exist, and for an unknown key.
-    bad_config = (AttributeError, LookupError, OSError)
-
-    def parse(argv: Sequence[str]) -> list[str]:
-        try:
-            return flags.FLAGS(argv)
-        except (*bad_config, flags.Error) as error:
-            _exit(error)
-
-    try:
+    with _exit_on(*bad_config):
         define_flags()  # ml_collections applies overrides to a config with a default right here
-    except bad_config as error:
-        _exit(error)
-    app.run(guarded, flags_parser=parse)
+    app.run(run, flags_parser=parse)
 
 
-def _exit(error: Exception) -> NoReturn:
-    message = str(error) if isinstance(error, OSError) else one_line(error)
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+@contextlib.contextmanager
+def _exit_on(*errors: type[Exception]) -> Iterator[None]:
+    try:
+        yield
+    except errors as error:
+        message = str(error) if isinstance(error, OSError) else one_line(error)
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(2)
 
 
 def parse_slice(text: str) -> tuple[int, int]:

@@ -1,6 +1,7 @@
-"""Atomic file writes: into a scratch folder, then renamed; errors name the path."""
+"""Atomic file writes: into a scratch folder, then renamed; locks; errors name the path."""
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -14,7 +15,7 @@ from etils import epath
 
 from data_pipelines.errors import InputError, one_line
 
-SCRATCH = ".writing-"
+_SCRATCH = ".writing-"
 
 
 def sha256(path: epath.PathLike) -> str:
@@ -33,9 +34,33 @@ def make_folder(path: epath.PathLike) -> epath.Path:
     return folder
 
 
-def is_remote(path: epath.Path) -> bool:
+def _is_remote(path: epath.Path) -> bool:
     """Whether this is a URL, such as gs://BUCKET/PATH, and not a path on a local disk."""
     return "://" in str(path)
+
+
+@contextlib.contextmanager
+def locked(out: epath.PathLike, *, exclusive: bool) -> Iterator[None]:
+    """Locks a folder: exclusively for a run that writes all of it, or shared by several runs that
+    write different files. If another process holds the lock it raises InputError.
+
+    An exclusive run first deletes the scratch folders that killed runs left. On remote paths there
+    is no lock."""
+    directory = make_folder(out)
+    if _is_remote(directory):
+        yield
+        return
+    with open(directory / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{out}: another process is writing there") from None
+        except OSError:
+            pass  # a file system without locks
+        if exclusive:
+            for path in directory.glob(f"{_SCRATCH}*"):
+                shutil.rmtree(path)
+        yield
 
 
 @contextlib.contextmanager
@@ -43,10 +68,10 @@ def scratch_folder(directory: epath.Path) -> Iterator[Path]:
     """A local folder to write into, removed afterwards: inside `directory`, or in the system's
     folder for temporary files if `directory` is remote."""
     # On the disk of the target, so that `publish` can rename.
-    parent = None if is_remote(directory) else directory
+    parent = None if _is_remote(directory) else directory
     scratch = None
     try:
-        scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=parent))
+        scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=parent))
         yield scratch
     except OSError as error:
         raise InputError(f"{directory}: cannot be written ({one_line(error)})") from error
@@ -57,7 +82,7 @@ def scratch_folder(directory: epath.Path) -> Iterator[Path]:
 
 def publish(path: Path, target: epath.Path) -> None:
     """Moves a finished file from a scratch folder to its target, atomically on a local disk."""
-    if is_remote(target):
+    if _is_remote(target):
         epath.Path(path).copy(target, overwrite=True)
     else:
         os.replace(path, target)

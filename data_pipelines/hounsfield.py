@@ -26,6 +26,7 @@ _SPACING_DECIMALS = 5
 _TILT = 0.05  # cosine, about 3 degrees
 _SPACING_TOLERANCE = 0.01
 _AXIS_OF = {"R": 0, "L": 0, "A": 1, "P": 1, "I": 2, "S": 2}
+_LPS = nib.orientations.axcodes2ornt("LPS")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,21 +69,14 @@ def resolve_hu_and_geometry(
 ) -> OrientedVolume:
     """Decides on the HU scale, the axes and the spacing of a scan.
 
-    Args:
-      slope, intercept: to HU, as the tables claim; NaN if they do not.
-      spacing: mm (z, x, y), as the tables claim; NaN if they do not.
-      axes: directions of the stored axes, such as "LPS" or "SAL", as the tables claim; "" if they
-        do not.
-      trust: "data": the HU scale with which the voxels look like a chest; axes by a valid affine of
-        the header, else by `axes`; spacing of the header or the table, whichever fits a chest.
-        "tables": as published (CT-CLIP, arXiv 2403.17834), the claims applied to the array as
-        stored.
+    `slope`, `intercept`, `spacing` (mm; z, x, y) and `axes` (directions of the stored axes, such as
+    "LPS") are claims of the tables; NaN or "" without one.
 
-    Returns:
-      Voxels along Left, Posterior, Superior ("tables": as stored).
-
-    Raises:
-      InputError: the array is constant, not finite, or its meaning cannot be decided.
+    trust="data": the HU scale with which the voxels look like a chest; axes by a valid affine of
+    the header, else by `axes`; spacing of the header or the table, whichever fits a chest. Voxels
+    then run along Left, Posterior, Superior.
+    trust="tables": as published (CT-CLIP, arXiv 2403.17834), the claims applied to the array as
+    stored.
     """
     lowest, highest = _value_range(scan.voxels)
     z, x, y = spacing
@@ -95,17 +89,19 @@ def resolve_hu_and_geometry(
     else:
         slope, intercept, values = _resolve_hu(scan, slope=slope, intercept=intercept)
         claims = {}
-        if scan.affine is not None and not _is_blank(scan.affine):
+        # Unit voxels at the origin: what tools write that do not know the position.
+        is_blank = scan.affine is None or np.allclose(np.abs(scan.affine), np.eye(4))
+        if not is_blank:
             voxels, claims["header"] = to_lps(scan.voxels, scan.affine)
             axes_source = "header"
         else:
             stored = _orientation(axes or "LPS")
             voxels, axes_source = _reorient(scan.voxels, stored), "table" if axes else "stored"
             if scan.spacing_xyz != UNKNOWN_SPACING:
-                claims["pixdim"] = _round(_along_patient(scan.spacing_xyz, stored))
+                claims["pixdim"] = _spacing_along_lps(scan.spacing_xyz, stored)
         claims["table"] = (x, y, z)
         spacing_source = _best_spacing(claims, voxels.shape)
-    ends = sorted((slope * lowest + intercept, slope * highest + intercept))
+    low, high = sorted((slope * lowest + intercept, slope * highest + intercept))
     return OrientedVolume(
         voxels=voxels,
         slope=slope,
@@ -114,7 +110,7 @@ def resolve_hu_and_geometry(
         values=values,
         axes=axes_source,
         spacing_source=spacing_source,
-        hu_range=(ends[0], ends[1]),
+        hu_range=(low, high),
         claims=claims,
     )
 
@@ -131,17 +127,15 @@ def to_lps(
     directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     if not np.allclose(directions.T @ directions, np.eye(3), atol=_TILT):
         raise InputError("axes are not perpendicular (a tilted gantry)")
-    sizes = nib.affines.voxel_sizes(affine)
-    return _reorient(voxels, stored), _round(_along_patient(sizes, stored))
+    spacing = _spacing_along_lps(nib.affines.voxel_sizes(affine), stored)
+    return _reorient(voxels, stored), spacing
 
 
 def from_lps(
     voxels: Shaped[np.ndarray, "x y z"], affine: Float[np.ndarray, "4 4"]
 ) -> Shaped[np.ndarray, "x y z"]:
     """The inverse of `to_lps`: back to the stored axes of `affine`."""
-    stored = nib.orientations.io_orientation(affine)
-    transform = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("LPS"), stored)
-    return nib.orientations.apply_orientation(voxels, transform)
+    return _reorient(voxels, _LPS, nib.orientations.io_orientation(affine))
 
 
 def chest_hu_score(voxels: Shaped[np.ndarray, "x y z"], *, slope: float, intercept: float) -> float:
@@ -171,20 +165,20 @@ def _orientation(axes: str) -> Float[np.ndarray, "3 2"]:
 
 
 def _reorient(
-    voxels: Shaped[np.ndarray, "x y z"], stored: Float[np.ndarray, "3 2"]
+    voxels: Shaped[np.ndarray, "x y z"],
+    start: Float[np.ndarray, "3 2"],
+    end: Float[np.ndarray, "3 2"] = _LPS,
 ) -> Shaped[np.ndarray, "x y z"]:
-    transform = nib.orientations.ornt_transform(stored, nib.orientations.axcodes2ornt("LPS"))
+    transform = nib.orientations.ornt_transform(start, end)
     return nib.orientations.apply_orientation(voxels, transform)
 
 
-def _along_patient(sizes: Sequence[float], stored: Float[np.ndarray, "3 2"]) -> list[float]:
-    """Reorders sizes from the stored axes to the patient's."""
-    return [sizes[int(np.flatnonzero(stored[:, 0] == axis)[0])] for axis in range(3)]
-
-
-def _round(millimeters: Sequence[float]) -> tuple[float, float, float]:
+def _spacing_along_lps(
+    sizes: Sequence[float], stored: Float[np.ndarray, "3 2"]
+) -> tuple[float, float, float]:
+    """Reorders the sizes of voxels in mm from the stored axes to the patient's."""
     # Headers hold float32: 0.7 mm is read as 0.69999999, which may cost a voxel on the grid.
-    x, y, z = (round(float(value), _SPACING_DECIMALS) for value in millimeters)
+    x, y, z = (round(float(sizes[axis]), _SPACING_DECIMALS) for axis in np.argsort(stored[:, 0]))
     return x, y, z
 
 
@@ -220,11 +214,6 @@ def _resolve_hu(scan: StoredVolume, *, slope: float, intercept: float) -> tuple[
             " tissue; add slope and intercept to the table"
         )
     return *choices[best], best
-
-
-def _is_blank(affine: Float[np.ndarray, "4 4"]) -> bool:
-    """Whether this is what tools write that know no position: unit voxels at the origin."""
-    return np.allclose(np.abs(affine), np.eye(4))
 
 
 def _is_spacing(millimeters: Sequence[float]) -> bool:

@@ -10,7 +10,8 @@ also `row`, an index into `shards.read_reports`.
 
 import dataclasses
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import grain
 import numpy as np
@@ -20,7 +21,7 @@ from data_pipelines import shards
 from data_pipelines.batching import EncodedVolume, batches
 from data_pipelines.errors import InputError
 from data_pipelines.reports import TextSampler, report_parts
-from data_pipelines.shards import Record, ShardSource
+from data_pipelines.shards import Record
 from data_pipelines.tokenizers import Tokenizer
 
 
@@ -52,11 +53,9 @@ def train_loader(
 
     Args:
       texts: draws a volume's text from its report; None for no text.
-      batch_size: of this process.
       mixture_weights: of the folders; by default each volume counts the same.
       one_reconstruction_per_scan: an epoch has one random volume of each scan.
       random_shift_voxels: moves each volume by up to so many voxels along every axis.
-      labels: adds them to the batch.
       volumes: without them, batches have no `image`, and no volume without a report.
       latents: (n, d) for each folder, in the order of `shards.read_reports`; replace the volumes.
       num_workers: processes that make batches; 0 for threads only.
@@ -72,11 +71,14 @@ def train_loader(
     geometry = common_geometry(folders, split)
     rows_of_folders = [shards.read_reports(folder, split) for folder in folders]
     if latents:
-        sources = [_Rows(*pair) for pair in zip(rows_of_folders, latents, strict=True)]
-    elif volumes:
-        sources = [shards.read(folder, split) for folder in folders]
+        rows_of_folders = [
+            [row | {"latent": latent} for row, latent in zip(rows, array, strict=True)]
+            for rows, array in zip(rows_of_folders, latents, strict=True)
+        ]
+    if volumes and not latents:
+        readers = [shards.read(folder, split).encoded for folder in folders]
     else:
-        sources = [_Rows(rows) for rows in rows_of_folders]
+        readers = [rows.__getitem__ for rows in rows_of_folders]
     groups = []
     for folder, rows in zip(folders, rows_of_folders, strict=True):
         reported = [
@@ -90,14 +92,15 @@ def train_loader(
             raise InputError(f"{folder}: fewer volumes in {split} than {process_count} processes")
     seeds = map(int, np.random.SeedSequence(seed).generate_state(len(groups)))
     streams = [
-        grain.MapDataset.source(group).seed(s).shuffle().repeat().random_map(_Pick(k))
+        grain.MapDataset.source(group).seed(s).shuffle().repeat().random_map(partial(_pick, k))
         for k, (group, s) in enumerate(zip(groups, seeds, strict=True))
     ]
     mixed = grain.MapDataset.mix(streams, mixture_weights or [len(group) for group in groups])
-    example = _TrainExample(sources, texts, tokenizer, max_length, random_shift_voxels, labels)
+    example = _TrainExample(readers, texts, tokenizer, max_length, random_shift_voxels, labels)
     # Split among processes last: text and shift of a volume are the same for any number of them.
     examples = mixed.seed(seed).random_map(example)[process_index::process_count]
-    return batches(examples, batch_size, geometry=geometry, num_workers=num_workers, ahead=ahead)
+    shape = tuple(geometry["shape"])
+    return batches(examples, batch_size, shape=shape, num_workers=num_workers, ahead=ahead)
 
 
 def rescale_position(state: dict, process_count: int, new_process_count: int) -> dict:
@@ -126,8 +129,12 @@ def eval_loader(
     own = rows_of_process(
         rows, batch_size=batch_size, process_index=process_index, process_count=process_count
     )
-    examples = grain.MapDataset.source(own).map(_EvalExample(source))
-    return batches(examples, batch_size, geometry=common_geometry([folder], split))
+
+    def example(row: int) -> Record:
+        return {"image": EncodedVolume(source.encoded(max(row, 0))), "row": np.array(row)}
+
+    shape = tuple(shards.preparation(folder, split)["shape"])
+    return batches(grain.MapDataset.source(own).map(example), batch_size, shape=shape)
 
 
 def rows_of_process(
@@ -167,33 +174,18 @@ def _groups(rows: Sequence[dict], used: Sequence[int], *, one_per_scan: bool) ->
     return [np.array(indices) for indices in scans.values()]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Pick(grain.transforms.RandomMap):
-    """A group of records of folder `folder` -> (folder, one of the records)."""
-
-    folder: int
-
-    def random_map(self, group: np.ndarray, rng: np.random.Generator) -> tuple[int, int]:
-        return self.folder, int(group[rng.integers(len(group))])
-
-
-@dataclasses.dataclass(frozen=True)
-class _Rows:
-    """Records without volumes, and with latents if there are some."""
-
-    rows: Sequence[dict]
-    latents: np.ndarray | None = None
-
-    def encoded(self, index: int) -> Record:
-        latent = {} if self.latents is None else {"latent": self.latents[index]}
-        return self.rows[index] | latent
+def _pick(folder: int, group: np.ndarray, rng: np.random.Generator) -> tuple[int, int]:
+    """A group of records of a folder -> (folder, one of the records)."""
+    return folder, int(group[rng.integers(len(group))])
 
 
 @dataclasses.dataclass(frozen=True)
 class _TrainExample(grain.transforms.RandomMap):
-    """(folder, record) -> an example: tokens, ids, and the volume still encoded."""
+    """(folder, record) -> an example: tokens, ids, and the volume still encoded.
 
-    sources: Sequence[ShardSource | _Rows]
+    `readers`: of each folder; they return a record by its index."""
+
+    readers: Sequence[Callable[[int], Record]]
     texts: TextSampler | None
     tokenizer: Tokenizer
     max_length: int
@@ -202,14 +194,22 @@ class _TrainExample(grain.transforms.RandomMap):
 
     def random_map(self, location: tuple[int, int], rng: np.random.Generator) -> Record:
         folder, index = location
-        record = self.sources[folder].encoded(index)
+        record = self.readers[folder](index)
         labels = np.asarray(record["labels"], np.int8)
         # The order of draws is part of a run's reproducibility: text, shift, seed.
-        tokens = self._tokens(record, rng) if self.texts else {}
+        tokens = {}
+        if self.texts:
+            texts = self.texts.draw(record["findings"], record["impressions"], rng=rng)
+            ids, mask = self.tokenizer(texts, self.max_length)
+            if self.texts.texts_per_volume == 1:
+                ids, mask = ids[0], mask[0]
+            tokens = {"input_ids": ids, "attention_mask": mask}
         offsets = rng.integers(-self.shift, self.shift, 3, endpoint=True) if self.shift else ()
-        volume = {name: record[name] for name in ("latent",) if name in record}
+        volume = {}
         if "volume" in record:
             volume = {"image": EncodedVolume(record, tuple(offsets))}
+        elif "latent" in record:
+            volume = {"latent": record["latent"]}
         return {
             **volume,
             **tokens,
@@ -220,22 +220,7 @@ class _TrainExample(grain.transforms.RandomMap):
             "seed": rng.integers(2**31, dtype=np.int32),
         }
 
-    def _tokens(self, record: Record, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        texts = self.texts.draw(record["findings"], record["impressions"], rng=rng)
-        ids, mask = self.tokenizer(texts, self.max_length)
-        if self.texts.texts_per_volume == 1:
-            ids, mask = ids[0], mask[0]
-        return {"input_ids": ids, "attention_mask": mask}
-
 
 def _fingerprint(*texts: str) -> np.int32:
     """A hash; two different texts share one with probability 1 in 4e9."""
     return np.uint32(zlib.crc32("\0".join(texts).encode())).astype(np.int32)
-
-
-@dataclasses.dataclass(frozen=True)
-class _EvalExample(grain.transforms.Map):
-    source: ShardSource
-
-    def map(self, row: int) -> Record:
-        return {"image": EncodedVolume(self.source.encoded(max(row, 0))), "row": np.array(row)}

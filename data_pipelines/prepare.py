@@ -11,7 +11,6 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import TypeVar
 
 from absl import flags, logging
 from etils import epath
@@ -19,14 +18,14 @@ from ml_collections import config_flags
 
 from data_pipelines import resample, runners, shard_tasks, shards
 from data_pipelines.errors import InputError, parse_slice, run_main
+from data_pipelines.files import locked
+from data_pipelines.reports import report_text
 from data_pipelines.shard_tasks import Task
 from data_pipelines.sources import ct_rate, manifest, rad_chestct
 from data_pipelines.sources.case import Collection
-from data_pipelines.train_tokenizer import train_on_reports
+from data_pipelines.tokenizers import train_sentencepiece
 
 _POOL = "pool"
-
-Number = TypeVar("Number", int, float)
 
 _SOURCE = flags.DEFINE_enum(
     "source",
@@ -64,18 +63,24 @@ _LABEL_MAP = config_flags.DEFINE_config_file(
 
 
 def main(*beam_options: str) -> None:
-    if beam_options and _RUNNER.value == _POOL:
+    is_local = _RUNNER.value == _POOL
+    if beam_options and is_local:
         raise InputError(f"unexpected argument {beam_options[0]!r}")
     logging.set_verbosity(logging.WARNING)
-    geometry, (index, count) = _geometry(), parse_slice(_TASK.value)
-    is_local = _RUNNER.value == _POOL
+    grid = resample.GRIDS[_GRID.value]
+    geometry = resample.Geometry(
+        _parse_numbers(_SHAPE, int, grid.shape, "three numbers z,x,y"),
+        _parse_numbers(_SPACING, float, grid.spacing, "three numbers z,x,y"),
+        _parse_numbers(_WINDOW, float, grid.window, "two numbers low,high"),
+    )
+    index, count = parse_slice(_TASK.value)
     for split in _SPLITS.value:
         if not re.fullmatch(r"\w+", split) or split == "all":
             raise InputError(f"--splits: invalid name {split!r}")
     # All tables are read before anything is written.
     collections = {split: _collection(split) for split in _SPLITS.value}
     plans = {}
-    with shards.locked(_OUT.value, exclusive=is_local and count == 1):
+    with locked(_OUT.value, exclusive=is_local and count == 1):
         for split, collection in collections.items():
             plans[split] = shard_tasks.plan(
                 collection, _OUT.value, split, geometry=geometry, mode=_MODE.value
@@ -91,7 +96,11 @@ def main(*beam_options: str) -> None:
     if any(failures):
         raise InputError("; ".join(filter(None, failures)))
     if _VOCAB.value and "train" in finished:
-        _train_tokenizer()
+        path = epath.Path(_OUT.value) / "tokenizer.model"
+        rows = shards.read_reports(_OUT.value, "train")
+        texts = (report_text(row["findings"], row["impressions"]) for row in rows)
+        train_sentencepiece(texts, path, _VOCAB.value)
+        _print(f"tokenizer: {path}")
 
 
 def _report_split(split: str, tasks: Sequence[Task]) -> str:
@@ -109,15 +118,11 @@ def _report_split(split: str, tasks: Sequence[Task]) -> str:
     return ""
 
 
-def _train_tokenizer() -> None:
-    path = epath.Path(_OUT.value) / "tokenizer.model"
-    train_on_reports([_OUT.value], path, split="train", vocab_size=_VOCAB.value)
-    _print(f"tokenizer: {path}")
-
-
 def _collection(split: str) -> Collection:
     if _SOURCE.value == "manifest":
-        columns = dict(_parse_column(column) for column in _COLUMNS.value)
+        columns = dict(text.partition("=")[::2] for text in _COLUMNS.value)
+        if not all(columns) or not all(columns.values()):
+            raise InputError(f"--columns: got {','.join(_COLUMNS.value)}, expected OURS=THEIRS,...")
         return manifest.read_collection(_DATA.value, split, columns=columns)
     if _SOURCE.value == "rad_chestct":
         if (table := _LABEL_MAP.value) is None:
@@ -127,25 +132,7 @@ def _collection(split: str) -> Collection:
     return ct_rate.read_collection(_DATA.value, split)
 
 
-def _parse_column(text: str) -> tuple[str, str]:
-    ours, _, theirs = text.partition("=")
-    if not (ours and theirs):
-        raise InputError(f"--columns: got {text}, expected OURS=THEIRS,...")
-    return ours, theirs
-
-
-def _geometry() -> resample.Geometry:
-    grid = resample.GRIDS[_GRID.value]
-    return resample.Geometry(
-        _parse_numbers(_SHAPE, int, grid.shape, "three numbers z,x,y"),
-        _parse_numbers(_SPACING, float, grid.spacing, "three numbers z,x,y"),
-        _parse_numbers(_WINDOW, float, grid.window, "two numbers low,high"),
-    )
-
-
-def _parse_numbers(
-    flag: flags.FlagHolder, parse: Callable[[str], Number], default: tuple, expected: str
-) -> tuple[Number, ...]:
+def _parse_numbers(flag: flags.FlagHolder, parse: Callable, default: tuple, expected: str) -> tuple:
     try:
         numbers = tuple(map(parse, flag.value)) or default
     except ValueError:

@@ -136,11 +136,7 @@ class TextSampler:
             raise InputError(
                 f"sentences_per_text: got {lo, hi}, expected 1 <= lo <= hi, or (0, 0) for all"
             )
-        if ((lo, hi) != (0, 0) or self.shuffle) and self.form not in SENTENCE_FORMATS:
-            raise InputError(
-                f"report format {self.form!r} has no sentences to choose or shuffle; choose from"
-                f" {', '.join(SENTENCE_FORMATS)}"
-            )
+        self.draw("", "", rng=np.random.default_rng(0))  # raises if the format has no sentences
 
     def draw(self, findings: str, impressions: str, *, rng: np.random.Generator) -> list[str]:
         """Returns `texts_per_volume` texts of one report."""

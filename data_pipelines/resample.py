@@ -74,19 +74,9 @@ def preprocess(
 ) -> Int16[np.ndarray, "f h w"]:
     """Resamples a scan to the grid of `geometry`; the low end of the window outside the scan.
 
-    Args:
-      voxels: HU is `slope * voxels + intercept`.
-      spacing_xyz: mm.
-      clip: the published training loader clips after resampling, the published inference loader
-        before it, both in float64.
-      dtype: of the arithmetic.
-      steps_per_hu: HU is rounded to multiples of 1 / `steps_per_hu`.
-
-    Returns:
-      int16 in steps of 1/16 HU.
-
-    Raises:
-      InputError: the volume would vanish, being less than one voxel of the grid thick.
+    HU is `slope * voxels + intercept`, spacing is in mm. HU is rounded to multiples of
+    1 / `steps_per_hu` and returned in steps of 1/16. The published training loader clips after
+    resampling, the published inference loader before it, both in float64 (`dtype`).
     """
     volume = np.full(geometry.shape, to_fixed_point(geometry.window[0]), np.int16)
     planes = resampled_planes(
@@ -144,25 +134,21 @@ def grid_positions(
 ) -> tuple[Float[np.ndarray, " x"], Float[np.ndarray, " y"], Float[np.ndarray, " z"]]:
     """Centers of a scan's voxels along x, y and z, in voxels of the grid on which `preprocess` puts
     it. Those below -0.5, or at the grid's size - 0.5 or above, lie outside the grid."""
-    z, x, y = zip(geometry.spacing, geometry.shape, strict=True)
-    positions = []
-    for n_in, spacing, (target_spacing, target) in zip(
-        shape_xyz, spacing_xyz, (x, y, z), strict=True
-    ):
-        n_out, start, before = _place(n_in, spacing, target_spacing, target)
-        positions.append((np.arange(n_in) + 0.5) * (n_out / n_in) - 0.5 - start + before)
-    return tuple(positions)
+    return tuple(axis.positions for axis in _axes(shape_xyz, spacing_xyz, geometry))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Axis:
     """Linear resampling along one axis: the sample at target.start + i on the grid mixes the stored
-    samples lower[i] and upper[i]. Only samples inside the center crop are computed."""
+    samples lower[i] and upper[i]. Only samples inside the center crop are computed.
+
+    `positions`: of the stored samples on the grid."""
 
     lower: np.ndarray
     upper: np.ndarray
     weight: np.ndarray
     target: slice
+    positions: np.ndarray
 
 
 def _axes(
@@ -173,9 +159,7 @@ def _axes(
     return tuple(_axis(n, spacing, *target) for n, spacing, target in axes)
 
 
-def _place(n_in: int, spacing: float, target_spacing: float, target: int) -> tuple[int, int, int]:
-    """Returns the number of samples after resampling, how many of them the center crop cuts off at
-    the start, and the position on the grid of the first that remains."""
+def _axis(n_in: int, spacing: float, target_spacing: float, target: int) -> _Axis:
     # The published loaders truncate, in this order of operations: 30 * (0.7 / 0.75) becomes 27.
     n_out = int(n_in * (spacing / target_spacing))
     if n_out < 1:
@@ -183,17 +167,18 @@ def _place(n_in: int, spacing: float, target_spacing: float, target: int) -> tup
             f"thinner than one voxel of the grid ({n_in} x {spacing} mm, expected at least"
             f" {target_spacing} mm)"
         )
-    return n_out, max(n_out - target, 0) // 2, max(target - n_out, 0) // 2
-
-
-def _axis(n_in: int, spacing: float, target_spacing: float, target: int) -> _Axis:
-    n_out, start, before = _place(n_in, spacing, target_spacing, target)
+    start, before = max(n_out - target, 0) // 2, max(target - n_out, 0) // 2
     samples = np.arange(start, start + min(n_out, target))
     # torch's align_corners=False, which the published loaders use.
     source = np.maximum((samples + 0.5) * (n_in / n_out) - 0.5, 0.0)
     lower = np.floor(source).astype(np.intp)
-    upper = np.minimum(lower + 1, n_in - 1)
-    return _Axis(lower, upper, source - lower, slice(before, before + samples.size))
+    return _Axis(
+        lower=lower,
+        upper=np.minimum(lower + 1, n_in - 1),
+        weight=source - lower,
+        target=slice(before, before + samples.size),
+        positions=(np.arange(n_in) + 0.5) * (n_out / n_in) - 0.5 - start + before,
+    )
 
 
 def _mix_rows(plane: Float[np.ndarray, "n w"], axis: _Axis) -> Float[np.ndarray, "m w"]:

@@ -31,12 +31,11 @@ def run_in_pool(tasks: Sequence[Task], *, processes: int, split: str) -> None:
     )
     with workers as pool, bar:
         try:
-            futures = [pool.submit(shard_tasks.run, task) for task in tasks]
+            futures = {pool.submit(shard_tasks.run, task): len(task.cases) for task in tasks}
             for future in concurrent.futures.as_completed(futures):
-                result = future.result()
-                num_skipped += result.num_skipped
+                num_skipped += futures[future] - future.result()
                 bar.set_postfix(skipped=num_skipped, refresh=False)
-                bar.update(result.num_volumes + result.num_skipped)
+                bar.update(futures[future])
         except BrokenProcessPool:
             raise InputError(
                 "a worker process died, possibly out of memory; finished shards are kept: run again"

@@ -17,8 +17,6 @@ from data_pipelines.formats import StoredVolume, read_scan
 from data_pipelines.hounsfield import OrientedVolume
 from data_pipelines.sources.case import CaseRecord, Collection
 
-Outcome = shards.Record | shards.Skipped
-
 _SHARD_BYTES = 1 << 30  # before compression
 _MIN_SHARDS = 16  # enough for the processes of one machine
 
@@ -63,14 +61,6 @@ class Task:
     mode: str
 
 
-@dataclasses.dataclass(frozen=True)
-class TaskResult:
-    """Numbers of volumes that a task wrote and of cases that it skipped."""
-
-    num_volumes: int
-    num_skipped: int
-
-
 def plan(
     collection: Collection,
     out: epath.PathLike,
@@ -94,22 +84,15 @@ def plan(
     ]
 
 
-def run(task: Task) -> TaskResult:
-    """Writes the shard of a task."""
-    num_skipped = 0
-
-    def outcomes():
-        nonlocal num_skipped
-        for case in task.cases:
-            outcome = prepare_case(case, geometry=task.geometry, mode=task.mode)
-            num_skipped += isinstance(outcome, shards.Skipped)
-            yield outcome
-
-    shards.write_shard(task.shard, outcomes())
-    return TaskResult(len(task.cases) - num_skipped, num_skipped)
+def run(task: Task) -> int:
+    """Writes the shard of a task and returns the number of its volumes."""
+    outcomes = (prepare_case(case, geometry=task.geometry, mode=task.mode) for case in task.cases)
+    return shards.write_shard(task.shard, outcomes)
 
 
-def prepare_case(case: CaseRecord, *, geometry: resample.Geometry, mode: str) -> Outcome:
+def prepare_case(
+    case: CaseRecord, *, geometry: resample.Geometry, mode: str
+) -> shards.Record | shards.Skipped:
     """Returns the record of a case, or the reason why it is skipped."""
     if case.skip:
         return shards.Skipped(case.volume_name, case.skip)

@@ -1,4 +1,4 @@
-"""Slices of prepared volumes: radiological orientation, true proportions, HU windows, thumbnails.
+"""Slices of prepared volumes: radiological orientation, true proportions, thumbnails.
 
 Volumes are int16 (f, h, w) in steps of 1/16 HU, as `shards.read` returns them; f runs toward the
 head, h toward the patient's Left, w toward Posterior. In a slice the left of the patient is on the
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float, Int16, UInt8
+from jaxtyping import Float, Int16
 from PIL import Image
 
 from data_pipelines.resample import to_hu
@@ -20,10 +20,8 @@ Plane = Literal["axial", "sagittal", "coronal"]
 PLANES = ("axial", "sagittal", "coronal")
 """The planes that are perpendicular to the axes f, h, w."""
 
-WINDOWS = {"lung": (-1000.0, 200.0), "mediastinum": (-160.0, 240.0), "bone": (-300.0, 1000.0)}
-"""HU shown as black and as white. Prepared volumes are clipped, by default to -1000 and 1000 HU."""
-
-# Of a thumbnail, in pixels.
+# Of a thumbnail: HU shown as black and as white; pixels.
+LUNG_WINDOW = (-1000.0, 200.0)
 HEIGHT, MAX_WIDTH, GAP = 200, 400, 4
 JPEG_QUALITY = 80
 
@@ -46,11 +44,6 @@ class Slice:
         """matplotlib's `extent` in mm: left, right, bottom, top. Overlays share it."""
         height, width = self.size_mm
         return 0, width, height, 0
-
-    def to_gray(self, window: tuple[float, float]) -> UInt8[np.ndarray, "rows columns"]:
-        """The window's low end as 0 and its high end as 255."""
-        low, high = window
-        return np.clip((self.hu - low) * (255 / (high - low)), 0, 255).round().astype(np.uint8)
 
     def draw(self, axes: Any, *, window: Sequence[float]) -> None:
         """Draws the slice on matplotlib `axes`, which lose their ticks and frame."""
@@ -108,5 +101,6 @@ def _fit(plane: Slice) -> Image.Image:
     height, width = plane.size_mm
     scale = min(HEIGHT / height, MAX_WIDTH / width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    gray = Image.fromarray(plane.to_gray(WINDOWS["lung"]))
-    return gray.resize(size, Image.Resampling.BICUBIC)
+    low, high = LUNG_WINDOW
+    gray = np.clip((plane.hu - low) * (255 / (high - low)), 0, 255).round().astype(np.uint8)
+    return Image.fromarray(gray).resize(size, Image.Resampling.BICUBIC)

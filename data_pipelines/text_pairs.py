@@ -6,7 +6,7 @@ are compared, not those that say whether it is there, where, and how severe: "no
 seen" must not be paired with "no nodule is seen".
 """
 
-import dataclasses
+import functools
 from collections.abc import Sequence
 
 import grain
@@ -86,25 +86,19 @@ def text_pair_loader(
         )
     dataset = grain.MapDataset.source(pairs).seed(seed).shuffle().repeat()
     dataset = dataset.batch(batch_size, drop_remainder=True, batch_fn=list)
-    dataset = dataset.random_map(_TokenizePairs(tokenizer, max_length))
+    dataset = dataset.random_map(functools.partial(_tokenize, tokenizer, max_length))
     return iter(dataset.to_iter_dataset(read_options()))
 
 
-@dataclasses.dataclass(frozen=True)
-class _TokenizePairs(grain.transforms.RandomMap):
+def _tokenize(
+    tokenizer: Tokenizer, max_length: int, reports: list[list[Pair]], rng: np.random.Generator
+) -> Batch:
     """The pairs of each report -> a batch of one random pair of each."""
-
-    tokenizer: Tokenizer
-    max_length: int
-
-    def random_map(self, reports: list[list[Pair]], rng: np.random.Generator) -> Batch:
-        chosen = [pairs[rng.integers(len(pairs))] for pairs in reports]
-        first, second = (
-            self.tokenizer(texts, self.max_length) for texts in zip(*chosen, strict=True)
-        )
-        return {
-            "first_ids": first[0],
-            "first_mask": first[1],
-            "second_ids": second[0],
-            "second_mask": second[1],
-        }
+    chosen = [pairs[rng.integers(len(pairs))] for pairs in reports]
+    first, second = (tokenizer(texts, max_length) for texts in zip(*chosen, strict=True))
+    return {
+        "first_ids": first[0],
+        "first_mask": first[1],
+        "second_ids": second[0],
+        "second_mask": second[1],
+    }

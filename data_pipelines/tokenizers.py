@@ -3,11 +3,13 @@
 import io
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import sentencepiece
 import tokenizers
+from etils import epath
 from jaxtyping import Int32
 
 from data_pipelines.errors import InputError, one_line
@@ -52,14 +54,6 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     return _load_word_piece(path) if path.suffix == ".txt" else _load_sentence_piece(path)
 
 
-@dataclass(frozen=True)
-class _WordPieceEncode:
-    tokenizer: tokenizers.Tokenizer
-
-    def __call__(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
-
-
 def _load_word_piece(path: Path) -> Tokenizer:
     """Lower-case BERT WordPiece with the same ids as Hugging Face's BertTokenizer."""
     # Not splitlines: a token may itself be one of Unicode's other line separators.
@@ -68,12 +62,8 @@ def _load_word_piece(path: Path) -> Tokenizer:
     missing = [token for token in SPECIAL_TOKENS if token not in vocab]
     if missing:
         raise InputError(f"{path}: the vocabulary lacks {', '.join(missing)}")
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocab, unk_token="[UNK]"))
-    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-    tokenizer.add_special_tokens([t for t in (*SPECIAL_TOKENS, "[MASK]") if t in vocab])
     return Tokenizer(
-        encode=_WordPieceEncode(tokenizer),
+        encode=partial(_word_pieces, tokenizers.BertWordPieceTokenizer(vocab, lowercase=True)),
         vocab_size=len(tokens),
         pad_id=vocab["[PAD]"],
         cls_id=vocab["[CLS]"],
@@ -82,12 +72,8 @@ def _load_word_piece(path: Path) -> Tokenizer:
     )
 
 
-@dataclass(frozen=True)
-class _SentencePieceEncode:
-    processor: sentencepiece.SentencePieceProcessor
-
-    def __call__(self, text: str) -> list[int]:
-        return self.processor.encode(text)
+def _word_pieces(tokenizer: tokenizers.BertWordPieceTokenizer, text: str) -> list[int]:
+    return tokenizer.encode(text, add_special_tokens=False).ids
 
 
 def _load_sentence_piece(path: Path) -> Tokenizer:
@@ -100,7 +86,7 @@ def _load_sentence_piece(path: Path) -> Tokenizer:
     if len({*ids}) < len(ids) or unk_id != processor.unk_id():
         raise InputError(f"{path}: the SentencePiece model lacks {' '.join(SPECIAL_TOKENS)}")
     return Tokenizer(
-        encode=_SentencePieceEncode(processor),
+        encode=processor.encode,
         vocab_size=processor.vocab_size(),
         pad_id=pad_id,
         cls_id=cls_id,
@@ -109,7 +95,7 @@ def _load_sentence_piece(path: Path) -> Tokenizer:
     )
 
 
-def train_sentencepiece(texts: Iterable[str], path: str | Path, vocab_size: int) -> None:
+def train_sentencepiece(texts: Iterable[str], path: epath.PathLike, vocab_size: int) -> None:
     """Trains a lower-casing unigram SentencePiece model and writes it to `path` (a `.model` file).
 
     The same texts give the same file. `vocab_size` is an upper bound: a small corpus gives fewer
@@ -145,4 +131,7 @@ def train_sentencepiece(texts: Iterable[str], path: str | Path, vocab_size: int)
         raise InputError(
             f"{path}: cannot train a SentencePiece model of {vocab_size} pieces ({cause})"
         ) from None
-    Path(path).write_bytes(trained.getvalue())
+    try:
+        epath.Path(path).write_bytes(trained.getvalue())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({one_line(error)})") from error

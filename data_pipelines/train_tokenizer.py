@@ -7,31 +7,16 @@ SHARDS are one or more folders of prepared shards. The same reports give the sam
 number of pieces that is printed.
 """
 
-from collections.abc import Sequence
-
 from absl import flags
 from etils import epath
 
-from data_pipelines.errors import InputError, one_line, run_main
+from data_pipelines.errors import InputError, run_main
 from data_pipelines.reports import report_text
 from data_pipelines.shards import read_reports
 from data_pipelines.tokenizers import load_tokenizer, train_sentencepiece
 
 
-def train_on_reports(
-    folders: Sequence[epath.PathLike], path: epath.PathLike, *, split: str, vocab_size: int
-) -> None:
-    """Writes a tokenizer trained on all reports of `split`; `vocab_size` is an upper bound."""
-    rows = [row for folder in folders for row in read_reports(folder, split)]
-    texts = (report_text(row["findings"], row["impressions"]) for row in rows)
-    try:
-        train_sentencepiece(texts, path, vocab_size)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({one_line(error)})") from error
-
-
 def define_flags() -> None:
-    """A function, as data_pipelines.prepare, which imports this module, has other flags."""
     flags.DEFINE_list("shards", None, "Folders that data_pipelines.prepare wrote.", required=True)
     flags.DEFINE_string("split", "train", "Split of the shards.")
     flags.DEFINE_string("out", None, "A .model file to write.", required=True)
@@ -40,10 +25,13 @@ def define_flags() -> None:
 
 def main() -> None:
     values = flags.FLAGS
-    if epath.Path(values.out).suffix != ".model":
-        raise InputError(f"--out: got {values.out}, expected a file that ends with .model")
-    train_on_reports(values.shards, values.out, split=values.split, vocab_size=values.vocab_size)
-    print(f"{values.out}: {load_tokenizer(values.out).vocab_size} pieces")
+    path = values.out
+    if epath.Path(path).suffix != ".model":
+        raise InputError(f"--out: got {path}, expected a file that ends with .model")
+    rows = [row for folder in values.shards for row in read_reports(folder, values.split)]
+    texts = (report_text(row["findings"], row["impressions"]) for row in rows)
+    train_sentencepiece(texts, path, values.vocab_size)
+    print(f"{path}: {load_tokenizer(path).vocab_size} pieces")
 
 
 if __name__ == "__main__":

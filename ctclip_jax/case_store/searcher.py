@@ -14,9 +14,8 @@ from jaxtyping import Array, Bool, Float, Float32, Int
 from ctclip_jax.case_store.store import Entry, Store
 from ctclip_jax.inference.load import Model
 from data_pipelines.errors import InputError
-from data_pipelines.files import publish, scratch_folder
+from data_pipelines.files import locked, publish, scratch_folder
 from data_pipelines.reports import split_sentences
-from data_pipelines.shards import locked
 
 TOP_K_MULTIPLE = 16
 

@@ -7,8 +7,6 @@ from data_pipelines.formats.nifti import read_nifti
 from data_pipelines.formats.npz import read_npz
 from data_pipelines.formats.stored import StoredVolume
 
-__all__ = ["StoredVolume", "read_dicom", "read_nifti", "read_npz", "read_scan"]
-
 
 def read_scan(path: epath.PathLike) -> StoredVolume:
     """Reads a folder or a .dcm file as DICOM, an .npz archive, anything else as NIfTI."""

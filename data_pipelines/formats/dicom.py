@@ -1,43 +1,24 @@
 """DICOM: a CT series with one slice per file, sorted and checked by position."""
 
-import contextlib
 import dataclasses
 import hashlib
 import io
 import logging
-import struct
-import textwrap
 import warnings
-import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import nibabel as nib
 import numpy as np
 import pydicom
 from etils import epath
 from jaxtyping import Float, Shaped
-from pydicom.errors import BytesLengthException, InvalidDicomError
 
-from data_pipelines.errors import InputError, one_line
-from data_pipelines.formats.stored import StoredVolume, check_size
+from data_pipelines.errors import InputError
+from data_pipelines.formats.stored import StoredVolume, check_size, naming_file
 
 _MAGIC, _MAGIC_AT = b"DICM", 128
-_DAMAGE = (  # what pydicom and its decoders raise for a damaged file
-    ArithmeticError,
-    AttributeError,
-    BytesLengthException,
-    EOFError,
-    InvalidDicomError,
-    LookupError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    struct.error,
-    zlib.error,
-)
-_MAX_MESSAGE = 300  # characters
+_DAMAGE = "unreadable DICOM"
 _UNIT_TOLERANCE = 1e-3
 _SHARED = {  # fields of _Header that are equal in all slices, and their tags
     "shape": "Rows or Columns",
@@ -98,24 +79,10 @@ def read_dicom(path: epath.PathLike) -> StoredVolume:
     )
 
 
-@contextlib.contextmanager
-def naming_file(path: epath.Path) -> Iterator[None]:
-    """Turns errors about one file into an InputError that names it."""
-    try:
-        yield
-    except InputError as error:
-        # It may quote a value of a damaged file, which can be anything.
-        raise InputError(f"{path}: {textwrap.shorten(str(error), _MAX_MESSAGE)}") from None
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except _DAMAGE as error:
-        raise InputError(f"{path}: unreadable DICOM ({one_line(error)})") from error
-
-
 def _dicom_files(path: epath.Path) -> list[epath.Path]:
     if not path.is_dir():
         return [path]
-    with naming_file(path):
+    with naming_file(path, _DAMAGE):
         files = [file for file in sorted(path.iterdir()) if _is_dicom(file)]
     if not files:
         raise InputError(f"{path}: no DICOM files in this folder")
@@ -137,7 +104,7 @@ def _is_dicom(file: epath.Path) -> bool:
 
 
 def _read_header(path: epath.Path) -> _Header:
-    with naming_file(path):
+    with naming_file(path, _DAMAGE):
         with path.open("rb") as file:
             tags = pydicom.dcmread(file, stop_before_pixels=True)
         _check_is_ct_slice(tags)
@@ -187,7 +154,7 @@ def _numbers(tags: pydicom.Dataset, name: str, count: int) -> Float[np.ndarray, 
 
 
 def _sort_slices(path: epath.Path, headers: Sequence[_Header]) -> list[_Header]:
-    """Sorts slices by position and checks that they are those of one volume."""
+    """Sorts slices by position and checks that they are evenly spaced planes of one volume."""
     counts = Counter(header.series for header in headers).values()
     if len(counts) > 1:
         slices = " + ".join(map(str, counts))
@@ -201,11 +168,6 @@ def _sort_slices(path: epath.Path, headers: Sequence[_Header]) -> list[_Header]:
             if not np.allclose(value, expected, rtol=0, atol=_SHARED_TOLERANCE):
                 raise InputError(f"{header.path}: {name} differs from that of {first.path.name}")
     ordered = sorted(headers, key=lambda header: header.depth)
-    _check_positions(path, ordered)
-    return ordered
-
-
-def _check_positions(path: epath.Path, ordered: Sequence[_Header]) -> None:
     distances = np.diff([header.depth for header in ordered])
     if distances[k := int(distances.argmin())] < _SAME_POSITION_MM:
         names = f"{ordered[k].path.name} and {ordered[k + 1].path.name}"
@@ -219,6 +181,7 @@ def _check_positions(path: epath.Path, ordered: Sequence[_Header]) -> None:
             f"{path}: a step of {step} mm after {ordered[k].path.name}, where {steady} is usual: "
             "a slice is missing or displaced"
         )
+    return ordered
 
 
 def _affine(ordered: Sequence[_Header]) -> Float[np.ndarray, "4 4"]:
@@ -239,7 +202,7 @@ def _read_pixels(
     of the file digests."""
     voxels, digests = None, hashlib.sha256()
     for k, header in enumerate(ordered):
-        with naming_file(header.path):
+        with naming_file(header.path, _DAMAGE):
             content = header.path.read_bytes()
             plane = pydicom.dcmread(io.BytesIO(content)).pixel_array
             if rescale:

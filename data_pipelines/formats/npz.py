@@ -1,5 +1,6 @@
 """NumPy archives (.npz) with one volume, the format of RAD-ChestCT."""
 
+import hashlib
 import io
 import math
 import zipfile
@@ -8,25 +9,18 @@ import numpy as np
 from etils import epath
 from jaxtyping import Shaped
 
-from data_pipelines.errors import InputError, one_line
-from data_pipelines.formats.stored import HashedFile, StoredVolume, check_size
+from data_pipelines.formats.stored import StoredVolume, check_size, naming_file
 
 _KEY = "ct"
 
 
 def read_npz(path: epath.PathLike) -> StoredVolume:
     """Reads the array `ct` of an .npz file, or its only array. The format has no geometry."""
-    try:
-        with epath.Path(path).open("rb") as raw:
-            hashed = HashedFile(raw)
-            with zipfile.ZipFile(io.BytesIO(hashed.readall())) as archive:
-                voxels = _read_array(archive)
-            sha256 = hashed.sha256()
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except Exception as error:  # zipfile, zlib and numpy raise all kinds for a damaged file
-        raise InputError(f"{path}: damaged or not an .npz file ({one_line(error)})") from error
-    return StoredVolume(voxels, sha256=sha256)
+    with naming_file(path, "damaged or not an .npz file"):
+        content = epath.Path(path).read_bytes()
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            voxels = _read_array(archive)
+    return StoredVolume(voxels, sha256=hashlib.sha256(content).hexdigest())
 
 
 def _read_array(archive: zipfile.ZipFile) -> Shaped[np.ndarray, "x y z"]:

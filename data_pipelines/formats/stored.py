@@ -1,19 +1,21 @@
-"""StoredVolume: what a file holds, in any format; helpers to read files safely."""
+"""StoredVolume: what a file holds, in any format; checks that all formats share."""
 
+import contextlib
 import dataclasses
-import hashlib
-import io
 import math
-from collections.abc import Sequence
-from typing import IO
+import textwrap
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+from etils import epath
 from jaxtyping import Float, Shaped
+
+from data_pipelines.errors import InputError, one_line
 
 UNKNOWN_SPACING = (1.0, 1.0, 1.0)
 """The spacing in headers whose writer did not know it."""
-READ_BYTES = 1 << 22
 _MAX_VOLUME_BYTES = 1 << 34
+_MAX_MESSAGE = 300  # characters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,29 +37,24 @@ class StoredVolume:
     sha256: str = ""
 
 
+@contextlib.contextmanager
+def naming_file(path: epath.PathLike, damage: str) -> Iterator[None]:
+    """Turns errors about a file into an InputError `PATH: CAUSE`, or `PATH: damage (CAUSE)` for
+    those of libraries, which raise exceptions of all kinds."""
+    try:
+        yield
+    except InputError as error:
+        # It may quote a value of a damaged file, which can be anything.
+        raise InputError(f"{path}: {textwrap.shorten(str(error), _MAX_MESSAGE)}") from None
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except MemoryError:  # not the fault of the file
+        raise
+    except Exception as error:
+        raise InputError(f"{path}: {damage} ({one_line(error)})") from error
+
+
 def check_size(shape: Sequence[int], dtype: np.dtype) -> None:
     """Raises ValueError for an empty or huge volume; called before memory is allocated."""
     if not 0 < math.prod(shape) * dtype.itemsize <= _MAX_VOLUME_BYTES:
         raise ValueError(f"implausible shape {tuple(shape)}")
-
-
-class HashedFile(io.RawIOBase):
-    """Hashes a file while it is read from start to end."""
-
-    def __init__(self, file: IO[bytes]):
-        self._file = file
-        self._hash = hashlib.sha256()
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer) -> int:
-        count = self._file.readinto(buffer)
-        self._hash.update(memoryview(buffer)[:count])
-        return count
-
-    def sha256(self) -> str:
-        """Reads the rest of the file and returns the digest of all of it."""
-        while self.read(READ_BYTES):
-            pass
-        return self._hash.hexdigest()

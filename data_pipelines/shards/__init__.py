@@ -9,36 +9,40 @@
 `python -m data_pipelines.shards verify SHARDS` checks all of it, `show SHARDS NAME` shows a record.
 """
 
-from data_pipelines.shards.dataset import begin, discard, finish, locked, plan
-from data_pipelines.shards.format import Record, decode_volume, encode_volume
-from data_pipelines.shards.reader import (
-    ShardSource,
+from data_pipelines.shards.dataset import (
+    begin,
+    discard,
+    finish,
+    plan,
     preparation,
     read,
     read_reports,
     read_rows,
-    read_skipped,
     splits,
 )
-from data_pipelines.shards.writer import Shard, Skipped, write_shard
+from data_pipelines.shards.format import (
+    Record,
+    Shard,
+    Skipped,
+    decode_volume,
+    encode_volume,
+    write_shard,
+)
 
 __all__ = [
     "Record",
     "Shard",
-    "ShardSource",
     "Skipped",
     "begin",
     "decode_volume",
     "discard",
     "encode_volume",
     "finish",
-    "locked",
     "plan",
     "preparation",
     "read",
     "read_reports",
     "read_rows",
-    "read_skipped",
     "splits",
     "write_shard",
 ]

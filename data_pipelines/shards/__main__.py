@@ -6,17 +6,13 @@ python -m data_pipelines.shards show SHARDS NAME     prints a record and draws i
 
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from absl import logging
-from jaxtyping import Int16
 from matplotlib.figure import Figure
 
-from data_pipelines import slices
+from data_pipelines import shards, slices
 from data_pipelines.errors import InputError, run_main
-from data_pipelines.shards.reader import find, preparation, read, read_reports, splits
 from data_pipelines.shards.verify import verify
 
 
@@ -38,17 +34,23 @@ def _verify(folder: str) -> None:
         num_problems += 1
     if num_problems:
         raise InputError(f"{folder}: problems: {num_problems}")
-    volumes = {split: len(read_reports(folder, split)) for split in splits(folder)}
+    volumes = {split: len(shards.read(folder, split)) for split in shards.splits(folder)}
     print(f"{folder} is sound; volumes: {', '.join(f'{s} {n}' for s, n in volumes.items())}")
 
 
 def _show(folder: str, name: str) -> None:
-    split, index = find(folder, name)
-    record = read(folder, split)[index]
+    split, index = _find(folder, name)
+    record = shards.read(folder, split)[index]
     volume = record.pop("volume")
-    names = preparation(folder, split)["labels"]
+    figure = Figure(figsize=(12, 4))
+    for axes, plane in zip(figure.subplots(1, 3), ("axial", "coronal", "sagittal"), strict=True):
+        middle = slices.cut(volume, plane, spacing=record["spacing"])
+        middle.draw(axes, window=record["window"])
+        axes.set_title(plane)
+    figure.tight_layout()
     path = Path(f"{name.replace('/', '_')}.png")
-    _draw(path, volume, spacing=record["spacing"], window=record["window"])
+    figure.savefig(path)
+    names = shards.preparation(folder, split)["labels"]
     for vector in ("shape", "spacing", "window"):
         record[vector] = " ".join(f"{number:g}" for number in record[vector])
     record["labels"] = dict(zip(names, record["labels"].tolist(), strict=True))
@@ -57,20 +59,16 @@ def _show(folder: str, name: str) -> None:
     print(path)
 
 
-def _draw(
-    path: Path,
-    volume: Int16[np.ndarray, "f h w"],
-    *,
-    spacing: Sequence[float],
-    window: Sequence[float],
-) -> None:
-    """Writes a PNG of the middle axial, coronal and sagittal slices."""
-    figure = Figure(figsize=(12, 4))
-    for axes, plane in zip(figure.subplots(1, 3), ("axial", "coronal", "sagittal"), strict=True):
-        slices.cut(volume, plane, spacing=spacing).draw(axes, window=window)
-        axes.set_title(plane)
-    figure.tight_layout()
-    figure.savefig(path)
+def _find(folder: str, name: str) -> tuple[str, int]:
+    """Returns the split and the index of a record."""
+    for split in shards.splits(folder):
+        names = [row["volume_name"] for row in shards.read_reports(folder, split)]
+        if name in names:
+            return split, names.index(name)
+        for row in shards.read_rows(folder, split):
+            if row["volume_name"] == name:
+                raise InputError(f"{name}: skipped: {row['reason']}")
+    raise InputError(f"{folder}: no record {name}")
 
 
 if __name__ == "__main__":

@@ -1,30 +1,25 @@
-"""A folder of shards: begin a split, lock the folder, finish the dataset, discard a split."""
+"""A folder of shards: begin a split, finish the dataset, read it, discard a split."""
 
-import contextlib
 import csv
-import fcntl
 import io
 import json
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import tensorflow_datasets as tfds
 from etils import epath
 from tensorflow_datasets.core.dataset_info import DatasetIdentity
 
 from data_pipelines.errors import InputError
-from data_pipelines.files import (
-    SCRATCH,
-    is_remote,
-    make_folder,
-    publish,
-    read_json,
-    scratch_folder,
-    sha256,
-    write_text,
+from data_pipelines.files import make_folder, publish, read_json, scratch_folder, sha256, write_text
+from data_pipelines.shards.format import (
+    FEATURES,
+    NAME,
+    VERSION,
+    Record,
+    Shard,
+    decode_volume,
+    deserialize,
 )
-from data_pipelines.shards.format import FEATURES, NAME, VERSION
-from data_pipelines.shards.writer import Shard
 
 CHECKSUMS = "SHA256SUMS"
 
@@ -35,7 +30,7 @@ def begin(out: epath.PathLike, split: str, *, settings: dict) -> list[Shard]:
     `settings` has the number of `shards` and all else that must not change between two runs into
     the same folder. With other settings than the folder's it raises InputError."""
     directory = make_folder(out)
-    path = settings_path(directory, split)
+    path = _settings_path(directory, split)
     if path.exists() and (existing := read_json(path)) != settings:
         names = {"cases_sha256": "contents of the tables"}
         changed = [names.get(n, n) for n in settings if settings[n] != existing.get(n)]
@@ -47,74 +42,73 @@ def begin(out: epath.PathLike, split: str, *, settings: dict) -> list[Shard]:
     return plan(directory, split)
 
 
+def preparation(shards: epath.PathLike, split: str) -> dict:
+    """Returns the settings of a split's preparation: `shape` and `spacing` (z, x, y; mm), `window`
+    (HU), `labels`, ..."""
+    path = _settings_path(epath.Path(shards), split)
+    if not path.exists():
+        raise InputError(f"{shards}: no split {split!r} was prepared here")
+    return read_json(path)
+
+
 def plan(directory: epath.PathLike, split: str) -> list[Shard]:
     """Returns the shards of a split that was begun, written or not."""
-    directory = epath.Path(directory)
-    count = read_json(settings_path(directory, split))["shards"]
-    return [Shard(directory, split, index, count) for index in range(count)]
+    count = preparation(directory, split)["shards"]
+    return [Shard(epath.Path(directory), split, index, count) for index in range(count)]
 
 
-def settings_path(directory: epath.Path, split: str) -> epath.Path:
-    """The file with the settings of a split."""
+def _settings_path(directory: epath.Path, split: str) -> epath.Path:
     return directory / f"preparation-{split}.json"
-
-
-@contextlib.contextmanager
-def locked(out: epath.PathLike, *, exclusive: bool) -> Iterator[None]:
-    """Locks the folder: exclusively for a run that writes all of it, or shared by several runs that
-    write different shards. If another process holds the lock it raises InputError.
-
-    An exclusive run first deletes the scratch folders that killed runs left. On remote paths there
-    is no lock."""
-    directory = make_folder(out)
-    if is_remote(directory):
-        yield
-        return
-    with open(directory / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{out}: another process is writing there") from None
-        except OSError:
-            pass  # a file system without locks
-        if exclusive:
-            for path in directory.glob(f"{SCRATCH}*"):
-                shutil.rmtree(path)
-        yield
 
 
 def finish(out: epath.PathLike) -> list[str]:
     """Writes the metadata of a dataset of all splits whose shards are complete; returns them."""
     directory = epath.Path(out)
-    names = sorted(path.stem for path in directory.glob("preparation-*.json"))
-    plans = {name: plan(directory, name) for name in (n.split("-", 1)[1] for n in names)}
+    paths = directory.glob("preparation-*.json")
+    prepared = sorted(path.stem.removeprefix("preparation-") for path in paths)
+    plans = {split: plan(directory, split) for split in prepared}
     complete = {split: shards for split, shards in plans.items() if all(s.complete for s in shards)}
     if complete:
-        summaries = {s: [shard.read_summary() for shard in complete[s]] for s in complete}
-        _write_tables(directory, complete)
+        contents = {shard: shard.read() for shards in complete.values() for shard in shards}
+        rows = [(shard.split, row) for shard, (_, rows) in contents.items() for row in rows]
+        summaries = {
+            split: [contents[shard][0] for shard in shards] for split, shards in complete.items()
+        }
+        _write_tables(directory, rows)
         _write_metadata(directory, summaries)
-        _write_checksums(directory, summaries)
+        # As sha256sum writes them; those of the records, large files, are in the summaries.
+        digests = {
+            shard.records.name: summary["sha256"] for shard, (summary, _) in contents.items()
+        }
+        names = sorted(files(directory, list(complete)))
+        lines = [f"{digests.get(name) or sha256(directory / name)}  {name}\n" for name in names]
+        write_text(directory / CHECKSUMS, "".join(lines))
     return list(complete)
 
 
-def _write_tables(directory: epath.Path, complete: dict[str, list[Shard]]) -> None:
-    skipped, provenance = [("VolumeName", "Split", "Reason")], []
-    for split, shards in complete.items():
-        for line in (line for shard in shards for line in shard.read_rows()):
-            if "reason" in line:
-                skipped.append((line["volume_name"], split, line["reason"]))
-            else:
-                name = {"VolumeName": line["volume_name"], "Split": split}
-                provenance.append(name | line["provenance"])
+def _write_tables(directory: epath.Path, rows: Iterable[tuple[str, dict]]) -> None:
+    """`rows`: (split, row of a case)."""
+    skipped, provenance = [], []
+    for split, row in rows:
+        name = {"VolumeName": row["volume_name"], "Split": split}
+        if "reason" in row:
+            skipped.append(name | {"Reason": row["reason"]})
+        else:
+            provenance.append(name | row["provenance"])
     columns = list(dict.fromkeys(column for line in provenance for column in line))
-    cells = [[line.get(column, "") for column in columns] for line in provenance]
-    for name, rows in (("skipped.csv", skipped), ("provenance.csv", [columns, *cells])):
-        text = io.StringIO(newline="")
-        csv.writer(text, lineterminator="\n").writerows(rows)
-        write_text(directory / name, text.getvalue())
+    _write_csv(directory / "skipped.csv", ["VolumeName", "Split", "Reason"], skipped)
+    _write_csv(directory / "provenance.csv", columns, provenance)
 
 
-def _write_metadata(directory: epath.Path, summaries: dict[str, list[dict]]) -> None:
+def _write_csv(path: epath.Path, columns: Sequence[str], rows: Sequence[dict]) -> None:
+    text = io.StringIO(newline="")
+    table = csv.DictWriter(text, columns, lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def _write_metadata(directory: epath.Path, summaries: Mapping[str, list[dict]]) -> None:
     """Writes what tensorflow-datasets reads. Its own write_metadata fails if the folder holds files
     of an unfinished split."""
     template = tfds.core.ShardedFileTemplate(
@@ -141,23 +135,11 @@ def _write_metadata(directory: epath.Path, summaries: dict[str, list[dict]]) -> 
             publish(path, directory / path.name)
 
 
-def _write_checksums(directory: epath.Path, summaries: dict[str, list[dict]]) -> None:
-    """Writes them as sha256sum does; those of the records, large files, are in the summaries."""
-    digests = {
-        shard.records.name: summary["sha256"]
-        for split, shards in summaries.items()
-        for shard, summary in zip(plan(directory, split), shards, strict=True)
-    }
-    names = sorted(files(directory, list(summaries)))
-    lines = [f"{digests.get(name) or sha256(directory / name)}  {name}\n" for name in names]
-    write_text(directory / CHECKSUMS, "".join(lines))
-
-
 def files(directory: epath.Path, splits: Sequence[str]) -> list[str]:
     """Returns the names of all files of a dataset with these splits except its checksums."""
     names = ["dataset_info.json", "features.json", "provenance.csv", "skipped.csv"]
     for split in splits:
-        names += [settings_path(directory, split).name]
+        names += [_settings_path(directory, split).name]
         names += [f.name for shard in plan(directory, split) for f in (shard.records, shard.rows)]
     return names
 
@@ -168,4 +150,61 @@ def discard(out: epath.PathLike, split: str) -> None:
     for shard in plan(directory, split):
         for path in (shard.rows, shard.records):
             path.unlink(missing_ok=True)
-    settings_path(directory, split).unlink(missing_ok=True)
+    _settings_path(directory, split).unlink(missing_ok=True)
+
+
+class ShardSource(Sequence[Record]):
+    """Random access to the records of a split, in their order on disk; can be pickled.
+
+    A record has `volume` (int16, steps of 1/16 HU; z, x, y) and its `shape`, `spacing` (mm;
+    z, x, y), `window` (HU), `steps_per_hu` (of the stored volume, 1 or 16), `labels` (int8: 0, 1,
+    -1 unknown; `preparation` names them), the texts `volume_name`, `patient`, `scan`, `findings`,
+    `impressions`, and the dicts `strata` and `provenance`.
+    """
+
+    def __init__(self, shards: epath.PathLike, split: str):
+        self._builder = tfds.builder_from_directory(_finished(shards, split))
+        self._source = self._builder.as_data_source(split)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Record:
+        record = self.encoded(index)
+        return record | {"volume": decode_volume(record)}
+
+    def encoded(self, index: int) -> Record:
+        """Returns a record for `decode_volume`."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return deserialize(self._source[index])
+
+
+def read(shards: epath.PathLike, split: str) -> ShardSource:
+    """Returns the records of a finished split; `shards` is the folder that prepare wrote."""
+    return ShardSource(shards, split)
+
+
+def read_rows(shards: epath.PathLike, split: str) -> list[dict]:
+    """Returns a row for every case of a split in its order: the record without its volume, or the
+    `reason` why the case was skipped. The split need not be finished."""
+    return [row for shard in plan(shards, split) for row in shard.read()[1]]
+
+
+def read_reports(shards: epath.PathLike, split: str) -> list[dict]:
+    """Returns the records of a finished split without volumes, in their order; reads no records."""
+    return [row for row in read_rows(_finished(shards, split), split) if "reason" not in row]
+
+
+def splits(shards: epath.PathLike) -> list[str]:
+    """Returns the finished splits of a folder; without one, it raises InputError."""
+    info = epath.Path(shards) / "dataset_info.json"
+    if not info.exists():
+        raise InputError(f"{shards}: no prepared shards (no dataset_info.json)")
+    return [item["name"] for item in read_json(info)["splits"]]
+
+
+def _finished(shards: epath.PathLike, split: str) -> epath.Path:
+    if split not in (finished := splits(shards)):
+        raise InputError(f"{shards}: no split {split!r}; prepared: {', '.join(finished)}")
+    return epath.Path(shards)

@@ -1,18 +1,23 @@
-"""Record format: fields, Blosc-compressed fixed-point volumes, serialization.
+"""Shard format: fields of a record, Blosc-compressed fixed-point volumes, writing of one shard.
 
 Only this module knows in which steps a volume is stored. In memory volumes are in steps of 1/16 HU.
+Equal cases give shards of equal bytes.
 """
 
+import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numcodecs
 import numpy as np
 import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordWriter
+from etils import epath
 from jaxtyping import Int16
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
+from data_pipelines.files import publish, scratch_folder, sha256
 from data_pipelines.resample import STEPS_PER_HU
 
 Record = dict[str, Any]
@@ -70,7 +75,7 @@ def decode_volume(
     return volume
 
 
-def serialize(record: Record) -> bytes:
+def _serialize(record: Record) -> bytes:
     """Returns the bytes of a record with an encoded volume; equal records have equal bytes."""
     texts = {name: json.dumps(record[name]) for name in _OBJECTS}
     example = _SERIALIZER.get_tf_example(FEATURES.encode_example(record | texts))
@@ -84,8 +89,78 @@ def deserialize(example: Mapping[str, Any]) -> Record:
     return {**example, **texts, **objects}
 
 
-def metadata_row(record: Record) -> dict[str, Any]:
+def _metadata_row(record: Record) -> dict[str, Any]:
     """Returns the record without its volume, as plain types for JSON."""
     names = [name for name in FEATURES if name != "volume" and name not in _OBJECTS]
     plain = {name: np.asarray(record[name]).tolist() for name in names}
     return {**plain, **{name: record[name] for name in _OBJECTS}}
+
+
+@dataclasses.dataclass(frozen=True)
+class Skipped:
+    """A case without a record, and the reason."""
+
+    volume_name: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One of the `count` files of a split, complete if `rows` exists, which is written last."""
+
+    directory: epath.Path
+    split: str
+    index: int
+    count: int
+
+    @property
+    def complete(self) -> bool:
+        return self.rows.exists()
+
+    @property
+    def records(self) -> epath.Path:
+        """The ArrayRecord file."""
+        return self.directory / f"{NAME}-{self.split}.array_record-{self._numbers}"
+
+    @property
+    def rows(self) -> epath.Path:
+        """JSON lines: the number, bytes and sha256 of the records; then a row for every case, which
+        is its record without the volume, or the reason why it was skipped."""
+        return self.directory / f"{self.split}-{self._numbers}.jsonl"
+
+    @property
+    def _numbers(self) -> str:
+        return f"{self.index:05d}-of-{self.count:05d}"
+
+    def read(self) -> tuple[dict[str, Any], list[dict]]:
+        """Returns `volumes` (their number), `bytes` and `sha256` of the records; and the rows."""
+        lines = self.rows.read_text(encoding="utf-8").split("\n")[:-1]
+        summary, *rows = map(json.loads, lines)
+        return summary, rows
+
+
+def write_shard(shard: Shard, outcomes: Iterable[Record | Skipped]) -> int:
+    """Writes the records among `outcomes` in their order, and one row for every outcome; returns
+    the number of records. An error, such as a full disk, leaves no part of the shard."""
+    with scratch_folder(shard.directory) as scratch:
+        records, rows = scratch / shard.records.name, scratch / shard.rows.name
+        lines = []
+        writer = ArrayRecordWriter(str(records), "group_size:1,uncompressed")
+        for outcome in outcomes:
+            if isinstance(outcome, Skipped):
+                lines.append(dataclasses.asdict(outcome))
+            else:
+                writer.write(_serialize(outcome))
+                lines.append(_metadata_row(outcome))
+            if not writer.ok():
+                break
+        try:
+            writer.close()
+        except RuntimeError as error:  # with the cause of the write that failed
+            raise OSError(f"{error}") from error
+        count, size = sum("reason" not in line for line in lines), records.stat().st_size
+        lines.insert(0, {"volumes": count, "bytes": size, "sha256": sha256(records)})
+        rows.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
+        publish(records, shard.records)
+        publish(rows, shard.rows)
+    return count

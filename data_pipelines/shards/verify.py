@@ -8,12 +8,10 @@ from etils import epath
 
 from data_pipelines.errors import InputError, one_line
 from data_pipelines.files import sha256
-from data_pipelines.shards import format
-from data_pipelines.shards.dataset import CHECKSUMS, files, plan
-from data_pipelines.shards.reader import splits
-from data_pipelines.shards.writer import Shard
+from data_pipelines.shards.dataset import CHECKSUMS, files, plan, splits
+from data_pipelines.shards.format import FEATURES, Shard, decode_volume, deserialize
 
-_CHECKSUM = re.compile(r"([0-9a-f]{64})  (\S+)")
+_CHECKSUM = re.compile(r"([0-9a-f]{64})  ([^\s/]+)")
 _DAMAGE = (AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 
 
@@ -23,11 +21,18 @@ def verify(shards: epath.PathLike) -> Iterator[str]:
     directory = epath.Path(shards)
     if not (directory / CHECKSUMS).exists():
         raise InputError(f"{shards}: no finished preparation (no {CHECKSUMS})")
-    checksums = _read_checksums(directory)
-    problems = {name: _problem(directory / name, digest) for name, digest in checksums.items()}
-    problems = {name: problem for name, problem in problems.items() if problem}
-    for name, problem in problems.items():
-        yield f"{directory / name}: {problem}"
+    # Malformed lines are ignored; their files are then reported to have none.
+    lines = (directory / CHECKSUMS).read_bytes().decode("ascii", errors="replace").splitlines()
+    matches = filter(None, map(_CHECKSUM.fullmatch, lines))
+    checksums = {match[2]: match[1] for match in matches}
+    problems = set()
+    for name, digest in checksums.items():
+        if not (directory / name).exists():
+            problems.add(name)
+            yield f"{directory / name}: missing"
+        elif sha256(directory / name) != digest:
+            problems.add(name)
+            yield f"{directory / name}: changed since it was written (sha256 differs)"
     if any(name.endswith(".json") for name in problems):
         return  # these files list the splits and shards
     names = splits(directory)
@@ -40,42 +45,28 @@ def verify(shards: epath.PathLike) -> Iterator[str]:
             yield from _check_records(shard, owners, changed=shard.records.name in problems)
 
 
-def _read_checksums(directory: epath.Path) -> dict[str, str]:
-    """File name -> sha256; malformed lines are ignored, as `verify` then misses their files."""
-    lines = (directory / CHECKSUMS).read_bytes().decode("ascii", errors="replace").splitlines()
-    matches = filter(None, map(_CHECKSUM.fullmatch, lines))
-    return {match[2]: match[1] for match in matches if "/" not in match[2]}
-
-
-def _problem(path: epath.Path, digest: str) -> str:
-    if not path.exists():
-        return "missing"
-    return "" if sha256(path) == digest else "changed since it was written (sha256 differs)"
-
-
 def _check_records(shard: Shard, owners: dict[str, str], *, changed: bool) -> Iterator[str]:
     """Adds the ids of this shard to `owners`, the records in which they were first seen. `changed`:
     a problem of the file is reported already."""
     try:
-        size, written = shard.records.stat().length, shard.read_summary()
-        if size < written["bytes"]:
-            yield f"{shard.records}: truncated, {size} of {written['bytes']} bytes"
-        elif not changed and sha256(shard.records) != written["sha256"]:
+        size, (summary, rows) = shard.records.stat().length, shard.read()
+        if size < summary["bytes"]:
+            yield f"{shard.records}: truncated, {size} of {summary['bytes']} bytes"
+        elif not changed and sha256(shard.records) != summary["sha256"]:
             yield f"{shard.records}: not the file that {shard.rows.name} describes"
-        rows = [row["volume_name"] for row in shard.read_rows() if "reason" not in row]
+        names = [row["volume_name"] for row in rows if "reason" not in row]
         reader = ArrayRecordReader(str(shard.records))
         count = reader.num_records()
     except _DAMAGE as error:
         yield f"{shard.records}: it or {shard.rows.name} cannot be read ({one_line(error)})"
         return
-    if count != len(rows):
-        yield f"{shard.records}: {count} records, {len(rows)} in {shard.rows.name}"
-    for index, expected in enumerate(rows[:count]):
+    if count != len(names):
+        yield f"{shard.records}: {count} records, {len(names)} in {shard.rows.name}"
+    for index, expected in enumerate(names[:count]):
         where = f"{shard.records}: record {index}, {expected}"
         try:
-            example = format.FEATURES.deserialize_example_np(reader.read([index])[0])
-            record = format.deserialize(example)
-            format.decode_volume(record)
+            record = deserialize(FEATURES.deserialize_example_np(reader.read([index])[0]))
+            decode_volume(record)
         except _DAMAGE as error:
             yield f"{where}: damaged ({one_line(error)})"
             continue

@@ -15,14 +15,7 @@ from etils import epath
 from data_pipelines.errors import InputError
 from data_pipelines.reports import LABELS
 from data_pipelines.sources.case import CaseRecord, Collection
-from data_pipelines.sources.tables import (
-    DICOM_STRATA,
-    Table,
-    first_number,
-    read_labels,
-    read_strata,
-    read_table,
-)
+from data_pipelines.sources.tables import Table, first_number, read_labels, read_strata, read_table
 
 _TABLE_NAME = {"train": "train", "valid": "validation"}
 _KEY = "VolumeName"
@@ -38,8 +31,6 @@ def read_collection(tree: epath.PathLike, split: str) -> Collection:
     if split not in _TABLE_NAME:
         raise InputError(f"split: unknown {split!r}; CT-RATE has {', '.join(_TABLE_NAME)}")
     root = epath.Path(tree)
-    if not root.exists():
-        raise InputError(f"{tree}: no such folder")
     root = root / "dataset" if (root / "dataset").is_dir() else root
     name = _TABLE_NAME[split]
     reports, labels, metadata = (
@@ -53,7 +44,9 @@ def read_collection(tree: epath.PathLike, split: str) -> Collection:
             ),
         )
     )
-    no_chest = _no_chest(root, split)
+    lists = [root / folder / f"no_chest_{split}.txt" for folder in ("metadata", ".")]
+    lines = [line for path in lists if path.exists() for line in path.read_text().split()]
+    no_chest = {line.rsplit("/", 1)[-1].removesuffix(".nii.gz") for line in lines}
     cases = [
         _case(root, split, volume_name, tables=(reports, labels, metadata), no_chest=no_chest)
         for volume_name in sorted({*reports.rows, *reports.faults})
@@ -61,21 +54,11 @@ def read_collection(tree: epath.PathLike, split: str) -> Collection:
     return Collection(LABELS, cases)
 
 
-def _no_chest(root: epath.Path, split: str) -> set[str]:
-    lists = [root / folder / f"no_chest_{split}.txt" for folder in ("metadata", ".")]
-    lines = [line for path in lists if path.exists() for line in path.read_text().split()]
-    return {_stem(line.rsplit("/", 1)[-1]) for line in lines}
-
-
 def parse_volume_name(volume_name: str) -> tuple[str, str] | None:
     """Returns patient and scan of a CT-RATE volume: valid_1 and valid_1_a for valid_1_a_2.nii.gz;
     None for any other name."""
     match = _VOLUME_NAME.fullmatch(volume_name)
     return (match["patient"], match["scan"]) if match else None
-
-
-def _stem(volume_name: str) -> str:
-    return volume_name.removesuffix(".nii.gz")
 
 
 def _case(
@@ -87,7 +70,7 @@ def _case(
     reasons = [table.faults[volume_name] for table in tables if volume_name in table.faults]
     if not all(named):
         reasons += ["not the name of a CT-RATE volume"]
-    if _stem(volume_name) in no_chest:
+    if volume_name.removesuffix(".nii.gz") in no_chest:
         reasons += ["in CT-RATE's list of scans without a chest"]
     xy = first_number(metadata.get("XYSpacing", ""))
     return CaseRecord(
@@ -98,7 +81,7 @@ def _case(
         findings=report.get("Findings_EN", ""),
         impressions=report.get("Impressions_EN", ""),
         labels=read_labels(labels, LABELS),
-        strata=read_strata(metadata, DICOM_STRATA),
+        strata=read_strata(metadata),
         slope=first_number(metadata.get("RescaleSlope", "")),
         intercept=first_number(metadata.get("RescaleIntercept", "")),
         spacing=(first_number(metadata.get("ZSpacing", "")), xy, xy),

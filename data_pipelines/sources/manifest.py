@@ -20,14 +20,7 @@ from etils import epath
 from data_pipelines.errors import InputError
 from data_pipelines.reports import LABELS
 from data_pipelines.sources.case import UNKNOWN, CaseRecord, Collection
-from data_pipelines.sources.tables import (
-    Row,
-    first_number,
-    is_number,
-    read_labels,
-    read_strata,
-    read_table,
-)
+from data_pipelines.sources.tables import Row, first_number, is_number, read_labels, read_table
 
 _STRATA = ("sex", "age", "manufacturer", "model", "kernel", "date")
 _NUMBERS = ("slope", "intercept", "spacing_z", "spacing_x", "spacing_y")
@@ -73,7 +66,14 @@ def read_collection(
         rows = {name: row | {"split": split} for name, row in rows.items()}
     reasons = {name: _reason(name, row) for name, row in rows.items()} | table.faults
     rows |= {name: dict.fromkeys(COLUMNS, "") for name in table.faults}
-    _check_split(split, {row["split"] for row in rows.values()}, path=path)
+    if not rows:
+        raise InputError(f"{path}: no rows")
+    # Rows without a readable split have their reasons to be skipped; a table of them passes.
+    splits = {row["split"] for row in rows.values()} - {""}
+    if splits and split not in splits:
+        raise InputError(
+            f"{path}: no rows of split {split!r}; the splits are {', '.join(sorted(splits))}"
+        )
     folder = epath.Path(path).parent
     cases = [
         _case(folder, name, row, skip=reasons[name])
@@ -81,16 +81,6 @@ def read_collection(
         if row["split"] in ("", split)
     ]
     return Collection(LABELS, sorted(cases, key=lambda case: case.volume_name))
-
-
-def _check_split(split: str, splits: set[str], *, path: epath.PathLike) -> None:
-    if not splits:
-        raise InputError(f"{path}: no rows")
-    # Rows without a readable split have their reasons to be skipped; a table of them passes.
-    if (readable := splits - {""}) and split not in readable:
-        raise InputError(
-            f"{path}: no rows of split {split!r}; the splits are {', '.join(sorted(readable))}"
-        )
 
 
 def _reason(name: str, row: Row) -> str:
@@ -110,7 +100,7 @@ def _reason(name: str, row: Row) -> str:
 
 def _case(folder: epath.Path, name: str, row: Row, *, skip: str) -> CaseRecord:
     name = name if name.isprintable() else repr(name)
-    x = first_number(row["spacing_x"])
+    z, x, y = (first_number(row[f"spacing_{axis}"]) for axis in "zxy")
     return CaseRecord(
         volume_name=name,
         patient=row["patient"] or name,
@@ -119,14 +109,10 @@ def _case(folder: epath.Path, name: str, row: Row, *, skip: str) -> CaseRecord:
         findings=row["findings"] or ("" if row["impressions"] else row["report"]),
         impressions=row["impressions"],
         labels=read_labels(row, LABELS),
-        strata=read_strata(row, {name: name for name in _STRATA}),
+        strata={name: row[name] for name in _STRATA if row[name]},
         slope=first_number(row["slope"]),
         intercept=first_number(row["intercept"]),
-        spacing=(
-            first_number(row["spacing_z"]),
-            x,
-            first_number(row["spacing_y"]) if row["spacing_y"] else x,
-        ),
+        spacing=(z, x, y if row["spacing_y"] else x),
         axes=row["axes"],
         skip=skip,
     )

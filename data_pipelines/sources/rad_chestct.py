@@ -18,14 +18,7 @@ from etils import epath
 
 from data_pipelines.errors import InputError
 from data_pipelines.sources.case import CaseRecord, Collection
-from data_pipelines.sources.tables import (
-    DICOM_STRATA,
-    Row,
-    Table,
-    read_labels,
-    read_strata,
-    read_table,
-)
+from data_pipelines.sources.tables import Row, Table, read_labels, read_strata, read_table
 
 _SPLITS = ("train", "valid", "test")
 _KEY, _PATIENT = "NoteAcc_DEID", "MRN_DEID"
@@ -67,8 +60,8 @@ def read_collection(
                 patient=about.get(_PATIENT) or name,
                 scan=name,
                 paths=(root / f"{name}.npz",),
-                labels=tuple(_any(row, names) for names in columns.values()),
-                strata=read_strata(about, DICOM_STRATA),
+                labels=tuple(_label(row, names) for names in columns.values()),
+                strata=read_strata(about),
                 spacing=(_SPACING_MM,) * 3,
                 axes=axes,
                 skip=table.faults.get(name) or metadata.faults.get(name, ""),
@@ -88,7 +81,7 @@ def _columns(table: Table, abnormalities: Sequence[str], *, path: epath.Path) ->
     return columns
 
 
-def _any(row: Row, columns: Sequence[str]) -> int:
+def _label(row: Row, columns: Sequence[str]) -> int:
     """Returns 1 if one of the cells is 1, else UNKNOWN if one of them is, else 0."""
     cells = read_labels(row, columns)
     return 1 if 1 in cells else min(cells)  # UNKNOWN is -1

@@ -17,7 +17,7 @@ from data_pipelines.sources.case import UNKNOWN
 Row = dict[str, str]
 _Numbered = tuple[int, dict]
 
-DICOM_STRATA = {
+_DICOM_STRATA = {
     "sex": "PatientSex",
     "age": "PatientAge",
     "manufacturer": "Manufacturer",
@@ -25,7 +25,7 @@ DICOM_STRATA = {
     "kernel": "ConvolutionKernel",
     "date": "StudyDate",
 }
-"""Strata of results -> columns of tables that were made from DICOM headers."""
+"""Strata of results -> their columns in tables that were made from DICOM headers."""
 
 _MISSING = {"", "na", "n/a", "nan", "null", "none"}
 _MAX_LIST = 200  # characters
@@ -97,9 +97,9 @@ def read_labels(row: Row, labels: Iterable[str]) -> tuple[int, ...]:
     return tuple(int(number) if number in (0, 1) else UNKNOWN for number in numbers)
 
 
-def read_strata(row: Row, columns: dict[str, str]) -> dict[str, str]:
-    """Returns stratum -> value of a row; `columns`: stratum -> column."""
-    return {name: row[column] for name, column in columns.items() if row.get(column)}
+def read_strata(row: Row) -> dict[str, str]:
+    """Returns stratum -> value of a row of a table that was made from DICOM headers."""
+    return {name: row[column] for name, column in _DICOM_STRATA.items() if row.get(column)}
 
 
 def _read_csv(text: str) -> tuple[set[str], list[_Numbered]]:

@@ -32,7 +32,7 @@ def checkpoints(folder: Path, *, layout: dict = LAYOUT, **changes) -> Checkpoint
         config.checkpoint,
         layout=layout,
         made_by=dataclasses.asdict(config),
-        export_description=export_description(config, label_informed=False),
+        export_description=export_description(config),
     )
 
 

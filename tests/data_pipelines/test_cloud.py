@@ -6,7 +6,7 @@ import pytest
 from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
 
-from data_pipelines import shard_tasks, shards
+from data_pipelines import files, shard_tasks, shards
 from data_pipelines.errors import InputError
 from data_pipelines.resample import Geometry
 from data_pipelines.shards.verify import verify
@@ -37,7 +37,7 @@ def bucket(monkeypatch):
 
 
 def prepare(tree, out):
-    with shards.locked(out, exclusive=True):
+    with files.locked(out, exclusive=True):
         collection = read_collection(tree, "train")
         tasks = shard_tasks.plan(collection, out, "train", geometry=GEOMETRY, mode="sound")
         for task in tasks:
@@ -77,8 +77,9 @@ def test_missing_object_is_a_skip(bucket, tmp_path):
     next((tmp_path / "tree/dataset/train").rglob("train_1_*.nii.gz")).unlink()
     upload(tmp_path / "tree", bucket / "tree")
     prepare(bucket / "tree", bucket / "out")
-    (skipped,) = shards.read_skipped(bucket / "out", "train")
-    assert "no such file" in skipped.reason
+    rows = shards.read_rows(bucket / "out", "train")
+    (reason,) = (row["reason"] for row in rows if "reason" in row)
+    assert "no such file" in reason
 
 
 def test_missing_table_is_an_input_error(bucket):

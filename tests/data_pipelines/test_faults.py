@@ -23,7 +23,8 @@ def prepare(collection, out):
         shard_tasks.run(task)
     shards.finish(out)
     assert list(verify(out)) == []
-    skipped = {each.volume_name: each.reason for each in shards.read_skipped(out, "train")}
+    rows = shards.read_rows(out, "train")
+    skipped = {row["volume_name"]: row["reason"] for row in rows if "reason" in row}
     table = pd.read_csv(out / "skipped.csv")
     assert dict(zip(table.VolumeName, table.Reason, strict=True)) == skipped
     source = shards.read(out, "train")

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.drill
 ROOT = Path(__file__).parents[2]
 KILLED_TEN_TIMES = """
 import os, random, signal, sys, time
-from data_pipelines import shard_tasks, shards
+from data_pipelines import files, shard_tasks, shards
 from data_pipelines.sources.ct_rate import read_collection
 from data_pipelines.resample import Geometry
 
@@ -23,7 +23,7 @@ tree, undisturbed, disturbed = sys.argv[1:]
 geometry = Geometry((8, 14, 12), (12.0, 7.5, 7.5))
 
 def prepare(out):
-    with shards.locked(out, exclusive=True):
+    with files.locked(out, exclusive=True):
         tasks = shard_tasks.plan(
             read_collection(tree, "train"), out, "train", geometry=geometry, mode="sound"
         )

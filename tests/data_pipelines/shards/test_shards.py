@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from data_pipelines import shards
+from data_pipelines import files, shards
 from data_pipelines.errors import InputError
 from data_pipelines.shards.__main__ import main
 from data_pipelines.shards.verify import verify
@@ -54,7 +54,7 @@ def test_frames_larger_than_a_slab():
 def test_folder_in_place_of_a_file_is_an_input_error(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="file: cannot create this folder"):
-        shards.locked(tmp_path / "file", exclusive=True).__enter__()
+        files.locked(tmp_path / "file", exclusive=True).__enter__()
 
 
 @pytest.mark.parametrize("frames", [1, 24, 47])
@@ -98,7 +98,8 @@ def test_reports_are_read_without_the_records(written):
 
 
 def test_skipped_scans_are_listed_with_their_reason(written):
-    assert [s.volume_name for s in shards.read_skipped(written, "train")] == ["train_9_a_1.nii.gz"]
+    (row,) = (row for row in shards.read_rows(written, "train") if "reason" in row)
+    assert row == {"volume_name": "train_9_a_1.nii.gz", "reason": "truncated, or not"}
     lines = (written / "skipped.csv").read_text().splitlines()
     assert lines == ["VolumeName,Split,Reason", 'train_9_a_1.nii.gz,train,"truncated, or not"']
 
@@ -271,14 +272,14 @@ def test_verify_and_show_are_commands(written, tmp_path, monkeypatch, capsys):
 
 
 def test_exclusive_and_shared_locks_exclude_each_other(tmp_path):
-    first, second = (shards.locked(tmp_path, exclusive=False) for _ in range(2))
+    first, second = (files.locked(tmp_path, exclusive=False) for _ in range(2))
     with first, second, pytest.raises(InputError, match="another process"):
-        shards.locked(tmp_path, exclusive=True).__enter__()
+        files.locked(tmp_path, exclusive=True).__enter__()
     (tmp_path / ".writing-left").mkdir()
-    with shards.locked(tmp_path, exclusive=True):
+    with files.locked(tmp_path, exclusive=True):
         assert not (tmp_path / ".writing-left").exists()
         with pytest.raises(InputError, match="another process"):
-            shards.locked(tmp_path, exclusive=False).__enter__()
+            files.locked(tmp_path, exclusive=False).__enter__()
 
 
 def test_full_disk_is_one_line_and_leaves_nothing(full_disk, tmp_path):

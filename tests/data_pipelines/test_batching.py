@@ -9,7 +9,7 @@ FAULTS_OF_A_LARGE_ARRAY_THE_SECOND_TIME = """
 import resource
 import sys
 import numpy as np
-from data_pipelines.malloc import LARGE_BYTES, tune_malloc
+from data_pipelines.batching import LARGE_BYTES, tune_malloc
 
 if sys.argv[1] == "keep":
     tune_malloc(LARGE_BYTES)
