@@ -90,6 +90,7 @@ $(DEMO)/train.done: $(DEMO)/shards.done
 
 $(DEMO)/evaluation/report.html: $(DEMO)/train.done
 	@echo "[4/4] evaluation"
-	$(RUN) -m ctclip_jax.reference --model=$(DEMO)/train/export --shards=$(DEMO)/shards
+	$(RUN) -m ctclip_jax.calibrate --model=$(DEMO)/train/export --shards=$(DEMO)/shards \
+		--split=train
 	$(RUN) -m ctclip_jax.evaluate --model=$(DEMO)/train/export --shards=$(DEMO)/shards \
 		--out=$(DEMO)/evaluation

@@ -3,7 +3,7 @@
     python main.py --config=configs/phantoms.py --workdir=WORKDIR [--config.steps=100 ...]
 
 With --dry_run the step is compiled and described, not run; --topology=v5e:4x4 compiles it for TPUs
-that are not there.
+that are not attached.
 
 The same command again continues from the newest checkpoint in WORKDIR. On several machines the same
 command runs on each, with --distributed (docs/scaling.md).
@@ -31,26 +31,24 @@ from ctclip_jax.training.config import TrainConfig
 from data_pipelines.errors import InputError, run_main
 
 configs.define()
-_WORKDIR = flags.DEFINE_string("workdir", "", "Where checkpoints, metrics and export go.")
+_WORKDIR = flags.DEFINE_string("workdir", "", "Directory of checkpoints, metrics and export.")
 _DISTRIBUTED = flags.DEFINE_string(
     "distributed",
     "",
     "Trains in several processes: 'auto' on a TPU pod, under SLURM or Open MPI; anywhere"
-    " HOST:PORT,PROCESSES,INDEX (address of process 0, how many, which this is).",
+    " HOST:PORT,PROCESSES,INDEX (address of process 0, number of processes, own index).",
 )
 _DRY_RUN = flags.DEFINE_bool(
-    "dry_run", False, "Compiles the step and tells what it needs; status 1 if it does not fit."
+    "dry_run", False, "Compiles the step and prints what it needs; status 1 if it does not fit."
 )
 _TOPOLOGY = flags.DEFINE_string(
     "topology", "", "With --dry_run: a TPU slice to compile for, such as v5e:4x4 or v5p:2x2x1."
 )
-_EXPORT = flags.DEFINE_bool("export", False, "Export the newest checkpoint of --workdir, no more.")
+_EXPORT = flags.DEFINE_bool("export", False, "Only exports the newest checkpoint of --workdir.")
 
 
 def main() -> None:
-    # orbax and tensorflow-datasets tell everything they do; the progress would drown in it.
-    logging.set_verbosity(logging.WARNING)
-    # A save that fails is raised by the next one; orbax's threads would log it many times before.
+    # A failed save is raised by the next call; orbax's threads would log it many times before.
     logging.get_absl_logger().addFilter(lambda record: "/orbax/" not in record.pathname)
     for name in ("asyncio", "concurrent.futures"):
         getLogger(name).setLevel(CRITICAL)
@@ -71,9 +69,9 @@ def main() -> None:
 
 def _workdir() -> Path:
     if not _WORKDIR.value:
-        raise InputError("--workdir: missing; checkpoints, metrics and export go there")
+        raise InputError("--workdir: missing; expected a directory for checkpoints and export")
     if "://" in _WORKDIR.value:
-        raise InputError(f"--workdir={_WORKDIR.value}: mount it, a folder is wanted")
+        raise InputError(f"--workdir: got {_WORKDIR.value}, expected a local or mounted directory")
     return Path(_WORKDIR.value)
 
 

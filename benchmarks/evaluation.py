@@ -29,7 +29,7 @@ REPEATS = 5  # the median counts
 ONE_BY_ONE = 10  # resamples for scikit-learn, extrapolated to all
 
 
-def draw_study(seed: int) -> EvalSet:
+def draw_eval_set(seed: int) -> EvalSet:
     """Volumes with correlated labels, scores and latents."""
     rng = np.random.default_rng(seed)
     scan = np.sort(np.concatenate([np.arange(SCANS), rng.integers(0, SCANS, VOLUMES - SCANS)]))
@@ -52,7 +52,7 @@ def draw_study(seed: int) -> EvalSet:
         scores=1 / (1 + np.exp(-logits[scan] - 1.4 * rng.normal(size=labels.shape))),
         image=unit(projected[scan] + 14 * rng.normal(size=(VOLUMES, DIM))),
         text=unit(projected + 22 * rng.normal(size=(SCANS, DIM)))[scan],
-        strata={
+        subgroups={
             "sex": rng.choice(["F", "M"], VOLUMES),
             "age": np.array([f"{age:03d}Y" for age in rng.integers(20, 95, VOLUMES)]),
             "manufacturer": rng.choice(["A", "B", "C"], VOLUMES),
@@ -64,12 +64,12 @@ def draw_study(seed: int) -> EvalSet:
 
 def whole_run() -> None:
     """From saved latents and scores to the page, with validation and subgroups, without slices."""
-    study = draw_study(0)
+    eval_set = draw_eval_set(0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        files.write_study(folder, study)
-        files.write_study(folder / "validation", draw_study(1))
-        latents = {"names": study.names, "image": study.image, "text": study.text}
+        files.write_eval_set(folder, eval_set)
+        files.write_eval_set(folder / "validation", draw_eval_set(1))
+        latents = {"names": eval_set.names, "image": eval_set.image, "text": eval_set.text}
         np.savez(folder / "latents.npz", **latents)
         inputs = Inputs(from_latents=name, validation=str(folder / "validation"))
         evaluate(inputs, folder / "out", protocol=PROTOCOL)
@@ -79,17 +79,17 @@ def resamples() -> tuple[float, float]:
     """Seconds of AUROC and average precision of 18 labels on 1,000 resamples, and of scikit-learn's
     AUROC alone, extrapolated. Fails if the two differ."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    study = draw_study(0)
+    eval_set = draw_eval_set(0)
     seconds, sklearn_seconds = [], []
     for _ in range(REPEATS):
         start = time.perf_counter()
-        weights = detection.weights_of(study, PROTOCOL, intervals=True)
-        samples = detection.sample(study, weights)
+        weights = detection.resample_weights(eval_set, PROTOCOL, intervals=True)
+        samples = detection.sample_metrics(eval_set, weights)
         seconds.append(time.perf_counter() - start)
         start = time.perf_counter()
         expected = [
             [roc_auc_score(labels, scores, sample_weight=row) for row in weights.T[:ONE_BY_ONE]]
-            for labels, scores in zip(study.labels.T, study.scores.T, strict=True)
+            for labels, scores in zip(eval_set.labels.T, eval_set.scores.T, strict=True)
         ]
         sklearn_seconds.append((time.perf_counter() - start) * PROTOCOL.resamples / ONE_BY_ONE)
         assert np.allclose(samples["auroc"][:, :ONE_BY_ONE], expected, atol=1e-12)

@@ -65,20 +65,20 @@ def detect(scan: Path, weights: Path, vocabulary: Path, passes: int) -> dict[str
     )
     classifier = timed("encode 36 prompts", model.zero_shot_classifier, into=once)
 
-    def explain(evidence):
-        return model.explain(evidence, classifier.kernel)
+    def attribute(features):
+        return model.attribute(features, classifier.kernel)
 
     published = Published(model)
     volume = model.prepare(scan).volume
     timed("first volume", model.encode_image, volume[None], into=once)
-    timed("first heatmaps", lambda: explain(model.evidence(volume[None])), into=once)
+    timed("first heatmaps", lambda: attribute(model.patch_features(volume[None])), into=once)
     latent, _ = published(volume)
     for _ in range(passes):
         volume = timed("read and prepare", lambda: model.prepare(scan).volume)
         latents = timed("encode", model.encode_image, volume[None])
         probabilities = timed("18 probabilities", classifier.probabilities, latents)
-        evidence = timed("tokens, for heatmaps", model.evidence, volume[None])
-        _, contributions = timed("18 heatmaps of them", explain, evidence)
+        features = timed("tokens, for heatmaps", model.patch_features, volume[None])
+        _, contributions = timed("18 heatmaps of them", attribute, features)
         timed("published, one label", published, volume)
     seconds = {name: round(statistics.median(times), 3) for name, times in warm.items()}
     ours = sum(seconds[name] for name in ("read and prepare", "encode", "18 probabilities"))

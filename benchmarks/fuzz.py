@@ -31,7 +31,7 @@ from tests.tiny_run import write_tiny_export
 
 MINUTES = flags.DEFINE_float("minutes", 10.0, "Duration.")
 SEED = flags.DEFINE_integer("seed", 0, "Random seed.")
-HANG_SECONDS, MOST_BYTES = 20.0, 64 << 20
+HANG_SECONDS, MAX_BYTES = 20.0, 64 << 20
 NASTY = (b"\x00" * 8, b"\xff" * 8, b"../../../../tmp/stray", struct.pack("<q", -1), b"\x7f\xff" * 4)
 
 
@@ -92,7 +92,7 @@ def nasty_zip(rng: np.random.Generator) -> bytes:
         link.external_attr = 0o120777 << 16
         archive.writestr(link, "/tmp/stray")
         if rng.random() < 0.2:
-            archive.writestr("bomb", bytes(MOST_BYTES + 1))
+            archive.writestr("bomb", bytes(MAX_BYTES + 1))
     return buffer.getvalue()
 
 
@@ -105,7 +105,7 @@ def main() -> None:
         inbox.mkdir()
         model = ctclip_jax.load(write_tiny_export(folder))
         analyses = Analyses(
-            model, model.zero_shot_classifier(), most_bytes=MOST_BYTES, keep_uploads=False
+            model, model.zero_shot_classifier(), max_upload_bytes=MAX_BYTES, keep_uploads=False
         )
         elsewhere = {path for path in folder.iterdir()}
         end = time.monotonic() + 60 * MINUTES.value
@@ -117,7 +117,7 @@ def main() -> None:
             path, start = inbox / f"x{suffix}", time.monotonic()
             path.write_bytes(content)
             try:
-                model.prepare(uploads.unpack(path, most_bytes=MOST_BYTES))
+                model.prepare(uploads.unpack(path, max_bytes=MAX_BYTES))
                 counts[f"{suffix} read"] += 1
             except InputError as error:
                 counts[f"{suffix} refused"] += 1
@@ -127,7 +127,7 @@ def main() -> None:
                 crashes.append(f"{suffix}: {type(error).__name__}: {error}"[:300])
                 (folder / f"crash_{len(crashes)}{suffix}").write_bytes(content)
                 elsewhere.add(folder / f"crash_{len(crashes)}{suffix}")
-            uploads.forget(path)
+            uploads.delete(path)
             if rng.random() < 0.05:  # also through the worker of the page
                 path.write_bytes(content)
                 analysis = analyses.start(path, name=f"x{suffix}")
@@ -137,7 +137,7 @@ def main() -> None:
                         crashes.append(f"{suffix}: hangs")
                         break
                 counts[f"page {analysis.state}"] += 1
-                if "a fault of this program" in analysis.error:
+                if "internal error" in analysis.error:
                     crashes.append(analysis.error[:300])
             slowest = max(slowest, time.monotonic() - start)
             time.sleep(0)

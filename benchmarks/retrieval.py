@@ -28,7 +28,7 @@ def find() -> None:
     rng = np.random.default_rng(0)
     names = np.arange(VOLUMES)
     queries, gallery = draw_latents(rng), draw_latents(rng)
-    retrieval = ranking.find(queries, gallery, query_names=names, gallery_names=names)
+    retrieval = ranking.retrieval_ranks(queries, gallery, query_names=names, gallery_names=names)
     median, chance = np.median(retrieval.rank), ranking.chance_of_median_rank(retrieval)
     assert abs(median / chance - 1) < 0.05, f"median rank {median}, by chance {chance}"
 

@@ -45,8 +45,7 @@ def latents(count: int, *, seed: int, kind: str) -> Float32[np.ndarray, "n d"]:
 
 def fill(folder: Path, count: int, kind: str) -> None:
     """Writes a store in segments of the size that ctclip_jax.index writes."""
-    Store.create(folder, model_sha256="", dim=DIM)
-    with open_for_append(folder) as writer:
+    with open_for_append(folder, model_sha256="", dim=DIM) as writer:
         for start in range(0, count, SEGMENT):
             rows = range(start, min(start + SEGMENT, count))
             entries = [
@@ -73,13 +72,13 @@ def searched(folder: Path, kind: str) -> dict[str, Any]:
         "exact, of a stratum": CaseFilter(strata={"sex": "F"}),
         **({"approximate": None} if searcher.is_approximate else {}),
     }
-    queries, rows = latents(QUERIES, seed=99, kind=kind)[:, None], {}
+    queries, rows = latents(QUERIES, seed=99, kind=kind), {}
     for kind_of_query, where in filters.items():
         milliseconds, rows[kind_of_query] = [], []
         for query in (queries[0], *queries):
             start = time.perf_counter()
             mask = None if where is None else searcher.store.mask(where)
-            (hits,) = searcher.search(query, k=K, mask=mask)
+            hits = searcher.search(query, k=K, mask=mask)
             milliseconds.append(1e3 * (time.perf_counter() - start))
             rows[kind_of_query].append([hit.row for hit in hits])
         results[kind_of_query] = {

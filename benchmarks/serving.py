@@ -28,7 +28,7 @@ def measured(weights: Path, vocabulary: Path, out: Path, rounds: int) -> dict[st
     """Exports a model, loads the export, and encodes a volume of noise with both."""
     model = ctclip_jax.load(weights, tokenizer=vocabulary)
     start = time.perf_counter()
-    export_stablehlo.write(model, out, platforms=export_stablehlo.PLATFORMS)
+    export_stablehlo.save(model, out, platforms=export_stablehlo.PLATFORMS)
     written = time.perf_counter() - start
     program = jax.jit(jax_export.deserialize((out / export_stablehlo.IMAGE).read_bytes()).call)
     loaded = jax.device_put(load_file(out / export_stablehlo.WEIGHTS))

@@ -46,7 +46,8 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     config.loss.update(name="labels", positive_weights=POSITIVE_WEIGHTS)
     config.optim.update(learning_rate=1e-5, weight_decay=0.1, clip_norm=1.0)
     config.optim.rules = (("^classifier", 1.0), ("", 0.0))
-    config.evaluation.update(every=0, classifier="trained")  # it would encode volumes again
+    # No evaluation during training: it would encode volumes.
+    config.evaluation.update(every=0, classifier="trained")
     if variant == "phantoms":
         config.update(steps=8000, batch_size=64, init_from="runs/demo/train/export")
         config.data.update(texts_per_volume=1, random_shift_voxels=0)

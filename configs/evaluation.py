@@ -1,11 +1,11 @@
-"""How a model is evaluated; no training config is needed.
+"""Evaluation protocol of `ctclip_jax.evaluate` and `ctclip_jax.compare`.
 
     python -m ctclip_jax.evaluate --model=EXPORT --shards=SHARDS --out=OUT
     python -m ctclip_jax.evaluate --config=configs/evaluation.py:ensemble --model=EXPORT ...
 
-The variant after the colon names the prompts: `inference` (of the published inference; the
+The variant after the colon chooses the prompts: `inference` (of the published inference; the
 default), `training` (of the published validation during training), `report` (as a radiologist
-writes) or `ensemble` (all three). docs/evaluation.md says what each figure means.
+writes) or `ensemble` (all three). docs/evaluation.md explains the metrics.
 """
 
 from ml_collections import config_dict

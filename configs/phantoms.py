@@ -6,8 +6,8 @@
     python main.py --config=configs/phantoms.py --workdir=runs/demo/train
 
 The architecture is the published one, quantizer included. Labels are never seen, and both towers
-start from nothing, so the recipe differs from the published one where that would stay on the
-plateau of the loss:
+start from random weights, so the recipe differs from the published one where that would stay on
+the plateau of the loss:
 
 * the text tower first learns alone, from sentences of Findings and Impressions that correspond;
 * the texts of a volume are single sentences of its Impressions, each compared with the images of

@@ -1,4 +1,4 @@
-"""A labeler of reports: the text tower learns the 18 labels, so that unlabeled studies get some.
+"""Report labeler: the text tower learns the 18 labels, to label reports that have none.
 
     python main.py --config=configs/report_labeler.py --workdir=WORKDIR \
         --config.data.shards=SHARDS --config.data.tokenizer=BiomedVLP-CXR-BERT/vocab.txt \

@@ -22,8 +22,8 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
         size, patch = dict(dim=96, depth=3, heads=3), dict(patch_size=(8, 8), temporal_patch_size=8)
     if variant == "smoke":
         size = dict(dim=24, depth=2, heads=2)
-    kept = ("image_size", "frames", "spacing", "window")
-    image = {name: config.model.image[name] for name in kept}
+    shared_keys = ("image_size", "frames", "spacing", "window")
+    image = {name: config.model.image[name] for name in shared_keys}
     with config.unlocked():
         config.model.image = dict(tower="vit", patch_dropout=0.5, **image, **size, **patch)
     return config

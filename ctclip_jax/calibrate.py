@@ -1,109 +1,158 @@
-"""Calibration of a model on volumes with labels, kept in its export for `ctclip_jax.predict`.
+"""Adds probability calibration and a heatmap baseline to an export.
 
     python -m ctclip_jax.evaluate --model=EXPORT --shards=SHARDS --out=OUT
-    python -m ctclip_jax.calibrate --model=EXPORT --scores=OUT
+    python -m ctclip_jax.calibrate --model=EXPORT --evaluation=OUT
 
-Per label an isotonic fit of 0 and 1 to the scores (Zadrozny & Elkan 2002), printed with the
-expected calibration error before it and after it; after it on the patients that a fit has not seen,
-one fold of five at a time. Take volumes like those that the model will meet, and no test set.
+writes EXPORT/calibration.json: for each label an isotonic fit of 0 and 1 to the scores (Zadrozny &
+Elkan 2002). Prints the expected calibration error before and after, the latter cross-fitted over
+patients. Use volumes like those that the model will meet, and no test set.
+
+    python -m ctclip_jax.calibrate --model=EXPORT --shards=SHARDS --split=train
+
+writes EXPORT/reference.npz: the mean patch contributions over some hundred volumes, with or without
+labels, which heatmaps subtract. A patch adds to a finding in every scan because of where it lies;
+what is left is how this scan differs (docs/inference.md). Only for towers with a codebook, whose
+contributions are exact.
 """
 
 from pathlib import Path
 
 import numpy as np
 from absl import flags
+from tqdm import tqdm
 
 from ctclip_jax import Model, load
-from ctclip_jax.checkpoints.exports import resolve_export
+from ctclip_jax.checkpoints.exports import BASELINE_FILE, CALIBRATION_FILE, resolve_export
 from ctclip_jax.evaluation import detection, files
 from ctclip_jax.evaluation.dataset import EvalSet
-from ctclip_jax.evaluation.latents import fingerprint
+from ctclip_jax.evaluation.encode import fingerprint
 from ctclip_jax.evaluation.metrics import bootstrap
 from ctclip_jax.evaluation.metrics.reliability import (
     expected_calibration_error,
     fit_isotonic,
     reliability,
 )
-from ctclip_jax.inference import calibration
+from ctclip_jax.inference import attribution, calibration, heatmaps
 from ctclip_jax.inference.calibration import Calibration, Curve
+from ctclip_jax.inference.heatmaps import Baseline
+from ctclip_jax.models.ct_clip import CTCLIP
+from data_pipelines import shards
 from data_pipelines.errors import InputError, run_main
 
 FOLDS, SEED = 5, 0
 
 
-def fit(study: EvalSet, column: int) -> Curve:
-    """The curve of one label of a study that has both values of it."""
-    labels, scores, _ = study.labeled(column)
-    fitted = fit_isotonic(labels, scores)
+def calibrate(
+    model: Model, evaluation: EvalSet
+) -> tuple[Calibration, dict[str, tuple[float, float]]]:
+    """Fits a calibration curve to each label.
+
+    Args:
+      model: the model whose scores they are.
+      evaluation: labels and scores; labels without both classes in two patients get no curve.
+
+    Returns:
+      The calibration, and by label the expected calibration error before and after.
+    """
+    source = evaluation.source
+    if source.get("model_sha256") != fingerprint(model):
+        raise InputError("--evaluation: scores of another model; run ctclip_jax.evaluate with this")
+    curves, errors = {}, {}
+    for column, label in enumerate(evaluation.label_names):
+        labels, scores, rows = evaluation.labeled(column)
+        patients = evaluation.patients[rows]
+        if detection.missing_reason(evaluation, column) or len(np.unique(patients)) < 2:
+            continue
+        curves[label] = fit_curve(labels, scores)
+        cross_fitted = cross_fit(labels, scores, patients=patients)
+        errors[label] = calibration_error(labels, scores), calibration_error(labels, cross_fitted)
+    if not curves:
+        raise InputError("--evaluation: no label has both classes in at least two patients")
+    volumes = f"{len(evaluation.names)} volumes of {source.get('shards')}, {source.get('split')}"
+    return Calibration(source.get("scores", ""), curves, fitted_on=volumes), errors
+
+
+def fit_curve(labels: np.ndarray, scores: np.ndarray) -> Curve:
+    """Isotonic regression of one label's 0 and 1 on its scores."""
+    regression = fit_isotonic(labels, scores)
     return Curve(
-        tuple(map(float, fitted.X_thresholds_)),
-        tuple(map(float, fitted.y_thresholds_)),
+        tuple(map(float, regression.X_thresholds_)),
+        tuple(map(float, regression.y_thresholds_)),
         volumes=len(labels),
         positive=int(labels.sum()),
     )
 
 
-def errors(study: EvalSet, column: int) -> tuple[float, float]:
-    """The expected calibration error of a label, and that after fits on other patients."""
-    labels, scores, rows = study.labeled(column)
-    folds = bootstrap.folds(study.patients[rows], count=FOLDS, seed=SEED)
-    fitted = np.empty(len(scores))
+def cross_fit(labels: np.ndarray, scores: np.ndarray, *, patients: np.ndarray) -> np.ndarray:
+    """Calibrated scores, each by a fit to other patients."""
+    folds = bootstrap.folds(patients, count=FOLDS, seed=SEED)
+    calibrated = np.empty(len(scores))
     for fold in np.unique(folds):
-        held_out = folds == fold
-        fitted[held_out] = fit_isotonic(labels[~held_out], scores[~held_out]).predict(
-            scores[held_out]
-        )
-    before, after = (
-        expected_calibration_error(reliability(labels, each)) for each in (scores, fitted)
-    )
-    return before, after
+        test, train = folds == fold, folds != fold
+        calibrated[test] = fit_isotonic(labels[train], scores[train]).predict(scores[test])
+    return calibrated
 
 
-def _patients(study: EvalSet, column: int) -> int:
-    """Of how many patients a label is known."""
-    *_, rows = study.labeled(column)
-    return len(np.unique(study.patients[rows]))
+def calibration_error(labels: np.ndarray, scores: np.ndarray) -> float:
+    """The expected calibration error (ECE)."""
+    return expected_calibration_error(reliability(labels, scores))
 
 
-def calibrate(model: Model, study: EvalSet) -> tuple[Calibration, dict[str, tuple[float, float]]]:
-    """The calibration of a model on a study of its scores, and the errors of each label.
-
-    Raises:
-      InputError: scores of another model, or no label with both values.
-    """
-    source = study.source
-    if source.get("model_sha256") != fingerprint(model):
-        raise InputError("--scores: they are not of this model; ctclip_jax.evaluate writes them")
-    columns = {
-        name: column
-        for column, name in enumerate(study.label_names)
-        if not detection.missing_reason(study, column) and _patients(study, column) > 1
-    }
-    if not columns:
-        raise InputError(
-            "--scores: no label of which some volumes have it and some have not, of two patients"
-        )
-    fitted_on = f"{len(study.names)} volumes of {source.get('shards')}, {source.get('split')}"
-    curves = {name: fit(study, column) for name, column in columns.items()}
-    found = {name: errors(study, column) for name, column in columns.items()}
-    return Calibration(source.get("scores", ""), curves, fitted_on), found
+def compute_baseline(
+    model: Model, folder: str, split: str, *, num_volumes: int, batch_size: int
+) -> Baseline:
+    """The mean normalized tokens of a random sample of a prepared split."""
+    if attribution.method(CTCLIP(model.config)) != attribution.EXACT:
+        raise InputError("--model: a heatmap baseline needs an image tower with a codebook")
+    prepared = shards.preparation(folder, split)
+    model.config.image.check(prepared, source=folder, name="the model")
+    records = shards.read(folder, split)
+    count = min(num_volumes, len(records))
+    sample = np.sort(np.random.default_rng(SEED).choice(len(records), count, replace=False))
+    total = np.zeros((*model.config.image.grid, model.config.image.dim))
+    for start in tqdm(range(0, count, batch_size), unit="batch"):
+        rows = sample[start : start + batch_size]
+        volumes = np.stack([records[int(row)]["volume"] for row in rows])
+        features = model.patch_features(volumes, batch_size=batch_size)
+        tokens = model.normalized_tokens(features, batch_size=batch_size)
+        total += tokens.sum(axis=0, dtype=np.float64)
+    return Baseline((total / count).astype(np.float32), f"{count} volumes of {folder}, {split}")
 
 
 def define_flags() -> None:
-    """Only the binary has flags, so that importing this module adds none."""
-    flags.DEFINE_string("model", None, "The export that gets calibration.json.", required=True)
-    flags.DEFINE_string("scores", None, "Folder that ctclip_jax.evaluate wrote.", required=True)
+    flags.DEFINE_string("model", None, "Export or WORKDIR that gets the files.", required=True)
+    flags.DEFINE_string("evaluation", None, "Folder of ctclip_jax.evaluate, to calibrate on.")
+    flags.DEFINE_alias("scores", "evaluation")
+    flags.DEFINE_string("shards", None, "Folder of data_pipelines.prepare, for the baseline.")
+    flags.DEFINE_string("split", "valid", "Split of the shards.")
+    flags.DEFINE_integer("volumes", 256, "Volumes of the baseline.", lower_bound=1)
+    flags.DEFINE_integer("batch_size", 8, "Volumes computed at a time.", lower_bound=1)
 
 
 def main() -> None:
-    """Calibrates what the flags say and prints the errors."""
-    folder = resolve_export(flags.FLAGS.model)
-    found, label_errors = calibrate(load(folder), files.read_scores(Path(flags.FLAGS.scores)))
-    calibration.write(folder, found)
-    for name, (before, after) in label_errors.items():
-        curve = found.curves[name]
-        print(f"{name:36} {curve.positive:6} of {curve.volumes}  error {before:.3f} -> {after:.3f}")
-    print(f"{folder / calibration.FILE}: {len(found.curves)} labels")
+    values = flags.FLAGS
+    if not values.evaluation and not values.shards:
+        raise InputError("pass --evaluation, --shards or both")
+    folder = resolve_export(values.model)
+    model = load(folder)
+    if values.evaluation:
+        fitted, errors = calibrate(model, files.read_scores(Path(values.evaluation)))
+        calibration.save(folder, fitted)
+        for label, (before, after) in errors.items():
+            curve = fitted.curves[label]
+            counts = f"{curve.positive:6} of {curve.volumes}"
+            print(f"{label:36} {counts}  error {before:.3f} -> {after:.3f}")
+        print(f"{folder / CALIBRATION_FILE}: {len(fitted.curves)} labels")
+    if values.shards:
+        baseline = compute_baseline(
+            model,
+            values.shards,
+            values.split,
+            num_volumes=values.volumes,
+            batch_size=values.batch_size,
+        )
+        heatmaps.save_baseline(folder, baseline)
+        print(f"{folder / BASELINE_FILE}: the mean of {baseline.source}")
 
 
 if __name__ == "__main__":

@@ -1,53 +1,45 @@
-"""The evaluation binary: zero-shot detection and retrieval, with intervals, and a page to look at.
+"""Evaluates a model: detection and retrieval with confidence intervals, and a report page.
 
-    python -m ctclip_jax.evaluate --model=EXPORT --shards=SHARDS --out=OUT    encodes, then measures
-    python -m ctclip_jax.evaluate --from_latents=OUT --out=OTHER              measures again
-    python -m ctclip_jax.evaluate --from_scores=DIR --out=OUT                 anyone's scores.csv
+    python -m ctclip_jax.evaluate --model=EXPORT --shards=SHARDS --out=OUT    encode and evaluate
+    python -m ctclip_jax.evaluate --from_latents=OUT --out=OTHER              evaluate again
+    python -m ctclip_jax.evaluate --from_scores=DIR --out=OUT                 any scores.csv
 
-docs/evaluation.md says what is in OUT. A run that was stopped continues.
+docs/evaluation.md describes the files in OUT. The same command resumes an interrupted run.
 """
 
 import dataclasses
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from absl import flags
 
 from ctclip_jax import Model, load
 from ctclip_jax.common import configs
 from ctclip_jax.common.configs import from_dict
-from ctclip_jax.evaluation import files, latents, suite
+from ctclip_jax.evaluation import encode, files, scores, suite
 from ctclip_jax.evaluation.dataset import EvalSet
 from ctclip_jax.evaluation.detection import Predictions
 from ctclip_jax.evaluation.protocol import ProtocolConfig
-from ctclip_jax.inference.classifiers import (
-    Classifier,
-    prompt_texts,
-    trained_classifier,
-    zero_shot_classifier,
-)
 from ctclip_jax.reporting import examples, latex
 from ctclip_jax.reporting.report import render_report
 from data_pipelines import shards, slices
 from data_pipelines.errors import InputError, parse_slice, run_main
 from data_pipelines.files import write_text
 
-NO_TRAINED_CLASSIFIER = "config.classifier: this model has no trained classifier"
-EXAMPLES = 4
-MAP_SEED = 0
+NUM_RETRIEVALS = 4  # examples on the report page
+LATENT_MAP_SEED = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What is evaluated: a model on a prepared split, or what is left of an earlier run.
+    """What is evaluated: a model on a prepared split, or the files of an earlier evaluation.
 
     Attributes:
-      model, tokenizer, label_informed: for `ctclip_jax.load`.
-      shards, split: a folder that data_pipelines.prepare wrote; beside saved latents or scores it
-        only gives the page its slices.
+      model, tokenizer, label_informed: arguments of `ctclip_jax.load`.
+      shards, split: a folder that data_pipelines.prepare wrote; with saved latents or scores only
+        for the thumbnails of the report page.
       from_latents: a folder with latents.npz and labels.csv.
       from_scores: a folder with scores.csv and labels.csv.
       validation: such a folder of other volumes, to fit thresholds and calibration on.
@@ -68,215 +60,183 @@ class Inputs:
 def evaluate(
     inputs: Inputs, out: Path, *, protocol: ProtocolConfig, published: bool = False
 ) -> dict[str, Any] | None:
-    """Writes all files of an evaluation into `out` and returns the content of metrics.json; None
-    while slices of other tasks are still to come.
-
-    Raises:
-      InputError: inputs that are missing, unfit for use or unfit for each other.
-    """
-    check(inputs, out, published=published)
+    """Writes an evaluation folder and returns the content of metrics.json; None while shards of
+    other tasks are missing."""
+    check_inputs(inputs, out, published=published)
     validation = files.read_scores(Path(inputs.validation)) if inputs.validation else None
-    study = read_study(inputs, out, protocol=protocol)
-    if study is None:
+    eval_set = load_eval_set(inputs, out, protocol=protocol)
+    if eval_set is None:
         return None
-    latents.begin(out, study.source)
+    files.claim_output_dir(out, eval_set.source)
     metrics, predictions = suite.evaluate(
-        study, protocol=protocol, published=published, validation=validation
+        eval_set, protocol=protocol, published=published, validation=validation
     )
     metrics["validation"] = inputs.validation
-    files.write_study(out, study)
+    files.write_eval_set(out, eval_set)
     files.write_metrics(out, metrics)
-    write_report(inputs, out, study, metrics=metrics, predictions=predictions)
+    write_report(inputs, out, eval_set, metrics=metrics, predictions=predictions)
     return metrics
 
 
-def write_report(
-    inputs: Inputs,
-    out: Path,
-    study: EvalSet,
-    *,
-    metrics: dict[str, Any],
-    predictions: Predictions | None,
-) -> None:
-    """Writes report.html, with slices if the shards are at hand, and table.tex."""
-    cases = examples.confident_cases(study, predictions) if predictions else ()
-    retrievals = examples.sample_retrievals(study, EXAMPLES)
-    rows = examples.rows_with_thumbnails(cases, retrievals)
-    html = render_report(
-        metrics,
-        study,
-        predictions=predictions,
-        latent_map=None if study.image is None else examples.latent_map(study.image, MAP_SEED),
-        cases=cases,
-        retrievals=retrievals,
-        thumbnails=load_thumbnails(inputs, study, rows=rows),
-    )
-    write_text(out / "report.html", html)
-    write_text(out / "table.tex", latex.render_tables(metrics, "This model"))
-
-
-def load_thumbnails(inputs: Inputs, study: EvalSet, *, rows: Sequence[int]) -> dict[int, bytes]:
-    """Slices of the volumes of `rows`, as far as the shards that are given, or that the latents
-    were made of, are there and have them."""
-    folder = inputs.shards or study.source.get("shards", "")
-    split = inputs.split if inputs.shards else study.source.get("split", "")
-    try:
-        source, spacing = shards.read(folder, split), shards.preparation(folder, split)["spacing"]
-    except InputError:
-        if inputs.shards:
-            raise
-        return {}  # they have gone since
-    places = {
-        row["volume_name"]: place for place, row in enumerate(shards.read_reports(folder, split))
-    }
-    found = {row: places[name] for row in rows if (name := study.names[row]) in places}
-    return {
-        row: slices.thumbnail(source[place]["volume"], spacing=spacing)
-        for row, place in found.items()
-    }
-
-
-def check(inputs: Inputs, out: Path, *, published: bool) -> None:
+def check_inputs(inputs: Inputs, out: Path, *, published: bool) -> None:
     """Raises InputError for inputs that contradict each other."""
-    given = [name for name in ("model", "from_latents", "from_scores") if getattr(inputs, name)]
-    read = [Path(each) for each in (inputs.from_latents, inputs.from_scores) if each]
-    if given == ["model"] and not inputs.shards or not given:
-        raise InputError("give --model and --shards, or --from_latents, or --from_scores")
-    if "from_scores" in given and len(given) > 1:
-        raise InputError(f"--from_scores goes without --{given[0]}")
-    if read and inputs.task != (0, 1):
-        raise InputError("--task is of encoding, and there is nothing to encode")
+    sources = [name for name in ("model", "from_latents", "from_scores") if getattr(inputs, name)]
+    folders = [Path(folder) for folder in (inputs.from_latents, inputs.from_scores) if folder]
+    if sources == ["model"] and not inputs.shards or not sources:
+        raise InputError("pass --model and --shards, or --from_latents, or --from_scores")
+    if "from_scores" in sources and len(sources) > 1:
+        raise InputError(f"--from_scores: cannot be combined with --{sources[0]}")
+    if folders and inputs.task != (0, 1):
+        raise InputError("--task: there is nothing to encode")
     if published and inputs.validation:
-        raise InputError("--validation: the published thresholds are fitted on the volumes judged")
-    if any(folder.absolute() == out.absolute() for folder in read):
-        raise InputError(f"--out={out}: is the folder that is read; choose another")
+        raise InputError("--validation: published thresholds are fitted to the evaluated volumes")
+    if any(folder.absolute() == out.absolute() for folder in folders):
+        raise InputError(f"--out={out}: is also the input; choose another folder")
 
 
-def read_study(inputs: Inputs, out: Path, *, protocol: ProtocolConfig) -> EvalSet | None:
-    """The volumes with all that `inputs` give of them; None while slices are missing."""
+def load_eval_set(inputs: Inputs, out: Path, *, protocol: ProtocolConfig) -> EvalSet | None:
+    """Reads or encodes the volumes with scores; None while shards of other tasks are missing."""
     if inputs.from_scores:
         return files.read_scores(Path(inputs.from_scores))
     model = open_model(inputs, protocol) if inputs.model else None
     if inputs.from_latents:
-        return read_scored(Path(inputs.from_latents), model, protocol=protocol, out=out)
-    labels = shards.preparation(inputs.shards, inputs.split)["labels"]
-    check_classifier(labels, model, protocol=protocol)
-    source = latents.describe(model, inputs.model, folder=inputs.shards, split=inputs.split)
-    complete = latents.encode_split(
+        return score_saved_latents(Path(inputs.from_latents), model, out=out, protocol=protocol)
+    source = encode.provenance(model, inputs.model, folder=inputs.shards, split=inputs.split)
+    files.claim_output_dir(out, source)
+    # Before the volumes are encoded, so that a wrong prompt costs seconds.
+    classifier = scores.make_classifier(
+        shards.preparation(inputs.shards, inputs.split)["labels"],
+        encode.head_arrays(model),
+        dim=model.config.dim_latent,
+        model=model,
+        prompts_dir=out,
+        out=out,
+        protocol=protocol,
+    )
+    eval_set = encode.encode_split(
         model, source, out, batch_size=protocol.batch_size, task=inputs.task
     )
-    return read_scored(out, model, protocol=protocol, out=out) if complete else None
+    return eval_set and scores.add_scores(eval_set, classifier, protocol=protocol)
 
 
 def open_model(inputs: Inputs, protocol: ProtocolConfig) -> Model:
-    """The model, reading reports as the protocol says, or else as its export does."""
+    """Loads the model; what the protocol leaves open is as in its export."""
     return load(
         inputs.model,
         tokenizer=inputs.tokenizer,
         max_length=protocol.max_length,
         dtype=protocol.dtype,
-        report=protocol.report_format,
+        report_format=protocol.report_format,
         pool_sentences=protocol.pool_sentences,
         label_informed=inputs.label_informed or None,
     )
 
 
-def read_scored(
-    folder: Path, model: Model | None, *, protocol: ProtocolConfig, out: Path
+def score_saved_latents(
+    folder: Path, model: Model | None, *, out: Path, protocol: ProtocolConfig
 ) -> EvalSet:
-    """The study of a folder of latents, scored by prompts or classifier, or by its scores.csv."""
-    study, arrays = files.read_latents(folder)
-    known = study.source.get("model_sha256")
-    if model and known is None:
-        told = "nothing says of which model the latents are; they are taken to be of the one given"
-        study = dataclasses.replace(study, notes=(*study.notes, told))
-        arrays |= latents.model_arrays(model)
-    elif model and known != latents.fingerprint(model):
-        raise InputError(f"{folder}: its latents are of another model than the one given")
-
-    def encode_text(texts: list[str]) -> np.ndarray:
-        kept = folder if known or not model else None
-        prompts = latents.prompt_latents(texts, model=model, folder=kept, out=out)
-        return np.stack([prompt_latent(prompts, t, dim=study.image.shape[1]) for t in texts])
-
-    classifier = make_classifier(study.label_names, arrays, encode_text, protocol=protocol)
-    if classifier is None and (folder / "scores.csv").exists():
-        return files.with_scores(study, folder)
-    if classifier is None:
-        told = "no scores: latents.npz has no temperature, and no scores.csv or --model is given"
-        return dataclasses.replace(study, notes=(*study.notes, told))
-    scores = protocol.scores(study.label_names, classifier, study.image)
-    source = {**study.source, **protocol.score_metadata()}
-    return dataclasses.replace(study, scores=scores, source=source)
-
-
-def check_classifier(labels: Sequence[str], model: Model, *, protocol: ProtocolConfig) -> None:
-    """Raises what `make_classifier` would, before anything is encoded."""
-    if protocol.classifier == "zero_shot":
-        prompt_texts(protocol.findings(labels))
-    elif "classifier" not in model.variables["params"]:
-        raise InputError(NO_TRAINED_CLASSIFIER)
-
-
-def make_classifier(
-    labels: Sequence[str],
-    arrays: Mapping[str, np.ndarray],
-    encode_text: Callable[[list[str]], np.ndarray],
-    *,
-    protocol: ProtocolConfig,
-) -> Classifier | None:
-    """The classifier of the model whose arrays are in latents.npz; None without a temperature."""
-    if protocol.classifier == "trained":
-        if "classifier_kernel" not in arrays:
-            raise InputError(NO_TRAINED_CLASSIFIER)
-        return trained_classifier(arrays["classifier_kernel"], arrays["classifier_bias"])
-    if "temperature" not in arrays:
-        return None
-    if arrays["temperature"].size != 1:
-        raise InputError(f"latents.npz: temperature of shape {arrays['temperature'].shape}")
-    return zero_shot_classifier(
-        protocol.findings(labels),
-        encode_text,
-        temperature=arrays["temperature"].item(),
-        ensemble=protocol.ensemble,
+    """Reads latents and scores them by the classifier of the protocol, or else reads scores.csv."""
+    eval_set, arrays = files.read_latents(folder)
+    model_sha256 = eval_set.source.get("model_sha256")
+    prompts_dir = folder
+    if model and model_sha256 is None:
+        eval_set = eval_set.with_notes(
+            "the latents do not say which model they are from; they are taken to be from --model"
+        )
+        arrays |= encode.head_arrays(model)
+        prompts_dir = None  # its prompts may be from another model
+    elif model and model_sha256 != encode.fingerprint(model):
+        raise InputError(f"{folder}: its latents are from another model than --model")
+    classifier = scores.make_classifier(
+        eval_set.label_names,
+        arrays,
+        dim=eval_set.image.shape[1],
+        model=model,
+        prompts_dir=prompts_dir,
+        out=out,
+        protocol=protocol,
+    )
+    if classifier is not None:
+        return scores.add_scores(eval_set, classifier, protocol=protocol)
+    if (folder / "scores.csv").exists():
+        return files.with_scores(eval_set, folder)
+    return eval_set.with_notes(
+        "no scores: latents.npz has no temperature, and there is no scores.csv or --model"
     )
 
 
-def prompt_latent(prompts: Mapping[str, np.ndarray], text: str, *, dim: int) -> np.ndarray:
-    """The latent of a prompt; an InputError without one or if its size is another."""
-    if text not in prompts:
-        raise InputError(f"no latent of the prompt {text!r}: it takes the model (--model) as well")
-    if prompts[text].shape != (dim,):
-        raise InputError(f"the latent of the prompt {text!r} is not of the size {dim}")
-    return prompts[text]
+def write_report(
+    inputs: Inputs,
+    out: Path,
+    eval_set: EvalSet,
+    *,
+    metrics: dict[str, Any],
+    predictions: Predictions | None,
+) -> None:
+    """Writes report.html, with thumbnails if the shards are available, and table.tex."""
+    cases = examples.confident_cases(eval_set, predictions) if predictions else ()
+    retrievals = examples.sample_retrievals(eval_set, NUM_RETRIEVALS)
+    rows = examples.rows_with_thumbnails(cases, retrievals)
+    latent_map = None
+    if eval_set.image is not None:
+        latent_map = examples.latent_map(eval_set.image, LATENT_MAP_SEED)
+    html = render_report(
+        metrics,
+        eval_set,
+        predictions=predictions,
+        latent_map=latent_map,
+        cases=cases,
+        retrievals=retrievals,
+        thumbnails=load_thumbnails(inputs, eval_set, rows=rows),
+    )
+    write_text(out / "report.html", html)
+    write_text(out / "table.tex", latex.render_tables(metrics, "This model"))
+
+
+def load_thumbnails(inputs: Inputs, eval_set: EvalSet, *, rows: Sequence[int]) -> dict[int, bytes]:
+    """Thumbnails by row, as far as --shards, or the shards that were encoded, have the volumes."""
+    folder = inputs.shards or eval_set.source.get("shards", "")
+    split = inputs.split if inputs.shards else eval_set.source.get("split", "")
+    try:
+        source, spacing = shards.read(folder, split), shards.preparation(folder, split)["spacing"]
+    except InputError:
+        if inputs.shards:
+            raise
+        return {}  # removed since the evaluation
+    names = [row["volume_name"] for row in shards.read_reports(folder, split)]
+    index = {name: i for i, name in enumerate(names)}
+    return {
+        row: slices.thumbnail(source[index[name]]["volume"], spacing=spacing)
+        for row in rows
+        if (name := eval_set.names[row]) in index
+    }
 
 
 def define_flags() -> None:
-    """Only the binary has flags, so that importing this module adds none."""
+    """Defined here so that importing this module adds no flags."""
     configs.define(default=configs.PROTOCOL)
     flags.DEFINE_string("model", None, "Any path that ctclip_jax.load opens.")
-    flags.DEFINE_string("tokenizer", None, "Its vocab.txt or *.model, if not in the export.")
-    flags.DEFINE_bool("label_informed", False, "It has read labels, and its file cannot say so.")
+    flags.DEFINE_string("tokenizer", None, "vocab.txt or *.model, if not in the export.")
+    flags.DEFINE_bool("label_informed", False, "Trained with labels, and its file cannot say so.")
     flags.DEFINE_string("shards", None, "Folder that data_pipelines.prepare wrote.")
     flags.DEFINE_string("split", "valid", "Split of the shards.")
     flags.DEFINE_string("from_latents", None, "Folder with latents.npz and labels.csv.")
     flags.DEFINE_string("from_scores", None, "Folder with scores.csv and labels.csv.")
-    flags.DEFINE_string("validation", None, "Such a folder of other volumes, to fit thresholds on.")
-    flags.DEFINE_enum("protocol", "sound", ["sound", "published"], "How figures are made.")
+    flags.DEFINE_string("validation", None, "Folder with scores of others, to fit thresholds on.")
+    flags.DEFINE_enum("protocol", "sound", ["sound", "published"], "How metrics are computed.")
     flags.DEFINE_string("task", "0/1", "I/N: encode the I-th, from 0, of N slices of the shards.")
     flags.DEFINE_string("out", None, "Folder to write into.", required=True)
 
 
 def main() -> None:
-    """Evaluates what the flags say and prints the headline figures."""
     values = flags.FLAGS
-    given = {field.name: values[field.name].value for field in dataclasses.fields(Inputs)}
-    inputs = Inputs(**given | {"task": parse_slice(values.task)})
+    arguments = {field.name: values[field.name].value for field in dataclasses.fields(Inputs)}
+    inputs = Inputs(**arguments | {"task": parse_slice(values.task)})
     protocol = from_dict(ProtocolConfig, configs.read())
     out = Path(values.out)
     metrics = evaluate(inputs, out, protocol=protocol, published=values.protocol == "published")
     if metrics is None:
-        print(f"{out}: slices of other tasks are still to come")
+        print(f"{out}: waiting for the shards of other tasks")
     else:
         for note in metrics["notes"]:
             print(f"note: {note}", file=sys.stderr)

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from ctclip_jax import Model, load
 from ctclip_jax.case_store import Entry, Store, build_approximate_index, open_for_append
-from ctclip_jax.evaluation.latents import fingerprint
+from ctclip_jax.evaluation.encode import fingerprint
 from ctclip_jax.inference.scans import SkippedCase, list_scans, read_ahead
 from data_pipelines import shards, slices
 from data_pipelines.errors import InputError, run_main
@@ -45,11 +45,12 @@ def cases_of_scans(
     model: Model, scans: Sequence[CaseRecord], *, workers: int, skipped: list[SkippedCase]
 ) -> Iterator[Case]:
     """Reads scans ahead of the device; appends the unreadable ones to `skipped`."""
-    for scan in read_ahead(model, scans, workers=workers):
-        if isinstance(scan, SkippedCase):
-            skipped.append(scan)
+    for item in read_ahead(model, scans, num_workers=workers):
+        if isinstance(item, SkippedCase):
+            skipped.append(item)
         else:
-            yield _entry(vars(scan.case), LABELS), scan.prepared.volume
+            case, prepared = item
+            yield _entry(vars(case), LABELS), prepared.volume
 
 
 def _entry(fields: Mapping[str, Any], label_names: Sequence[str]) -> Entry:
@@ -119,15 +120,14 @@ def index(values: flags.FlagValues, patterns: Sequence[str], skipped: list[Skipp
         reports = shards.read_reports(values.shards, values.split)
         names = [report["volume_name"] for report in reports]
     else:
-        scans = list_scans(patterns, values.scans, split=values.split, by_path=True)
+        scans = list_scans(patterns, values.scans, split=values.split)
         names = [scan.volume_name for scan in scans]
     model = load(values.model)
     if values.shards:
         prepared = shards.preparation(values.shards, values.split)
         model.config.image.check(prepared, source=values.shards, name=values.model)
-    dim = model.config.dim_latent
-    Store.create(values.store, model_sha256=fingerprint(model), dim=dim)
-    with open_for_append(values.store) as writer:
+    sha256, dim = fingerprint(model), model.config.dim_latent
+    with open_for_append(values.store, model_sha256=sha256, dim=dim) as writer:
         rows = [row for row, name in enumerate(names) if name not in writer.names]
         if values.shards:
             cases = cases_of_shards(values.shards, values.split, rows=rows)

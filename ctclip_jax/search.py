@@ -13,13 +13,12 @@ import dataclasses
 import json
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 
 from ctclip_jax import load
 from ctclip_jax.case_store import CaseFilter, Hit, Searcher, Store, encode_query
-from ctclip_jax.evaluation.latents import fingerprint
+from ctclip_jax.evaluation.encode import fingerprint
 from data_pipelines.errors import InputError, run_main
 from data_pipelines.files import write_text
 
@@ -54,16 +53,6 @@ def format_table(hits: Sequence[Hit]) -> str:
     return "\n".join(lines)
 
 
-def format_json(hits: Sequence[Hit]) -> str:
-    """The hits as a JSON list."""
-    rows = []
-    for hit in hits:
-        fields = dataclasses.asdict(hit.entry)
-        name, _ = fields.pop("name"), fields.pop("patient")
-        rows.append({"name": name, "similarity": round(hit.similarity, 6), **fields})
-    return json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
-
-
 def define_flags() -> None:
     """Only the binary has flags, so that importing this module adds none."""
     flags.DEFINE_string("store", None, "Folder that ctclip_jax.index wrote.", required=True)
@@ -91,11 +80,15 @@ def main() -> None:
     if values.text:
         query = encode_query(model, values.text)
     else:
-        query = model.encode_image(model.prepare(values.volume).volume[None])
-    (hits,) = Searcher(store).search(query, k=values.k, mask=mask)
+        query = model.encode_image(model.prepare(values.volume).volume[None])[0]
+    hits = Searcher(store).search(query, k=values.k, mask=mask)
     print(format_table(hits) if hits else "no case passes the filter")
     if values.json:
-        write_text(Path(values.json), format_json(hits))
+        rows = [
+            {"similarity": round(hit.similarity, 6), **dataclasses.asdict(hit.entry)}
+            for hit in hits
+        ]
+        write_text(values.json, json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from ctclip_jax.common.shapes import Variables
 from ctclip_jax.common.sharding import local_batch_size, make_mesh, state_shardings
 from ctclip_jax.cost.accelerators import accelerator_of
 from ctclip_jax.cost.flops import step_flops
-from ctclip_jax.evaluation.encoder import ShardedEncoder
+from ctclip_jax.evaluation.encoder import Encoder
 from ctclip_jax.models.ct_clip import CTCLIP
 from ctclip_jax.training.config import TrainConfig
 from ctclip_jax.training.evaluation import Evaluation
@@ -68,7 +68,7 @@ def train(config: TrainConfig, workdir: Path) -> None:
         validate_config(config, tokenizer=tokenizer, mesh=mesh)
         model = CTCLIP(config.model)
         train_step = make_train_step(config, model, mesh, tokenizer)
-        label_informed = uses_labels(config)
+        description = export_description(config)
         preemption = stack.enter_context(Preemption())
 
         # --- Weights. Order matters: 1. newest checkpoint, 2. init_from, 3. random weights; the
@@ -78,7 +78,7 @@ def train(config: TrainConfig, workdir: Path) -> None:
         # --- Data: one stream of examples; its position is part of the checkpoint.
         latents = []
         if config.data.frozen_latents:
-            encoder = ShardedEncoder(model, mesh, batch_size=config.evaluation.batch_size)
+            encoder = Encoder(model, mesh, batch_size=config.evaluation.batch_size)
             latents = frozen_latents(
                 config, workdir, encoder=encoder, initial_variables=load_initial
             )
@@ -89,7 +89,7 @@ def train(config: TrainConfig, workdir: Path) -> None:
             config.checkpoint,
             layout=loader_layout(config),
             made_by=dataclasses.asdict(config),
-            export_description=export_description(config, label_informed=label_informed),
+            export_description=description,
         )
         stack.callback(checkpointer.close)
         state = checkpointer.restore(train_step.abstract_state, batches)
@@ -114,7 +114,11 @@ def train(config: TrainConfig, workdir: Path) -> None:
         evaluate = None
         if config.evaluation.every:
             evaluate = Evaluation(
-                config, model=model, mesh=mesh, tokenizer=tokenizer, label_informed=label_informed
+                config,
+                model=model,
+                mesh=mesh,
+                tokenizer=tokenizer,
+                label_informed=description["label_informed"],
             )
         writer = MetricWriter(
             workdir,
@@ -172,16 +176,9 @@ def train(config: TrainConfig, workdir: Path) -> None:
         save_export(
             workdir / "export",
             inference_variables(state),
-            config=export_description(config, label_informed=label_informed),
+            config=description,
             tokenizer=config.data.tokenizer_path,
         )
-
-
-def uses_labels(config: TrainConfig) -> bool:
-    """Whether labels shape the weights: through the loss, or through the weights of `init_from`."""
-    if config.is_label_informed:
-        return True
-    return config.init_from != "" and is_label_informed(Path(config.init_from))
 
 
 def initial_variables(config: TrainConfig, model: CTCLIP, mesh: Mesh) -> Variables:
@@ -192,11 +189,11 @@ def initial_variables(config: TrainConfig, model: CTCLIP, mesh: Mesh) -> Variabl
     if not config.init_from:
         return random_variables(jax.random.key(config.seed))
     variables = jax.device_get(ctclip_jax.load(config.init_from).variables)
-    missing = [name for name in NEW_PARAMS if name in abstract["params"]]
-    if any(name not in variables["params"] for name in missing):
+    expected = [name for name in NEW_PARAMS if name in abstract["params"]]
+    missing = [name for name in expected if name not in variables["params"]]
+    if missing:
         random_params = random_variables(jax.random.key(config.seed))["params"]
-        new_params = jax.device_get({name: random_params[name] for name in missing})
-        variables["params"] = new_params | variables["params"]
+        variables["params"] |= jax.device_get({name: random_params[name] for name in missing})
     check_shapes(Path(config.init_from), variables, abstract)
     return jax.device_put(variables, shardings)
 
@@ -250,8 +247,12 @@ def loader_layout(config: TrainConfig) -> dict[str, int | str | list]:
     }
 
 
-def export_description(config: TrainConfig, *, label_informed: bool) -> dict:
+def export_description(config: TrainConfig) -> dict:
     """Returns what an export says of itself beside its weights."""
+    # Labels shape the weights through the loss, or through the weights that the run starts from.
+    label_informed = config.is_label_informed or (
+        config.init_from != "" and is_label_informed(Path(config.init_from))
+    )
     return {
         "model": dataclasses.asdict(config.model),
         "report_format": config.evaluation.report_format,

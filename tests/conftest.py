@@ -4,7 +4,10 @@ They are environment variables, set before jax is imported, so that programs tha
 inherit them.
 """
 
+import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,10 +17,17 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 # A program that a test starts takes twice as long where it must compile what it imports.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-# Most of the suite's time is compilation, which the backend's optimizations double.
+# Most of the suite's time is compilation: LLVM's optimizations double it, fusion emitters triple it.
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    " --xla_cpu_use_fusion_emitters=false"
 )
+# One cache for this process, the workers of pytest-xdist and all programs that tests start: a test
+# compiles nothing that another one has compiled.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled_")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""A stand-in for CTCLIP whose train step compiles in a second: linear towers, a real codebook."""
+"""A fake CTCLIP whose train step compiles in a second: linear towers, a real codebook."""
 
 import dataclasses
 
@@ -89,7 +89,7 @@ class FakeCLIP:
 
 
 def fake_batch(volumes: int, texts: int = 1, seed: int = 0) -> dict[str, np.ndarray]:
-    """A batch of noise with two twins, a quarter of it normal."""
+    """A batch of noise with two duplicates, a quarter of it normal."""
     rng = np.random.default_rng(seed)
     draw = lambda *shape: rng.normal(size=(volumes, *shape)).astype(np.float32)  # noqa: E731
     scan = np.arange(volumes, dtype=np.int32)

@@ -1,4 +1,4 @@
-"""What a training run of a second needs, and an export of it: all of the smallest size."""
+"""Fixtures of the smallest size: shards, an export and a training config."""
 
 import dataclasses
 from pathlib import Path
@@ -22,10 +22,10 @@ VOCABULARY = 100
 def write_tiny_shards(
     folder: Path, *, shape: tuple[int, int, int], volumes: int = 24, **changes
 ) -> Path:
-    """Shards of noise with a tokenizer, their settings changed; volume i has label i modulo 18."""
+    """Shards of noise and a tokenizer; volume i has label i modulo 18."""
     records = [_record(index, shape) for index in range(volumes)]
-    like_the_demo = {"spacing": [12.0, 7.5, 7.5]}
-    (shard,) = shards.begin(folder, "train", settings=settings(shape, **like_the_demo | changes))
+    demo_geometry = {"spacing": [12.0, 7.5, 7.5]}
+    (shard,) = shards.begin(folder, "train", settings=settings(shape, **demo_geometry | changes))
     shards.write_shard(shard, records)
     shards.finish(folder)
     texts = [record[part] for record in records for part in ("findings", "impressions")]
@@ -34,19 +34,19 @@ def write_tiny_shards(
 
 
 def write_tiny_export(folder: Path, **changes) -> Path:
-    """FOLDER/export of the smallest model, its fields changed, with random weights."""
+    """FOLDER/export of the smallest model with random weights and `changes` to its config."""
     tokenizer, export = folder / "tokenizer.model", folder / "export"
     texts = [prompt.format(label) for label in LABELS for prompt in PROMPTS]
     train_sentencepiece(texts, tokenizer, VOCABULARY)
     config = dataclasses.replace(tiny_config(folder).model, **changes)
     variables = jax.jit(CTCLIP(config).init)(jax.random.key(0))
-    described = {"model": dataclasses.asdict(config), "max_length": 24, "report": "joined"}
-    save_export(export, variables, config=described, tokenizer=tokenizer)
+    description = {"model": dataclasses.asdict(config), "max_length": 24, "report": "joined"}
+    save_export(export, variables, config=description, tokenizer=tokenizer)
     return export
 
 
 def tiny_config(folder: Path, **changes) -> TrainConfig:
-    """The demo's smoke test on `folder`, with `changes` like {'optim.clip_norm': 1.0}."""
+    """configs/phantoms.py:smoke on `folder`, with `changes` like {'optim.clip_norm': 1.0}."""
     config = phantoms.get_config("smoke")
     config.data.shards = str(folder)
     config.text_warmup.steps = 0

@@ -4,9 +4,9 @@
         --label_map=configs/labels/rad_chestct.py --out=SHARDS
 
 The protocol (CT-CLIP, arXiv 2403.17834) leaves out Mosaic attenuation pattern and has one label
-for both calcifications, `combined`: the model's score for it is the greater of the two. The mapping
-was never published. Others agree on most of it and differ in three labels; choose by names after a
-colon, `configs/labels/rad_chestct.py:nodule_gr1cm,scarring,eleven_devices`:
+for both calcifications, `merged_labels`: the model's score for it is the greater of the two. The
+mapping was never published. Others agree on most of it and differ in three labels; choose by names
+after a colon, `configs/labels/rad_chestct.py:nodule_gr1cm,scarring,eleven_devices`:
 
     nodule_gr1cm     Lung nodule: nodule and nodulegr1cm, a nodule above 1 cm; else nodule alone
     scarring         Pulmonary fibrotic sequela: scarring; else fibrosis
@@ -53,7 +53,7 @@ CHOICES = {
 
 
 def get_config(variant: str = "") -> config_dict.ConfigDict:
-    """Returns labels -> abnormalities, the axes of the scans, and the combined labels; `variant`
+    """Returns labels -> abnormalities, the axes of the scans, and the merged labels; `variant`
     names some of CHOICES, comma separated."""
     labels = dict(LABELS)
     for name in filter(None, variant.split(",")):
@@ -66,7 +66,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     return config_dict.create(
         labels=labels,
         axes="IPL",
-        combined={
+        merged_labels={
             "Calcification": ("Arterial wall calcification", "Coronary artery wall calcification")
         },
     )

@@ -11,15 +11,13 @@ import numpy as np
 from etils import epath
 from jaxtyping import Array, Bool, Float, Float32, Int
 
-from ctclip_jax.case_store.store import Entry, Store, locked_store
-from ctclip_jax.evaluation.encode import encode_reports
+from ctclip_jax.case_store.store import Entry, Store
 from ctclip_jax.inference.load import Model
 from data_pipelines.errors import InputError
-from data_pipelines.files import publish, scratch_folder
+from data_pipelines.files import locked, publish, scratch_folder
 from data_pipelines.reports import split_sentences
 
-MAX_QUERIES_PER_BATCH = 256  # bounds the similarity matrix, queries x cases
-TOP_K_MULTIPLE = 16  # k is rounded up to it, so that few programs are compiled
+TOP_K_MULTIPLE = 16
 
 INDEX_FILE = "approximate.faiss"
 # Inverted lists (IVF): 4 sqrt(n) of them, as FAISS recommends below a million vectors, but at
@@ -51,7 +49,7 @@ class Searcher:
         self._index = _load_approximate_index(store.folder, latents)
         self._latents = jax.device_put(latents, jax.local_devices()[0])
         # Compile now, so that the first query is as fast as the others.
-        self._search_exact(np.zeros((1, store.dim), np.float32), np.ones(len(store), bool), k=1)
+        self._search_exact(np.zeros(store.dim, np.float32), np.ones(len(store), bool), k=1)
 
     @property
     def is_approximate(self) -> bool:
@@ -60,76 +58,62 @@ class Searcher:
 
     def search(
         self,
-        queries: Float[np.ndarray, "q d"],
+        query: Float[np.ndarray, " d"],
         *,
         k: int = 10,
         mask: Bool[np.ndarray, " n"] | None = None,
-    ) -> list[list[Hit]]:
-        """The k most similar cases of each query, most similar first, ties in row order.
+    ) -> list[Hit]:
+        """The k cases most similar to a latent, most similar first, ties in row order.
 
         `mask` (`Store.mask`) is applied before the k are taken; fewer pass, fewer are returned.
         """
-        return [
-            [
-                Hit(int(row), float(similarity), self.store.load_entry(int(row)))
-                for row, similarity in zip(rows, similarities, strict=True)
-                if np.isfinite(similarity)
-            ]
-            for rows, similarities in zip(*self.nearest(queries, k=k, mask=mask), strict=True)
-        ]
-
-    def nearest(
-        self,
-        queries: Float[np.ndarray, "q d"],
-        *,
-        k: int = 10,
-        mask: Bool[np.ndarray, " n"] | None = None,
-    ) -> tuple[Int[np.ndarray, "q k"], Float32[np.ndarray, "q k"]]:
-        """Rows and cosine similarities, which are -inf where fewer than k cases pass the mask."""
-        queries = np.asarray(queries, np.float32)
-        if queries.ndim != 2 or queries.shape[1] != self.store.dim:
-            raise InputError(f"queries: got shape {queries.shape}, expected (q, {self.store.dim})")
-        k = min(k, len(self.store))
-        if not k or not len(queries):
-            return np.zeros((len(queries), 0), int), np.zeros((len(queries), 0), np.float32)
+        query, k = np.asarray(query, np.float32), min(k, len(self.store))
+        if query.shape != (self.store.dim,):
+            raise InputError(f"query: got shape {query.shape}, expected ({self.store.dim},)")
+        if not k:
+            return []
         if self._index is not None and mask is None:
-            similarities, rows = self._index.search(queries, k)
-            return rows, np.where(rows < 0, -np.inf, similarities)
-        return self._search_exact(
-            queries, np.ones(len(self.store), bool) if mask is None else mask, k=k
-        )
+            (similarities,), (rows,) = self._index.search(query[None], k)
+        else:
+            mask = np.ones(len(self.store), bool) if mask is None else mask
+            similarities, rows = self._search_exact(query, mask, k=k)
+        return [
+            Hit(int(row), float(similarity), self.store.load_entry(int(row)))
+            for row, similarity in zip(rows[:k], similarities[:k], strict=True)
+            # Fewer than k results are padded: by FAISS with row -1, by the mask with -inf.
+            if row >= 0 and similarity > -np.inf
+        ]
 
     def _search_exact(
-        self, queries: Float32[np.ndarray, "q d"], mask: Bool[np.ndarray, " n"], *, k: int
-    ) -> tuple[Int[np.ndarray, "q k"], Float32[np.ndarray, "q k"]]:
+        self, query: Float32[np.ndarray, " d"], mask: Bool[np.ndarray, " n"], *, k: int
+    ) -> tuple[Float32[np.ndarray, " k"], Int[np.ndarray, " k"]]:
+        # Round k up, so that few programs are compiled.
         rounded_k = min(-(-k // TOP_K_MULTIPLE) * TOP_K_MULTIPLE, len(mask))
-        batches = [
-            _top_k(self._latents, queries[start : start + MAX_QUERIES_PER_BATCH], mask, k=rounded_k)
-            for start in range(0, len(queries), MAX_QUERIES_PER_BATCH)
-        ]
-        similarities, rows = (np.concatenate(part)[:, :k] for part in zip(*batches, strict=True))
-        return rows, similarities
+        return jax.device_get(_top_k(self._latents, query, mask, k=rounded_k))
 
 
 @functools.partial(jax.jit, static_argnames="k")
 def _top_k(
-    latents: Float[Array, "n d"], queries: Float[Array, "q d"], mask: Bool[Array, " n"], *, k: int
-) -> tuple[Float[Array, "q k"], Int[Array, "q k"]]:
+    latents: Float[Array, "n d"], query: Float[Array, " d"], mask: Bool[Array, " n"], *, k: int
+) -> tuple[Float[Array, " k"], Int[Array, " k"]]:
     with jax.default_matmul_precision("float32"):
-        similarities = queries @ latents.T
-    return jax.lax.top_k(jnp.where(mask[None], similarities, -jnp.inf), k)
+        similarities = latents @ query
+    return jax.lax.top_k(jnp.where(mask, similarities, -jnp.inf), k)
 
 
-def encode_query(model: Model, text: str) -> Float32[np.ndarray, "1 d"]:
-    """The latent of a text query, encoded as the model encodes reports."""
+def encode_query(model: Model, text: str) -> Float32[np.ndarray, " d"]:
+    """The unit latent of a text query; the mean over sentences if reports are pooled."""
     sentences = split_sentences(text) if model.pool_sentences else []
-    return encode_reports([sentences or [text]], encode_texts=model.encode_text)
+    mean = model.encode_text(sentences or [text]).mean(axis=0)
+    return mean / np.linalg.norm(mean)
 
 
 def build_approximate_index(folder: str | Path) -> None:
     """Writes a FAISS index (arXiv 2401.08281) of all cases; locks the store meanwhile."""
     faiss = _import_faiss()
-    with locked_store(folder) as store:
+    Store(folder)  # raises InputError; a lock would create the folder
+    with locked(folder, exclusive=True):
+        store = Store(folder)
         latents = store.load_latents()
         if not len(latents):
             raise InputError(f"{folder}: no cases to index")

@@ -13,14 +13,7 @@ from etils import epath
 from jaxtyping import Bool, Float32, Int8
 
 from data_pipelines.errors import InputError
-from data_pipelines.files import (
-    locked,
-    make_folder,
-    publish_folder,
-    read_json,
-    scratch_folder,
-    write_text,
-)
+from data_pipelines.files import locked, publish_folder, read_json, scratch_folder, write_text
 from data_pipelines.reports import LABELS
 from data_pipelines.sources.case import UNKNOWN
 
@@ -124,7 +117,9 @@ class Store:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        manifest = _load_manifest(self.folder)
+        if not (self.folder / MANIFEST).exists():
+            raise InputError(f"{folder}: no case store; python -m ctclip_jax.index creates one")
+        manifest = read_json(self.folder / MANIFEST)
         try:
             self.model_sha256, self.dim = str(manifest["model_sha256"]), int(manifest["dim"])
         except (KeyError, TypeError, ValueError) as error:
@@ -133,19 +128,6 @@ class Store:
         self._segments = [Segment(path, dim=self.dim) for path in paths]
         ends = np.cumsum([len(segment) for segment in self._segments], dtype=np.int64)
         self._bounds = np.concatenate([[0], ends]).tolist()
-
-    @classmethod
-    def create(cls, folder: str | Path, *, model_sha256: str, dim: int) -> "Store":
-        """Opens a store of this model, and creates it if the folder has none."""
-        path = make_folder(folder) / MANIFEST
-        if not path.exists():
-            with locked(folder, exclusive=True):
-                if not path.exists():  # another process may have created it since
-                    manifest = {"model_sha256": model_sha256, "dim": dim}
-                    write_text(path, json.dumps(manifest) + "\n")
-        store = cls(folder)
-        store.check_model(model_sha256)
-        return store
 
     def check_model(self, model_sha256: str) -> None:
         """Raises InputError if another model computed the latents."""
@@ -257,24 +239,15 @@ class StoreWriter:
 
 
 @contextlib.contextmanager
-def locked_store(folder: str | Path) -> Iterator[Store]:
-    """A store that no other process appends to meanwhile."""
-    _load_manifest(Path(folder))  # a lock would create the folder
+def open_for_append(folder: str | Path, *, model_sha256: str, dim: int) -> Iterator[StoreWriter]:
+    """Locks the store of a model, creates it if the folder has none, and yields its writer."""
     with locked(folder, exclusive=True):
-        yield Store(folder)
-
-
-@contextlib.contextmanager
-def open_for_append(folder: str | Path) -> Iterator[StoreWriter]:
-    """Locks a store and yields its writer."""
-    with locked_store(folder) as store:
+        path = Path(folder) / MANIFEST
+        if not path.exists():
+            write_text(path, json.dumps({"model_sha256": model_sha256, "dim": dim}) + "\n")
+        store = Store(folder)
+        store.check_model(model_sha256)
         yield StoreWriter(store)
-
-
-def _load_manifest(folder: Path) -> dict:
-    if not (folder / MANIFEST).exists():
-        raise InputError(f"{folder}: no case store; create one with python -m ctclip_jax.index")
-    return read_json(folder / MANIFEST)
 
 
 def _segment_folders(folder: Path) -> dict[int, Path]:

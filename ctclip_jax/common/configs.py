@@ -1,4 +1,4 @@
-"""Frozen dataclasses from nested dicts, strictly; the --config flag of the programs."""
+"""Configs: frozen dataclasses from nested dicts, strictly checked; the --config flag."""
 
 import dataclasses
 import difflib
@@ -42,7 +42,7 @@ Fraction = Annotated[float, Range(0, 1)]
 FractionBelowOne = Annotated[float, Range(0, 1, is_open=True)]
 
 PROTOCOL = Path(__file__).parents[2] / "configs" / "evaluation.py"
-"""How figures are made, where the command line says nothing else."""
+"""The default --config of the programs that evaluate."""
 
 
 def define(default: Path | None = None) -> None:
@@ -56,13 +56,13 @@ def define(default: Path | None = None) -> None:
 
 
 def read() -> dict[str, Any]:
-    """What the command line and the file that it names say.
+    """Returns the file of --config with the overrides of the command line.
 
     Raises:
-      InputError: no such file, or none is given.
+      InputError: no --config, or no such file.
     """
     if flags.FLAGS.config is None:
-        raise InputError("--config: a file in configs/ is needed")
+        raise InputError("--config: missing; expected a file in configs/")
     try:
         return flags.FLAGS.config.to_dict()
     except OSError as error:  # ml_collections reports a missing file at the first use

@@ -1,4 +1,4 @@
-"""A page on this machine: drop a chest CT, see what a model finds in it and where.
+"""Local web page: drop a chest CT, see the findings of a model, their heatmaps and similar cases.
 
-`python -m ctclip_jax.demo` opens it (docs/demo.md). It needs the extra `ctclip-jax[demo]`.
+`python -m ctclip_jax.demo` serves it (docs/inference.md); needs the extra `ctclip-jax[demo]`.
 """

@@ -1,164 +1,168 @@
-"""Scans that the page looks at: read and encoded one after the other, a few kept in memory."""
+"""Scan queue of the page: one worker thread encodes uploads; the latest scans stay in memory."""
 
+import asyncio
 import dataclasses
 import secrets
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from jaxtyping import Float, Float32, Int16
 
 from ctclip_jax.demo import uploads
-from ctclip_jax.inference import classifiers
-from ctclip_jax.inference.classifiers import Classifier
+from ctclip_jax.inference.classifiers import Classifier, finding_prompts
 from ctclip_jax.inference.load import Model
 from data_pipelines.errors import InputError
-from data_pipelines.resample import to_hu
 from data_pipelines.shard_tasks import provenance
 
-KEPT = 4  # scans; a full-size one takes 250 MB with its tokens
-WAITING = 4
-LONGEST_FINDING = 200  # characters
+MAX_SCANS = 4  # in memory; a full-size one takes 250 MB with its patch features
+MAX_QUEUED = 4
+MAX_FINDING_CHARS = 200
 
 
-class Busy(InputError):
-    """Too many scans are waiting."""
+class QueueFullError(InputError):
+    """Too many scans are queued."""
+
+
+class FindingScore(NamedTuple):
+    """A finding in one scan; `contributions` are those of the patches to its logit."""
+
+    probability: float
+    calibrated: float | None
+    contributions: Float32[np.ndarray, "t h w"]
 
 
 @dataclasses.dataclass
 class Analysis:
-    """One scan; `state` goes from waiting over reading and encoding to done or failed.
-
-    `findings` are (probability, calibrated or None, contributions (t, h, w)) by name.
-    """
+    """One scan, which the worker thread fills in; `findings` by name."""
 
     id: str
     name: str
-    state: str = "waiting"
+    state: Literal["waiting", "reading", "encoding", "done", "failed"] = "waiting"
     error: str = ""
-    volume: np.ndarray | None = None
-    latent: np.ndarray | None = None
-    evidence: np.ndarray | None = None
+    volume: Int16[np.ndarray, "f h w"] | None = None
+    patch_features: Float[np.ndarray, "1 ..."] | None = None
+    latent: Float32[np.ndarray, " d"] | None = None
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
-    findings: dict[str, tuple[float, float | None, np.ndarray]] = dataclasses.field(
-        default_factory=dict
-    )
+    findings: dict[str, FindingScore] = dataclasses.field(default_factory=dict)
 
 
 class Analyses:
-    """All scans of the page, and the one thread that works on them."""
+    """All scans of the page, and the one thread that uses the device."""
 
     def __init__(
-        self, model: Model, classifier: Classifier, *, most_bytes: int, keep_uploads: bool
+        self, model: Model, classifier: Classifier, *, max_upload_bytes: int, keep_uploads: bool
     ):
         self.model, self.classifier = model, classifier
-        self.keep_uploads, self._most_bytes = keep_uploads, most_bytes
-        self._uploads: dict[str, Path] = {}  # by id, of scans that are waited for
-        self._kept: OrderedDict[str, Analysis] = OrderedDict()
+        self.max_upload_bytes, self.keep_uploads = max_upload_bytes, keep_uploads
+        self._uploads: dict[str, Path] = {}  # of the scans that are queued or in work, by id
+        self._scans: OrderedDict[str, Analysis] = OrderedDict()  # least recently used first
         self._lock = threading.Lock()
         self._worker = ThreadPoolExecutor(1)
 
     def start(self, path: Path, *, name: str) -> Analysis:
-        """Begins with an upload, which is deleted when it has been read. Raises Busy."""
+        """Queues an upload, whose file is deleted as soon as it has been read."""
         with self._lock:
-            if len(self._uploads) >= WAITING:
-                uploads.forget(path)
-                raise Busy("too many scans are waiting; try again in a minute")
+            if len(self._uploads) >= MAX_QUEUED:
+                uploads.delete(path)
+                raise QueueFullError("too many scans are waiting; try again in a minute")
             analysis = Analysis(secrets.token_hex(8), name)
-            self._kept[analysis.id] = analysis
+            self._scans[analysis.id] = analysis
             self._uploads[analysis.id] = path
-            ended = (id for id in list(self._kept) if id not in self._uploads)
-            while len(self._kept) > max(KEPT, len(self._uploads) + 1):
-                del self._kept[next(ended)]
+            finished = (id for id in list(self._scans) if id not in self._uploads)
+            while len(self._scans) > max(MAX_SCANS, len(self._uploads) + 1):
+                del self._scans[next(finished)]
         self._worker.submit(self._analyze, analysis, path)
         return analysis
 
-    def close(self) -> None:
-        """Deletes the uploads, and waits for the scan that is being worked on."""
-        self._worker.shutdown(wait=False, cancel_futures=True)
+    def get(self, id: str) -> Analysis:
+        """The scan with this id, if it is still in memory."""
         with self._lock:
-            left = list(self._uploads.values())
-        for path in left:
-            self._forget(path)
-        self._worker.shutdown()
-
-    def find(self, id: str) -> Analysis:
-        """Raises InputError if it is not kept any more."""
-        with self._lock:
-            if id not in self._kept:
-                raise InputError("this scan is not in memory any more; drop it again")
-            self._kept.move_to_end(id)
-            return self._kept[id]
+            if id not in self._scans:
+                raise InputError("this scan is no longer in memory; drop it again")
+            self._scans.move_to_end(id)
+            return self._scans[id]
 
     def drop(self, id: str) -> None:
-        """Forgets a scan; if it has not been read or encoded, it will not be."""
+        """Removes a scan from memory; the worker skips it if it is queued."""
         with self._lock:
-            self._kept.pop(id, None)
+            self._scans.pop(id, None)
 
-    def ask(self, analysis: Analysis, text: str) -> str:
-        """Adds a finding in one's own words; returns its name. Raises InputError for no words."""
+    async def run(self, function: Callable, *arguments: Any) -> Any:
+        """Runs a function in the worker thread; a cancelled request leaves the queue."""
+        return await asyncio.wrap_future(self._worker.submit(function, *arguments))
+
+    async def score_finding(self, analysis: Analysis, text: str) -> str:
+        """Scores a finding in the user's words by zero-shot prompts, and returns its name."""
         name = " ".join(text.split()).rstrip(".")
-        if not name or len(name) > LONGEST_FINDING:
-            raise InputError(f"a finding of 1 to {LONGEST_FINDING} characters")
+        if not name or len(name) > MAX_FINDING_CHARS:
+            raise InputError(f"finding: expected 1 to {MAX_FINDING_CHARS} characters")
         if name not in analysis.findings:
-            finding = classifiers.finding_prompts(name.replace("{", "(").replace("}", ")"))
-            asked = self._worker.submit(
-                lambda: self._explain(
-                    analysis, self.model.zero_shot_classifier([finding]), names=[name]
-                )
-            )
-            asked.result()
+            await self.run(self._score_finding, analysis, name)
         return name
 
-    def encode_text(self, encode, text: str) -> np.ndarray:
-        """The latent of words, by the thread that has the device."""
-        return self._worker.submit(encode, self.model, text).result()
+    def close(self) -> None:
+        """Deletes all uploads, empties the queue, and waits for the scan in work."""
+        self._worker.shutdown(wait=False, cancel_futures=True)
+        with self._lock:
+            paths = list(self._uploads.values())
+        for path in paths:
+            self._delete(path)
+        self._worker.shutdown()
 
     def _analyze(self, analysis: Analysis, path: Path) -> None:
         error = ""
         try:
             self._read_and_encode(analysis, path)
-        except InputError as fault:
-            where = str(path.with_suffix("") if path.suffix == ".zip" else path)
-            error = str(fault).replace(where, analysis.name)
-        except Exception as fault:  # ours; the page goes on
-            error = f"{type(fault).__name__}, a fault of this program: {fault}"
+        except InputError as problem:
+            # The user knows the name of the file, not that of our copy.
+            stored_as = str(path.with_suffix("") if path.suffix == ".zip" else path)
+            error = str(problem).replace(stored_as, analysis.name)
+        except Exception as bug:  # must not end the page
+            error = f"internal error: {type(bug).__name__}: {bug}"
         finally:
-            self._forget(path)
+            self._delete(path)
         analysis.error, analysis.state = error, "failed" if error else "done"
         with self._lock:
             del self._uploads[analysis.id]
 
     def _read_and_encode(self, analysis: Analysis, path: Path) -> None:
-        self.find(analysis.id)  # one that was dropped ends here
+        self.get(analysis.id)  # raises InputError for a scan that was dropped while it was queued
         analysis.state = "reading"
-        prepared = self.model.prepare(uploads.unpack(path, most_bytes=self._most_bytes))
+        prepared = self.model.prepare(uploads.unpack(path, max_bytes=self.max_upload_bytes))
         analysis.volume, analysis.provenance = prepared.volume, provenance(prepared)
         del analysis.provenance["file"], prepared
-        self._forget(path)
-        self.find(analysis.id)  # or here
+        self._delete(path)
+        self.get(analysis.id)
         analysis.state = "encoding"
-        analysis.evidence = self.model.evidence(analysis.volume[None])
-        self._explain(analysis, self.classifier, names=self.classifier.names)
+        analysis.patch_features = self.model.patch_features(analysis.volume[None])
+        self._score(analysis, self.classifier)
 
-    def _explain(self, analysis: Analysis, classifier: Classifier, *, names) -> None:
-        analysis.latent, contributions = self.model.explain(
-            analysis.evidence, classifier.kernel, positive=classifier.relu
+    def _score_finding(self, analysis: Analysis, name: str) -> None:
+        finding = finding_prompts(name.replace("{", "(").replace("}", ")"))  # no placeholders
+        finding = dataclasses.replace(finding, name=name)
+        self._score(analysis, self.model.zero_shot_classifier([finding]))
+
+    def _score(self, analysis: Analysis, classifier: Classifier) -> None:
+        latents, contributions = self.model.attribute(
+            analysis.patch_features, classifier.kernel, relu=classifier.relu
         )
-        probabilities = classifier.probabilities(analysis.latent)
-        calibrated = classifier.calibrate(probabilities)
-        for column, name in enumerate(names):
-            worth = None if calibrated is None else float(calibrated[0, column])
-            probability = float(probabilities[0, column])
-            analysis.findings[name] = (probability, worth, contributions[0, column])
+        analysis.latent, contributions = latents[0], contributions[0]
+        probabilities = classifier.probabilities(analysis.latent[None])[0]
+        calibrated = classifier.calibrate(probabilities[None])
+        for column, name in enumerate(classifier.names):
+            # NaN: the calibration does not cover this finding.
+            has_value = calibrated is not None and not np.isnan(calibrated[0, column])
+            analysis.findings[name] = FindingScore(
+                float(probabilities[column]),
+                float(calibrated[0, column]) if has_value else None,
+                contributions[column],
+            )
 
-    def _forget(self, path: Path) -> None:
+    def _delete(self, path: Path) -> None:
         if not self.keep_uploads:
-            uploads.forget(path)
-
-
-def hu(volume: np.ndarray) -> bytes:
-    """A volume as the page reads it: int16 HU, little-endian, (f, h, w)."""
-    return np.floor(to_hu(volume)).astype("<i2").tobytes()
+            uploads.delete(path)

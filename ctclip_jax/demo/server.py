@@ -1,27 +1,31 @@
-"""The page's server: its files, and what they ask for. It answers to this machine alone."""
+"""HTTP API and static files of the page, for this machine only."""
 
 import asyncio
+import dataclasses
 import json
-from collections.abc import Awaitable, Callable
+import traceback
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from starlette.applications import Starlette
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import FileResponse, JSONResponse, Response
-from starlette.routing import Route
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ctclip_jax.case_store import Hit, Searcher, encode_query
+from ctclip_jax.case_store import Searcher, encode_query
 from ctclip_jax.demo import uploads
-from ctclip_jax.demo.analysis import Analyses, Analysis, Busy, hu
+from ctclip_jax.demo.analysis import Analyses, Analysis, QueueFullError
 from data_pipelines.errors import InputError
+from data_pipelines.resample import to_hu
 
 STATIC = Path(__file__).parent / "static"
-PAGES = {"/": "index.html"} | {f"/{n}": n for n in ("page.js", "viewer.js", "style.css")}
-LOCAL = ("127.0.0.1", "localhost", "[::1]")
-SIMILAR = 6
-LONGEST_QUERY = 4000  # bytes of a request in words
+LOCAL_HOSTS = ("127.0.0.1", "localhost", "[::1]")
+NUM_SIMILAR = 6
+MAX_TEXT_BYTES = 4000  # of a request with text
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; "
     "base-uri 'none'; form-action 'none'",
@@ -30,81 +34,98 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
-Endpoint = Callable[[Request], Awaitable[Response]]
+ERROR_STATUS = {
+    InputError: 400,
+    uploads.TooLargeError: 413,
+    QueueFullError: 503,
+    OSError: 507,
+    ClientDisconnect: 400,
+    Exception: 500,
+}
 
 
 class Page:
-    """The routes of one model, and of the store of cases that it searches, if any."""
+    """The API over one model and, optionally, a case store."""
 
-    def __init__(
-        self, analyses: Analyses, folder: Path, *, most_bytes: int, searcher: Searcher | None = None
-    ):
-        self.analyses, self.folder = analyses, folder
-        self.most_bytes, self.searcher = most_bytes, searcher
+    def __init__(self, analyses: Analyses, folder: Path, *, searcher: Searcher | None = None):
+        """`folder` receives the uploads."""
+        self.analyses, self.folder, self.searcher = analyses, folder, searcher
 
-    def app(self) -> Starlette:
+    def app(self) -> ASGIApp:
         """The application, to be served on 127.0.0.1."""
         routes = [
-            ("GET", "/api/about", self.about),
-            ("POST", "/api/scans", self.upload),
-            ("GET", "/api/scans/{id}", self.scan),
-            ("DELETE", "/api/scans/{id}", self.drop),
-            ("GET", "/api/scans/{id}/volume", self.volume),
-            ("GET", "/api/scans/{id}/map", self.map),
-            ("POST", "/api/scans/{id}/findings", self.ask),
-            ("GET", "/api/scans/{id}/similar", self.similar),
-            ("POST", "/api/search", self.search),
-            ("GET", "/api/thumbnails/{row:int}", self.thumbnail),
+            Route("/api/about", self.about),
+            Route("/api/scans", self.upload, methods=["POST"]),
+            Route("/api/scans/{id}", self.scan),
+            Route("/api/scans/{id}", self.drop, methods=["DELETE"]),
+            Route("/api/scans/{id}/volume", self.volume),
+            Route("/api/scans/{id}/map", self.map),
+            Route("/api/scans/{id}/findings", self.score_finding, methods=["POST"]),
+            Route("/api/scans/{id}/similar", self.similar),
+            Route("/api/search", self.search, methods=["POST"]),
+            Route("/api/thumbnails/{row:int}", self.thumbnail),
+            Mount("/", StaticFiles(directory=STATIC, html=True)),
         ]
-        pages = [Route(path, guarded(_file(name))) for path, name in PAGES.items()]
-        api = [Route(path, guarded(each), methods=[method]) for method, path, each in routes]
-        return Starlette(routes=[*pages, *api])
+        handlers = dict.fromkeys(ERROR_STATUS, _error_response)
+        # Around Starlette instead of in its middleware, whose own error pages would lack HEADERS.
+        return LocalOnly(Starlette(routes=routes, exception_handlers=handlers))
 
     async def about(self, request: Request) -> Response:
         model, classifier = self.analyses.model, self.analyses.classifier
         calibration = classifier.calibration
         return JSONResponse(
             {
-                "labels": list(classifier.names),
                 "method": model.attribution_method,
                 "label_informed": model.label_informed or classifier.relu,
                 "calibrated_on": calibration.fitted_on if calibration else None,
-                "cases": len(self.searcher.store) if self.searcher else 0,
+                "num_cases": len(self.searcher.store) if self.searcher else 0,
                 "can_ask": not classifier.relu,
-                "keeps_uploads": self.analyses.keep_uploads,
-                "most_bytes": self.most_bytes,
-                "suffixes": uploads.SUFFIXES,
+                "keep_uploads": self.analyses.keep_uploads,
+                "max_upload_bytes": self.analyses.max_upload_bytes,
             }
         )
 
     async def upload(self, request: Request) -> Response:
-        name = _shown(request.query_params.get("name", ""))
-        suffix = uploads.suffix_of(name)
-        if int(request.headers.get("content-length") or 0) > self.most_bytes:
-            raise uploads.TooLarge(f"more than {self.most_bytes / 2**20:g} MiB")
+        name = _display_name(request.query_params.get("name", ""))
+        suffix, max_bytes = uploads.suffix_of(name), self.analyses.max_upload_bytes
+        # Refused before the body is sent; `receive` counts what a client did not declare.
+        uploads.check_size(int(request.headers.get("content-length") or 0), max_bytes)
         path = await uploads.receive(
-            request.stream(), self.folder, suffix=suffix, most_bytes=self.most_bytes
+            request.stream(), self.folder, suffix=suffix, max_bytes=max_bytes
         )
         return JSONResponse({"id": self.analyses.start(path, name=name).id}, 201)
 
     async def scan(self, request: Request) -> Response:
-        return JSONResponse(_described(self._found(request), self.analyses))
+        analysis = self._get(request)
+        content = {"id": analysis.id, "name": analysis.name, "state": analysis.state}
+        if analysis.state == "failed":
+            content["error"] = analysis.error
+        if analysis.state == "done":
+            geometry = self.analyses.model.geometry
+            content |= {
+                "shape": geometry.shape,
+                "spacing": geometry.spacing,
+                "provenance": analysis.provenance,
+                "findings": [_finding_json(name, analysis) for name in list(analysis.findings)],
+            }
+        return JSONResponse(content)
 
     async def drop(self, request: Request) -> Response:
         self.analyses.drop(request.path_params["id"])
         return Response(status_code=204)
 
     async def volume(self, request: Request) -> Response:
-        analysis = self._done(request)
-        content = await asyncio.to_thread(hu, analysis.volume)
-        return Response(content, media_type="application/octet-stream")
+        """int16 HU, little-endian, (f, h, w)."""
+        volume = self._get_done(request).volume
+        hu = await asyncio.to_thread(lambda: np.floor(to_hu(volume)).astype("<i2").tobytes())
+        return Response(hu, media_type="application/octet-stream")
 
     async def map(self, request: Request) -> Response:
         name = request.query_params.get("finding", "")
-        analysis = self._done(request)
+        analysis = self._get_done(request)
         if name not in analysis.findings:
-            raise InputError("no such finding of this scan")
-        contributions = analysis.findings[name][2]
+            raise InputError("finding: not scored for this scan")
+        contributions = analysis.findings[name].contributions
         return JSONResponse(
             {
                 "shape": contributions.shape,
@@ -113,139 +134,107 @@ class Page:
             }
         )
 
-    async def ask(self, request: Request) -> Response:
-        analysis, text = self._done(request), await _words(request, "finding")
+    async def score_finding(self, request: Request) -> Response:
+        analysis, text = self._get_done(request), await _read_text(request, "finding")
         if self.analyses.classifier.relu:
-            raise InputError("a trained classifier answers no questions")
-        name = await asyncio.to_thread(self.analyses.ask, analysis, text)
-        return JSONResponse(_finding(name, analysis))
+            raise InputError("finding: a trained classifier scores only its own labels")
+        name = await self.analyses.score_finding(analysis, text)
+        return JSONResponse(_finding_json(name, analysis))
 
     async def similar(self, request: Request) -> Response:
-        return await self._hits(self._done(request).latent)
+        return await self._hits(self._get_done(request).latent)
 
     async def search(self, request: Request) -> Response:
-        text = await _words(request, "text")
-        query = await asyncio.to_thread(self.analyses.encode_text, encode_query, text)
-        return await self._hits(query)
+        text = await _read_text(request, "text")
+        return await self._hits(await self.analyses.run(encode_query, self.analyses.model, text))
 
     async def thumbnail(self, request: Request) -> Response:
         row = request.path_params["row"]
         if self.searcher is None or not 0 <= row < len(self.searcher.store):
-            raise InputError("no such case")
+            raise InputError("thumbnail: no such case")
         return Response(self.searcher.store.load_thumbnail(row), media_type="image/jpeg")
 
     async def _hits(self, latent: np.ndarray) -> Response:
         if self.searcher is None:
-            raise InputError("no store of cases: start the page with --store")
-        (hits,) = await asyncio.to_thread(self.searcher.search, latent, k=SIMILAR)
-        return JSONResponse([_hit(hit) for hit in hits])
+            raise InputError("no case store; start the page with --store")
+        hits = await asyncio.to_thread(self.searcher.search, latent, k=NUM_SIMILAR)
+        return JSONResponse([dataclasses.asdict(hit) for hit in hits])
 
-    def _found(self, request: Request) -> Analysis:
-        return self.analyses.find(request.path_params["id"])
+    def _get(self, request: Request) -> Analysis:
+        return self.analyses.get(request.path_params["id"])
 
-    def _done(self, request: Request) -> Analysis:
-        analysis = self._found(request)
+    def _get_done(self, request: Request) -> Analysis:
+        analysis = self._get(request)
         if analysis.state != "done":
             raise InputError("this scan is not ready")
         return analysis
 
 
-def guarded(endpoint: Endpoint) -> Endpoint:
-    """Answers to this machine's own page alone; bad input is a line, all answers have HEADERS."""
+class LocalOnly:
+    """ASGI middleware: refuses other hosts and origins, and sets HEADERS on every response."""
 
-    async def answer(request: Request) -> Response:
-        host = request.headers.get("host", "")
-        origin = request.headers.get("origin")
-        if host.rpartition(":")[0] not in LOCAL and host not in LOCAL:
-            return JSONResponse({"error": "this page is of its own machine alone"}, 403)
-        if origin not in (None, f"http://{host}"):
-            return JSONResponse({"error": "asked by another page"}, 403)
-        try:
-            return await endpoint(request)
-        except uploads.TooLarge as error:
-            return JSONResponse({"error": str(error)}, 413)
-        except Busy as error:
-            return JSONResponse({"error": str(error)}, 503)
-        except InputError as error:
-            return JSONResponse({"error": str(error)}, 400)
-        except OSError as error:
-            return JSONResponse({"error": f"cannot be stored ({error.strerror or error})"}, 507)
-        except ClientDisconnect:
-            return Response(status_code=400)
+    def __init__(self, app: ASGIApp):
+        self._app = app
 
-    async def with_headers(request: Request) -> Response:
-        response = await answer(request)
-        response.headers.update(HEADERS)
-        return response
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
 
-    return with_headers
+        refusal = _refusal(Headers(scope=scope)) if scope["type"] == "http" else None
+        await (refusal or self._app)(scope, receive, send_with_headers)
 
 
-def _file(name: str) -> Endpoint:
-    async def send(request: Request) -> Response:
-        return FileResponse(STATIC / name)
+def _refusal(headers: Headers) -> Response | None:
+    host, origin = headers.get("host", ""), headers.get("origin")
+    # Another site can let its name resolve to 127.0.0.1 (DNS rebinding); it cannot fake Host.
+    if host.rpartition(":")[0] not in LOCAL_HOSTS and host not in LOCAL_HOSTS:
+        return JSONResponse({"error": "this page serves its own machine only"}, 403)
+    if origin not in (None, f"http://{host}"):
+        return JSONResponse({"error": "request from another page"}, 403)
+    return None
 
-    return send
+
+async def _error_response(request: Request, error: Exception) -> Response:
+    status = next(ERROR_STATUS[kind] for kind in type(error).__mro__ if kind in ERROR_STATUS)
+    message = str(error)
+    if status == 500:
+        traceback.print_exception(error)  # uvicorn's log is off
+        message = f"internal error: {type(error).__name__}: {error}"
+    elif isinstance(error, OSError):
+        message = f"cannot be stored ({error.strerror or error})"
+    return JSONResponse({"error": message}, status)
 
 
-async def _words(request: Request, name: str) -> str:
+async def _read_text(request: Request, field: str) -> str:
     body = b""
     async for chunk in request.stream():
         body += chunk
-        if len(body) > LONGEST_QUERY:
-            raise uploads.TooLarge(f"more than {LONGEST_QUERY} bytes of words")
+        if len(body) > MAX_TEXT_BYTES:
+            raise uploads.TooLargeError(f"{field}: more than {MAX_TEXT_BYTES} bytes")
     try:
-        words = json.loads(body)[name]
-        words.encode()  # not every string of JSON is text
+        text = json.loads(body)[field]
+        text.encode()  # a JSON string may hold lone surrogates, which no tokenizer takes
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
-        raise InputError(f"wanted JSON with {name}") from error
-    if not words.strip():
-        raise InputError(f"wanted words in {name}")
-    return words
+        raise InputError(f"{field}: expected JSON with this key and a text") from error
+    if not text.strip():
+        raise InputError(f"{field}: expected a text, got none")
+    return text
 
 
-def _shown(name: str) -> str:
-    """The name of a file, as it may be shown."""
+def _display_name(name: str) -> str:
+    """The printable end of a file's name."""
     last = name.replace("\\", "/").rpartition("/")[2]
     return "".join(letter for letter in last if letter.isprintable())[-100:]
 
 
-def _described(analysis: Analysis, analyses: Analyses) -> dict[str, Any]:
-    told = {"id": analysis.id, "name": analysis.name, "state": analysis.state}
-    if analysis.state == "failed":
-        told["error"] = analysis.error
-    if analysis.state == "done":
-        geometry = analyses.model.geometry
-        told |= {
-            "shape": geometry.shape,
-            "spacing": geometry.spacing,
-            "window": geometry.window,
-            "provenance": analysis.provenance,
-            "findings": [_finding(name, analysis) for name in list(analysis.findings)],
-        }
-    return told
-
-
-def _finding(name: str, analysis: Analysis) -> dict[str, Any]:
-    probability, worth, contributions = analysis.findings[name]
-    peak = np.unravel_index(int(contributions.argmax()), contributions.shape)
-    calibrated = None if worth is None or np.isnan(worth) else worth
+def _finding_json(name: str, analysis: Analysis) -> dict[str, Any]:
+    score = analysis.findings[name]
+    peak = np.unravel_index(int(score.contributions.argmax()), score.contributions.shape)
     return {
         "name": name,
-        "probability": probability,
-        "calibrated": calibrated,
-        "peak": [int(place) for place in peak],
-    }
-
-
-def _hit(hit: Hit) -> dict[str, Any]:
-    entry = hit.entry
-    return {
-        "row": hit.row,
-        "similarity": hit.similarity,
-        "name": entry.name,
-        "findings": entry.findings,
-        "impressions": entry.impressions,
-        "present": [name for name, value in entry.labels.items() if value],
-        "strata": dict(entry.strata),
+        "probability": score.probability,
+        "calibrated": score.calibrated,
+        "peak": [int(index) for index in peak],
     }

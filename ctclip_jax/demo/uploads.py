@@ -1,4 +1,4 @@
-"""Files from a browser: into one folder, under names of our own, no larger than allowed."""
+"""Uploaded files: stored under random names in one folder, limited in size, safely unzipped."""
 
 import secrets
 import shutil
@@ -10,86 +10,86 @@ from data_pipelines.errors import InputError
 from data_pipelines.formats.dicom import is_ignored_file
 
 SUFFIXES = (".nii.gz", ".nii", ".npz", ".dcm", ".zip")
-MOST_FILES = 5000  # of a series
-CHUNK = 1 << 20
+MAX_ZIP_FILES = 5000
+CHUNK_BYTES = 1 << 20
 
 
-class TooLarge(InputError):
-    """More bytes than are allowed."""
+class TooLargeError(InputError):
+    """More bytes than allowed."""
 
 
 def suffix_of(name: str) -> str:
-    """Which of SUFFIXES a file's name ends with. Raises InputError for any other name."""
+    """Which of SUFFIXES the name of a file ends with."""
     for suffix in SUFFIXES:
         if name.lower().endswith(suffix):
             return suffix
-    raise InputError(f"a scan is a file {', '.join(SUFFIXES)}; a zip holds a DICOM series")
+    raise InputError(f"scan: expected a file {', '.join(SUFFIXES)}; zip a DICOM series")
 
 
 async def receive(
-    chunks: AsyncIterator[bytes], folder: Path, *, suffix: str, most_bytes: int
+    chunks: AsyncIterator[bytes], folder: Path, *, suffix: str, max_bytes: int
 ) -> Path:
-    """Writes what arrives into `folder` and returns the file, whose name is random.
-
-    Raises TooLarge beyond `most_bytes`, or InputError if nothing came; no file is left then, nor
-    if the sender goes away.
-    """
+    """Writes the body of a request to a file with a random name; deletes it on any error."""
     path = folder / f"{secrets.token_hex(8)}{suffix}"
-    size = 0
+    num_bytes = 0
     try:
         with path.open("wb") as file:
             async for chunk in chunks:
-                size += len(chunk)
-                if size > most_bytes:
-                    raise TooLarge(f"more than {most_bytes / 2**20:g} MiB; see --max_upload_mb")
+                num_bytes += len(chunk)
+                check_size(num_bytes, max_bytes)
                 file.write(chunk)
-        if not size:
-            raise InputError("an empty file")
-    except BaseException:
+        if not num_bytes:
+            raise InputError("scan: the file is empty")
+    except BaseException:  # a sender that goes away cancels this task
         path.unlink(missing_ok=True)
         raise
     return path
 
 
-def unpack(path: Path, *, most_bytes: int) -> Path:
-    """What `data_pipelines.formats.read_scan` opens of an upload: itself, or of a zip a folder with
-    its slices beside it. They get numbers for names, so that theirs lead nowhere.
+def check_size(num_bytes: int, max_bytes: int) -> None:
+    """Raises TooLargeError for an upload, or its unzipped contents, of more than `max_bytes`."""
+    if num_bytes > max_bytes:
+        raise TooLargeError(f"more than {max_bytes / 2**20:g} MiB; see --max_upload_mb")
 
-    Raises InputError if it is no zip, or holds too much.
-    """
+
+def unpack(path: Path, *, max_bytes: int) -> Path:
+    """The path that `data_pipelines.formats.read_scan` opens: the upload, or the folder of a
+    DICOM series that was unzipped beside it."""
     if path.suffix != ".zip":
         return path
-    folder, left = path.with_suffix(""), most_bytes
+    folder, num_bytes = path.with_suffix(""), 0
     folder.mkdir()
     try:
         with zipfile.ZipFile(path) as archive:
-            members = [each for each in archive.infolist() if not each.is_dir()]
-            if len(members) > MOST_FILES:
-                raise InputError(f"a zip of {len(members)} files; at most {MOST_FILES}")
+            members = [member for member in archive.infolist() if not member.is_dir()]
+            if len(members) > MAX_ZIP_FILES:
+                raise InputError(f"zip: got {len(members)} files, expected at most {MAX_ZIP_FILES}")
             for number, member in enumerate(members):
                 name = member.filename.replace("\\", "/").rpartition("/")[2]
                 if is_ignored_file(name):
                     continue
-                ending = ".dcm" if name.lower().endswith(".dcm") else ""  # read_scan trusts it
-                target = folder / f"IM{number}{ending}"
+                # Numbers, because names in a zip may lead out of the folder. The suffix stays:
+                # read_scan takes a file with it for DICOM without looking inside.
+                suffix = ".dcm" if name.lower().endswith(".dcm") else ""
+                target = folder / f"IM{number}{suffix}"
                 with archive.open(member) as source, target.open("wb") as file:
-                    while chunk := source.read(CHUNK):
-                        left -= len(chunk)
-                        if left < 0:
-                            raise TooLarge(f"a zip of more than {most_bytes / 2**20:g} MiB")
+                    while chunk := source.read(CHUNK_BYTES):
+                        # Counted while unzipping: the sizes that a zip declares may be lies.
+                        num_bytes += len(chunk)
+                        check_size(num_bytes, max_bytes)
                         file.write(chunk)
     except InputError:
         raise
     except OSError as error:
-        raise InputError(f"cannot be unpacked ({error.strerror or error})") from error
-    except Exception as error:  # zipfile and zlib raise all kinds for a damaged file
+        raise InputError(f"zip: cannot be unpacked ({error.strerror or error})") from error
+    except Exception as error:  # zipfile and zlib raise many types for a damaged file
         cause = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"damaged or no zip file ({cause})") from error
     return folder
 
 
-def forget(path: Path) -> None:
-    """Deletes an upload and what was unpacked of it."""
+def delete(path: Path) -> None:
+    """Deletes an upload and its unzipped contents."""
     path.unlink(missing_ok=True)
     if path.suffix == ".zip":
         shutil.rmtree(path.with_suffix(""), ignore_errors=True)

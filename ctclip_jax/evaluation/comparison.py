@@ -1,4 +1,4 @@
-"""Two models on the same volumes: paired differences, with intervals and tests."""
+"""Paired comparison of two models on the same volumes: differences, intervals, p values."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -10,30 +10,28 @@ from jaxtyping import Float, Num
 
 from ctclip_jax.evaluation import detection
 from ctclip_jax.evaluation.dataset import EvalSet
-from ctclip_jax.evaluation.estimates import figure, mean_over, number
+from ctclip_jax.evaluation.estimates import estimate, mean_over, number
 from ctclip_jax.evaluation.metrics import bootstrap, delong, label_overlap, ranking
 from ctclip_jax.evaluation.metrics.label_overlap import OVERLAP_K
 from ctclip_jax.evaluation.metrics.ranking import RECALL_K
 from ctclip_jax.evaluation.protocol import ProtocolConfig
+from ctclip_jax.evaluation.retrieval import reported_rows
 from data_pipelines.errors import InputError
 
-SCHEMA = 1
+SCHEMA = 1  # of comparison.json
 Pair = tuple[EvalSet, EvalSet]
 
 
 def compare(a: EvalSet, b: EvalSet, *, protocol: ProtocolConfig) -> dict[str, Any]:
-    """Every difference b - a, on the volumes and labels that both have.
+    """Every difference b - a on the volumes and labels that both have: comparison.json.
 
-    Both are resampled together, so that what the volumes have in common falls out. Each model has
-    its own thresholds, cross-fitted over the same folds. AUROCs are also tested by DeLong's method,
-    adjusted for the number of labels by Holm's.
-
-    Raises:
-      InputError: no volume or label in common, or a label that the two tell differently.
+    Both are resampled together, so variation between volumes cancels. Each model has its own
+    thresholds, cross-fitted over the same folds. AUROCs are also tested by DeLong's method, with
+    Holm's adjustment for the number of labels.
     """
-    pair = in_common(a, b)
-    weights = detection.weights_of(pair[0], protocol, intervals=True)
-    found: dict[str, Any] = {
+    pair = align(a, b)
+    weights = detection.resample_weights(pair[0], protocol, intervals=True)
+    results: dict[str, Any] = {
         "schema": SCHEMA,
         "a": dict(a.source),
         "b": dict(b.source),
@@ -42,30 +40,28 @@ def compare(a: EvalSet, b: EvalSet, *, protocol: ProtocolConfig) -> dict[str, An
         "labels": list(pair[0].label_names),
         "notes": _notes(a, b, pair),
         "config": dataclasses.asdict(protocol),
-        "intervals": {
-            "by": "percentiles of a bootstrap over patients, both models together",
-            "resamples": protocol.resamples,
-            "level": protocol.level,
-            "seed": protocol.seed,
-        },
+        "intervals": protocol.interval_metadata("patients, both models together"),
     }
     if a.scores is not None and b.scores is not None:
-        found["detection"] = _detection(pair, weights, protocol)
-    if all(study.image is not None for study in pair):
-        found["retrieval"] = _retrieval(pair, weights, protocol)
-    if not ({"detection", "retrieval"} & found.keys()):
+        results["detection"] = _compare_detection(pair, weights, protocol)
+    if a.image is not None and b.image is not None:
+        results["retrieval"] = _compare_retrieval(pair, weights, protocol)
+    if not ({"detection", "retrieval"} & results.keys()):
         raise InputError("the two have neither scores nor latents in common")
-    return found
+    return results
 
 
-def in_common(a: EvalSet, b: EvalSet) -> Pair:
-    """Both studies, of the volumes and labels that both have."""
+def align(a: EvalSet, b: EvalSet) -> Pair:
+    """Both, reduced to their common volumes and labels.
+
+    Raises:
+      InputError: there are none, or a label that is known in both differs.
+    """
     names = np.intersect1d(a.names, b.names)
     labels = tuple(label for label in a.label_names if label in b.label_names)
     if not len(names) or not labels:
-        what = "volume" if not len(names) else "label"
-        raise InputError(f"the two have no {what} in common")
-    first, second = (_part(study, names, labels) for study in (a, b))
+        raise InputError(f"the two have no {'label' if len(names) else 'volume'} in common")
+    first, second = (_reduce(eval_set, names, labels) for eval_set in (a, b))
     differ = (first.labels != second.labels) & (first.labels >= 0) & (second.labels >= 0)
     if differ.any():
         row, column = np.argwhere(differ)[0]
@@ -73,19 +69,19 @@ def in_common(a: EvalSet, b: EvalSet) -> Pair:
             f"{names[row]}: {labels[column]!r} is {first.labels[row, column]} in one and"
             f" {second.labels[row, column]} in the other"
         )
-    known = np.where(second.labels < 0, -1, first.labels)
-    # One grouping of the volumes for both, the coarser one: who knows fewer patients knows more.
-    known_by = min((first, second), key=lambda study: len(np.unique(study.patients)))
-    groups = {"patients": known_by.patients, "scans": known_by.scans, "labels": known}
-    return dataclasses.replace(first, **groups), dataclasses.replace(second, **groups)
+    both_known = np.where(second.labels < 0, -1, first.labels)
+    # Resamples need one grouping. The coarser one: without known patients each volume is its own.
+    grouped = min((first, second), key=lambda eval_set: len(np.unique(eval_set.patients)))
+    shared = {"patients": grouped.patients, "scans": grouped.scans, "labels": both_known}
+    return dataclasses.replace(first, **shared), dataclasses.replace(second, **shared)
 
 
-def _part(study: EvalSet, names: np.ndarray, labels: tuple[str, ...]) -> EvalSet:
-    cut = study.take(np.searchsorted(study.names, names))
-    columns = [study.label_names.index(label) for label in labels]
-    scores = None if cut.scores is None else cut.scores[:, columns]
+def _reduce(eval_set: EvalSet, names: np.ndarray, labels: tuple[str, ...]) -> EvalSet:
+    part = eval_set.take(np.searchsorted(eval_set.names, names))
+    columns = [eval_set.label_names.index(label) for label in labels]
+    scores = None if part.scores is None else part.scores[:, columns]
     return dataclasses.replace(
-        cut, label_names=labels, labels=cut.labels[:, columns], scores=scores
+        part, label_names=labels, labels=part.labels[:, columns], scores=scores
     )
 
 
@@ -93,113 +89,115 @@ def _notes(a: EvalSet, b: EvalSet, pair: Pair) -> list[str]:
     notes = []
     for name, whole, part in (("A", a, pair[0]), ("B", b, pair[1])):
         notes += [f"{name}: {note}" for note in whole.notes]
-        if others := len(whole.names) - len(part.names):
-            notes.append(f"{name}: {others} volumes that the other lacks are left out")
-        if missing := [label for label in whole.label_names if label not in part.label_names]:
-            notes.append(f"{name}: {', '.join(missing)} left out, the other lacks them")
+        if num_dropped := len(whole.names) - len(part.names):
+            notes.append(f"{name}: {num_dropped} volumes that the other lacks are left out")
+        if dropped := [label for label in whole.label_names if label not in part.label_names]:
+            notes.append(f"{name}: {', '.join(dropped)} left out, the other lacks them")
     return notes
 
 
-def _detection(
+def _compare_detection(
     pair: Pair, weights: Num[np.ndarray, "n b"], protocol: ProtocolConfig
 ) -> dict[str, Any]:
     samples = []
-    for study in pair:
-        predictions = detection.predict(study, protocol=protocol, published=False, validation=None)
-        samples.append(detection.sample(study, weights, predictions=predictions))
-    # A label counts where both models can be measured.
-    both = {
+    for eval_set in pair:
+        predictions = detection.predict(
+            eval_set, protocol=protocol, published=False, validation=None
+        )
+        samples.append(detection.sample_metrics(eval_set, weights, predictions=predictions))
+    # A label counts if its metric is defined for both models.
+    defined = {
         name: np.isfinite(samples[0][name][:, :1]) & np.isfinite(samples[1][name][:, :1])
         for name in detection.METRICS
     }
-    known = [
-        {name: np.where(both[name], values, np.nan) for name, values in one.items()}
-        for one in samples
-    ]
-    means = [detection.macro(one) for one in known]
-    found: dict[str, Any] = {
+    a, b = (
+        {name: np.where(defined[name], values, np.nan) for name, values in model.items()}
+        for model in samples
+    )
+    mean_a, mean_b = detection.macro(a), detection.macro(b)
+    results: dict[str, Any] = {
         "macro": {
-            "labels": int(both["auroc"].sum()),
-            "labels_at_threshold": int(both["f1"].sum()),
+            "labels": int(defined["auroc"].sum()),
+            "labels_at_threshold": int(defined["f1"].sum()),
             **{
-                name: difference(means[0][name], means[1][name], level=protocol.level)
+                name: difference(mean_a[name], mean_b[name], level=protocol.level)
                 for name in detection.METRICS
             },
-        }
+        },
+        "per_label": {},
     }
-    tests = [_delong_p(pair, column) for column in range(len(pair[0].label_names))]
-    adjusted = delong.holm(tests)
-    found["per_label"] = {}
+    p_values = [_delong_p_value(pair, column) for column in range(len(pair[0].label_names))]
+    adjusted = delong.holm(p_values)
     for column, label in enumerate(pair[0].label_names):
         row = {
-            name: difference(known[0][name][column], known[1][name][column], level=protocol.level)
+            name: difference(a[name][column], b[name][column], level=protocol.level)
             for name in detection.METRICS
         }
-        row["auroc"] |= {"p_delong": number(tests[column]), "p_holm": adjusted[column]}
-        found["per_label"][label] = row
-    return found
+        row["auroc"] |= {"p_delong": number(p_values[column]), "p_holm": adjusted[column]}
+        results["per_label"][label] = row
+    return results
 
 
-def _delong_p(pair: Pair, column: int) -> float:
-    if any(detection.missing_reason(study, column) for study in pair):
+def _delong_p_value(pair: Pair, column: int) -> float:
+    if any(detection.missing_reason(eval_set, column) for eval_set in pair):
         return np.nan
-    (labels, first, rows), (_, second, _) = (study.labeled(column) for study in pair)
+    (labels, first, rows), (_, second, _) = (eval_set.labeled(column) for eval_set in pair)
     scores = np.stack([first, second], axis=1)
-    found = delong.delong(labels, scores, patients=pair[0].patients[rows])
-    return delong.difference_test(found)[1]
+    result = delong.delong(labels, scores, patients=pair[0].patients[rows])
+    return delong.difference_test(result)[1]
 
 
-def _retrieval(
+def _compare_retrieval(
     pair: Pair, weights: Num[np.ndarray, "n b"], protocol: ProtocolConfig
 ) -> dict[str, Any]:
-    """Volumes by the reports that both have, and by other volumes, among all in common."""
+    """Volumes by the reports that both have, and by other volumes, among all common volumes."""
 
-    def paired(metric: Callable, found: Sequence, rows: np.ndarray) -> dict[str, Any]:
-        means = [mean_over(metric(one), weights[rows]) for one in found]
+    def paired(metric: Callable, models: Sequence, rows: np.ndarray | slice) -> dict[str, Any]:
+        means = [mean_over(metric(model), weights[rows]) for model in models]
         return difference(*means, level=protocol.level)
 
-    names, everything = pair[0].names, np.arange(len(pair[0].names))
-    nearest = [
+    names = pair[0].names
+    neighbors = [
         label_overlap.nearest_labels(s.image, s.labels, scans=s.scans, k=max(OVERLAP_K))
         for s in pair
     ]
-    smallest = min(one.overlap.shape[1] for one in nearest)
-    compared = {
-        "volume_to_volume": {
-            "queries": len(names),
-            "label_overlap": {
-                str(k): paired(partial(label_overlap.label_overlap_at_k, k=k), nearest, everything)
-                for k in OVERLAP_K
-                if k <= smallest
-            },
-        }
+    smallest = min(model.overlap.shape[1] for model in neighbors)
+    by_volume = {
+        "queries": len(names),
+        "label_overlap": {
+            str(k): paired(partial(label_overlap.label_overlap_at_k, k=k), neighbors, slice(None))
+            for k in OVERLAP_K
+            if k <= smallest
+        },
     }
-    if any(study.text is None for study in pair):
-        return compared
-    reported = np.flatnonzero(np.all([np.isfinite(s.text).all(axis=1) for s in pair], axis=0))
+    if any(eval_set.text is None for eval_set in pair):
+        return {"volume_to_volume": by_volume}
+    rows = reported_rows(*pair)
+    if not len(rows):
+        return {"volume_to_volume": by_volume}
     ranks = [
-        ranking.find(s.text[reported], s.image, query_names=names[reported], gallery_names=names)
+        ranking.retrieval_ranks(s.text[rows], s.image, query_names=names[rows], gallery_names=names)
         for s in pair
     ]
-    search = {
-        "queries": len(reported),
+    by_report = {
+        "queries": len(rows),
         "pool": len(names),
         "recall": {
-            str(k): paired(partial(ranking.recall_at_k, k=k), ranks, reported)
+            str(k): paired(partial(ranking.recall_at_k, k=k), ranks, rows)
             for k in RECALL_K
             if k < len(names)
         },
-        "mean_reciprocal_rank": paired(ranking.reciprocal_rank, ranks, reported),
+        "mean_reciprocal_rank": paired(ranking.reciprocal_rank, ranks, rows),
     }
-    return ({"report_to_volume": search} if len(reported) else {}) | compared
+    return {"report_to_volume": by_report, "volume_to_volume": by_volume}
 
 
 def difference(
     a: Float[np.ndarray, " b"], b: Float[np.ndarray, " b"], *, level: float
 ) -> dict[str, Any]:
-    """b - a with its interval and two-sided p, from the values and what their resamples give."""
-    found = figure(b - a, level=level, reason="not measured in both")
-    if found["value"] is None:
-        return found
+    """b - a with its interval and two-sided p value, from the values and their resamples."""
+    result = estimate(b - a, level=level, reason="not measured in both")
+    if result["value"] is None:
+        return result
     p_value = number(bootstrap.p_value((b - a)[1:])) if len(a) > 1 else None
-    return found | {"a": number(a[0]), "b": number(b[0]), "p_bootstrap": p_value}
+    return result | {"a": number(a[0]), "b": number(b[0]), "p_bootstrap": p_value}

@@ -1,4 +1,4 @@
-"""Detection of labels: what scores are worth against the truth, with intervals over patients."""
+"""Detection: thresholds, AUROC and F1 with confidence intervals, calibration of scores."""
 
 import dataclasses
 from typing import Any
@@ -7,26 +7,27 @@ import numpy as np
 from jaxtyping import Bool, Float, Num
 
 from ctclip_jax.evaluation.dataset import EvalSet
-from ctclip_jax.evaluation.estimates import figure, number
-from ctclip_jax.evaluation.metrics import bootstrap, classification, delong
+from ctclip_jax.evaluation.estimates import estimate, number
+from ctclip_jax.evaluation.metrics import bootstrap, classification, delong, reliability
 from ctclip_jax.evaluation.metrics.classification import AT_THRESHOLD, RANKING
 from ctclip_jax.evaluation.protocol import ProtocolConfig
 
 METRICS = (*RANKING, *AT_THRESHOLD)
-BLOCK = 1 << 22  # entries of weights worked on at a time
+# Weights that the metrics of a label are computed on at a time, which bounds memory.
+BLOCK = 1 << 22
 
 Samples = dict[str, Float[np.ndarray, "labels b"]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """What is predicted of a study, and by which thresholds.
+    """Thresholds of scores.
 
     Attributes:
-      rule: how the thresholds were found, in words.
-      thresholds: (n, labels) the threshold of each score; NaN where there is none.
-      missing: for each label why it has none for some volume; empty where all have one.
-      published: whether they are those of the published protocol.
+      rule: how the thresholds are fitted, in words.
+      thresholds: (n, labels) of each score; NaN if there is none.
+      missing: for each label why some volume has no threshold; empty if all have one.
+      published: whether they follow the published protocol.
     """
 
     rule: str
@@ -35,31 +36,31 @@ class Predictions:
     published: bool = False
 
     def of(self, scores: Float[np.ndarray, "n labels"]) -> Bool[np.ndarray, "n labels"]:
-        """Whether each label is predicted; never without a threshold."""
+        """Which labels are predicted; none without a threshold."""
         return scores > np.where(np.isnan(self.thresholds), np.inf, self.thresholds)
 
 
 def predict(
-    study: EvalSet, *, protocol: ProtocolConfig, published: bool, validation: EvalSet | None
+    eval_set: EvalSet, *, protocol: ProtocolConfig, published: bool, validation: EvalSet | None
 ) -> Predictions:
-    """Thresholds fitted on the validation study, or cross-fitted over folds of patients, or, as
-    published, on the volumes that they are judged on."""
-    thresholds = np.full(study.scores.shape, np.nan)
-    missing = list(missing_reasons(study))
-    folds = bootstrap.folds(study.patients, count=protocol.folds, seed=protocol.seed)
-    for column, label in enumerate(study.label_names):
+    """Thresholds fitted to the validation volumes if there are any, else cross-fitted over folds of
+    patients; as published, fitted to the very volumes that they are evaluated on."""
+    thresholds = np.full(eval_set.scores.shape, np.nan)
+    missing = list(missing_reasons(eval_set))
+    folds = bootstrap.folds(eval_set.patients, count=protocol.folds, seed=protocol.seed)
+    for column, label in enumerate(eval_set.label_names):
         if missing[column]:
             continue
-        labels, scores, rows = study.labeled(column)
+        labels, scores, rows = eval_set.labeled(column)
         if published:
-            found, reason = classification.published_threshold(labels, scores), ""
+            fitted, reason = classification.published_threshold(labels, scores), ""
         elif validation is not None:
-            found, reason = _validation_threshold(validation, label)
+            fitted, reason = _validation_threshold(validation, label)
         else:
-            found = classification.cross_fitted_thresholds(labels, scores, folds[rows])
+            fitted = classification.cross_fitted_thresholds(labels, scores, folds[rows])
             reason = "no threshold: too few patients of one class"
-        thresholds[rows, column] = found
-        if np.isnan(found).any():
+        thresholds[rows, column] = fitted
+        if np.isnan(thresholds[rows, column]).any():
             missing[column] = reason
     rule = f"cross-fitted over {protocol.folds} folds of patients"
     if published:
@@ -69,21 +70,21 @@ def predict(
     return Predictions(rule, thresholds, tuple(missing), published)
 
 
-def missing_reasons(study: EvalSet) -> tuple[str, ...]:
-    """For each label why it has no figures; empty where it has."""
-    return tuple(missing_reason(study, column) for column in range(len(study.label_names)))
+def missing_reasons(eval_set: EvalSet) -> tuple[str, ...]:
+    """`missing_reason` of each label."""
+    return tuple(missing_reason(eval_set, column) for column in range(len(eval_set.label_names)))
 
 
-def missing_reason(study: EvalSet, column: int) -> str:
-    """Why a label has no figures; empty if it has."""
-    labels, scores, _ = study.labeled(column)
+def missing_reason(eval_set: EvalSet, column: int) -> str:
+    """Why a label has no metrics; empty if it has."""
+    labels, scores, _ = eval_set.labeled(column)
     if not len(labels):
         return "no volume has this label known"
-    if unscored := int(np.isnan(scores).sum()):
-        return f"{unscored} of {len(labels)} scores are missing or not a number"
+    if num_missing := int(np.isnan(scores).sum()):
+        return f"{num_missing} of {len(labels)} scores are missing or not a number"
     if len(np.unique(labels)) == 1:
-        which = "positive" if labels[0] else "negative"
-        return f"one class: all {len(labels)} volumes are {which}"
+        value = "positive" if labels[0] else "negative"
+        return f"one class: all {len(labels)} volumes are {value}"
     return ""
 
 
@@ -97,123 +98,172 @@ def _validation_threshold(validation: EvalSet, label: str) -> tuple[float, str]:
     return classification.fit_threshold(labels, scores), ""
 
 
-def sample(
-    study: EvalSet, weights: Num[np.ndarray, "n b"], *, predictions: Predictions | None = None
-) -> Samples:
-    """Every metric of every label under every weighting: metric -> (labels, b).
+def resample_weights(
+    eval_set: EvalSet, protocol: ProtocolConfig, *, intervals: bool
+) -> Num[np.ndarray, "n b"]:
+    """How often each volume counts: a column of ones, then with `intervals` the resamples."""
+    ones = np.ones((len(eval_set.names), 1), np.uint16)
+    if not intervals or protocol.resamples == 0:
+        return ones
+    drawn = bootstrap.resample(eval_set.patients, resamples=protocol.resamples, seed=protocol.seed)
+    return np.concatenate([ones, drawn], axis=1)
 
-    Without predictions those that need none."""
+
+def sample_metrics(
+    eval_set: EvalSet, weights: Num[np.ndarray, "n b"], *, predictions: Predictions | None = None
+) -> Samples:
+    """Every metric (labels, b) of every label under every weighting, NaN if undefined.
+
+    Without predictions only those that need no threshold.
+    """
     names = METRICS if predictions else RANKING
-    shape = (len(study.label_names), weights.shape[1])
+    shape = (len(eval_set.label_names), weights.shape[1])
     samples = {name: np.full(shape, np.nan) for name in names}
     blocks = np.array_split(np.arange(shape[1]), -(-weights.size // BLOCK))
-    predicted = predictions.of(study.scores) if predictions else None
-    for column, reason in enumerate(missing_reasons(study)):
+    predicted = predictions.of(eval_set.scores) if predictions else None
+    for column, reason in enumerate(missing_reasons(eval_set)):
         if reason:
             continue
-        labels, scores, rows = study.labeled(column)
+        labels, scores, rows = eval_set.labeled(column)
         for block in blocks:
             part = weights[np.ix_(rows, block)]
-            found = classification.ranking(labels, scores, part)
+            metrics = classification.ranking(labels, scores, part)
             if predictions and not predictions.missing[column]:
-                found |= classification.at_threshold(labels, predicted[rows, column], part)
-            for name, values in found.items():
+                metrics |= classification.at_threshold(labels, predicted[rows, column], part)
+            for name, values in metrics.items():
                 samples[name][column, block] = values
     return samples
 
 
-def macro(samples: Samples, rows: np.ndarray | slice = slice(None)) -> dict[str, np.ndarray]:
-    """Means (b,) over the labels `rows` where a metric is defined for the volumes themselves.
+def macro(samples: Samples, columns: np.ndarray | slice = slice(None)) -> dict[str, np.ndarray]:
+    """Means (b,) over the labels `columns` whose metric is defined on the volumes themselves.
 
-    A resample that lacks a class of one of them has no mean: over the rest it would be another."""
+    NaN in a resample that lacks a class of one of them: a mean over fewer labels is another figure.
+    """
     means = {}
     for name, values in samples.items():
-        counted = values[rows][np.isfinite(values[rows][:, 0])]
-        means[name] = counted.mean(axis=0) if len(counted) else np.full(values.shape[1], np.nan)
+        defined = values[columns][np.isfinite(values[columns][:, 0])]
+        means[name] = defined.mean(axis=0) if len(defined) else np.full(values.shape[1], np.nan)
     return means
 
 
-def weights_of(study: EvalSet, protocol: ProtocolConfig, *, intervals: bool) -> np.ndarray:
-    """A column of ones, and the resamples of patients after it if there are to be intervals."""
-    once = np.ones((len(study.names), 1), np.uint16)
-    if not intervals or protocol.resamples == 0:
-        return once
-    drawn = bootstrap.resample(study.patients, resamples=protocol.resamples, seed=protocol.seed)
-    return np.concatenate([once, drawn], axis=1)
-
-
 def evaluate(
-    study: EvalSet,
+    eval_set: EvalSet,
     predictions: Predictions,
     weights: Num[np.ndarray, "n b"],
     *,
     protocol: ProtocolConfig,
 ) -> dict[str, Any]:
-    """Every figure of every label, means over all labels and without the excluded ones.
+    """Every metric of every label, and means over all labels and over all that are not excluded.
 
-    `weights` are of `weights_of`.
+    `weights` as from `resample_weights`.
     """
-    samples = sample(study, weights, predictions=predictions)
-    labels = study.label_names
-    found = {
+    samples = sample_metrics(eval_set, weights, predictions=predictions)
+    labels, excluded = eval_set.label_names, protocol.excluded_labels
+    results = {
         "thresholds": predictions.rule,
-        "macro": _means(samples, np.arange(len(labels)), protocol),
+        "macro": _macro_estimates(samples, np.arange(len(labels)), protocol),
     }
-    kept = np.array([i for i, label in enumerate(labels) if label not in protocol.excluded_labels])
-    if 0 < len(kept) < len(labels):
-        found["macro_without_left_out"] = {
-            "left_out": [label for label in labels if label in protocol.excluded_labels],
-            **_means(samples, kept, protocol),
+    included = np.array([i for i, label in enumerate(labels) if label not in excluded])
+    if 0 < len(included) < len(labels):
+        results["macro_without_left_out"] = {
+            "left_out": [label for label in labels if label in excluded],
+            **_macro_estimates(samples, included, protocol),
         }
-    found["per_label"] = {
-        label: _label_figures(study, column, samples, predictions, protocol)
+    results["per_label"] = {
+        label: _label_estimates(eval_set, column, samples, predictions, protocol)
         for column, label in enumerate(labels)
     }
-    return found
+    return results
 
 
-def _means(samples: Samples, rows: np.ndarray, protocol: ProtocolConfig) -> dict[str, Any]:
-    counted = {name: int(np.isfinite(values[rows, 0]).sum()) for name, values in samples.items()}
-    means = {
-        name: figure(values, level=protocol.level, reason="defined for no label")
-        for name, values in macro(samples, rows).items()
-    }
+def _macro_estimates(
+    samples: Samples, columns: np.ndarray, protocol: ProtocolConfig
+) -> dict[str, Any]:
+    num_defined = {n: int(np.isfinite(values[columns, 0]).sum()) for n, values in samples.items()}
     return {
-        "of": len(rows),
-        "labels": counted["auroc"],
-        "labels_at_threshold": counted["f1"],
-        **means,
+        "of": len(columns),
+        "labels": num_defined["auroc"],
+        "labels_at_threshold": num_defined["f1"],
+        **{
+            name: estimate(values, level=protocol.level, reason="defined for no label")
+            for name, values in macro(samples, columns).items()
+        },
     }
 
 
-def _label_figures(
-    study: EvalSet,
+def _label_estimates(
+    eval_set: EvalSet,
     column: int,
     samples: Samples,
     predictions: Predictions,
     protocol: ProtocolConfig,
 ) -> dict[str, Any]:
-    labels, scores, rows = study.labeled(column)
-    positive = int(labels.sum())
-    fitted = predictions.thresholds[rows, column]
-    fitted = fitted[~np.isnan(fitted)]
-    found: dict[str, Any] = {
-        "positive": positive,
-        "negative": len(labels) - positive,
-        "unknown": len(study.labels) - len(labels),
-        "prevalence": positive / len(labels) if len(labels) else None,
-        "threshold": float(np.median(fitted)) if len(fitted) else None,
+    labels, scores, rows = eval_set.labeled(column)
+    num_positive = int(labels.sum())
+    thresholds = predictions.thresholds[rows, column]
+    thresholds = thresholds[~np.isnan(thresholds)]
+    results: dict[str, Any] = {
+        "positive": num_positive,
+        "negative": len(labels) - num_positive,
+        "unknown": len(eval_set.labels) - len(labels),
+        "prevalence": num_positive / len(labels) if len(labels) else None,
+        "threshold": float(np.median(thresholds)) if len(thresholds) else None,
     }
-    reason = missing_reason(study, column)
+    missing = missing_reason(eval_set, column)
     for name in METRICS:
-        why = reason or predictions.missing[column]
-        found[name] = figure(samples[name][column], level=protocol.level, reason=why)
-    if not reason and samples["auroc"].shape[1] > 1:
-        delonged = delong.delong(labels, scores[:, None], patients=study.patients[rows])
-        low, high = delong.interval(delonged, level=protocol.level)[0]
-        found["auroc"] |= {"delong_low": number(low), "delong_high": number(high)}
-    if not reason and predictions.published:
+        reason = missing or predictions.missing[column]
+        results[name] = estimate(samples[name][column], level=protocol.level, reason=reason)
+    if not missing and samples["auroc"].shape[1] > 1:
+        result = delong.delong(labels, scores[:, None], patients=eval_set.patients[rows])
+        low, high = delong.interval(result, level=protocol.level)[0]
+        results["auroc"] |= {"delong_low": number(low), "delong_high": number(high)}
+    if not missing and predictions.published:
         sensitivity, specificity = classification.youden_point(labels, scores)
-        found["youden_sensitivity"] = {"value": sensitivity}
-        found["youden_specificity"] = {"value": specificity}
-    return found
+        results["youden_sensitivity"] = {"value": sensitivity}
+        results["youden_specificity"] = {"value": specificity}
+    return results
+
+
+def evaluate_calibration(
+    eval_set: EvalSet, *, validation: EvalSet | None
+) -> dict[str, dict[str, Any]]:
+    """Per label: expected calibration error, Brier score and reliability curve; with validation
+    volumes also the error after a temperature and after an isotonic fit to them."""
+    results = {}
+    for column, label in enumerate(eval_set.label_names):
+        if missing_reason(eval_set, column):
+            continue
+        labels, scores, _ = eval_set.labeled(column)
+        curve = reliability.reliability(labels, scores)
+        results[label] = {
+            "ece": reliability.expected_calibration_error(curve),
+            "brier": reliability.brier(labels, scores),
+            "curve": [
+                {"score": float(s), "positive": float(p), "count": int(c)}
+                for s, p, c in zip(curve.score, curve.positive, curve.count, strict=True)
+                if c
+            ],
+        }
+        if validation is not None and label in validation.label_names:
+            results[label] |= _recalibrated_errors(labels, scores, validation, label)
+    return results
+
+
+def _recalibrated_errors(labels, scores, validation: EvalSet, label: str) -> dict[str, float]:
+    column = validation.label_names.index(label)
+    if missing_reason(validation, column):
+        return {}
+    *fitted_on, _ = validation.labeled(column)
+    temperature = reliability.fit_temperature(*fitted_on)
+    recalibrated = {
+        "temperature": reliability.apply_temperature(scores, temperature),
+        "isotonic": reliability.fit_isotonic(*fitted_on).predict(scores),
+    }
+    errors = {
+        f"ece_{name}": reliability.expected_calibration_error(
+            reliability.reliability(labels, values)
+        )
+        for name, values in recalibrated.items()
+    }
+    return {"temperature": temperature, **errors}

@@ -1,62 +1,189 @@
-"""A split through the two towers: every volume, report and prompt encoded once."""
+"""Resumable encoding of a prepared split into an evaluation folder, shard by shard.
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+OUT/source.json         provenance of model and data, which must stay the same
+OUT/encoding/*.npz      latents of finished shards, until all are finished
+OUT/latents.npz         then the latents of all volumes, and the heads of the model
+"""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from tqdm import tqdm
 
-from data_pipelines.reports import report_sentences, report_text
+from ctclip_jax.common.trees import flatten
+from ctclip_jax.evaluation.dataset import EvalSet, from_rows
+from ctclip_jax.evaluation.encoder import TEXTS_PER_CHUNK, Encoder, report_texts
+from ctclip_jax.evaluation.files import read_arrays, write_arrays
+from ctclip_jax.inference.load import Model
+from ctclip_jax.models.ct_clip import CTCLIP
+from data_pipelines import shards
+from data_pipelines.errors import InputError
 
-EncodeImage = Callable[[np.ndarray], np.ndarray]  # (b, f, h, w) -> (b, d), unit length
-EncodeTexts = Callable[[list[str]], np.ndarray]  # texts -> (b, d), unit length
-
-TEXTS_AT_A_TIME = 512
-
-
-def encode_volumes(
-    batches: Iterable[Mapping[str, Any]], *, rows: Sequence[int], encode_image: EncodeImage
-) -> Float[np.ndarray, "n d"]:
-    """The latents of `rows`, in their order, of the batches of an evaluation loader."""
-    return by_row(((batch["row"], encode_image(batch["image"])) for batch in batches), rows=rows)
+# Seconds between lines of the progress bar in a log file.
+LOG_SECONDS = 30.0
 
 
-def by_row(
-    encoded: Iterable[tuple[np.ndarray, np.ndarray]], *, rows: Sequence[int]
-) -> Float[np.ndarray, "n d"]:
-    """The latents of `rows`, in their order, of batches of rows and latents."""
-    found = {}
-    for places, latents in encoded:
-        found.update(zip(np.asarray(places).tolist(), np.asarray(latents), strict=True))
-    return np.stack([found[row] for row in rows])
+def fingerprint(model: Model) -> str:
+    """SHA-256 of the configuration and of all arrays with their names, regardless of dtype."""
+    config = dataclasses.asdict(dataclasses.replace(model.config, dtype=""))
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for name, array in sorted(flatten(model.variables).items()):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
-def texts_of(row: Mapping[str, Any], *, report: str, pool_sentences: bool) -> list[str]:
-    """What is encoded of a report: all of it as one text, or its sentences; nothing if there is
-    none. Raises InputError for a form of reports that is not known, or has no sentences."""
-    choose = report_sentences if pool_sentences else report_text
-    texts = choose(row["findings"], row["impressions"], form=report)
-    if not (row["findings"] or row["impressions"]):
-        return []
-    return [texts] if isinstance(texts, str) else texts or [""]
+def provenance(model: Model, path: str, *, folder: str, split: str) -> dict[str, Any]:
+    """Everything that latents depend on, for source.json.
 
-
-def encode_reports(
-    reports: Sequence[Sequence[str]], *, encode_texts: EncodeTexts
-) -> Float[np.ndarray, "n d"]:
-    """The unit latent of each report: the mean of those of its texts (one, or its sentences).
-
-    Every distinct text is encoded once, texts of like length together. A report without a text
-    is NaN, and all are (n, 0) if none has one.
+    Raises:
+      InputError: no such split, volumes of another window or shape than the model's, or reports
+        that it cannot read.
     """
-    distinct = sorted({text for texts in reports for text in texts}, key=lambda t: (len(t), t))
-    if not distinct:
-        return np.zeros((len(reports), 0), np.float32)
-    rows = {text: row for row, text in enumerate(distinct)}
-    chunks = [distinct[i : i + TEXTS_AT_A_TIME] for i in range(0, len(distinct), TEXTS_AT_A_TIME)]
-    latents = np.concatenate([encode_texts(chunk) for chunk in chunks])
-    means = np.full((len(reports), latents.shape[1]), np.nan, latents.dtype)
-    for row, texts in enumerate(reports):
-        if texts:
-            means[row] = latents[[rows[text] for text in texts]].mean(axis=0)
-    return means / np.linalg.norm(means, axis=1, keepdims=True)
+    prepared = shards.preparation(folder, split)
+    model.config.image.check(prepared, source=folder, name=path)
+    digests = [shard.read()[0]["sha256"] for shard in shards.plan(folder, split)]
+    return {
+        "model": path,
+        "model_sha256": fingerprint(model),
+        "dtype": model.config.dtype,
+        "shards": folder,
+        "split": split,
+        "volumes_sha256": hashlib.sha256("".join(digests).encode()).hexdigest(),
+        "report": model.report_format,
+        "pool_sentences": model.pool_sentences,
+        **({"trained_with": "labels"} if model.label_informed else {}),
+        "tokens_sha256": _tokens_sha256(model, shards.read_reports(folder, split)),
+    }
+
+
+def _tokens_sha256(model: Model, rows: Sequence[Mapping[str, Any]]) -> str:
+    """SHA-256 of the tokens of all reports."""
+    digest = hashlib.sha256()
+    texts = [text for row in rows for text in model_texts(model, row)]
+    if texts and model.tokenizer is None:
+        raise InputError("the model has no tokenizer to read reports with: pass --tokenizer")
+    for start in range(0, len(texts), TEXTS_PER_CHUNK):
+        for array in model.tokenizer(texts[start : start + TEXTS_PER_CHUNK], model.max_length):
+            digest.update(array.data)
+    return digest.hexdigest()
+
+
+def model_texts(model: Model, row: Mapping[str, Any]) -> list[str]:
+    """The texts that the model reads of a report."""
+    return report_texts(row, report_format=model.report_format, pool_sentences=model.pool_sentences)
+
+
+def encode_split(
+    model: Model, source: Mapping[str, Any], out: Path, *, batch_size: int, task: tuple[int, int]
+) -> EvalSet | None:
+    """Encodes the missing shards of a split into `out`; None while those of other tasks are.
+
+    Args:
+      source: `provenance` of model and split, for which `out` has been claimed.
+      task: (i, n): the i-th of n slices of the shards. The last task to finish writes latents.npz.
+    """
+    folder, split = source["shards"], source["split"]
+    rows = shards.read_reports(folder, split)
+    if not (out / "latents.npz").exists():
+        parts = _parts(out, folder, split)
+        encode_parts(model, source, parts[task[0] :: task[1]], rows=rows, batch_size=batch_size)
+        if not all(path.exists() for path, _ in parts):
+            # Or the last of the other tasks has gathered and removed them.
+            if not (out / "latents.npz").exists():
+                return None
+        else:
+            _gather(model, out, rows=rows, paths=[path for path, _ in parts])
+    shutil.rmtree(out / "encoding", ignore_errors=True)
+    arrays = read_arrays(out / "latents.npz")
+    labels = shards.preparation(folder, split)["labels"]
+    latents = {"image": arrays["image"], "text": arrays.get("text")}
+    return from_rows(rows, labels=labels, source=source, **latents)
+
+
+def _parts(out: Path, folder: str, split: str) -> list[tuple[Path, range]]:
+    """The file of latents and the rows of every shard that has volumes."""
+    parts, start = [], 0
+    for shard in shards.plan(folder, split):
+        stop = start + shard.read()[0]["volumes"]
+        if stop > start:
+            parts.append((out / "encoding" / f"{shard.rows.stem}.npz", range(start, stop)))
+        start = stop
+    return parts
+
+
+def encode_parts(
+    model: Model,
+    source: Mapping[str, Any],
+    parts: Sequence[tuple[Path, range]],
+    *,
+    rows: Sequence[Mapping[str, Any]],
+    batch_size: int,
+) -> None:
+    """Writes the files of `parts` that do not exist yet: image (n, d), text (n, d)."""
+    encoder = Encoder(
+        CTCLIP(model.config),
+        model.mesh,
+        batch_size=batch_size,
+        tokenizer=model.tokenizer,
+        max_length=model.max_length,
+    )
+    num_done = sum(len(part) for path, part in parts if path.exists())
+    with tqdm(
+        total=sum(len(part) for _, part in parts),
+        initial=num_done,
+        unit="volume",
+        mininterval=0.1 if sys.stderr.isatty() else LOG_SECONDS,
+    ) as bar:
+        for path, part in parts:
+            if path.exists():
+                continue
+            image = encoder.encode_volumes(
+                model.variables,
+                source["shards"],
+                split=source["split"],
+                rows=part,
+                on_progress=bar.update,
+            )
+            reports = [model_texts(model, rows[row]) for row in part]
+            text = encoder.encode_reports(model.variables, reports)
+            write_arrays(path, image=image, text=text)
+
+
+def _gather(
+    model: Model, out: Path, *, rows: Sequence[Mapping[str, Any]], paths: Sequence[Path]
+) -> None:
+    try:
+        parts = [read_arrays(path) for path in paths]
+    except InputError:
+        if (out / "latents.npz").exists():  # another task finished last too, and gathered them
+            return
+        raise
+    dim = max(part["text"].shape[1] for part in parts)
+    # A part without any report has no text latents.
+    texts = [
+        part["text"] if part["text"].shape[1] else np.full((len(part["image"]), dim), np.nan)
+        for part in parts
+    ]
+    write_arrays(
+        out / "latents.npz",
+        names=np.array([row["volume_name"] for row in rows]),
+        image=np.concatenate([part["image"] for part in parts]),
+        **({"text": np.concatenate(texts, dtype=np.float32)} if dim else {}),
+        **head_arrays(model),
+    )
+
+
+def head_arrays(model: Model) -> dict[str, np.ndarray]:
+    """What turns latents into probabilities: the temperature and the trained classifier, if any."""
+    arrays = {"temperature": np.float32(model.temperature)}
+    if "classifier" in model.variables["params"]:
+        arrays |= {f"classifier_{name}": array for name, array in model.classifier.items()}
+    return arrays

@@ -1,7 +1,7 @@
-"""The towers of a run at work on whole splits, on its mesh, over all of its processes."""
+"""Encoder: latents of the volumes and texts of prepared splits, on a mesh, over all processes."""
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,54 +11,113 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Float
 
 from ctclip_jax.common.shapes import Variables
-from ctclip_jax.common.sharding import local_batch_size, put_batch
-from ctclip_jax.evaluation import encode
+from ctclip_jax.common.sharding import put_batch
+from ctclip_jax.inference.batching import group_by_length
 from ctclip_jax.models.ct_clip import CTCLIP
 from data_pipelines import loader
+from data_pipelines.reports import report_sentences, report_text
 from data_pipelines.tokenizers import Tokenizer
 
+TEXTS_PER_BATCH = 32
+# Reports tokenized at a time, which bounds memory.
+TEXTS_PER_CHUNK = 512
 
-class ShardedEncoder:
-    """Latents of volumes and texts; every process makes the same calls, encodes its share and gets
-    all latents."""
+EncodeTexts = Callable[[list[str]], Float[np.ndarray, "n d"]]  # to unit latents
 
-    def __init__(self, model: CTCLIP, mesh: Mesh, *, batch_size: int):
-        """`batch_size` volumes and texts at a time, over all devices."""
-        self._mesh, self._batch_size = mesh, local_batch_size(batch_size, mesh)
+
+class Encoder:
+    """Every process makes the same calls, encodes its rows of each batch and gets all latents.
+
+    The weights are arguments, because those of a training run change between calls.
+    """
+
+    def __init__(
+        self,
+        model: CTCLIP,
+        mesh: Mesh,
+        *,
+        batch_size: int,
+        tokenizer: Tokenizer | None = None,
+        max_length: int = 0,
+    ):
+        """`batch_size` volumes at a time over all devices, rounded up to their number."""
+        self._mesh, self._batch_size = mesh, batch_size
+        self._tokenizer, self._max_length = tokenizer, max_length
         self._process = {
             "process_index": jax.process_index(),
             "process_count": jax.process_count(),
         }
-        everywhere = NamedSharding(mesh, P())
-        self._image = jax.jit(functools.partial(_image, model), out_shardings=everywhere)
-        self._text = jax.jit(functools.partial(_text, model), out_shardings=everywhere)
+        self._image, self._text = _jitted(model, mesh)
 
-    def volumes(
-        self, variables: Variables, folder: str, *, split: str, rows: Sequence[int]
+    def encode_volumes(
+        self,
+        variables: Variables,
+        folder: str,
+        *,
+        split: str,
+        rows: Sequence[int],
+        on_progress: Callable[[int], object] = lambda num_volumes: None,
     ) -> Float[np.ndarray, "n d"]:
-        """The latents of `rows` of a prepared split, in their order."""
+        """Unit latents of `rows` of a prepared split, in their order."""
         batches = loader.eval_loader(
-            folder, split=split, batch_size=self._batch_size, rows=rows, **self._process
+            folder,
+            split=split,
+            batch_size=self._rows_per_process(self._batch_size),
+            rows=rows,
+            **self._process,
         )
-        return encode.by_row(self._encode(self._image, variables, batches), rows=rows)
+        return self._encode(self._image, variables, batches, rows=rows, on_progress=on_progress)
 
-    def texts(
-        self, variables: Variables, texts: Sequence[str], *, tokenizer: Tokenizer, max_length: int
+    def encode_texts(self, variables: Variables, texts: Sequence[str]) -> Float[np.ndarray, "n d"]:
+        """Unit latents of `texts`, in their order."""
+        ids, mask = self._tokenizer(list(texts), self._max_length)
+        batch_size = self._rows_per_process(TEXTS_PER_BATCH)
+        latents: list[np.ndarray | None] = [None] * len(texts)
+        # Padding changes no latent, so texts of similar length share batches without most of it.
+        for rows, length in group_by_length(mask):
+            mine = loader.rows_of_process(rows, batch_size=batch_size, **self._process)
+            batches = (
+                {"input_ids": ids[p, :length], "attention_mask": mask[p, :length], "row": p}
+                for p in mine.reshape(-1, batch_size)
+            )
+            encoded = self._encode(self._text, variables, batches, rows=rows.tolist())
+            for row, latent in zip(rows, encoded, strict=True):
+                latents[row] = latent
+        return np.stack(latents)
+
+    def encode_reports(
+        self, variables: Variables, reports: Sequence[Sequence[str]]
     ) -> Float[np.ndarray, "n d"]:
-        """The latents of `texts`, in their order."""
-        ids, mask = tokenizer(list(texts), max_length)
-        rows = range(len(texts))
-        mine = loader.rows_of_process(rows, batch_size=self._batch_size, **self._process)
-        parts = mine.reshape(-1, self._batch_size)
-        batches = ({"input_ids": ids[p], "attention_mask": mask[p], "row": p} for p in parts)
-        return encode.by_row(self._encode(self._text, variables, batches), rows=rows)
+        """Unit latents of reports, each given by its `report_texts`."""
+        return encode_reports(reports, functools.partial(self.encode_texts, variables))
+
+    def _rows_per_process(self, batch_size: int) -> int:
+        devices = self._mesh.size
+        return -(-batch_size // devices) * devices // jax.process_count()
 
     def _encode(
-        self, encode: Callable, variables: Variables, batches: Iterable[Mapping[str, Any]]
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Rows and latents of the batches of all processes."""
+        self,
+        encode: Callable,
+        variables: Variables,
+        batches: Iterable[Mapping[str, Any]],
+        *,
+        rows: Sequence[int],
+        on_progress: Callable[[int], object] = lambda num_rows: None,
+    ) -> Float[np.ndarray, "n d"]:
+        by_row = {}
         for batch in batches:
-            yield jax.device_get(encode(variables, put_batch(batch, self._mesh)))
+            indices, latents = jax.device_get(encode(variables, put_batch(batch, self._mesh)))
+            by_row.update(zip(indices.tolist(), latents, strict=True))
+            on_progress(int((indices >= 0).sum()))  # -1 fills up the last batch
+        return np.stack([by_row[row] for row in rows])
+
+
+@functools.cache
+def _jitted(model: CTCLIP, mesh: Mesh) -> list[Callable]:
+    """Both encoders, whose results every process gets; cached, since a new jit compiles again."""
+    replicated = NamedSharding(mesh, P())
+    encoders = (functools.partial(encode, model) for encode in (_image, _text))
+    return [jax.jit(encode, out_shardings=replicated) for encode in encoders]
 
 
 def _image(model: CTCLIP, variables: Variables, batch: dict) -> tuple[jax.Array, jax.Array]:
@@ -67,3 +126,33 @@ def _image(model: CTCLIP, variables: Variables, batch: dict) -> tuple[jax.Array,
 
 def _text(model: CTCLIP, variables: Variables, batch: dict) -> tuple[jax.Array, jax.Array]:
     return batch["row"], model.encode_text(variables, batch["input_ids"], batch["attention_mask"])
+
+
+def report_texts(row: Mapping[str, Any], *, report_format: str, pool_sentences: bool) -> list[str]:
+    """The texts that are encoded of a report: one, or its sentences; none without a report."""
+    if pool_sentences:
+        texts = report_sentences(row["findings"], row["impressions"], form=report_format)
+    else:
+        texts = [report_text(row["findings"], row["impressions"], form=report_format)]
+    return texts or [""] if row["findings"] or row["impressions"] else []
+
+
+def encode_reports(
+    reports: Sequence[Sequence[str]], encode_texts: EncodeTexts
+) -> Float[np.ndarray, "n d"]:
+    """The unit latent of each report: the normalized mean over its texts.
+
+    Distinct texts are encoded once. A report without texts is NaN; (n, 0) if none has any.
+    """
+    # Sorted by length, so that a chunk has few lengths.
+    distinct = sorted({text for texts in reports for text in texts}, key=lambda t: (len(t), t))
+    if not distinct:
+        return np.zeros((len(reports), 0), np.float32)
+    index = {text: row for row, text in enumerate(distinct)}
+    starts = range(0, len(distinct), TEXTS_PER_CHUNK)
+    latents = np.concatenate([encode_texts(distinct[i : i + TEXTS_PER_CHUNK]) for i in starts])
+    means = np.full((len(reports), latents.shape[1]), np.nan, latents.dtype)
+    for row, texts in enumerate(reports):
+        if texts:
+            means[row] = latents[[index[text] for text in texts]].mean(axis=0)
+    return means / np.linalg.norm(means, axis=1, keepdims=True)

@@ -86,3 +86,12 @@ class ProtocolConfig:
             return {"scores": self.classifier}
         metadata = {"scores": self.classifier, "prompts": [list(pair) for pair in self.prompts]}
         return metadata | ({"ensemble": self.ensemble} if len(self.prompts) > 1 else {})
+
+    def interval_metadata(self, clusters: str) -> dict[str, Any]:
+        """How intervals are computed, for metrics.json."""
+        return {
+            "by": f"percentiles of a bootstrap over {clusters}",
+            "resamples": self.resamples,
+            "level": self.level,
+            "seed": self.seed,
+        }

@@ -1,102 +1,92 @@
-"""All figures of a study, as metrics.json holds them (docs/evaluation.md)."""
+"""All metrics of an EvalSet: the content of metrics.json (docs/evaluation.md)."""
 
 import dataclasses
 from typing import Any
 
 import numpy as np
 
-from ctclip_jax.evaluation import calibration, detection, retrieval, subgroups
+from ctclip_jax.evaluation import detection, retrieval, subgroups
 from ctclip_jax.evaluation.dataset import EvalSet
 from ctclip_jax.evaluation.detection import Predictions
+from ctclip_jax.evaluation.estimates import format_ci
 from ctclip_jax.evaluation.protocol import ProtocolConfig
 
-SCHEMA = 1  # of metrics.json; a changed or removed key makes it another
-NO_SCORES = "no scores are given"
-NO_LATENTS = "no latents are given"
+SCHEMA = 1  # of metrics.json; increases if a key is changed or removed
 
 
 def evaluate(
-    study: EvalSet,
+    eval_set: EvalSet,
     *,
     protocol: ProtocolConfig,
     published: bool = False,
     validation: EvalSet | None = None,
 ) -> tuple[dict[str, Any], Predictions | None]:
-    """The content of metrics.json, and what is predicted (None without scores).
+    """The content of metrics.json, and the predictions (None without scores).
 
     Args:
-      published: make the figures as the published ones were made, without intervals, since theirs
-        came from a thousand equal resamples.
+      published: compute the metrics as CT-CLIP's published code does, without intervals, because
+        its own came from a thousand equal resamples.
       validation: other volumes with scores, to fit thresholds and calibration on.
     """
-    weights = detection.weights_of(study, protocol, intervals=not published)
+    weights = detection.resample_weights(eval_set, protocol, intervals=not published)
     metrics = {
         "schema": SCHEMA,
         "protocol": "published" if published else "sound",
-        "source": dict(study.source),
+        "source": dict(eval_set.source),
         "config": dataclasses.asdict(protocol),
-        "volumes": len(study.names),
-        "scans": len(np.unique(study.scans)),
-        "patients": len(np.unique(study.patients)),
-        "labels": list(study.label_names),
-        "notes": [*study.notes, *_notes(study, validation)],
-        "intervals": None
-        if published
-        else {
-            "by": "percentiles of a bootstrap over patients",
-            "resamples": protocol.resamples,
-            "level": protocol.level,
-            "seed": protocol.seed,
-        },
+        "volumes": len(eval_set.names),
+        "scans": len(np.unique(eval_set.scans)),
+        "patients": len(np.unique(eval_set.patients)),
+        "labels": list(eval_set.label_names),
+        "notes": [*eval_set.notes, *_notes(eval_set, validation)],
+        "intervals": None if published else protocol.interval_metadata("patients"),
     }
     predictions = None
-    if study.scores is None:
-        metrics |= {"detection": {"reason": NO_SCORES}, "calibration": {}, "strata": {}}
+    if eval_set.scores is None:
+        reason = {"reason": "no scores are given"}
+        metrics |= {"detection": reason, "calibration": {}, "strata": {}}
     else:
         predictions = detection.predict(
-            study, protocol=protocol, published=published, validation=validation
+            eval_set, protocol=protocol, published=published, validation=validation
         )
-        metrics["detection"] = detection.evaluate(study, predictions, weights, protocol=protocol)
-        metrics["calibration"] = calibration.evaluate(study, validation=validation)
-        metrics["strata"] = subgroups.evaluate(study, weights, protocol=protocol)
-    if study.image is None:
-        metrics["retrieval"] = {"reason": NO_LATENTS}
+        metrics |= {
+            "detection": detection.evaluate(eval_set, predictions, weights, protocol=protocol),
+            "calibration": detection.evaluate_calibration(eval_set, validation=validation),
+            "strata": subgroups.evaluate(eval_set, weights, protocol=protocol),
+        }
+    if eval_set.image is None:
+        metrics["retrieval"] = {"reason": "no latents are given"}
     elif published:
-        metrics["retrieval"] = retrieval.evaluate_published(study)
+        metrics["retrieval"] = retrieval.evaluate_published(eval_set)
     else:
-        metrics["retrieval"] = retrieval.evaluate(study, weights, protocol=protocol)
+        metrics["retrieval"] = retrieval.evaluate(eval_set, weights, protocol=protocol)
     return metrics, predictions
 
 
-def _notes(study: EvalSet, validation: EvalSet | None) -> list[str]:
+def _notes(eval_set: EvalSet, validation: EvalSet | None) -> list[str]:
     notes = []
-    if study.text is not None and (silent := int(np.isnan(study.text).any(axis=1).sum())):
-        notes.append(f"{silent} volumes have no report and are not searched for")
-    if validation is None:
-        return notes
-    both = len(np.intersect1d(study.patients, validation.patients))
-    told = f"{both} patients are among the validation volumes too: what is fitted knows them"
-    return [
-        *notes,
-        *(f"validation: {note}" for note in validation.notes),
-        *([told] if both else []),
-    ]
+    if num_unknown := int((eval_set.patients == eval_set.names).sum()):
+        notes.append(
+            f"{num_unknown} volumes have no known patient; each counts as a patient of its own"
+        )
+    num_silent = 0 if eval_set.text is None else int(np.isnan(eval_set.text).any(axis=1).sum())
+    if num_silent:
+        notes.append(f"{num_silent} volumes have no report and are not searched for")
+    if validation is not None:
+        notes += [f"validation: {note}" for note in validation.notes]
+        if num_shared := len(np.intersect1d(eval_set.patients, validation.patients)):
+            notes.append(
+                f"{num_shared} patients are among the validation volumes too: thresholds and"
+                " calibration are fitted to them"
+            )
+    return notes
 
 
 def headline(metrics: dict[str, Any]) -> str:
-    """One line: the mean AUROC and recall@5, as far as there are any."""
+    """One line with the mean AUROC and recall@5, if there are any."""
     macro = metrics["detection"].get("macro", {})
-    auroc = macro.get("auroc", {})
-    over = f" over {macro['labels']} of {macro['of']} labels" if macro else ""
+    auroc = format_ci(macro.get("auroc", {}))
+    labels = f" over {macro['labels']} of {macro['of']} labels" if macro else ""
     recall = metrics["retrieval"].get("report_to_volume", {}).get("recall", {}).get("5", {})
     informed = "label-informed, " if metrics["source"].get("trained_with") == "labels" else ""
-    return f"{informed}mean AUROC {_told(auroc)}{over}, report to volume recall@5 {_told(recall)}"
-
-
-def _told(figure: dict[str, float | None]) -> str:
-    if figure.get("value") is None:
-        return "-"
-    interval = ""
-    if figure.get("low") is not None:
-        interval = f" [{figure['low']:.3f}, {figure['high']:.3f}]"
-    return f"{figure['value']:.3f}{interval}"
+    return f"{informed}mean AUROC {auroc}{labels}, report to volume recall@5 {format_ci(recall)}"

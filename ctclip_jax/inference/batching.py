@@ -1,4 +1,4 @@
-"""Rows of numpy arrays, computed batch by batch on all devices of this process."""
+"""Batched computation over rows of numpy arrays, on all local devices."""
 
 from collections.abc import Callable
 
@@ -11,45 +11,48 @@ from jaxtyping import Int
 from ctclip_jax.common.sharding import MeshConfig, make_mesh
 from data_pipelines.errors import InputError
 
-LENGTH_STEP = 16  # rows are cut to their length, rounded up to this, so that few shapes compile
+# Texts are padded to a multiple of this, so that few shapes compile.
+LENGTH_MULTIPLE = 16
 
 
 class LocalDevices:
-    """The devices of this process: weights are replicated over them, batches are cut over them."""
+    """Data parallelism within one process: weights are replicated, batches are split."""
 
     def __init__(self):
         self.mesh = make_mesh(MeshConfig(data=-1, fsdp=1), devices=jax.local_devices())
 
     def replicate(self, tree):
-        """Returns the arrays of `tree`, on every device."""
+        """Returns the arrays of `tree` on every device."""
         return jax.device_put(tree, NamedSharding(self.mesh, P()))
 
-    def in_batches(self, compute: Callable, *arrays: np.ndarray, batch_size: int):
-        """Returns `compute` of the rows of `arrays`: numpy arrays, or a tree of them.
+    def map_batches(self, compute: Callable, *arrays: np.ndarray, batch_size: int):
+        """Returns `compute(*arrays)`, a numpy array or a tree of them, computed batch by batch.
 
-        A batch has `batch_size` rows, rounded up to the number of devices; zeros fill the last one.
-        Raises InputError if there are no rows.
+        Batches have `batch_size` rows, rounded up to the number of devices. The last one is padded
+        with zeros, so that there is one shape to compile. Raises InputError for zero rows.
         """
-        rows, devices = len(arrays[0]), self.mesh.size
-        if not rows:
-            raise InputError("nothing to compute: 0 rows")
-        size = -(-min(batch_size, rows) // devices) * devices
-        found = []
-        for start in range(0, rows, size):
+        num_rows, num_devices = len(arrays[0]), self.mesh.size
+        if not num_rows:
+            raise InputError("nothing to compute: got 0 rows")
+        size = -(-min(batch_size, num_rows) // num_devices) * num_devices
+        results = []
+        for start in range(0, num_rows, size):
             batch = [_pad(array[start : start + size], size) for array in arrays]
-            computed = compute(*jax.device_put(batch, NamedSharding(self.mesh, P("data"))))
-            found.append(jax.tree.map(np.asarray, computed))
-        return jax.tree.map(lambda *parts: np.concatenate(parts)[:rows], *found)
+            result = compute(*jax.device_put(batch, NamedSharding(self.mesh, P("data"))))
+            results.append(jax.tree.map(np.asarray, result))
+        return jax.tree.map(lambda *parts: np.concatenate(parts)[:num_rows], *results)
 
 
-def by_length(mask: Int[np.ndarray, "n l"]) -> list[tuple[Int[np.ndarray, " rows"], int]]:
-    """Which rows of a mask (1 token, 0 padding) are of like length, and how much of them to take:
-    up to the last token, rounded up."""
-    lasts = np.max(mask * np.arange(1, mask.shape[1] + 1), axis=1, initial=1)
-    lengths = np.minimum(-(-lasts // LENGTH_STEP) * LENGTH_STEP, mask.shape[1])
+def group_by_length(mask: Int[np.ndarray, "n l"]) -> list[tuple[Int[np.ndarray, " rows"], int]]:
+    """Groups the rows of an attention mask (1 token, 0 padding) by length: (rows, length) pairs.
+
+    A length reaches to the last token of a row, rounded up to LENGTH_MULTIPLE.
+    """
+    last = np.max(mask * np.arange(1, mask.shape[1] + 1), axis=1, initial=1)
+    lengths = np.minimum(-(-last // LENGTH_MULTIPLE) * LENGTH_MULTIPLE, mask.shape[1])
     return [(np.flatnonzero(lengths == length), int(length)) for length in np.unique(lengths)]
 
 
-def _pad(array: np.ndarray, rows: int) -> np.ndarray:
-    widths = [(0, rows - len(array))] + [(0, 0)] * (array.ndim - 1)
-    return np.pad(array, widths) if len(array) < rows else array
+def _pad(array: np.ndarray, num_rows: int) -> np.ndarray:
+    widths = [(0, num_rows - len(array))] + [(0, 0)] * (array.ndim - 1)
+    return np.pad(array, widths) if len(array) < num_rows else array

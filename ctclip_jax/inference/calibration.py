@@ -1,6 +1,6 @@
-"""What a model's probabilities are worth: per label, the share of volumes that have it at a score.
+"""Isotonic calibration curves: from a model's scores to frequencies of the finding.
 
-EXPORT/calibration.json is written by `python -m ctclip_jax.calibrate` and read with the export.
+`python -m ctclip_jax.calibrate` writes EXPORT/calibration.json; `ctclip_jax.load` reads it.
 """
 
 import dataclasses
@@ -12,17 +12,16 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from ctclip_jax.checkpoints.exports import CALIBRATION_FILE
+from ctclip_jax.common.configs import from_dict
 from data_pipelines.errors import InputError
 from data_pipelines.files import read_json, write_text
-
-FILE = CALIBRATION_FILE
 
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """A nondecreasing map of scores in [0, 1], linear between its points and flat beyond them.
+    """A nondecreasing map of scores in [0, 1]: linear between its points, constant outside them.
 
-    It was fitted on `volumes` volumes, `positive` of which have the label.
+    `volumes` is the number of volumes that it was fitted on, `positive` of which have the label.
     """
 
     score: tuple[float, ...]
@@ -30,22 +29,34 @@ class Curve:
     volumes: int
     positive: int
 
+    def __post_init__(self):
+        sizes = len(self.score), len(self.probability)
+        if not sizes[0] == sizes[1] > 0:
+            raise InputError(f"calibration curve: {sizes[0]} scores, {sizes[1]} probabilities")
+        if any(np.diff(points).min(initial=0) < 0 for points in (self.score, self.probability)):
+            raise InputError("calibration curve: expected nondecreasing points")
+
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """Curves by label, for the probabilities of the 'zero_shot' or the 'trained' classifier.
+    """Curves by label, for the probabilities of one classifier.
 
-    `fitted_on` says which volumes they are of.
+    The fields are the keys of calibration.json. `scores` is the kind of the classifier, 'zero_shot'
+    or 'trained' (earlier files: 'classifier'); `fitted_on` describes the volumes.
     """
 
     scores: str
     curves: Mapping[str, Curve]
     fitted_on: str
 
+    def is_of(self, kind: str) -> bool:
+        """Whether it is for probabilities of this kind of classifier."""
+        return {"classifier": "trained"}.get(self.scores, self.scores) == kind
+
     def apply(
         self, names: Sequence[str], probabilities: Float[np.ndarray, "n k"]
     ) -> Float32[np.ndarray, "n k"]:
-        """The calibrated probabilities; NaN for names without a curve."""
+        """Returns calibrated probabilities; NaN for names without a curve."""
         calibrated = np.full(probabilities.shape, np.nan, np.float32)
         for column, name in enumerate(names):
             if curve := self.curves.get(name):
@@ -55,29 +66,20 @@ class Calibration:
         return calibrated
 
 
-def write(folder: Path, calibration: Calibration) -> None:
-    """Writes it into an export."""
+def save(folder: Path, calibration: Calibration) -> None:
+    """Writes calibration.json into an export."""
     text = json.dumps(dataclasses.asdict(calibration), indent=1)
-    write_text(folder / FILE, text + "\n")
+    write_text(folder / CALIBRATION_FILE, text + "\n")
 
 
-def read(folder: Path) -> Calibration | None:
-    """The calibration of an export, if it has one. Raises InputError if it is damaged."""
-    path = folder / FILE
+def load(folder: Path) -> Calibration | None:
+    """Returns the calibration of an export, None if it has none."""
+    path = folder / CALIBRATION_FILE
     if not path.exists():
         return None
     content = read_json(path)
     try:
-        curves = {name: _curve(curve) for name, curve in content["curves"].items()}
-        kind = {"classifier": "trained"}.get(content["scores"], content["scores"])  # its old name
-        return Calibration(str(kind), curves, str(content["fitted_on"]))
+        curves = {label: from_dict(Curve, curve) for label, curve in content["curves"].items()}
+        return Calibration(str(content["scores"]), curves, str(content["fitted_on"]))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: no calibration ({type(error).__name__}: {error})") from error
-
-
-def _curve(content: Mapping) -> Curve:
-    score, probability = (tuple(map(float, content[n])) for n in ("score", "probability"))
-    rising = all(np.diff(points).min(initial=0) >= 0 for points in (score, probability))
-    if not score or len(score) != len(probability) or not rising:
-        raise ValueError("a curve that does not rise point by point")
-    return Curve(score, probability, int(content["volumes"]), int(content["positive"]))
+        raise InputError(f"{path}: damaged ({type(error).__name__}: {error})") from error

@@ -1,4 +1,4 @@
-"""The public interface: open a model, encode volumes and reports, detect abnormalities."""
+"""Loads a model from an export, a checkpoint or a published weight file."""
 
 import dataclasses
 from pathlib import Path
@@ -8,7 +8,7 @@ from ctclip_jax.checkpoints.tensor_files import read_tensors
 from ctclip_jax.checkpoints.torch_convert import import_weights
 from ctclip_jax.checkpoints.torch_geometry import Geometry
 from ctclip_jax.common.configs import from_dict
-from ctclip_jax.inference import baseline, calibration
+from ctclip_jax.inference import calibration, heatmaps
 from ctclip_jax.inference.model import Model
 from ctclip_jax.models.ct_clip import CTCLIPConfig
 from data_pipelines.errors import InputError
@@ -29,62 +29,59 @@ def load(
     tokenizer: str | Path | None = None,
     max_length: int | None = None,
     dtype: str | None = None,
-    report: str | None = None,
+    report_format: str | None = None,
     pool_sentences: bool | None = None,
     label_informed: bool | None = None,
 ) -> Model:
-    """Opens an export, a checkpoint or the WORKDIR of a run, or a .safetensors or PyTorch file as
-    published.
+    """Loads an export, a checkpoint or WORKDIR of a run, or a .safetensors or PyTorch file.
 
     Args:
-      path: the directory or file; a checkpoint is WORKDIR/checkpoints/STEP.
-      image_size: voxels (height, width); with `patch_size`, `temporal_patch_size`, `frames` (voxels
-        along z), `text_heads` and `spacing` (mm of a voxel along z, x, y) it says what a PyTorch
-        file does not tell. None: read from the file's shapes, or as published where that fits
-        them. A directory knows its own.
-      tokenizer: a vocab.txt or a SentencePiece .model; None: the one in the directory, if any.
-      max_length: tokens of a text; None: as in training, or all that the model takes.
+      path: the folder or file; a checkpoint is WORKDIR/checkpoints/STEP.
+      image_size: voxels (height, width). This, `patch_size`, `temporal_patch_size`, `frames`
+        (voxels along z), `text_heads` and `spacing` (mm along z, x, y) describe a weight file;
+        None: inferred from its tensor shapes, or as published where that fits. A folder has its
+        own.
+      tokenizer: vocab.txt or a SentencePiece .model; None: the one in the folder, if any.
+      max_length: tokens that texts are truncated to; None: as in training, or the model's maximum.
       dtype: of the large matrix products, 'float32' or 'bfloat16'; None: as in training.
-      report, pool_sentences: how the model reads reports; None: as in training, or as published.
-      label_informed: whether it has read labels; None: as the directory or file says, which a
-        published PyTorch file fine-tuned on labels (VocabFine) cannot.
-
-    Raises:
-      InputError: no such file, not a model, or a geometry that must be given or does not fit.
+      report_format, pool_sentences: how reports are encoded; None: as in training, or as published.
+      label_informed: whether labels were used in training; None: as the folder or file says, which
+        a published PyTorch file fine-tuned on labels (VocabFine) does not.
     """
     path = Path(path)
-    given = {
-        "report": report,
-        "pool_sentences": pool_sentences,
-        "label_informed": label_informed,
-    }
     geometry = Geometry(image_size, patch_size, temporal_patch_size, frames, text_heads, spacing)
-    if not path.is_dir():
-        imported = import_weights(read_tensors(path), source=str(path), geometry=geometry)
-        config, variables = imported.config, imported.variables
-        reading = {"label_informed": is_label_informed(path)}
-    else:
+    if path.is_dir():
         if geometry != Geometry():
-            raise InputError(f"{path}: an export directory knows its geometry; give none")
+            raise InputError(f"{path}: an export has its own geometry; pass none")
         path = find_export(path)
         variables, export = load_export(path)
         config = from_dict(CTCLIPConfig, export["model"], name=f"{path}: model")
         max_length = max_length or export["max_length"]
         tokenizer = tokenizer or (export["tokenizer"] and path / export["tokenizer"])
-        told = ("pool_sentences", "label_informed")
-        reading = {name: export[name] for name in told if name in export}
-        if "report_format" in export:
-            reading["report"] = export["report_format"]
-        reading["calibration"] = calibration.read(path)
-        reading["reference"] = baseline.read(path)
+        options = {
+            "report_format": export.get("report_format"),
+            "pool_sentences": export.get("pool_sentences"),
+            "label_informed": export.get("label_informed"),
+            "calibration": calibration.load(path),
+            "baseline": heatmaps.load_baseline(path),
+        }
+    else:
+        imported = import_weights(read_tensors(path), source=str(path), geometry=geometry)
+        config, variables = imported.config, imported.variables
+        options = {"label_informed": is_label_informed(path)}
     if dtype not in (None, "float32", "bfloat16"):
-        raise InputError(f"dtype: {dtype!r} is none of float32, bfloat16")
-    # How it was trained, on whatever machine, is not how it is used here.
-    config = dataclasses.replace(config, remat="none", attention="xla")
+        raise InputError(f"dtype: unknown value {dtype!r}; choose from float32, bfloat16")
+    arguments = {
+        "report_format": report_format,
+        "pool_sentences": pool_sentences,
+        "label_informed": label_informed,
+    }
+    options |= {name: value for name, value in arguments.items() if value is not None}
     return Model(
-        dataclasses.replace(config, dtype=dtype or config.dtype),
+        # Remat and fused attention serve training, on whatever machine that was.
+        dataclasses.replace(config, remat="none", attention="xla", dtype=dtype or config.dtype),
         variables,
         tokenizer=load_tokenizer(tokenizer) if tokenizer else None,
         max_length=max_length,
-        **reading | {name: value for name, value in given.items() if value is not None},
+        **{name: value for name, value in options.items() if value is not None},
     )

@@ -11,7 +11,7 @@ from sklearn.manifold import TSNE
 
 from ctclip_jax.evaluation.dataset import EvalSet
 from ctclip_jax.evaluation.detection import Predictions
-from ctclip_jax.evaluation.metrics.ranking import find
+from ctclip_jax.evaluation.metrics.ranking import retrieval_ranks
 
 NUM_NEAREST = 3
 PCA_COMPONENTS, PERPLEXITY = 50, 30.0
@@ -89,7 +89,7 @@ def sample_retrievals(eval_set: EvalSet, count: int) -> tuple[Retrieval, ...]:
 def _retrieve(eval_set: EvalSet, row: int) -> Retrieval:
     text, names = eval_set.text[[row]], eval_set.names
     # The ranks of the metrics, ties included, so that page and tables agree.
-    ranks = find(text, eval_set.image, query_names=names[[row]], gallery_names=names)
+    ranks = retrieval_ranks(text, eval_set.image, query_names=names[[row]], gallery_names=names)
     similarity = eval_set.image.astype(np.float64) @ text[0].astype(np.float64)
     nearest = np.argsort(-similarity, kind="stable")[:NUM_NEAREST]
     return Retrieval(row, int(ranks.rank[0]), tuple(nearest.tolist()))

@@ -56,7 +56,7 @@ class DataConfig:
     tokenizer: str
     max_length: PositiveInt
     num_workers: NonNegativeInt
-    frozen_latents: bool = False
+    frozen_latents: bool
 
     @property
     def folders(self) -> tuple[str, ...]:
@@ -125,7 +125,7 @@ class EvaluationConfig:
     report_format: ReportFormat
     pool_sentences: bool
     max_length: PositiveInt
-    classifier: Literal["zero_shot", "trained"] = "zero_shot"
+    classifier: Literal["zero_shot", "trained"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +163,7 @@ class TrainConfig:
     profile: tuple[int, int]
     init_from: str
     evaluation: EvaluationConfig
-    lora: LoraConfig = LoraConfig()
+    lora: LoraConfig
 
     @property
     def num_micro_batches(self) -> int:

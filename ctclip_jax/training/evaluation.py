@@ -1,4 +1,4 @@
-"""The evaluators inside a run, on the devices and with the sharded weights of the training."""
+"""In-training evaluation: detection and retrieval of the current weights, on the training mesh."""
 
 import dataclasses
 import functools
@@ -7,13 +7,12 @@ import math
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float
 
 from ctclip_jax.common.shapes import Variables
-from ctclip_jax.evaluation import encode, suite
+from ctclip_jax.evaluation import suite
 from ctclip_jax.evaluation.dataset import EvalSet, from_rows
-from ctclip_jax.evaluation.encoder import ShardedEncoder
-from ctclip_jax.evaluation.estimates import named_figures
+from ctclip_jax.evaluation.encoder import Encoder, report_texts
+from ctclip_jax.evaluation.estimates import named_estimates
 from ctclip_jax.evaluation.protocol import ProtocolConfig
 from ctclip_jax.inference.classifiers import trained_classifier, zero_shot_classifier
 from ctclip_jax.models.ct_clip import CTCLIP
@@ -24,7 +23,7 @@ from data_pipelines.tokenizers import Tokenizer
 
 
 class Evaluation:
-    """Detection and retrieval of the weights as they are, on some volumes of a split."""
+    """Evaluates weights on some volumes of a split."""
 
     def __init__(
         self,
@@ -35,88 +34,79 @@ class Evaluation:
         tokenizer: Tokenizer,
         label_informed: bool,
     ):
-        """Raises InputError if there is no such split."""
         self._config, self._folder = config.evaluation, config.evaluation_shards
-        self._encoder = ShardedEncoder(model, mesh, batch_size=self._config.batch_size)
-        self._tokenizer = tokenizer
+        self._encoder = Encoder(
+            model,
+            mesh,
+            batch_size=self._config.batch_size,
+            tokenizer=tokenizer,
+            max_length=self._config.max_length,
+        )
         rows = shards.read_reports(self._folder, self._config.split)
-        self._chosen = spread(len(rows), self._config.volumes)
-        self._rows = [rows[i] for i in self._chosen]
+        self._indices = spread(len(rows), self._config.volumes)
+        self._rows = [rows[i] for i in self._indices]
         self._labels = shards.preparation(self._folder, self._config.split)["labels"]
         self._protocol = ProtocolConfig(
-            prompts=self._config.prompts,
-            classifier=self._config.classifier,
-            resamples=0,
+            prompts=self._config.prompts, classifier=self._config.classifier, resamples=0
         )
         self._source = {"trained_with": "labels"} if label_informed else {}
 
     def __call__(self, variables: Variables, *, step: int, writer: MetricWriter) -> float | None:
-        """Writes the figures of detection and retrieval, and a line on the terminal.
+        """Writes detection and retrieval metrics, and prints a line.
 
-        Returns the mean AUROC; None if no label has volumes with and without it.
+        Returns the mean AUROC; None if no label has both classes.
         """
-        metrics, _ = suite.evaluate(self._study(variables), protocol=self._protocol)
-        figures = {
-            f"evaluation/{name}": figure["value"]
+        metrics, _ = suite.evaluate(self._encode(variables), protocol=self._protocol)
+        scalars = {
+            f"evaluation/{name}": estimate["value"]
             for part in ("detection", "retrieval")
-            for name, figure in named_figures(metrics[part], part)
-            if figure["value"] is not None
+            for name, estimate in named_estimates(metrics[part], part)
+            if estimate["value"] is not None
         }
-        writer.write_scalars(step, figures)
+        writer.write_scalars(step, scalars)
         if jax.process_index() == 0:
             print(f"step {step}: {suite.headline(metrics)}", flush=True)
         return metrics["detection"]["macro"]["auroc"]["value"]
 
-    def _study(self, variables: Variables) -> EvalSet:
-        order = np.argsort([row["volume_name"] for row in self._rows], kind="stable")
-        image = self._encoder.volumes(
-            variables, self._folder, split=self._config.split, rows=self._chosen
-        )[order]
-        study = dataclasses.replace(
-            from_rows(
-                self._rows, texts=[""] * len(order), labels=self._labels, source=self._source
-            ),
-            image=image,
+    def _encode(self, variables: Variables) -> EvalSet:
+        """The volumes with latents and scores, and with report latents if there are reports."""
+        params, text = variables["params"], None
+        image = self._encoder.encode_volumes(
+            variables, self._folder, split=self._config.split, rows=self._indices
         )
         if self._protocol.classifier == "trained":
-            # A model that is trained on labels alone knows no texts.
-            classifier = trained_classifier(**jax.device_get(variables["params"]["classifier"]))
-            scores = self._protocol.scores(self._labels, classifier, image)
-            return dataclasses.replace(study, scores=scores)
-        text = self._encode_reports(variables)[order]
-        return dataclasses.replace(
-            study,
-            scores=self._zero_shot(variables, image),
-            text=text if text.shape[1] else None,
+            # The text tower may be untrained, so reports are not encoded.
+            classifier = trained_classifier(**jax.device_get(params["classifier"]))
+        else:
+            text = self._encoder.encode_reports(variables, self._report_texts())
+            classifier = zero_shot_classifier(
+                self._protocol.findings(self._labels),
+                functools.partial(self._encoder.encode_texts, variables),
+                temperature=math.exp(params["temperature"]),
+            )
+        eval_set = from_rows(
+            self._rows,
+            labels=self._labels,
+            source=self._source,
+            image=image,
+            text=text if text is not None and text.shape[1] else None,
         )
+        scores = self._protocol.scores(self._labels, classifier, eval_set.image)
+        return dataclasses.replace(eval_set, scores=scores)
 
-    def _encode_reports(self, variables: Variables) -> Float[np.ndarray, "n d"]:
-        config = self._config
-        reading = {"report": config.report_format, "pool_sentences": config.pool_sentences}
-        texts = [encode.texts_of(row, **reading) for row in self._rows]
-        return encode.encode_reports(texts, encode_texts=self._text_encoder(variables))
-
-    def _zero_shot(
-        self, variables: Variables, image: Float[np.ndarray, "n d"]
-    ) -> Float[np.ndarray, "n labels"]:
-        classifier = zero_shot_classifier(
-            self._protocol.findings(self._labels),
-            self._text_encoder(variables),
-            temperature=math.exp(variables["params"]["temperature"]),
-        )
-        return self._protocol.scores(self._labels, classifier, image)
-
-    def _text_encoder(self, variables: Variables) -> encode.EncodeTexts:
-        return functools.partial(
-            self._encoder.texts,
-            variables,
-            tokenizer=self._tokenizer,
-            max_length=self._config.max_length,
-        )
+    def _report_texts(self) -> list[list[str]]:
+        return [
+            report_texts(
+                row,
+                report_format=self._config.report_format,
+                pool_sentences=self._config.pool_sentences,
+            )
+            for row in self._rows
+        ]
 
 
 def spread(size: int, count: int) -> list[int]:
-    """`count` of `size` rows, spread evenly; all of them for 0."""
+    """`count` of `size` indices, evenly spaced; all of them for 0."""
     if not 0 < count < size:
         return list(range(size))
     return np.linspace(0, size - 1, count).round().astype(int).tolist()

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ctclip_jax.common.shapes import Variables
-from ctclip_jax.evaluation.encoder import ShardedEncoder
+from ctclip_jax.evaluation.encoder import Encoder
 from ctclip_jax.training.config import TrainConfig
 from data_pipelines import shards
 from data_pipelines.errors import InputError
@@ -21,7 +21,7 @@ def frozen_latents(
     config: TrainConfig,
     workdir: Path,
     *,
-    encoder: ShardedEncoder,
+    encoder: Encoder,
     initial_variables: Callable[[], Variables],
 ) -> list[Float[np.ndarray, "n d"]]:
     """Returns the latents of every training directory, from WORKDIR/latents.npz or encoded now.
@@ -38,7 +38,7 @@ def frozen_latents(
     variables, latents = initial_variables(), []
     for folder in config.data.folders:
         rows = range(len(shards.read_reports(folder, split)))
-        latents.append(encoder.volumes(variables, folder, split=split, rows=rows))
+        latents.append(encoder.encode_volumes(variables, folder, split=split, rows=rows))
         if jax.process_index() == 0:
             print(f"{folder}: encoded {len(rows)} volumes with the frozen image tower", flush=True)
     if jax.process_index() == 0:

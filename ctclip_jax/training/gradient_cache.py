@@ -87,38 +87,36 @@ def cached_step(
         return put_batch(batch, mesh)
 
     def step(state: dict, batches: Iterator[dict[str, np.ndarray]]) -> tuple[dict, Batch, Batch]:
-        forward = _without_optimizer(state)
         waiting, latents, loss_batches = collections.deque(), [], []
         statistics = None
         for _ in range(num_micro_batches):
             waiting.append(next(batches))
             batch = put(waiting[-1])
-            batch_latents, batch_statistics = encode_program(forward, batch)
+            batch_latents, batch_statistics = encode_program(state, batch)
             if statistics is not None:
                 batch_statistics = add_program(statistics, batch_statistics)
             statistics = batch_statistics
             in_flight.append(batch_latents)
             latents.append(batch_latents)
             loss_batches.append(_select(batch, columns))
-        loss, metrics, cotangents, grads = loss_program(forward, latents, loss_batches)
+        loss, metrics, cotangents, grads = loss_program(state, latents, loss_batches)
         for cotangent in cotangents:
             batch = put(waiting.popleft())
-            grads, done = backward_program(grads, forward, batch, cotangent)
+            grads, done = backward_program(grads, state, batch, cotangent)
             in_flight.append(done)
         return update_program(state, grads, statistics, loss, metrics)
 
     def trace(batch: Batch) -> dict[str, jax.stages.Traced]:
-        forward = _without_optimizer(abstract_state)
-        latents, statistics = jax.eval_shape(encode, abstract_trainable, forward, batch)
+        latents, statistics = jax.eval_shape(encode, abstract_trainable, abstract_state, batch)
         latents = with_shardings(latents, jax.tree.map(lambda _: rows, latents))
         statistics = with_shardings(statistics, jax.tree.map(lambda _: whole, statistics))
         loss_batches = [_select(batch, columns)] * num_micro_batches
-        loss_arguments = (forward, [latents] * num_micro_batches, loss_batches)
+        loss_arguments = (abstract_state, [latents] * num_micro_batches, loss_batches)
         loss, metrics, _, _ = jax.eval_shape(loss_program, *loss_arguments)
         return {
-            "encode": encode_program.trace(forward, batch),
+            "encode": encode_program.trace(abstract_state, batch),
             "loss": loss_program.trace(*loss_arguments),
-            "backward": backward_program.trace(abstract_trainable, forward, batch, latents),
+            "backward": backward_program.trace(abstract_trainable, abstract_state, batch, latents),
             "update": update_program.trace(
                 abstract_state, abstract_trainable, statistics, loss, metrics
             ),
@@ -137,7 +135,3 @@ def _select(batch: Batch, names: tuple[str, ...]) -> Batch:
 
 def _concatenate(batches: list[Batch]) -> Batch:
     return jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *batches)
-
-
-def _without_optimizer(state: dict) -> dict:
-    return {name: leaf for name, leaf in state.items() if name != "opt"}

@@ -57,7 +57,7 @@ class MetricWriter:
             # TensorBoard discards older events at or beyond the step of a session start.
             start = SessionLog(status=SessionLog.SessionStatus.START)
             self._write_event(step + 1, session_log=start)
-        self._wandb = WandbRun(wandb, directory) if wandb and is_writer else None
+        self._wandb = start_wandb(wandb, directory) if wandb and is_writer else None
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         """Writes one line and one event; non-finite values are null in the line."""
@@ -67,7 +67,8 @@ class MetricWriter:
             self._lines.write(json.dumps({"step": step, **line}) + "\n")
             self._write_event(step, summary=Summary(value=values))
         if self._wandb:
-            self._wandb.write_scalars(step, scalars)
+            # After a restart steps are repeated; the server ignores them, as they are identical.
+            self._wandb.log(dict(scalars), step=step)
 
     def write_hparams(self, hparams: Mapping[str, Any]) -> None:
         """Writes a flat mapping of hyperparameters."""
@@ -76,7 +77,7 @@ class MetricWriter:
             for summary in hparams_summaries(plain, {"loss": None}):
                 self._write_event(0, summary=summary)
         if self._wandb:
-            self._wandb.write_hparams(plain)
+            self._wandb.config.update(plain, allow_val_change=True)
 
     def flush(self) -> None:
         """Flushes all files."""
@@ -92,7 +93,7 @@ class MetricWriter:
             if self._events:
                 self._events.close()
         if self._wandb:
-            self._wandb.close()
+            self._wandb.finish()
 
     def _write_event(self, step: int, **content: Any) -> None:
         if self._events:
@@ -106,33 +107,16 @@ class MetricWriter:
             raise InputError(f"{self._directory}: metrics not written ({error})") from error
 
 
-class WandbRun:
-    """One Weights & Biases run per workdir; it resumes by the id in DIRECTORY/wandb_run_id.
-
-    Steps that are repeated after a restart are ignored by the server: they are identical.
-    """
-
-    def __init__(self, project: str, directory: Path):
-        """Starts or resumes the run; raises InputError if wandb is missing or does not start."""
-        wandb, id_file = import_wandb(), directory / "wandb_run_id"
-        run_id = id_file.read_text() if id_file.exists() else None
-        try:
-            self._run = wandb.init(project=project, dir=directory, id=run_id, resume="allow")
-        except wandb.Error as error:
-            raise InputError(f"config.wandb: {project!r} does not start ({error})") from error
-        id_file.write_text(self._run.id)
-
-    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Logs the scalars of a step."""
-        self._run.log(dict(scalars), step=step)
-
-    def write_hparams(self, hparams: Mapping[str, int | float | str]) -> None:
-        """Updates the run's config; a resumed run may have changed some values."""
-        self._run.config.update(dict(hparams), allow_val_change=True)
-
-    def close(self) -> None:
-        """Uploads what is left and ends the run."""
-        self._run.finish()
+def start_wandb(project: str, directory: Path) -> Any:
+    """Starts the Weights & Biases run of `directory`, or resumes it by the id in wandb_run_id."""
+    wandb, id_file = import_wandb(), directory / "wandb_run_id"
+    run_id = id_file.read_text() if id_file.exists() else None
+    try:
+        run = wandb.init(project=project, dir=directory, id=run_id, resume="allow")
+    except wandb.Error as error:
+        raise InputError(f"config.wandb: {project!r} does not start ({error})") from error
+    id_file.write_text(run.id)
+    return run
 
 
 def import_wandb() -> ModuleType:

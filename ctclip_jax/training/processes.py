@@ -18,7 +18,7 @@ USAGE = "expected 'auto' or HOST:PORT,PROCESSES,INDEX with INDEX from 0 to PROCE
 
 
 def initialize(distributed: str) -> None:
-    """Joins this process with the others; must run before anything asks jax for its devices.
+    """Joins this process with the others; must run before any use of jax's devices.
 
     Args:
       distributed: '' for a single process; 'auto' on a TPU pod, under SLURM and under Open MPI,

@@ -4,6 +4,7 @@ The state is a plain dict {step, skipped, params, codebook, opt[, ema]} of array
 common/sharding.RULES. `trainable` is the part of its params that receives a gradient.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -67,8 +68,6 @@ def make_train_step(
 
     Without a tokenizer (dry run) the prompts of the loss have their shape, but no content.
     """
-    optimizer = make_optimizer(config.optim, config.steps)
-    schedule = learning_rate(config.optim, config.steps)
     batch_loss = make_loss(config.loss, mesh)
     prompts = prompt_tokens(config, tokenizer)
 
@@ -80,22 +79,18 @@ def make_train_step(
         params = lora.merged(all_gather_params(trees.overlay(state["params"], trainable), mesh))
         # A frozen tower has no dropout either: it is a fixed function.
         keys = dropout_keys(config.seed, batch["seed"])
-        text_keys, image_keys = (
-            keys if lora.is_trainable(trainable, tower) else None for tower in ("text", "image")
-        )
         return model.encode(
             {"params": params, "codebook": state["codebook"]},
             batch,
-            text_dropout_keys=text_keys,
-            patch_dropout_keys=image_keys,
+            text_dropout_keys=keys if lora.is_trainable(trainable, "text") else None,
+            patch_dropout_keys=keys if lora.is_trainable(trainable, "image") else None,
             quantize=quantizer_weight(config.vq_ramp_steps, state["step"]),
         )
 
     def loss_fn(trainable: dict, state: dict, latents: Batch, batch: Batch) -> tuple[Array, Batch]:
         """The loss over the latents of the global batch, and its metrics."""
         params = trees.overlay(state["params"], trainable)
-        has_dropout = config.loss.has_classifier and config.model.classifier_dropout > 0
-        keys = dropout_keys(config.seed, batch["seed"]) if has_dropout else None
+        keys = dropout_keys(config.seed, batch["seed"])
         outputs = model.outputs(params, latents, dropout_keys=keys)
         if prompts:  # encoded once for the whole batch
             prompt_keys = None
@@ -106,69 +101,70 @@ def make_train_step(
             outputs["prompts"] = model.encode_text(variables, **prompts, dropout_keys=prompt_keys)
         return batch_loss(outputs, batch)
 
-    def update(state: dict, grads: dict, statistics: dict, loss: Array, metrics: Batch):
-        """The state after the step, its metrics, and the norm of every gradient."""
-        trainable = get_trainable(state)
+    init = functools.partial(initial_state, config)
+    abstract = jax.eval_shape(init, model.abstract_variables())
+    shardings = state_shardings(abstract, mesh)
+    abstract = with_shardings(abstract, shardings)
+    program = dict(
+        encode=encode,
+        loss_fn=loss_fn,
+        update=make_update(config, model),
+        get_trainable=get_trainable,
+        abstract_state=abstract,
+        mesh=mesh,
+    )
+    if config.num_micro_batches == 1:
+        step, trace = plain_step(**program)
+    else:
+        step, trace = gradient_cache.cached_step(
+            **program,
+            columns=(*config.loss.columns, "seed"),
+            num_micro_batches=config.num_micro_batches,
+        )
+    return TrainStep(jax.jit(init, out_shardings=shardings), abstract, step, trace)
+
+
+def make_update(config: TrainConfig, model: CTCLIP) -> Callable:
+    """Returns (state, gradients, statistics, loss, metrics) -> the results of a step.
+
+    These are the new state, the metrics to log, and the norm of every gradient by name.
+    """
+    optimizer = make_optimizer(config.optim, config.steps)
+    schedule = learning_rate(config.optim, config.steps)
+    # The codebook moves without a gradient, but it freezes with the image tower.
+    codebook_rates = trees.match_rules(config.optim.rules, ["image/codebook"], default=1.0)
+    is_codebook_trained = any(codebook_rates.values())
+
+    def update(
+        state: dict, grads: dict, statistics: dict, loss: Array, metrics: Batch
+    ) -> tuple[dict, Batch, Batch]:
+        trainable = trainable_params(state["params"], config.optim)
         updates, opt = optimizer.update(grads, state["opt"], trainable)
         trainable = optax.apply_updates(trainable, updates)
         if config.loss.max_temperature and "temperature" in trainable:
             max_log_scale = jnp.log(config.loss.max_temperature)
             trainable["temperature"] = jnp.minimum(trainable["temperature"], max_log_scale)
-        codebook = state["codebook"]
-        if statistics and _is_codebook_trained(config):
-            codebook = model.update_codebook(codebook, statistics)
-        params = trees.overlay(state["params"], trainable)
-        new_state = state | {"params": params, "codebook": codebook, "opt": opt}
-        if "ema" in state:
+        new_state = state | {"params": trees.overlay(state["params"], trainable), "opt": opt}
+        if statistics and is_codebook_trained:
+            new_state["codebook"] = model.update_codebook(state["codebook"], statistics)
+        if config.optim.ema:
             new_state["ema"] = average_weights(
                 state["ema"], trainable, decay=config.optim.ema, step=state["step"]
             )
         grad_norm = optax.tree.norm(grads)
-        if config.max_skipped:
+        if config.max_skipped:  # a non-finite step changes nothing but the counts of steps
             is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-            new_state = jax.tree.map(
-                lambda new, old: jnp.where(is_finite, new, old), new_state, state
-            )
+            keep_if_finite = functools.partial(jnp.where, is_finite)
+            new_state = jax.tree.map(keep_if_finite, new_state, state)
             new_state["skipped"] = state["skipped"] + ~is_finite
+        new_state["step"] = state["step"] + 1
         usage = vector_quantizer.usage(new_state["codebook"], statistics) if statistics else {}
-        metrics = {
-            "loss": loss,
-            **metrics,
-            **usage,
-            "gradient_norm": grad_norm,
-            "learning_rate": schedule(state["step"] - state["skipped"]),
-            "skipped_steps": new_state["skipped"],
-        }
-        return new_state | {"step": state["step"] + 1}, metrics, gradient_norms(grads)
+        metrics = {"loss": loss, **metrics, **usage, "gradient_norm": grad_norm}
+        metrics["learning_rate"] = schedule(state["step"] - state["skipped"])
+        metrics["skipped_steps"] = new_state["skipped"]
+        return new_state, metrics, gradient_norms(grads)
 
-    def new_state(variables: Variables) -> dict:
-        key = jax.random.key(config.seed)
-        params = lora.with_adapters(variables["params"], config.lora, key)
-        trainable = trainable_params(params, config.optim)
-        state = {
-            "step": jnp.zeros((), jnp.int32),
-            "skipped": jnp.zeros((), jnp.int32),
-            "params": params,
-            "codebook": variables["codebook"],
-            "opt": optimizer.init(trainable),
-        }
-        return state | ({"ema": jax.tree.map(jnp.copy, trainable)} if config.optim.ema else {})
-
-    abstract = jax.eval_shape(new_state, model.abstract_variables())
-    shardings = state_shardings(abstract, mesh)
-    abstract = with_shardings(abstract, shardings)
-    program = {"encode": encode, "loss_fn": loss_fn, "update": update}
-    program |= {"get_trainable": get_trainable, "abstract_state": abstract}
-    if config.num_micro_batches == 1:
-        step, trace = plain_step(**program, mesh=mesh)
-    else:
-        step, trace = gradient_cache.cached_step(
-            **program,
-            mesh=mesh,
-            columns=(*config.loss.columns, "seed"),
-            num_micro_batches=config.num_micro_batches,
-        )
-    return TrainStep(jax.jit(new_state, out_shardings=shardings), abstract, step, trace)
+    return update
 
 
 def plain_step(
@@ -203,6 +199,21 @@ def plain_step(
         return {"train_step": program.trace(abstract_state, batch)}
 
     return step, trace
+
+
+def initial_state(config: TrainConfig, variables: Variables) -> dict:
+    """The state at step 0, with new adapters."""
+    params = lora.with_adapters(variables["params"], config.lora, jax.random.key(config.seed))
+    trainable = trainable_params(params, config.optim)
+    state = {
+        "step": jnp.zeros((), jnp.int32),
+        "skipped": jnp.zeros((), jnp.int32),
+        "params": params,
+        "codebook": variables["codebook"],
+        "opt": make_optimizer(config.optim, config.steps).init(trainable),
+    }
+    # Copied: a state that is donated must not hold an array twice.
+    return state | ({"ema": jax.tree.map(jnp.copy, trainable)} if config.optim.ema else {})
 
 
 def abstract_batch(config: TrainConfig, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
@@ -261,9 +272,3 @@ def quantizer_weight(ramp: tuple[int, int], step: Int[Array, ""]) -> Float[Array
 def dropout_keys(seed: int, volume_seeds: Int[Array, " b"]) -> Key:
     """A dropout key per volume, from its own seed: the same in whatever micro-batch it is."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), volume_seeds)
-
-
-def _is_codebook_trained(config: TrainConfig) -> bool:
-    """The codebook moves without a gradient, but it freezes with the image tower."""
-    name = "image/codebook"
-    return bool(trees.match_rules(config.optim.rules, [name], default=1.0)[name])

@@ -5,7 +5,7 @@ Types, choices and ranges of single keys are checked by `common.configs.from_dic
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import jax
 from jax.sharding import Mesh
@@ -23,8 +23,6 @@ from data_pipelines.loader import common_geometry
 from data_pipelines.reports import LABELS, SENTENCE_FORMATS, prompt_text
 from data_pipelines.shards import preparation, read_reports
 from data_pipelines.tokenizers import Tokenizer
-
-Requirement = tuple[object, str]  # whether it holds, and what the message says it is
 
 
 def validate_config(config: TrainConfig, *, tokenizer: Tokenizer | None, mesh: Mesh) -> None:
@@ -52,17 +50,18 @@ def validate_shards(config: TrainConfig) -> None:
     Raises:
       InputError: no such shards, other volumes than the model's, or no labels.
     """
+    loss = config.loss
     _validate_volumes(config, config.data.folders, config.data.split)
     for folder in config.data.folders:
         labels = tuple(preparation(folder, config.data.split)["labels"])
-        if config.loss.normal_target_share and not labels:
+        if loss.normal_target_share and not labels:
             raise InputError(f"{folder}: config.loss.normal_target_share needs labels; got none")
-        if not config.loss.reads_labels:
+        if not loss.reads_labels:
             continue
         if labels != LABELS:
             raise InputError(
-                f"{folder}: config.loss.name={config.loss.name} needs the {len(LABELS)} labels of"
-                f" CT-RATE; got {', '.join(labels) or 'none'}"
+                f"{folder}: config.loss.name={loss.name} needs the {len(LABELS)} labels of CT-RATE;"
+                f" got {', '.join(labels) or 'none'}"
             )
         rows = read_reports(folder, config.data.split)
         if all(label < 0 for row in rows for label in row["labels"]):
@@ -79,21 +78,21 @@ def _validate_volumes(config: TrainConfig, folders: Sequence[str], split: str) -
     config.model.image.check(prepared, source=",".join(folders), name="config.model.image")
 
 
-def _require(key: str, requirements: Iterable[Requirement]) -> None:
-    for holds, requirement in requirements:
-        if not holds:
-            raise InputError(f"config.{key}: needs {requirement}")
+def _check(holds: object, message: str) -> None:
+    if not holds:
+        raise InputError(f"config.{message}")
 
 
 def _validate_image(image: CTViTConfig | ViTConfig) -> None:
-    volume_shape = (image.frames, *image.image_size)
-    if any(size % patch for size, patch in zip(volume_shape, image.patch, strict=True)):
-        volume, patch = ("x".join(map(str, shape)) for shape in (volume_shape, image.patch))
-        raise InputError(f"config.model.image: volume {volume} is not divisible by patch {patch}")
-    if isinstance(image, ViTConfig) and (image.dim % 6 or image.dim % image.heads):
-        raise InputError(
-            f"config.model.image.dim: got {image.dim}, expected a multiple of 6 (position encoding"
-            f" along three axes) and of {image.heads} heads"
+    shape = (image.frames, *image.image_size)
+    volume, patch = ("x".join(map(str, sizes)) for sizes in (shape, image.patch))
+    is_divisible = not any(size % step for size, step in zip(shape, image.patch, strict=True))
+    _check(is_divisible, f"model.image: volume {volume} is not divisible by patch {patch}")
+    if isinstance(image, ViTConfig):
+        _check(
+            image.dim % 6 == 0 and image.dim % image.heads == 0,
+            f"model.image.dim: got {image.dim}, expected a multiple of 6 (position encoding along"
+            f" three axes) and of {image.heads} heads",
         )
 
 
@@ -104,25 +103,21 @@ def _validate_attention(config: TrainConfig, mesh: Mesh) -> None:
     head_dim, num_tokens = image.dim // image.heads, math.prod(image.grid)
     if image.tower == "ct_vit":
         head_dim, num_tokens = image.dim_head, math.prod(image.grid[1:])
-    requirements = (
-        (mesh.devices.flat[0].platform == "gpu", "an NVIDIA GPU"),
-        (config.model.dtype == "bfloat16", "config.model.dtype=bfloat16"),
-        (head_dim % 8 == 0 and head_dim <= 128, "a head dimension of 8, 16, ... 128"),
-        (num_tokens % 2 == 0, "an even number of tokens"),
-    )
-    _require("model.attention=cudnn", requirements)
+    where = "model.attention=cudnn: needs"
+    _check(mesh.devices.flat[0].platform == "gpu", f"{where} an NVIDIA GPU")
+    _check(config.model.dtype == "bfloat16", f"{where} config.model.dtype=bfloat16")
+    _check(head_dim % 8 == 0 and head_dim <= 128, f"{where} a head dimension of 8, 16, ... 128")
+    _check(num_tokens % 2 == 0, f"{where} an even number of tokens")
 
 
 def _validate_steps(config: TrainConfig) -> None:
     start, end = config.vq_ramp_steps
-    if not 0 <= start <= end:
-        raise InputError(f"config.vq_ramp_steps: got {start, end}, expected 0 <= start <= end")
+    _check(0 <= start <= end, f"vq_ramp_steps: got {start, end}, expected 0 <= start <= end")
     first, last = config.profile
-    if not (first == last == 0 or 1 <= first <= last <= config.steps):
-        raise InputError(
-            f"config.profile: got {first, last}, expected (0, 0) or 1 <= first <= last <="
-            f" {config.steps}"
-        )
+    _check(
+        first == last == 0 or 1 <= first <= last <= config.steps,
+        f"profile: got {first, last}, expected (0, 0) or 1 <= first <= last <= {config.steps}",
+    )
 
 
 def _validate_texts(config: TrainConfig, tokenizer: Tokenizer | None) -> None:
@@ -131,24 +126,24 @@ def _validate_texts(config: TrainConfig, tokenizer: Tokenizer | None) -> None:
     max_lengths = {"data": config.data.max_length, "evaluation": evaluation.max_length}
     if warmup.steps:
         max_lengths["text_warmup"] = warmup.max_length
-        _require("text_warmup.temperature", [(warmup.temperature > 0, "a value above 0")])
+        _check(warmup.temperature > 0, "text_warmup.temperature: needs a value above 0")
     for section, length in max_lengths.items():
-        if length > text.max_positions:
-            raise InputError(
-                f"config.{section}.max_length: got {length}, expected at most"
-                f" {text.max_positions}, config.model.text.max_positions"
-            )
-    if config.data.texts_per_volume > 1 and config.loss.name != "text_to_image":
-        raise InputError(
-            f"config.data.texts_per_volume: {config.data.texts_per_volume} needs"
-            " config.loss.name='text_to_image'"
+        _check(
+            length <= text.max_positions,
+            f"{section}.max_length: got {length}, expected at most {text.max_positions},"
+            " config.model.text.max_positions",
         )
-    if evaluation.pool_sentences and evaluation.report_format not in SENTENCE_FORMATS:
-        raise InputError(
-            "config.evaluation.pool_sentences: needs a report_format with sentences; got"
-            f" {evaluation.report_format}, expected one of {', '.join(SENTENCE_FORMATS)}"
-        )
-    _require("evaluation.prompts", [(evaluation.prompts, "at least one pair")])
+    _check(
+        config.data.texts_per_volume == 1 or config.loss.name == "text_to_image",
+        f"data.texts_per_volume: {config.data.texts_per_volume} needs"
+        " config.loss.name='text_to_image'",
+    )
+    _check(
+        not evaluation.pool_sentences or evaluation.report_format in SENTENCE_FORMATS,
+        "evaluation.pool_sentences: needs a report_format with sentences; got"
+        f" {evaluation.report_format}, expected one of {', '.join(SENTENCE_FORMATS)}",
+    )
+    _check(evaluation.prompts, "evaluation.prompts: needs at least one pair")
     for pair in (*evaluation.prompts, config.loss.prompts):
         for prompt in pair:
             prompt_text(prompt, LABELS[0])  # raises InputError without a place for the label
@@ -160,45 +155,47 @@ def _validate_texts(config: TrainConfig, tokenizer: Tokenizer | None) -> None:
 
 
 def _validate_labels(config: TrainConfig) -> None:
-    loss, model = config.loss, config.model
+    loss, model, num_labels = config.loss, config.model, len(LABELS)
     scores_by_classifier = config.evaluation.every and config.evaluation.classifier == "trained"
     if loss.has_classifier or scores_by_classifier:
-        _require("model.num_labels", [(model.num_labels == len(LABELS), f"{len(LABELS)} labels")])
+        _check(model.num_labels == num_labels, f"model.num_labels: needs {num_labels} labels")
     if loss.name == "report_labels":
-        is_complete = model.num_report_labels == len(LABELS)
-        _require("model.num_report_labels", [(is_complete, f"{len(LABELS)} labels")])
-    if len(loss.positive_weights) not in (0, len(LABELS)):
-        raise InputError(
-            f"config.loss.positive_weights: got {len(loss.positive_weights)} weights, expected 0"
-            f" or {len(LABELS)}"
-        )
+        is_complete = model.num_report_labels == num_labels
+        _check(is_complete, f"model.num_report_labels: needs {num_labels} labels")
+    _check(
+        len(loss.positive_weights) in (0, num_labels),
+        f"loss.positive_weights: got {len(loss.positive_weights)} weights, expected 0 or"
+        f" {num_labels}",
+    )
     if loss.label_weight:
-        _require("loss.label_weight", [(loss.is_contrastive, "a contrastive config.loss.name")])
+        _check(loss.is_contrastive, "loss.label_weight: needs a contrastive config.loss.name")
     if loss.name == "sigmoid":
         has_bias = model.logit_bias is not None
-        _require("loss.name=sigmoid", [(has_bias, "config.model.logit_bias, e.g. -10.0")])
+        _check(has_bias, "loss.name=sigmoid: needs config.model.logit_bias, e.g. -10.0")
 
 
 def _validate_batches(config: TrainConfig, mesh: Mesh) -> None:
-    local_batch_size(config.batch_size, mesh)
+    sizes = {"batch_size": config.batch_size}
     if config.micro_batch_size:
-        local_batch_size(config.micro_batch_size, mesh, name="config.micro_batch_size")
-        if config.batch_size % config.micro_batch_size:
-            raise InputError(
-                f"config.micro_batch_size: got {config.micro_batch_size}, expected a divisor of"
-                f" config.batch_size, {config.batch_size}"
-            )
+        sizes["micro_batch_size"] = config.micro_batch_size
     if config.evaluation.every:
-        local_batch_size(config.evaluation.batch_size, mesh, name="config.evaluation.batch_size")
+        sizes["evaluation.batch_size"] = config.evaluation.batch_size
     if config.text_warmup.steps:
-        local_batch_size(config.text_warmup.batch_size, mesh, name="config.text_warmup.batch_size")
-    num_texts = config.batch_size * config.data.texts_per_volume // mesh.size
+        sizes["text_warmup.batch_size"] = config.text_warmup.batch_size
+    for key, size in sizes.items():
+        local_batch_size(size, mesh, name=f"config.{key}")
+    _check(
+        config.micro_batch_size == 0 or config.batch_size % config.micro_batch_size == 0,
+        f"micro_batch_size: got {config.micro_batch_size}, expected a divisor of"
+        f" config.batch_size, {config.batch_size}",
+    )
     block_size = config.loss.block_size
-    if block_size and num_texts % min(block_size, num_texts):
-        raise InputError(
-            f"config.loss.block_size: got {block_size}, expected a divisor of the {num_texts} texts"
-            " per device"
-        )
+    num_texts = config.batch_size * config.data.texts_per_volume // mesh.size
+    _check(
+        block_size == 0 or num_texts % min(block_size, num_texts) == 0,
+        f"loss.block_size: got {block_size}, expected a divisor of the {num_texts} texts per"
+        " device",
+    )
 
 
 def _parameter_names(config: TrainConfig) -> list[str]:
@@ -216,19 +213,19 @@ def _validate_rules(config: TrainConfig, parameter_names: Sequence[str]) -> None
     }
     for key in patterns:
         for pattern in patterns[key]:
-            if not any(re.search(pattern, name) for name in parameter_names):
-                raise InputError(f"config.{key}: {pattern!r} matches no parameter")
+            has_match = any(re.search(pattern, name) for name in parameter_names)
+            _check(has_match, f"{key}: {pattern!r} matches no parameter")
 
 
 def _validate_frozen_latents(config: TrainConfig, parameter_names: Sequence[str]) -> None:
     if not config.data.frozen_latents:
         return
     image_names = [name for name in parameter_names if re.match("(lora/)?image", name)]
-    multipliers = trees.match_rules(config.optim.rules, image_names, default=1.0)
-    is_frozen = not any(multipliers.values())
-    requirements = (
-        (is_frozen, "a frozen image tower: config.optim.rules=(('^image', 0.0), ...)"),
-        (config.data.random_shift_voxels == 0, "config.data.random_shift_voxels=0"),
-        (config.init_from, "config.init_from"),
+    rates = trees.match_rules(config.optim.rules, image_names, default=1.0)
+    where = "data.frozen_latents: needs"
+    _check(
+        not any(rates.values()),
+        f"{where} a frozen image tower: config.optim.rules=(('^image', 0.0), ...)",
     )
-    _require("data.frozen_latents", requirements)
+    _check(config.data.random_shift_voxels == 0, f"{where} config.data.random_shift_voxels=0")
+    _check(config.init_from, f"{where} config.init_from")

@@ -31,13 +31,17 @@ _ONLY_SPLIT = "train"
 
 
 def read_collection(
-    path: epath.PathLike, split: str, *, columns: Mapping[str, str] = {}
+    path: epath.PathLike,
+    split: str,
+    *,
+    columns: Mapping[str, str] = {},
+    default_split: str = _ONLY_SPLIT,
 ) -> Collection:
     """Reads the cases of `split`.
 
     `columns` maps names of COLUMNS to the table's own, such as {"path": "NiftiFile"}. An unusable
-    row becomes a case to skip; if its split cannot be read, in every split. A table without rows of
-    `split` is an InputError.
+    row becomes a case to skip; if its split cannot be read, in every split. All rows are of
+    `default_split` if the table has no splits. A table without rows of `split` is an InputError.
     """
     if unknown := [name for name in columns if name not in COLUMNS]:
         raise InputError(
@@ -54,12 +58,12 @@ def read_collection(
         for name, row in table.rows.items()
     }
     if theirs["split"] not in table.columns:
-        if split != _ONLY_SPLIT:
+        if split != default_split:
             raise InputError(
-                f"{path}: no column {theirs['split']}, so all rows belong to {_ONLY_SPLIT};"
-                f" pass --splits={_ONLY_SPLIT}"
+                f"{path}: no column {theirs['split']}, so all rows belong to {default_split};"
+                f" pass --splits={default_split}"
             )
-        rows = {name: row | {"split": _ONLY_SPLIT} for name, row in rows.items()}
+        rows = {name: row | {"split": split} for name, row in rows.items()}
     reasons = {name: _reason(name, row) for name, row in rows.items()} | table.faults
     rows |= {name: dict.fromkeys(COLUMNS, "") for name in table.faults}
     if not rows:

@@ -111,7 +111,7 @@ def run(tmp_path_factory):
         config.checkpoint,
         layout=LAYOUT,
         made_by=dataclasses.asdict(config),
-        export_description=export_description(config, label_informed=False),
+        export_description=export_description(config),
     )
     checkpointer.save(9, {"step": jnp.int32(9), **variables, "ema": ema}, batches())
     checkpointer.close()

@@ -17,7 +17,7 @@ import pytest
 from ctclip_jax.checkpoints.run import Checkpointer
 from ctclip_jax.common.sharding import MeshConfig, make_mesh, state_shardings
 from ctclip_jax.train import export_description
-from data_pipelines.errors import InputError
+from data_pipelines.errors import InputError, one_line
 from tests.fake_clip import fake_batch
 from tests.tiny_run import tiny_config
 from tests.training import test_step as steps
@@ -32,7 +32,7 @@ def checkpoints(folder: Path, *, layout: dict = LAYOUT, **changes) -> Checkpoint
         config.checkpoint,
         layout=layout,
         made_by=dataclasses.asdict(config),
-        export_description=export_description(config, label_informed=False),
+        export_description=export_description(config),
     )
 
 
@@ -249,6 +249,19 @@ def main(folder, then):
 
 run_main(main)
 """
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        "[os_error_code='27']",
+        """[tensorstore_spec='{\\"create\\":true,\\"path\\":\\"k5/\\"}'] [os_error_code='27']""",
+        """[os_error_code='27'] [tensorstore_spec='{\\"create\\":true}']""",
+    ],
+)
+def test_one_line_of_a_tensorstore_error_is_the_system_error(after):
+    message = f'OUT_OF_RANGE: Error opening "zarr" driver: Failed to write: File too large {after}'
+    assert one_line(ValueError(message)) == "File too large"
 
 
 @pytest.mark.drill

@@ -2,6 +2,9 @@
 
 import errno
 import os
+import re
+import subprocess
+import sys
 
 import pytest
 
@@ -45,3 +48,29 @@ def test_parse_slice():
     for text in ("3/3", "-1/3", "1", "a/b", ""):
         with pytest.raises(InputError, match="--task: got"):
             parse_slice(text)
+
+
+PROGRAM = """
+from ml_collections import config_flags
+from data_pipelines.errors import run_main
+config_flags.DEFINE_config_file("config", lock_config=True)
+run_main(lambda: None)
+"""
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--config.optim.learning_rat=1", "error: .*learning_rat"),
+        ("--config.optim.learning_rate=fast", "error: flag .*learning_rate=fast"),
+        ("--wokdir=x", "error: .*wokdir"),
+        ("extra", "error: too many positional arguments; got extra"),
+    ],
+)
+def test_invalid_command_line_is_one_line(argument, message):
+    arguments = ["--config=configs/ct_clip.py", argument, "--config.steps=1"]
+    command = [sys.executable, "-c", PROGRAM, *arguments]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert re.match(message, result.stderr.splitlines()[-1])
+    assert "Traceback" not in result.stderr

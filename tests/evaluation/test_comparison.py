@@ -15,28 +15,28 @@ from ctclip_jax.evaluation.metrics import delong
 from ctclip_jax.evaluation.protocol import ProtocolConfig
 from ctclip_jax.reporting.report import render_comparison
 from data_pipelines.errors import InputError
-from tests.studies import make_study
+from tests.eval_sets import make_eval_set
 
 PROTOCOL = ProtocolConfig(prompts=(("{}", "no {}"),), resamples=200)
 
 
-def noisier(study, seed=0):
+def noisier(eval_set, seed=0):
     """The same volumes by a model that knows less of the first label, and finds less."""
     rng = np.random.default_rng(seed)
-    scores = study.scores.copy()
+    scores = eval_set.scores.copy()
     scores[:, 0] = rng.random(len(scores))
-    return dataclasses.replace(study, scores=scores, text=study.text[rng.permutation(60)])
+    return dataclasses.replace(eval_set, scores=scores, text=eval_set.text[rng.permutation(60)])
 
 
 @pytest.fixture
 def pair():
-    study = make_study()
-    return noisier(study), study
+    eval_set = make_eval_set()
+    return noisier(eval_set), eval_set
 
 
-def test_differences_are_those_of_the_figures(pair):
+def test_differences_of_metrics(pair):
     found = comparison.compare(*pair, protocol=PROTOCOL)
-    alone = [suite.evaluate(study, protocol=PROTOCOL)[0] for study in pair]
+    alone = [suite.evaluate(eval_set, protocol=PROTOCOL)[0] for eval_set in pair]
     for name in ("auroc", "f1", "accuracy"):
         row = found["detection"]["macro"][name]
         sides = [metrics["detection"]["macro"][name]["value"] for metrics in alone]
@@ -48,30 +48,30 @@ def test_differences_are_those_of_the_figures(pair):
     assert [recall["a"], recall["b"]] == pytest.approx(sides)
 
 
-def test_what_differs_is_found_and_what_does_not_is_not(pair):
+def test_significance(pair):
     found = comparison.compare(*pair, protocol=PROTOCOL)
     changed = found["detection"]["per_label"]["Emphysema"]["auroc"]
     same = found["detection"]["per_label"]["Cardiomegaly"]["auroc"]
     assert changed["p_holm"] < 0.05 and changed["p_bootstrap"] < 0.05 and changed["low"] > 0
     assert same["value"] == same["low"] == same["high"] == 0
     assert same["p_delong"] == same["p_holm"] == same["p_bootstrap"] == 1
-    scores = np.stack([study.scores[:, 0] for study in pair], axis=1)
+    scores = np.stack([eval_set.scores[:, 0] for eval_set in pair], axis=1)
     tested = delong.delong(pair[0].labels[:, 0], scores, patients=pair[0].patients)
     expected = delong.difference_test(tested)[1]
     assert changed["p_delong"] == pytest.approx(expected)
     assert changed["p_holm"] == pytest.approx(2 * expected), "two labels"
 
 
-def test_paired_intervals_are_narrower_than_those_of_either(pair):
-    _, study = pair
+def test_paired_intervals_are_narrower(pair):
+    _, eval_set = pair
     rng = np.random.default_rng(0)
-    close = dataclasses.replace(study, scores=study.scores + 0.01 * rng.normal(size=(60, 2)))
-    row = comparison.compare(close, study, protocol=PROTOCOL)["detection"]["macro"]["auroc"]
-    alone = suite.evaluate(study, protocol=PROTOCOL)[0]["detection"]["macro"]["auroc"]
+    close = dataclasses.replace(eval_set, scores=eval_set.scores + 0.01 * rng.normal(size=(60, 2)))
+    row = comparison.compare(close, eval_set, protocol=PROTOCOL)["detection"]["macro"]["auroc"]
+    alone = suite.evaluate(eval_set, protocol=PROTOCOL)[0]["detection"]["macro"]["auroc"]
     assert row["high"] - row["low"] < 0.3 * (alone["high"] - alone["low"])
 
 
-def test_who_knows_the_patients_groups_the_volumes_of_both(pair):
+def test_known_patients_group_the_volumes_of_both(pair):
     a, b = pair
     alone = dataclasses.replace(b, patients=b.names, scans=b.names)
     both, known, unknown = (
@@ -82,7 +82,7 @@ def test_who_knows_the_patients_groups_the_volumes_of_both(pair):
     assert (unknown["low"], unknown["high"]) == pytest.approx((-both["high"], -both["low"]))
 
 
-def test_scores_and_latents_are_nothing_in_common(pair):
+def test_scores_against_latents(pair):
     a, b = pair
     scored = dataclasses.replace(a, image=None, text=None)
     with pytest.raises(InputError, match="neither scores nor latents in common"):
@@ -103,7 +103,7 @@ def test_only_common_volumes_and_labels_are_compared(pair):
     ]
 
 
-def test_labels_that_contradict_each_other_are_named(pair):
+def test_contradicting_labels(pair):
     a, b = pair
     labels = b.labels.copy()
     labels[3, 1] = 1 - labels[3, 1]
@@ -111,7 +111,7 @@ def test_labels_that_contradict_each_other_are_named(pair):
         comparison.compare(a, dataclasses.replace(b, labels=labels), protocol=PROTOCOL)
 
 
-def test_nothing_in_common_is_an_error(pair):
+def test_nothing_in_common(pair):
     a, b = pair
     others = dataclasses.replace(b, names=np.array([f"x{name}" for name in b.names]))
     with pytest.raises(InputError, match="no volume in common"):
@@ -120,10 +120,10 @@ def test_nothing_in_common_is_an_error(pair):
         comparison.compare(a, dataclasses.replace(b, label_names=("x", "y")), protocol=PROTOCOL)
 
 
-def test_a_label_of_one_class_is_missing_and_does_not_count_for_holm(pair):
+def test_label_of_one_class_does_not_count_for_holm(pair):
     labels = pair[0].labels.copy()
     labels[:, 1] = 0
-    pair = [dataclasses.replace(study, labels=labels) for study in pair]
+    pair = [dataclasses.replace(eval_set, labels=labels) for eval_set in pair]
     found = comparison.compare(*pair, protocol=PROTOCOL)["detection"]
     row = found["per_label"]["Cardiomegaly"]["auroc"]
     assert row["value"] is None and row["p_delong"] is row["p_holm"] is None
@@ -134,7 +134,7 @@ def test_a_label_of_one_class_is_missing_and_does_not_count_for_holm(pair):
 
 def test_lines_and_page_tell_every_difference(pair):
     source = {"model": "<b>model</b>"}
-    pair = [dataclasses.replace(study, source=source) for study in pair]
+    pair = [dataclasses.replace(eval_set, source=source) for eval_set in pair]
     found = comparison.compare(*pair, protocol=PROTOCOL)
     told = "\n".join(text_lines(found))
     assert "Emphysema" in told and "Recall@5" in told and "MRR" in told and "overlap@5" in told
@@ -143,9 +143,9 @@ def test_lines_and_page_tell_every_difference(pair):
     assert "&lt;b&gt;model" in html and "<b>model" not in html
 
 
-def test_the_binary_compares_two_folders(pair, tmp_path):
-    for name, study in zip("ab", pair, strict=True):
-        files.write_study(tmp_path / name, study)
+def test_command_line(pair, tmp_path):
+    for name, eval_set in zip("ab", pair, strict=True):
+        files.write_eval_set(tmp_path / name, eval_set)
     command = [sys.executable, "-m", "ctclip_jax.compare", tmp_path / "a", tmp_path / "b"]
     root = Path(__file__).parents[2]
     ended = subprocess.run(

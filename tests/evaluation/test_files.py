@@ -1,4 +1,4 @@
-"""Studies on disk: read back as written, paired by name, and one clear line for what is wrong."""
+"""Evaluation folders: round trip, rows paired by name, and one line for unusable input."""
 
 import dataclasses
 import json
@@ -7,24 +7,27 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ctclip_jax.evaluation import files
+from ctclip_jax.evaluation import files, suite
+from ctclip_jax.evaluation.protocol import ProtocolConfig
 from data_pipelines.errors import InputError
-from tests.studies import make_study
+from tests.eval_sets import make_eval_set
 
 
 @pytest.fixture
-def study():
-    labels = make_study().labels.copy()
+def eval_set():
+    labels = make_eval_set().labels.copy()
     labels[5, 1] = -1
     ages = np.array([f"{age:03d}Y" for age in range(20, 80)])
-    return dataclasses.replace(make_study(), labels=labels, strata={"age": ages})
+    return dataclasses.replace(make_eval_set(), labels=labels, subgroups={"age": ages})
 
 
 @pytest.fixture
-def folder(study, tmp_path):
-    """A folder with all files of a study."""
-    files.write_study(tmp_path, study)
-    np.savez(tmp_path / "latents.npz", names=study.names, image=study.image, text=study.text)
+def folder(eval_set, tmp_path):
+    """A folder with all files of an EvalSet."""
+    files.write_eval_set(tmp_path, eval_set)
+    np.savez(
+        tmp_path / "latents.npz", names=eval_set.names, image=eval_set.image, text=eval_set.text
+    )
     return tmp_path
 
 
@@ -33,56 +36,57 @@ def edit(path, change):
     path.write_text("".join(change(path.read_text().splitlines(keepends=True))))
 
 
-def test_a_study_is_read_as_it_was_written(study, folder):
+def test_round_trip(eval_set, folder):
     found = files.read_scores(folder)
     for name in ("names", "patients", "scans", "reports", "labels"):
-        np.testing.assert_array_equal(getattr(found, name), getattr(study, name))
-    np.testing.assert_allclose(found.scores, study.scores, rtol=1e-12)
-    np.testing.assert_array_equal(found.strata["age"], study.strata["age"])
-    assert found.source == study.source and found.notes == ()
+        np.testing.assert_array_equal(getattr(found, name), getattr(eval_set, name))
+    np.testing.assert_allclose(found.scores, eval_set.scores, rtol=1e-12)
+    np.testing.assert_array_equal(found.subgroups["age"], eval_set.subgroups["age"])
+    assert found.source == eval_set.source and found.notes == ()
     latents, arrays = files.read_latents(folder)
-    np.testing.assert_array_equal(latents.image, study.image)
-    np.testing.assert_array_equal(latents.text, study.text)
+    np.testing.assert_array_equal(latents.image, eval_set.image)
+    np.testing.assert_array_equal(latents.text, eval_set.text)
     assert latents.scores is None and arrays == {}
 
 
 @pytest.mark.parametrize("name", ["labels.csv", "scores.csv", "cases.csv"])
-def test_rows_are_paired_by_name_and_not_by_order(study, folder, name):
+def test_rows_are_paired_by_name(eval_set, folder, name):
     edit(folder / name, lambda lines: [lines[0], *reversed(lines[1:])])
     found = files.read_scores(folder)
-    np.testing.assert_array_equal(found.names, study.names)
-    np.testing.assert_allclose(found.scores, study.scores, rtol=1e-12)
-    np.testing.assert_array_equal(found.labels, study.labels)
-    np.testing.assert_array_equal(found.reports, study.reports)
+    np.testing.assert_array_equal(found.names, eval_set.names)
+    np.testing.assert_allclose(found.scores, eval_set.scores, rtol=1e-12)
+    np.testing.assert_array_equal(found.labels, eval_set.labels)
+    np.testing.assert_array_equal(found.reports, eval_set.reports)
 
 
-def test_latents_are_paired_by_name_and_not_by_order(study, folder):
-    order = np.random.default_rng(0).permutation(len(study.names))
-    arrays = {"names": study.names, "image": study.image, "text": study.text}
+def test_latents_are_paired_by_name(eval_set, folder):
+    order = np.random.default_rng(0).permutation(len(eval_set.names))
+    arrays = {"names": eval_set.names, "image": eval_set.image, "text": eval_set.text}
     mixed = {name: array[order] for name, array in arrays.items()}
     np.savez(folder / "latents.npz", **mixed, temperature=3.0)
     found, rest = files.read_latents(folder)
-    np.testing.assert_array_equal(found.image, study.image)
+    np.testing.assert_array_equal(found.image, eval_set.image)
     assert rest == {"temperature": 3.0}
 
 
-def test_without_cases_patients_are_told_from_ct_rate_names(study, folder):
+def test_patients_from_ct_rate_names(eval_set, folder):
     (folder / "cases.csv").unlink()
     found = files.read_scores(folder)
     assert found.patients[0] == "valid_0000" and found.scans[0] == "valid_0000/valid_0000_a"
     assert len(np.unique(found.patients)) == 30 and found.notes == ()
 
 
-def test_other_names_are_patients_of_their_own(tmp_path):
+def test_other_names_are_separate_patients(tmp_path):
     rows = pd.DataFrame({"VolumeName": ["x", "y"], "Emphysema": [0, 1]})
     rows.to_csv(tmp_path / "labels.csv", index=False)
     rows.to_csv(tmp_path / "scores.csv", index=False)
     found = files.read_scores(tmp_path)
     assert found.patients.tolist() == ["x", "y"]
-    assert found.notes == ("2 volumes have no known patient; each counts as a patient of its own",)
+    metrics, _ = suite.evaluate(found, protocol=ProtocolConfig(prompts=(("{}", "no {}"),)))
+    assert metrics["notes"][0].startswith("2 volumes have no known patient")
 
 
-def test_labels_of_other_volumes_and_volumes_without_labels_are_told(study, folder):
+def test_volumes_without_labels_or_scores_are_noted(eval_set, folder):
     edit(folder / "labels.csv", lambda lines: [*lines[:-1], "valid_0999_a_1.nii.gz,1,0\n"])
     found = files.read_scores(folder)
     assert found.notes == (
@@ -93,7 +97,7 @@ def test_labels_of_other_volumes_and_volumes_without_labels_are_told(study, fold
     assert found.labels[-1].tolist() == [-1, -1]
 
 
-def test_labels_are_the_columns_that_labels_and_scores_have(study, folder):
+def test_labels_are_the_common_columns(eval_set, folder):
     labels = pd.read_csv(folder / "labels.csv")
     labels.insert(1, "sex", 1)  # 0 and 1, or any numbers: no scores, no label
     labels.insert(2, "PatientID", range(len(labels)))
@@ -106,7 +110,7 @@ def test_labels_are_the_columns_that_labels_and_scores_have(study, folder):
     assert found.notes == (f"labels.csv: no label that has scores, and not used: {others}",)
 
 
-def test_labels_of_another_spelling_are_both_shown(folder):
+def test_different_spelling_of_labels(folder):
     scores = pd.read_csv(folder / "scores.csv").rename(columns=str.lower)
     scores.rename(columns={"volumename": "VolumeName"}).to_csv(folder / "scores.csv", index=False)
     message = "it has 'Emphysema', 'Cardiomegaly', scores.csv 'emphysema', 'cardiomegaly'"
@@ -114,13 +118,13 @@ def test_labels_of_another_spelling_are_both_shown(folder):
         files.read_scores(folder)
 
 
-def test_names_that_are_objects_are_explained(study, folder):
-    np.savez(folder / "latents.npz", names=study.names.astype(object), image=study.image)
+def test_names_saved_as_objects(eval_set, folder):
+    np.savez(folder / "latents.npz", names=eval_set.names.astype(object), image=eval_set.image)
     with pytest.raises(InputError, match="save names as strings: names.astype"):
         files.read_latents(folder)
 
 
-def test_cases_without_patients_are_told(study, folder):
+def test_cases_without_patients_are_noted(eval_set, folder):
     cases = pd.read_csv(folder / "cases.csv").rename(columns={"patient": "PatientID"})
     cases.to_csv(folder / "cases.csv", index=False)
     assert files.read_scores(folder).notes == ("cases.csv has no column patient",)
@@ -129,12 +133,15 @@ def test_cases_without_patients_are_told(study, folder):
 @pytest.mark.parametrize(
     ("cells", "expected"), [("0,1", [0, 1]), ("False,TRUE", [0, 1]), ("1.0,-1", [1, -1])]
 )
-def test_labels_may_be_written_in_several_ways(folder, study, cells, expected):
-    edit(folder / "labels.csv", lambda lines: [lines[0], f"{study.names[0]},{cells}\n", *lines[2:]])
+def test_label_cells(folder, eval_set, cells, expected):
+    edit(
+        folder / "labels.csv",
+        lambda lines: [lines[0], f"{eval_set.names[0]},{cells}\n", *lines[2:]],
+    )
     assert files.read_scores(folder).labels[0].tolist() == expected
 
 
-def test_columns_that_are_no_labels_are_told_and_not_used(folder):
+def test_other_columns_are_noted(folder):
     for name in ("labels.csv", "scores.csv"):
         table = pd.read_csv(folder / name)
         table.insert(1, "AccessionNo", [f"A{row}" for row in range(len(table))])
@@ -149,25 +156,25 @@ def test_columns_that_are_no_labels_are_told_and_not_used(folder):
 
 
 @pytest.mark.parametrize("text", ["", "[1]", '{"a": '])
-def test_a_broken_source_is_named(folder, text):
+def test_broken_source(folder, text):
     (folder / "source.json").write_text(text)
     with pytest.raises(InputError, match="source.json: "):
         files.read_scores(folder)
 
 
-def test_results_are_whatever_is_there(study, folder):
+def test_results_with_scores_or_latents(eval_set, folder):
     both = files.read_results(folder)
     assert both.scores is not None and both.image is not None
     (folder / "scores.csv").unlink()
     assert files.read_results(folder).scores is None
-    files.write_study(folder, study)
+    files.write_eval_set(folder, eval_set)
     (folder / "latents.npz").unlink()
     assert files.read_results(folder).image is None
 
 
 @pytest.mark.parametrize("cell", ["", "nan", "NaN"])
-def test_a_score_that_is_no_number_is_missing(study, folder, cell):
-    edit(folder / "scores.csv", lambda lines: [lines[0], f"{study.names[0]},{cell},0.5\n"])
+def test_missing_scores(eval_set, folder, cell):
+    edit(folder / "scores.csv", lambda lines: [lines[0], f"{eval_set.names[0]},{cell},0.5\n"])
     assert np.isnan(files.read_scores(folder).scores[0, 0])
 
 
@@ -187,7 +194,7 @@ def repeated(lines):
         (
             "labels.csv",
             lambda lines: [lines[0], "valid_0000_a_0.nii.gz,0.7,0\n", *lines[2:]],
-            "labels.csv: valid_0000_a_0.nii.gz: Emphysema: '0.7' is not 0, 1 or empty",
+            "labels.csv: valid_0000_a_0.nii.gz: Emphysema: got '0.7'",
         ),
         (
             "labels.csv",
@@ -198,17 +205,17 @@ def repeated(lines):
         (
             "scores.csv",
             lambda lines: [lines[0], "valid_0000_a_0.nii.gz,7,0\n"],
-            "gz: Emphysema: 7 is no probability",
+            "gz: Emphysema: got 7, expected a probability",
         ),
         (
             "scores.csv",
             lambda lines: [lines[0], "valid_0000_a_0.nii.gz,x,0\n"],
-            "gz: Emphysema: x is no probability",
+            "gz: Emphysema: got x, expected a probability",
         ),
         (
             "scores.csv",
             lambda lines: ["VolumeName,B\n", "a,1\n"],
-            "labels of volumes such as valid_0000_a_0.nii.gz, and of none",
+            "labels of volumes such as valid_0000_a_0.nii.gz",
         ),
         (
             "labels.csv",
@@ -218,15 +225,15 @@ def repeated(lines):
         ("labels.csv", lambda lines: ["Name,B\n", "a,1\n"], "labels.csv: no column VolumeName"),
     ],
 )
-def test_tables_that_cannot_be_used_are_one_clear_line(folder, name, change, message):
+def test_unusable_tables(folder, name, change, message):
     edit(folder / name, change)
     with pytest.raises(InputError, match=message) as error:
         files.read_scores(folder)
     assert "\n" not in str(error.value)
 
 
-def arrays_of(study, **changes):
-    return {"names": study.names, "image": study.image, "text": study.text} | changes
+def arrays_of(eval_set, **changes):
+    return {"names": eval_set.names, "image": eval_set.image, "text": eval_set.text} | changes
 
 
 @pytest.mark.parametrize(
@@ -234,25 +241,25 @@ def arrays_of(study, **changes):
     [
         (lambda s: arrays_of(s, names=np.repeat(s.names[:30], 2)), "two volumes of this name"),
         (lambda s: arrays_of(s, image=s.image[1:]), "59, 16. for 60 names"),
-        (lambda s: arrays_of(s, text=s.text[:, 1:]), "of different sizes, 16 and 15"),
+        (lambda s: arrays_of(s, text=s.text[:, 1:]), "different sizes, 16 and 15"),
         (lambda s: arrays_of(s, image=np.where(s.image == s.image[7, 0], np.nan, s.image)),
-         "valid_0003_a_1.nii.gz: the image latent is 0 or not finite"),
+         "image: valid_0003_a_1.nii.gz: latent"),
         (lambda s: arrays_of(s, text=s.text * (np.arange(60) != 4)[:, None]),
-         "valid_0002_a_0.nii.gz: the text latent is 0 or not finite"),
-        (lambda s: arrays_of(s, names=np.array("x")), "names of shape .., wanted one for each"),
-        (lambda s: arrays_of(s, image=s.names), "image: <U21 of shape .60,. for 60 names"),
-        (lambda s: {"image": s.image}, "has no array 'names'; there are image"),
-        (lambda s: {"names": s.names[:0], "image": s.image[:0]}, "names of shape .0,., wanted one"),
+         "text: valid_0002_a_0.nii.gz: latent"),
+        (lambda s: arrays_of(s, names=np.array("x")), "names: got shape .., expected"),
+        (lambda s: arrays_of(s, image=s.names), "image: got <U21 of shape .60,. for 60 names"),
+        (lambda s: {"image": s.image}, "no array 'names'; it has image"),
+        (lambda s: {"names": s.names[:0], "image": s.image[:0]}, "names: got shape .0,., expected"),
     ],
 )  # fmt: skip
-def test_latents_that_cannot_be_used_are_one_clear_line(study, folder, change, message):
-    np.savez(folder / "latents.npz", **change(study))
+def test_unusable_latents(eval_set, folder, change, message):
+    np.savez(folder / "latents.npz", **change(eval_set))
     with pytest.raises(InputError, match=message) as error:
         files.read_latents(folder)
     assert "\n" not in str(error.value)
 
 
-def test_files_that_are_missing_or_broken_are_named(study, folder):
+def test_missing_or_broken_files(eval_set, folder):
     (folder / "latents.npz").write_bytes(b"PK\x03\x04 torn")
     with pytest.raises(InputError, match="latents.npz: not a file of arrays"):
         files.read_latents(folder)
@@ -264,25 +271,25 @@ def test_files_that_are_missing_or_broken_are_named(study, folder):
         files.read_scores(folder)
 
 
-def test_latents_of_another_length_are_made_unit(study, folder):
-    np.savez(folder / "latents.npz", **arrays_of(study, image=3 * study.image))
+def test_latents_are_normalized(eval_set, folder):
+    np.savez(folder / "latents.npz", **arrays_of(eval_set, image=3 * eval_set.image))
     found, _ = files.read_latents(folder)
-    np.testing.assert_allclose(found.image, study.image, atol=1e-6)
+    np.testing.assert_allclose(found.image, eval_set.image, atol=1e-6)
 
 
-def test_reports_that_are_missing_are_nan(study, folder):
-    text = study.text.copy()
+def test_missing_reports_are_nan(eval_set, folder):
+    text = eval_set.text.copy()
     text[3] = np.nan
-    np.savez(folder / "latents.npz", **arrays_of(study, text=text))
+    np.savez(folder / "latents.npz", **arrays_of(eval_set, text=text))
     assert np.isnan(files.read_latents(folder)[0].text).all(axis=1).nonzero()[0].tolist() == [3]
-    np.savez(folder / "latents.npz", **arrays_of(study, text=text * np.nan))
+    np.savez(folder / "latents.npz", **arrays_of(eval_set, text=text * np.nan))
     assert files.read_latents(folder)[0].text is None
 
 
-def test_figures_are_a_table_too(tmp_path):
-    figure = {"value": 0.5, "low": 0.4, "high": 0.6}
+def test_table_of_estimates(tmp_path):
+    estimate = {"value": 0.5, "low": 0.4, "high": 0.6}
     missing = {"value": None, "reason": "one class"}
-    files.write_metrics(tmp_path, {"detection": {"macro": {"auroc": figure, "f1": missing}}})
+    files.write_metrics(tmp_path, {"detection": {"macro": {"auroc": estimate, "f1": missing}}})
     table = pd.read_csv(tmp_path / "figures.csv", index_col="figure")
     assert table.loc["detection/macro/auroc", ["value", "low", "high"]].tolist() == [0.5, 0.4, 0.6]
     assert table.loc["detection/macro/f1", "reason"] == "one class"

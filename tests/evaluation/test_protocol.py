@@ -46,7 +46,7 @@ def test_score_of_a_merged_label_is_the_greatest_of_its_parts(protocol):
 def test_merged_labels_are_those_of_rad_chestct():
     merged = evaluation.get_config().to_dict()["merged_labels"]
     assert dict(merged) == {
-        name: tuple(parts) for name, parts in rad_chestct.get_config().combined.items()
+        name: tuple(parts) for name, parts in rad_chestct.get_config().merged_labels.items()
     }
 
 

@@ -1,4 +1,4 @@
-"""Contributions of patches: their sum is what they are said to add up to."""
+"""Patch attribution: contributions add up to the product of latent and kernel."""
 
 import dataclasses
 
@@ -16,21 +16,21 @@ from ctclip_jax.models.vit import ViTConfig
 TOLERANCE = 1e-5
 
 
-def drawn_kernel(model, *, columns=5):
+def random_kernel(model, *, columns=5):
     return np.random.default_rng(0).normal(size=(model.config.dim_latent, columns))
 
 
-def explain(model, variables, image, kernel, **options):
-    def both(variables, image):
-        found = attribution.evidence(model, variables, image)
-        return attribution.contributions(model, variables, found, kernel, **options)
+def attribute(model, variables, image, kernel, **options):
+    def compute(variables, image):
+        features = attribution.patch_features(model, variables, image)
+        return attribution.attribute(model, variables, features, kernel, **options)
 
-    return jax.jit(both)(variables, image)
+    return jax.jit(compute)(variables, image)
 
 
 @pytest.fixture(scope="module", params=["flatten", "mean"])
 def ct_clip(request, tiny):
-    """The tiny published model, and one whose head takes the mean of all tokens."""
+    """The tiny published model, and one that averages all tokens."""
     model, variables, batch = tiny
     if request.param == "mean":
         image = dataclasses.replace(model.config.image, pool="mean")
@@ -41,47 +41,48 @@ def ct_clip(request, tiny):
     return model, variables, batch["image"]
 
 
-@pytest.mark.parametrize("positive", [False, True])
-def test_they_add_up_to_the_products_of_the_latents(ct_clip, positive):
+@pytest.mark.parametrize("relu", [False, True])
+def test_contributions_add_up_to_the_product(ct_clip, relu):
     model, variables, image = ct_clip
-    kernel = drawn_kernel(model)
-    latents, found = explain(model, variables, image, kernel, positive=positive)
+    kernel = random_kernel(model)
+    latents, contributions = attribute(model, variables, image, kernel, relu=relu)
     np.testing.assert_allclose(latents, model.encode_image(variables, image), atol=1e-6)
-    assert found.shape == (len(image), kernel.shape[1], *model.config.image.grid)
-    products = (np.maximum(latents, 0) if positive else np.asarray(latents)) @ kernel
-    np.testing.assert_allclose(found.sum((2, 3, 4)), products, atol=TOLERANCE)
+    assert contributions.shape == (len(image), kernel.shape[1], *model.config.image.grid)
+    products = (np.maximum(latents, 0) if relu else np.asarray(latents)) @ kernel
+    np.testing.assert_allclose(contributions.sum((2, 3, 4)), products, atol=TOLERANCE)
     assert attribution.method(model) == attribution.EXACT
 
 
-def test_each_is_that_of_its_own_token(ct_clip):
-    """A token that is left out takes its contribution with it, but for the length of the latent."""
+def test_a_contribution_is_that_of_its_token(ct_clip):
+    """A token set to zero removes its contribution, up to the norm of the latent."""
     model, variables, image = ct_clip
-    kernel, projection = drawn_kernel(model), variables["params"]["image_projection"]["kernel"]
-    tokens = np.array(attribution.evidence(model, variables, image))
+    kernel, projection = random_kernel(model), variables["params"]["image_projection"]["kernel"]
+    tokens = np.array(attribution.patch_features(model, variables, image))
     without = tokens.copy()
     without[:, 1, 0, 2] = 0
 
     def products(tokens):
         return np.asarray(pool_tokens(tokens, model.config.image.pool) @ projection)
 
-    _, found = attribution.contributions(model, variables, tokens, kernel)
-    length = np.linalg.norm(products(tokens), axis=1)[:, None]
-    lost = (products(tokens) - products(without)) @ kernel / length
-    np.testing.assert_allclose(found[:, :, 1, 0, 2], lost, atol=TOLERANCE)
+    _, contributions = attribution.attribute(model, variables, tokens, kernel)
+    norm = np.linalg.norm(products(tokens), axis=1)[:, None]
+    expected = (products(tokens) - products(without)) @ kernel / norm
+    np.testing.assert_allclose(contributions[:, :, 1, 0, 2], expected, atol=TOLERANCE)
 
 
-def test_another_tower_gets_gradient_times_input(tiny):
+def test_a_tower_without_codebook_gets_gradient_times_input(tiny):
     model, _, _ = tiny
     image = ViTConfig(
-        dim=24, depth=2, heads=2, image_size=(16, 16), patch_size=(8, 8), frames=8,
+        dim=24, depth=1, heads=2, image_size=(16, 16), patch_size=(8, 8), frames=8,
         temporal_patch_size=4,
     )  # fmt: skip
     model = CTCLIP(dataclasses.replace(model.config, image=image))
     variables = model.init(jax.random.key(0))
     volumes = np.random.default_rng(1).uniform(-1, 1, (2, 8, 16, 16)).astype(np.float32)
-    kernel = drawn_kernel(model, columns=2)
-    latents, found = explain(model, variables, volumes, kernel)
-    assert found.shape == (2, 2, 2, 2, 2) and attribution.method(model) == attribution.GUESS
+    kernel = random_kernel(model, columns=2)
+    latents, contributions = attribute(model, variables, volumes, kernel)
+    assert contributions.shape == (2, 2, 2, 2, 2)
+    assert attribution.method(model) == attribution.GRADIENT
     np.testing.assert_allclose(latents, model.encode_image(variables, volumes), atol=1e-6)
     mask = np.zeros(image.grid, np.float32)
     mask[1, 0, 1] = 1
@@ -93,24 +94,22 @@ def test_another_tower_gets_gradient_times_input(tiny):
         return jnp.asarray(model.encode_image(variables, scaled) @ kernel)
 
     _, slope = jax.jit(lambda: jax.jvp(product, (0.0,), (1.0,)))()
-    np.testing.assert_allclose(found[:, :, 1, 0, 1], slope, atol=TOLERANCE)
+    np.testing.assert_allclose(contributions[:, :, 1, 0, 1], slope, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("positive", [False, True])
-def test_against_a_reference_the_logit_of_the_mean_is_taken_away(ct_clip, positive):
+@pytest.mark.parametrize("relu", [False, True])
+def test_a_baseline_subtracts_the_product_of_the_mean_latent(ct_clip, relu):
     model, variables, image = ct_clip
-    kernel = drawn_kernel(model)
-    tokens = attribution.evidence(model, variables, image)
-    units = attribution.unit_tokens(model, variables, tokens)
+    kernel = random_kernel(model)
+    tokens = attribution.patch_features(model, variables, image)
+    normalized = attribution.normalized_tokens(model, variables, tokens)
     projection = variables["params"]["image_projection"]["kernel"]
     latents = model.encode_image(variables, image)
-    of_units = pool_tokens(units, model.config.image.pool) @ projection
-    np.testing.assert_allclose(of_units, latents, atol=1e-6)
-    reference = units[:1].mean(axis=0)
-    _, found = attribution.contributions(
-        model, variables, tokens, kernel, reference, positive=positive
-    )
-    read = latents > 0 if positive else np.ones_like(latents)
-    expected = read * (latents - latents[:1]) @ kernel
-    np.testing.assert_allclose(found.sum((2, 3, 4)), expected, atol=TOLERANCE)
-    np.testing.assert_allclose(found[0], 0, atol=1e-6)
+    projected = pool_tokens(normalized, model.config.image.pool) @ projection
+    np.testing.assert_allclose(projected, latents, atol=1e-6)
+    baseline = normalized[:1].mean(axis=0)
+    _, contributions = attribution.attribute(model, variables, tokens, kernel, baseline, relu=relu)
+    mask = latents > 0 if relu else np.ones_like(latents)
+    expected = mask * (latents - latents[:1]) @ kernel
+    np.testing.assert_allclose(contributions.sum((2, 3, 4)), expected, atol=TOLERANCE)
+    np.testing.assert_allclose(contributions[0], 0, atol=1e-6)

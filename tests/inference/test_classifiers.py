@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 import ctclip_jax
+from ctclip_jax.checkpoints.exports import CALIBRATION_FILE
 from ctclip_jax.inference import calibration, classifiers
 from ctclip_jax.inference.calibration import Calibration, Curve
 from ctclip_jax.models.ct_clip import CTCLIP
 from data_pipelines.errors import InputError
 from data_pipelines.reports import LABELS, PROMPTS
 from data_pipelines.tokenizers import load_tokenizer
-from tests.studies import unit
+from tests.eval_sets import unit
 from tests.tiny_run import tiny_config, write_tiny_shards
 
 CURVE = Curve((0.2, 0.4, 0.8), (0.0, 0.1, 0.5), volumes=9, positive=3)
@@ -112,8 +113,8 @@ def test_detect_is_the_zero_shot_classifier(model, volumes):
 @pytest.mark.parametrize("kind", ["zero_shot", "trained"])
 def test_contributions_and_bias_sum_to_the_logit(model, volumes, kind):
     classifier = getattr(model, f"{kind}_classifier")()
-    latents, contributions = model.explain(
-        model.evidence(volumes), classifier.kernel, positive=classifier.relu
+    latents, contributions = model.attribute(
+        model.patch_features(volumes), classifier.kernel, relu=classifier.relu
     )
     expected = classifier.probabilities(model.encode_image(volumes))
     np.testing.assert_allclose(classifier.probabilities(latents), expected, atol=1e-6)
@@ -153,9 +154,9 @@ def test_unusable_table_of_findings(tmp_path, content, message):
 
 
 def test_calibration_round_trip_and_interpolation(model, volumes, tmp_path):
-    assert calibration.read(tmp_path) is None
-    calibration.write(tmp_path, model.calibration)
-    assert calibration.read(tmp_path) == model.calibration
+    assert calibration.load(tmp_path) is None
+    calibration.save(tmp_path, model.calibration)
+    assert calibration.load(tmp_path) == model.calibration
     scores = np.array([[0.9, 0.1], [0.9, 0.3], [0.9, 0.6], [0.9, 1.0]])
     calibrated = model.calibration.apply(("Emphysema", LABELS[1]), scores)
     assert np.isnan(calibrated[:, 0]).all()
@@ -172,11 +173,11 @@ def test_only_the_classifier_of_the_calibration_is_calibrated(model, volumes):
 
 @pytest.mark.parametrize(
     ("score", "message"),
-    [("[0.5, 0.2]", "does not rise"), ("[0.1]", "does not rise"), ("1", "Type")],
+    [("[0.5, 0.2]", "nondecreasing"), ("[0.1]", "1 scores, 2 prob"), ("1", "score")],
 )
 def test_damaged_calibration(tmp_path, score, message):
     curve = f'{{"score": {score}, "probability": [0, 1], "volumes": 1, "positive": 1}}'
     text = f'{{"scores": "zero_shot", "fitted_on": "", "curves": {{"x": {curve}}}}}'
-    (tmp_path / calibration.FILE).write_text(text)
+    (tmp_path / CALIBRATION_FILE).write_text(text)
     with pytest.raises(InputError, match=f"calibration.json.*{message}"):
-        calibration.read(tmp_path)
+        calibration.load(tmp_path)

@@ -1,10 +1,12 @@
-"""A heatmap lies over the scan that it is of, however the scan is stored."""
+"""Heatmaps lie over their scan, however it is stored; an export keeps their baseline."""
 
 import nibabel as nib
 import numpy as np
 import pytest
+from PIL import Image
 
 from ctclip_jax.inference import heatmaps
+from ctclip_jax.inference.heatmaps import Baseline
 from data_pipelines.errors import InputError
 from data_pipelines.hounsfield import to_lps
 from data_pipelines.resample import Geometry, preprocess, to_hu
@@ -28,7 +30,7 @@ def nifti(folder, axes="LPS"):
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ np.diag([*SPACING_XYZ, 1.0])
     affine[:3, 3] = (30, -20, 10)
     image = nib.Nifti1Image(chest_hu().astype(np.int16), affine)
-    start, end = (nib.orientations.axcodes2ornt(each) for each in ("LPS", axes))
+    start, end = (nib.orientations.axcodes2ornt(codes) for codes in ("LPS", axes))
     image = image.as_reoriented(nib.orientations.ornt_transform(start, end))
     nib.save(image, folder / f"{axes}.nii.gz")
     return folder / f"{axes}.nii.gz"
@@ -39,9 +41,9 @@ def contributions():
     return np.random.default_rng(0).normal(size=GRID).astype(np.float32)
 
 
-def test_a_voxel_has_the_number_of_its_patch(tmp_path, contributions):
-    """Found backward: the map of a scan, prepared as scans are, is the contributions again."""
-    values, _ = heatmaps.over_scan(contributions, prepared(nifti(tmp_path)), GEOMETRY)
+def test_a_voxel_has_the_contribution_of_its_patch(tmp_path, contributions):
+    """The heatmap of a scan, prepared as scans are, is the contributions again."""
+    values, _ = heatmaps.to_scan_space(contributions, prepared(nifti(tmp_path)), GEOMETRY)
     assert values.shape == chest_hu().shape
     volume = preprocess(
         values * 1000, slope=1, intercept=0, spacing_xyz=SPACING_XYZ, geometry=GEOMETRY
@@ -49,38 +51,38 @@ def test_a_voxel_has_the_number_of_its_patch(tmp_path, contributions):
     again = to_hu(volume) / 1000
     patches = np.kron(contributions, np.ones((4, 4, 4), np.float32))
     inside = patches.reshape(4, 4, 3, 4, 5, 4)[:, 1:3, :, 1:3, :, 1:3]
-    found = again.reshape(4, 4, 3, 4, 5, 4)[:, 1:3, :, 1:3, :, 1:3]
-    covered = np.abs(found - -1) > 1e-6
-    close = np.abs(found - np.clip(inside, -1, 1)) < 1e-4
+    prepared_again = again.reshape(4, 4, 3, 4, 5, 4)[:, 1:3, :, 1:3, :, 1:3]
+    covered = np.abs(prepared_again + 1) > 1e-6
+    close = np.abs(prepared_again - np.clip(inside, -1, 1)) < 1e-4
     assert close[covered].all() and covered.mean() > 0.25
 
 
 @pytest.mark.parametrize("axes", ["RAS", "SAL", "PIR", "dicom"])
-def test_it_is_the_same_in_every_orientation(tmp_path, contributions, axes):
-    expected, _ = heatmaps.over_scan(contributions, prepared(nifti(tmp_path)), GEOMETRY)
+def test_heatmaps_do_not_depend_on_the_orientation_of_the_scan(tmp_path, contributions, axes):
+    expected, _ = heatmaps.to_scan_space(contributions, prepared(nifti(tmp_path)), GEOMETRY)
     if axes == "dicom":
         path = write_dicom(tmp_path / "dicom", chest_slices("LPS", spacing=SPACING_XYZ))
     else:
         path = nifti(tmp_path, axes)
     scan = prepared(path)
-    values, affine = heatmaps.over_scan(contributions, scan, GEOMETRY)
+    values, affine = heatmaps.to_scan_space(contributions, scan, GEOMETRY)
     assert values.shape == scan.scan.voxels.shape
     np.testing.assert_array_equal(affine, scan.scan.affine)
     np.testing.assert_array_equal(to_lps(values, affine)[0], expected)
 
 
-def test_the_file_opens_over_the_scan(tmp_path, contributions):
+def test_nifti_has_the_geometry_of_the_scan(tmp_path, contributions):
     path = nifti(tmp_path, "RAS")
     out = tmp_path / "map.nii.gz"
-    heatmaps.write_nifti(
+    heatmaps.save_nifti(
         out, contributions, prepared(path), geometry=GEOMETRY, description="Emphysema: exact"
     )
-    scan, found = nib.load(path), nib.load(out)
-    assert found.shape == scan.shape
-    np.testing.assert_allclose(found.affine, scan.affine, atol=1e-5)
-    assert set(np.unique(found.get_fdata(dtype=np.float32))) <= {0, *contributions.ravel()}
+    scan, heatmap = nib.load(path), nib.load(out)
+    assert heatmap.shape == scan.shape
+    np.testing.assert_allclose(heatmap.affine, scan.affine, atol=1e-5)
+    assert set(np.unique(heatmap.get_fdata(dtype=np.float32))) <= {0, *contributions.ravel()}
     with pytest.raises(InputError, match="nowhere"):
-        heatmaps.write_nifti(
+        heatmaps.save_nifti(
             tmp_path / "nowhere" / "x.nii.gz",
             contributions,
             prepared(path),
@@ -89,13 +91,45 @@ def test_the_file_opens_over_the_scan(tmp_path, contributions):
         )
 
 
-def test_a_scan_without_axes_comes_as_it_was_read(tmp_path, contributions):
+def test_a_scan_without_axes_is_returned_as_read(tmp_path, contributions):
     image = nib.Nifti1Image(chest_hu().astype(np.int16), None)
     image.header["pixdim"][1:4] = SPACING_XYZ
     image.header.set_qform(None, 0)
     nib.save(image, tmp_path / "blank.nii.gz")
     scan = prepared(tmp_path / "blank.nii.gz")
-    values, affine = heatmaps.over_scan(contributions, scan, GEOMETRY)
+    values, affine = heatmaps.to_scan_space(contributions, scan, GEOMETRY)
     assert nib.aff2axcodes(affine) == ("L", "P", "S")
     np.testing.assert_allclose(nib.affines.voxel_sizes(affine), scan.oriented.spacing_xyz)
     assert values.shape == scan.oriented.voxels.shape
+
+
+def test_png_shows_the_slices_with_the_largest_contributions(tmp_path):
+    contributions = np.zeros((12, 2, 3), np.float32)
+    contributions[[0, 5, 11], 0, 0] = 1, -3, 2
+    volume = np.arange(24, dtype=np.int16).repeat(8 * 6).reshape(24, 8, 6)
+    path = tmp_path / "heatmap.png"
+    heatmaps.save_png(path, volume, contributions, spacing=(3.0, 1.5, 2.0), title="Emphysema")
+    with Image.open(path) as image:
+        assert image.format == "PNG" and image.width > image.height
+    with pytest.raises(InputError, match="nowhere"):
+        heatmaps.save_png(
+            tmp_path / "nowhere" / "x.png", volume, contributions, spacing=(1, 1, 1), title=""
+        )
+
+
+def test_baseline_is_read_back(tmp_path):
+    assert heatmaps.load_baseline(tmp_path) is None
+    baseline = Baseline(np.arange(8, dtype=np.float32).reshape(1, 2, 2, 2), "8 volumes")
+    heatmaps.save_baseline(tmp_path, baseline)
+    loaded = heatmaps.load_baseline(tmp_path)
+    np.testing.assert_array_equal(loaded.normalized_tokens, baseline.normalized_tokens)
+    assert loaded.source == baseline.source
+
+
+def test_baseline_of_earlier_exports_is_readable_and_damage_is_an_error(tmp_path):
+    path = tmp_path / "reference.npz"
+    np.savez(path, unit_tokens=np.zeros((1, 2, 2, 2), np.float32), of="8 volumes")
+    assert heatmaps.load_baseline(tmp_path).normalized_tokens.shape == (1, 2, 2, 2)
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(InputError, match="reference.npz: damaged"):
+        heatmaps.load_baseline(tmp_path)

@@ -1,4 +1,4 @@
-"""The public interface gives the golden numbers from every kind of file, and checks its input."""
+"""`load` and `Model`: golden latents from every kind of file, and checks of the input."""
 
 import dataclasses
 
@@ -72,14 +72,24 @@ def test_torch_file_gives_the_golden_latents(state, golden, tmp_path):
 
 
 def test_export_directory_gives_the_golden_latents(imported, golden, vocabulary, tmp_path):
-    config = {"model": dataclasses.asdict(imported.config), "max_length": 24}
+    config = {
+        "model": dataclasses.asdict(imported.config),
+        "max_length": 24,
+        "report": "joined",  # as in exports of version 0.1
+        "pool_sentences": True,
+    }
     save_export(tmp_path, imported.variables, config=config, tokenizer=vocabulary)
     model = ctclip_jax.load(tmp_path)
     assert_golden(model, golden)
     assert model.max_length == 24 and model.tokenizer.vocab_size < 100
+    assert model.report_format == "joined" and model.pool_sentences
+    assert not ctclip_jax.load(tmp_path, pool_sentences=False).pool_sentences
+    config["report_format"] = "impressions"
+    save_export(tmp_path, imported.variables, config=config, tokenizer=vocabulary)
+    assert ctclip_jax.load(tmp_path).report_format == "impressions"
 
 
-def test_numpy_parameters_and_any_batch_size_give_the_golden_latents(imported, golden):
+def test_any_batch_size_gives_the_golden_latents(imported, golden):
     model = ctclip_jax.Model(imported.config, imported.variables)
     volumes = np.repeat(golden["in/volume"][:, 0], 3, axis=0)
     expected = np.repeat(golden["out/image_latents"], 3, axis=0)
@@ -87,13 +97,13 @@ def test_numpy_parameters_and_any_batch_size_give_the_golden_latents(imported, g
     np.testing.assert_allclose(latents, expected, 0, TOLERANCE, err_msg=HINT)
 
 
-def test_fixed_point_volumes_are_normalised_on_the_device(model, golden):
+def test_fixed_point_volumes_are_normalized_on_the_device(model, golden):
     volumes = np.clip(golden["in/volume"], -1, 1)
     fixed = np.rint(16_000 * volumes).astype(np.int16)
     np.testing.assert_allclose(model.encode_image(fixed), model.encode_image(volumes), 0, 5e-3)
 
 
-def test_padding_of_texts_changes_nothing(model, golden):
+def test_padding_does_not_change_text_latents(model, golden):
     padded = ((0, 0), (0, 40))
     ids, mask = np.pad(golden["in/input_ids"], padded), np.pad(golden["in/attention_mask"], padded)
     np.testing.assert_allclose(model.encode_text(ids, mask), golden["out/text_latents"], 0, 2e-6)
@@ -111,7 +121,7 @@ def test_detection_is_the_softmax_over_two_prompts(model, golden):
     np.testing.assert_allclose(chosen[:, 0], probabilities[:, 4], 0, 1e-6)
 
 
-def test_the_classifier_of_a_published_file_reads_the_positive_latent(state, golden, tmp_path):
+def test_published_classifier_applies_relu_to_the_latent(state, golden, tmp_path):
     rng = np.random.default_rng(0)
     weight, bias = rng.normal(size=(18, 16)), rng.normal(size=18)
     probe = {"classifier.weight": weight, "classifier.bias": bias}
@@ -132,27 +142,27 @@ def test_image_tower_alone_has_no_latents(state):
     bare = {name: value for name, value in state.items() if name.startswith("visual_transformer.")}
     tower = import_weights(bare, source="tiny", geometry=Geometry(**GEOMETRY))
     model = ctclip_jax.Model(tower.config, tower.variables)
-    with pytest.raises(InputError, match="no image_projection"):
+    with pytest.raises(InputError, match="image_projection"):
         model.encode_image(np.zeros((1, 20, 40, 40), np.float32))
 
 
 @pytest.mark.parametrize(
     "call, problem",
     [
-        (lambda m: m.encode_image(np.zeros((1, 20, 40, 41))), r"\(n, 20, 40, 40\).*20, 40, 41"),
-        (lambda m: m.encode_image(np.zeros((20, 40, 40))), "expected shape"),
-        (lambda m: m.encode_image(np.zeros((1, 20, 40, 40), np.uint8)), "int16, got uint8"),
+        (lambda m: m.encode_image(np.zeros((1, 20, 40, 41))), r"20, 40, 41.*\(n, 20, 40, 40\)"),
+        (lambda m: m.encode_image(np.zeros((20, 40, 40))), "volumes: got shape"),
+        (lambda m: m.encode_image(np.zeros((1, 20, 40, 40), np.uint8)), "volumes: got uint8"),
         (lambda m: m.encode_image(np.zeros((0, 20, 40, 40))), "0 rows"),
         (lambda m: m.encode_text("one text"), "list of texts"),
         (lambda m: m.encode_text([]), "not empty"),
         (lambda m: m.encode_text(np.zeros((0, 9)), np.zeros((0, 9))), "not empty"),
         (lambda m: m.encode_text(np.full((1, 9), 100), np.ones((1, 9))), "0 to 99"),
-        (lambda m: m.encode_text(np.ones((1, 65)), np.ones((1, 65))), "takes 64"),
+        (lambda m: m.encode_text(np.ones((1, 65)), np.ones((1, 65))), "at most 64"),
         (lambda m: m.encode_text(np.ones((1, 9)), np.ones((1, 8))), "one shape"),
         (lambda m: m.trained_classifier(), "no classifier"),
     ],
 )
-def test_wrong_input_is_one_clear_line(model, call, problem):
+def test_invalid_input_is_one_line(model, call, problem):
     with pytest.raises(InputError, match=problem) as error:
         call(model)
     assert "\n" not in str(error.value)
@@ -163,15 +173,15 @@ def test_texts_need_a_tokenizer(imported):
         ctclip_jax.Model(imported.config, imported.variables).encode_text(["No effusion."])
 
 
-def test_variables_of_another_shape_are_refused(imported):
-    with pytest.raises(InputError, match="params/text/embed/word/embedding of shape"):
+def test_variables_of_another_shape_are_rejected(imported):
+    with pytest.raises(InputError, match="params/text/embed/word/embedding: got shape"):
         ctclip_jax.Model(CTCLIPConfig(image=imported.config.image), imported.variables)
 
 
-def test_absent_path_and_given_geometry_of_a_directory_are_refused(tmp_path):
-    with pytest.raises(InputError, match="no such file"):
+def test_missing_paths_and_geometry_of_a_folder_are_rejected(tmp_path):
+    with pytest.raises(InputError, match="absent.safetensors"):
         ctclip_jax.load(tmp_path / "absent.safetensors")
-    with pytest.raises(InputError, match="knows its geometry"):
+    with pytest.raises(InputError, match="geometry"):
         ctclip_jax.load(tmp_path, frames=20)
     with pytest.raises(InputError, match="not an export"):
         ctclip_jax.load(tmp_path)

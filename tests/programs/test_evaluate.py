@@ -1,4 +1,4 @@
-"""The evaluation binary on a tiny model and tiny shards: its files, and one line for bad input."""
+"""The evaluation program on a tiny model and tiny shards: its files, and one line for bad input."""
 
 import dataclasses
 import io
@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import jax
 import numpy as np
@@ -17,7 +18,8 @@ from configs import evaluation
 from ctclip_jax.checkpoints.exports import save_export
 from ctclip_jax.common.configs import from_dict
 from ctclip_jax.evaluate import Inputs, evaluate
-from ctclip_jax.evaluation import latents
+from ctclip_jax.evaluation import encode
+from ctclip_jax.evaluation.encoder import Encoder
 from ctclip_jax.evaluation.protocol import ProtocolConfig
 from ctclip_jax.models.bert import BertConfig
 from ctclip_jax.models.ct_clip import CTCLIP, CTCLIPConfig
@@ -120,6 +122,12 @@ def out(inputs, tmp_path_factory):
     return folder
 
 
+def measure(inputs, out, **options):
+    """An evaluation without its report, which takes most of the time."""
+    with mock.patch("ctclip_jax.evaluate.write_report"):
+        return evaluate(inputs, out, **options)
+
+
 def zipped(**arrays) -> bytes:
     file = io.BytesIO()
     np.savez(file, **arrays)
@@ -130,7 +138,7 @@ def read(folder, name="metrics.json"):
     return json.loads((folder / name).read_text())
 
 
-def test_metrics_have_the_documented_keys(out, export, prepared):
+def test_documented_keys_of_metrics(out, export, prepared):
     metrics = read(out)
     assert metrics["schema"] == 1 and metrics["protocol"] == "sound"
     assert metrics["volumes"] == VOLUMES
@@ -156,7 +164,7 @@ def test_metrics_have_the_documented_keys(out, export, prepared):
     assert 0 <= metrics["retrieval"]["volume_to_volume"]["label_overlap"]["5"]["value"] <= 1
 
 
-def test_tables_and_latents_have_every_volume_once(out):
+def test_tables_and_latents(out):
     scores = pd.read_csv(out / "scores.csv", index_col="VolumeName")
     labels = pd.read_csv(out / "labels.csv", index_col="VolumeName")
     cases = pd.read_csv(out / "cases.csv", index_col="VolumeName")
@@ -172,7 +180,7 @@ def test_tables_and_latents_have_every_volume_once(out):
     np.testing.assert_allclose(np.linalg.norm(saved["image"], axis=1), 1, atol=1e-5)
 
 
-def test_scores_are_those_of_the_public_api(out, export):
+def test_scores_equal_detect(out, export):
     volumes = [shards.decode_volume(record(index)) for index in (0, 5)]
     expected = ctclip_jax.load(export).detect(np.stack(volumes))
     names = [record(index)["volume_name"] for index in (0, 5)]
@@ -180,8 +188,8 @@ def test_scores_are_those_of_the_public_api(out, export):
     np.testing.assert_allclose(scores, expected, atol=1e-5)
 
 
-def test_a_report_is_read_as_the_export_says_or_as_the_protocol_does(inputs, out, export, tmp_path):
-    evaluate(inputs, tmp_path, protocol=protocol(pool_sentences=False))
+def test_report_format_of_export_and_protocol(inputs, out, export, tmp_path):
+    measure(inputs, tmp_path, protocol=protocol(pool_sentences=False))
     saved = [np.load(folder / "latents.npz") for folder in (tmp_path, out)]
     row = saved[0]["names"].tolist().index(record(5)["volume_name"])
     whole, pooled = (arrays["text"][row] for arrays in saved)
@@ -192,13 +200,13 @@ def test_a_report_is_read_as_the_export_says_or_as_the_protocol_does(inputs, out
     np.testing.assert_allclose(pooled, mean / np.linalg.norm(mean), atol=1e-5)
 
 
-def test_texts_are_cut_where_the_protocol_says(inputs, tmp_path):
-    evaluate(inputs, tmp_path, protocol=protocol(max_length=3))
+def test_max_length(inputs, tmp_path):
+    measure(inputs, tmp_path, protocol=protocol(max_length=3))
     short = np.load(tmp_path / "latents.npz")["text"]
     assert len(np.unique(short.round(5), axis=0)) < VOLUMES // 2
 
 
-def test_the_page_shows_volumes_and_their_reports(out, tmp_path):
+def test_report_page(out, tmp_path):
     html = (out / "report.html").read_text(encoding="utf-8")
     assert html.count("data:image/jpeg") >= 4
     assert "Scan 6. Arterial wall calcification is seen. Cardiomegaly is seen." in html
@@ -216,54 +224,56 @@ def without_source(folder):
     return {name: value for name, value in metrics.items() if name not in ("source", "notes")}
 
 
-def test_saved_latents_and_saved_scores_give_the_same_figures(out, tmp_path):
-    evaluate(Inputs(from_latents=str(out)), tmp_path / "a", protocol=protocol())
+def test_saved_latents_and_scores_give_the_same_metrics(out, tmp_path):
+    measure(Inputs(from_latents=str(out)), tmp_path / "a", protocol=protocol())
     assert without_source(tmp_path / "a") == without_source(out)
-    evaluate(Inputs(from_scores=str(out)), tmp_path / "b", protocol=protocol())
+    measure(Inputs(from_scores=str(out)), tmp_path / "b", protocol=protocol())
     again = without_source(tmp_path / "b")
     assert again["retrieval"] == {"reason": "no latents are given"}
     assert again["detection"] == without_source(out)["detection"]
 
 
-def test_other_prompts_take_the_model_once(inputs, out, export, tmp_path):
+def test_other_prompts_need_the_model(inputs, out, export, tmp_path):
     again = Inputs(from_latents=str(out))
-    with pytest.raises(InputError, match="no latent of the prompt 'There is Medical material.'"):
-        evaluate(again, tmp_path, protocol=protocol("training"))
+    with pytest.raises(InputError, match="'There is Medical material.': has no latent"):
+        measure(again, tmp_path, protocol=protocol("training"))
     with_model = dataclasses.replace(again, model=str(export))
-    evaluate(with_model, tmp_path / "a", protocol=protocol("ensemble"))
+    measure(with_model, tmp_path / "a", protocol=protocol("ensemble"))
     assert without_source(tmp_path / "a")["detection"] != without_source(out)["detection"]
 
 
-def test_a_stopped_run_continues_where_it_was(inputs, out, tmp_path, monkeypatch):
+def test_resume(inputs, out, tmp_path, monkeypatch):
     encoded = []
-    real = latents.encode.encode_volumes
+    encode_volumes = Encoder.encode_volumes
 
-    def encode_volumes(batches, *, rows, encode_image):
+    def encode_two_parts(self, *args, rows, **kwargs):
         if len(encoded) == 2:
             raise KeyboardInterrupt
         encoded.append(list(rows))
-        return real(batches, rows=rows, encode_image=encode_image)
+        return encode_volumes(self, *args, rows=rows, **kwargs)
 
-    monkeypatch.setattr(latents.encode, "encode_volumes", encode_volumes)
+    monkeypatch.setattr(Encoder, "encode_volumes", encode_two_parts)
     with pytest.raises(KeyboardInterrupt):
-        evaluate(inputs, tmp_path, protocol=protocol())
+        measure(inputs, tmp_path, protocol=protocol())
     assert len(list((tmp_path / "encoding").iterdir())) == 2
     done = encoded.copy()
     encoded.clear()
-    evaluate(inputs, tmp_path, protocol=protocol())
+    measure(inputs, tmp_path, protocol=protocol())
     assert len(encoded) == 1 and sorted(sum(done + encoded, [])) == list(range(VOLUMES))
     assert not (tmp_path / "encoding").exists()
     assert without_source(tmp_path) == without_source(out)
     encoded.clear()
-    evaluate(inputs, tmp_path, protocol=protocol())
+    measure(inputs, tmp_path, protocol=protocol())
     assert not encoded, "nothing is encoded twice"
 
 
-def test_slices_make_the_same_figures(inputs, out, tmp_path):
+def test_tasks(inputs, out, tmp_path, capsys):
     for index in (2, 0, 1):
         sliced = dataclasses.replace(inputs, task=(index, 3))
-        found = evaluate(sliced, tmp_path, protocol=protocol())
+        found = measure(sliced, tmp_path, protocol=protocol())
         assert (found is None) == (index != 1), "the last slice makes the figures"
+        total = len(range(index, VOLUMES, SHARDS))
+        assert f"{total}/{total}" in capsys.readouterr().err, "progress in volumes"
     assert without_source(tmp_path) == without_source(out)
 
 
@@ -272,25 +282,25 @@ def assert_same_figures(folder, out):
     pd.testing.assert_frame_equal(*pairs, rtol=0, atol=1e-6)
 
 
-def test_the_number_of_devices_and_the_batch_change_no_figure(inputs, out, tmp_path, monkeypatch):
+def test_devices_and_batch_size_do_not_matter(inputs, out, tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
-    evaluate(inputs, tmp_path, protocol=protocol(batch_size=3))
+    measure(inputs, tmp_path, protocol=protocol(batch_size=3))
     assert_same_figures(tmp_path, out)
 
 
-def test_the_order_of_the_volumes_in_the_shards_changes_no_figure(inputs, out, tmp_path):
+def test_order_of_volumes_does_not_matter(inputs, out, tmp_path):
     (shard,) = shards.begin(tmp_path / "shards", "valid", settings=settings(SHAPE))
     order = np.random.default_rng(0).permutation(VOLUMES)
     shards.write_shard(shard, [record(index) for index in order])
     shards.finish(tmp_path / "shards")
     mixed = dataclasses.replace(inputs, shards=str(tmp_path / "shards"))
-    evaluate(mixed, tmp_path / "out", protocol=protocol())
+    measure(mixed, tmp_path / "out", protocol=protocol())
     assert_same_figures(tmp_path / "out", out)
 
 
-def test_latents_of_another_model_are_not_mixed(inputs, out, export, tmp_path):
+def test_latents_of_another_model(inputs, out, export, tmp_path):
     with pytest.raises(InputError, match="results of another report.*another --out"):
-        evaluate(inputs, out, protocol=protocol(report_format="impressions"))
+        measure(inputs, out, protocol=protocol(report_format="impressions"))
     other = ctclip_jax.load(export)
     other.variables["params"]["temperature"] = np.float32(0.5)
     save_export(
@@ -301,30 +311,30 @@ def test_latents_of_another_model_are_not_mixed(inputs, out, export, tmp_path):
     )
     changed = dataclasses.replace(inputs, model=str(tmp_path / "other"))
     with pytest.raises(InputError, match="results of another model_sha256"):
-        evaluate(changed, out, protocol=protocol())
-    with pytest.raises(InputError, match="its latents are of another model"):
-        evaluate(
+        measure(changed, out, protocol=protocol())
+    with pytest.raises(InputError, match="latents are from another model"):
+        measure(
             Inputs(model=str(tmp_path / "other"), from_latents=str(out)),
             tmp_path,
             protocol=protocol(),
         )
 
 
-def test_bfloat16_is_an_option(inputs, out, tmp_path):
-    evaluate(inputs, tmp_path, protocol=protocol(dtype="bfloat16"))
+def test_bfloat16(inputs, out, tmp_path):
+    measure(inputs, tmp_path, protocol=protocol(dtype="bfloat16"))
     assert read(tmp_path, "source.json")["dtype"] == "bfloat16"
     exact, rounded = (np.load(folder / "latents.npz")["image"] for folder in (out, tmp_path))
     assert 0 < np.median(np.abs(exact - rounded)) < 0.02
 
 
-def test_published_thresholds_take_no_validation(out, tmp_path):
+def test_published_protocol_with_validation(out, tmp_path):
     inputs = Inputs(from_scores=str(out), validation=str(out))
-    with pytest.raises(InputError, match="--validation: the published thresholds are fitted on"):
-        evaluate(inputs, tmp_path, protocol=protocol(), published=True)
+    with pytest.raises(InputError, match="--validation: published thresholds"):
+        measure(inputs, tmp_path, protocol=protocol(), published=True)
 
 
-def test_published_protocol_has_no_intervals_and_says_so(out, tmp_path):
-    evaluate(Inputs(from_latents=str(out)), tmp_path, protocol=protocol(), published=True)
+def test_published_protocol(out, tmp_path):
+    measure(Inputs(from_latents=str(out)), tmp_path, protocol=protocol(), published=True)
     metrics = read(tmp_path)
     assert metrics["protocol"] == "published" and metrics["intervals"] is None
     assert metrics["detection"]["thresholds"] == "fitted on the same volumes, as published"
@@ -332,66 +342,66 @@ def test_published_protocol_has_no_intervals_and_says_so(out, tmp_path):
     assert set(metrics["retrieval"]["volume_to_volume"]) == {"queries", "pool", "published_map"}
 
 
-def test_latents_of_anyone_take_prompts_and_temperature_of_the_model(out, export, tmp_path, capsys):
+def test_latents_of_other_programs(out, export, tmp_path, capsys):
     theirs = tmp_path / "theirs"
     theirs.mkdir()
     (theirs / "labels.csv").write_bytes((out / "labels.csv").read_bytes())
     saved = np.load(out / "latents.npz")
     np.savez(theirs / "latents.npz", names=saved["names"], image=saved["image"])
     np.savez(theirs / "prompts.npz", prompts=np.array(["x"]), latents=np.zeros((1, 3)))
-    alone = evaluate(Inputs(from_latents=str(theirs)), tmp_path / "a", protocol=protocol())
+    alone = measure(Inputs(from_latents=str(theirs)), tmp_path / "a", protocol=protocol())
     assert alone["detection"] == {"reason": "no scores are given"}
     assert alone["notes"][-1].startswith("no scores: latents.npz has no temperature")
     inputs = Inputs(from_latents=str(theirs), model=str(export))
-    scored = evaluate(inputs, tmp_path / "b", protocol=protocol())
-    assert "taken to be of the one given" in scored["notes"][-1]
+    scored = measure(inputs, tmp_path / "b", protocol=protocol())
+    assert "taken to be from --model" in scored["notes"][-1]
     expected = read(out)["detection"]["per_label"]["Medical material"]["auroc"]["value"]
     assert scored["detection"]["per_label"]["Medical material"]["auroc"]["value"] == expected
 
 
-def test_thresholds_of_a_validation_folder(out, tmp_path):
+def test_validation(out, tmp_path):
     inputs = Inputs(from_scores=str(out), validation=str(out))
-    metrics = evaluate(inputs, tmp_path, protocol=protocol())
+    metrics = measure(inputs, tmp_path, protocol=protocol())
     assert metrics["detection"]["thresholds"] == "fitted on the validation volumes"
     assert metrics["validation"] == str(out)
     assert metrics["notes"][-1].startswith("7 patients are among the validation volumes too")
     assert "temperature" in metrics["calibration"]["Medical material"]
 
 
-def test_the_folder_that_is_read_is_never_written(out, tmp_path):
+def test_input_folder_is_not_written(out, tmp_path):
     for reading in ({"from_scores": str(out)}, {"from_latents": str(out)}):
-        with pytest.raises(InputError, match="is the folder that is read; choose another"):
-            evaluate(Inputs(**reading), out, protocol=protocol())
+        with pytest.raises(InputError, match="--out=.*is also the input"):
+            measure(Inputs(**reading), out, protocol=protocol())
 
 
-def test_results_of_two_runs_are_never_mixed(inputs, out, tmp_path):
+def test_results_of_two_sources_are_not_mixed(inputs, out, tmp_path):
     (tmp_path / "latents.npz").write_bytes((out / "latents.npz").read_bytes())
     for each in (inputs, Inputs(from_scores=str(out))):
         with pytest.raises(InputError, match="holds results without a source.json"):
-            evaluate(each, tmp_path, protocol=protocol())
+            measure(each, tmp_path, protocol=protocol())
     theirs = tmp_path / "theirs"
     theirs.mkdir()
     for name in ("labels.csv", "scores.csv"):
         (theirs / name).write_bytes((out / name).read_bytes())
-    evaluate(Inputs(from_scores=str(out)), tmp_path / "o", protocol=protocol())
+    measure(Inputs(from_scores=str(out)), tmp_path / "o", protocol=protocol())
     with pytest.raises(InputError, match="holds results of another folder"):
-        evaluate(Inputs(from_scores=str(theirs)), tmp_path / "o", protocol=protocol())
-    evaluate(Inputs(from_scores=str(theirs)), tmp_path / "p", protocol=protocol())
+        measure(Inputs(from_scores=str(theirs)), tmp_path / "o", protocol=protocol())
+    measure(Inputs(from_scores=str(theirs)), tmp_path / "p", protocol=protocol())
 
 
-def test_what_changes_latents_is_told_from_what_does_not(inputs, out, export, prepared, tmp_path):
+def test_provenance(inputs, out, export, prepared, tmp_path):
     model = ctclip_jax.load(export)
-    told = latents.describe(model, str(export), folder=str(prepared), split="valid")
+    expected = encode.provenance(model, str(export), folder=str(prepared), split="valid")
     texts = ctclip_jax.load(export, max_length=5)
-    other = latents.describe(texts, str(export), folder=str(prepared), split="valid")
-    assert {name for name in told if told[name] != other[name]} == {"tokens_sha256"}
+    other = encode.provenance(texts, str(export), folder=str(prepared), split="valid")
+    assert {name for name in expected if expected[name] != other[name]} == {"tokens_sha256"}
     heads = dataclasses.replace(model.config.text, num_heads=1)
     model.config = dataclasses.replace(model.config, text=heads, dtype="bfloat16")
-    other = latents.describe(model, str(export), folder=str(prepared), split="valid")
-    assert {name for name in told if told[name] != other[name]} == {"model_sha256", "dtype"}
+    other = encode.provenance(model, str(export), folder=str(prepared), split="valid")
+    assert {name for name in expected if expected[name] != other[name]} == {"model_sha256", "dtype"}
 
 
-def test_shards_that_have_gone_leave_the_page_without_slices(out, tmp_path):
+def test_report_page_without_shards(out, tmp_path):
     evaluate(Inputs(from_scores=str(out)), tmp_path / "a", protocol=protocol())
     source = read(tmp_path / "a", "source.json") | {"shards": str(tmp_path)}
     (tmp_path / "a" / "source.json").write_text(json.dumps(source))
@@ -399,81 +409,74 @@ def test_shards_that_have_gone_leave_the_page_without_slices(out, tmp_path):
     assert "data:image/jpeg" not in (tmp_path / "b" / "report.html").read_text()
 
 
-def test_bad_options_are_told_before_anything_is_encoded(inputs, tmp_path, monkeypatch):
-    monkeypatch.setattr(latents, "encode_split", None)
+def test_options_are_checked_before_encoding(inputs, tmp_path, monkeypatch):
+    monkeypatch.setattr(encode, "encode_split", None)
     for changes in ({"classifier": "trained"}, {"prompts": (("Seen.", "Not {}."),)}):
         with pytest.raises(InputError):
-            evaluate(inputs, tmp_path, protocol=protocol(**changes))
+            measure(inputs, tmp_path, protocol=protocol(**changes))
     with pytest.raises(InputError, match="absent/scores.csv: no such table"):
-        evaluate(dataclasses.replace(inputs, validation="absent"), tmp_path, protocol=protocol())
+        measure(dataclasses.replace(inputs, validation="absent"), tmp_path, protocol=protocol())
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("prompts.npz", b"PK torn", "prompts.npz: not a file of arrays"),
-        ("prompts.npz", zipped(prompts=["x"]), "wanted prompts and latents, a row each"),
-        ("source.json", b"[1]", "source.json: not a JSON object"),
+        ("prompts.npz", zipped(prompts=["x"]), "expected prompts and latents"),
+        ("source.json", b"[1]", "source.json: "),
     ],
 )
-def test_broken_files_of_an_earlier_run_are_named(out, tmp_path, name, content, message):
+def test_broken_files(out, tmp_path, name, content, message):
     for path in out.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=message):
-        evaluate(Inputs(from_latents=str(tmp_path)), tmp_path / "o", protocol=protocol())
+        measure(Inputs(from_latents=str(tmp_path)), tmp_path / "o", protocol=protocol())
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"temperature": np.ones(2)}, "latents.npz: temperature of shape"),
-        ({"image": np.eye(14, 9, dtype=np.float32) + 1, "text": None}, "is not of the size 9"),
+        ({"temperature": np.ones(2)}, "latents.npz: temperature: got shape"),
+        ({"image": np.eye(14, 9, dtype=np.float32) + 1, "text": None}, "does not have the size 9"),
     ],
 )
-def test_latents_that_do_not_fit_their_prompts_are_named(out, tmp_path, change, message):
+def test_prompts_that_do_not_fit(out, tmp_path, change, message):
     for path in out.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     arrays = dict(np.load(out / "latents.npz")) | change
     kept = {name: array for name, array in arrays.items() if array is not None}
     np.savez(tmp_path / "latents.npz", **kept)
     with pytest.raises(InputError, match=message):
-        evaluate(Inputs(from_latents=str(tmp_path)), tmp_path / "o", protocol=protocol())
+        measure(Inputs(from_latents=str(tmp_path)), tmp_path / "o", protocol=protocol())
 
 
-def test_a_corrupt_part_is_named_and_the_others_are_kept(inputs, tmp_path):
-    evaluate(dataclasses.replace(inputs, task=(0, 3)), tmp_path, protocol=protocol())
+def test_corrupt_part(inputs, tmp_path):
+    measure(dataclasses.replace(inputs, task=(0, 3)), tmp_path, protocol=protocol())
     (part,) = (tmp_path / "encoding").iterdir()
     part.write_bytes(b"PK torn")
-    evaluate(dataclasses.replace(inputs, task=(1, 3)), tmp_path, protocol=protocol())
+    measure(dataclasses.replace(inputs, task=(1, 3)), tmp_path, protocol=protocol())
     with pytest.raises(InputError, match=f"{part.name}: not a file of arrays"):
-        evaluate(inputs, tmp_path, protocol=protocol())
+        measure(inputs, tmp_path, protocol=protocol())
     assert len(list((tmp_path / "encoding").iterdir())) == 3
     part.unlink()
-    assert evaluate(inputs, tmp_path, protocol=protocol())
-
-
-def test_progress_says_volumes_speed_and_time_left(capsys):
-    batches = [{"row": np.array([0, 1])}, {"row": np.array([2, -1])}]
-    assert len(list(latents.Progress(3)(batches))) == 2
-    line = capsys.readouterr().err
-    assert "3/3 volumes" in line and "volumes/s" in line and "0:00 left" in line
+    assert measure(inputs, tmp_path, protocol=protocol())
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"split": "test"}, "no split 'test'"),
-        ({"model": None}, "give --model and --shards, or --from_latents, or --from_scores"),
+        ({"model": None}, "pass --model and --shards, or --from_latents, or --from_scores"),
         ({"model": "absent"}, "absent"),
-        ({"from_scores": "x"}, "--from_scores goes without --model"),
-        ({"from_latents": "x", "task": (1, 2)}, "--task is of encoding"),
+        ({"from_scores": "x"}, "--from_scores: cannot be combined with --model"),
+        ({"from_latents": "x", "task": (1, 2)}, "--task: there is nothing to encode"),
         ({"shards": "absent"}, "absent: no split 'valid' was prepared here"),
     ],
 )
-def test_wrong_inputs_are_one_clear_line(inputs, tmp_path, changes, message):
+def test_wrong_inputs(inputs, tmp_path, changes, message):
     with pytest.raises(InputError, match=message) as error:
-        evaluate(dataclasses.replace(inputs, **changes), tmp_path, protocol=protocol())
+        measure(dataclasses.replace(inputs, **changes), tmp_path, protocol=protocol())
     assert "\n" not in str(error.value)
 
 
@@ -485,9 +488,9 @@ def test_wrong_inputs_are_one_clear_line(inputs, tmp_path, changes, message):
         ({"classifier": "trained"}, "this model has no trained classifier"),
     ],
 )
-def test_wrong_protocols_are_one_clear_line(inputs, tmp_path, changes, message):
+def test_wrong_protocols(inputs, tmp_path, changes, message):
     with pytest.raises(InputError, match=message) as error:
-        evaluate(inputs, tmp_path, protocol=protocol(**changes))
+        measure(inputs, tmp_path, protocol=protocol(**changes))
     assert "\n" not in str(error.value)
 
 
@@ -501,17 +504,17 @@ def test_wrong_protocols_are_one_clear_line(inputs, tmp_path, changes, message):
         ({"shape": [4, 16, 16]}, r"shape \(4, 16, 16\); .* expects \(8, 16, 16\)"),
     ],
 )
-def test_shards_of_another_kind_are_an_input_error(inputs, tmp_path, changes, message):
+def test_shards_of_another_geometry(inputs, tmp_path, changes, message):
     planned = settings(SHAPE) | changes
     (shard,) = shards.begin(tmp_path, "valid", settings=planned)
     shards.write_shard(shard, [record(0)])
     shards.finish(tmp_path)
     other = dataclasses.replace(inputs, shards=str(tmp_path))
     with pytest.raises(InputError, match=message):
-        evaluate(other, tmp_path / "out", protocol=protocol())
+        measure(other, tmp_path / "out", protocol=protocol())
 
 
-def test_rad_chestct_labels_are_read_from_the_shards(inputs, tmp_path):
+def test_labels_of_rad_chestct(inputs, tmp_path):
     labels = ["Medical material", "Calcification", "Emphysema"]
     records = [
         record(index)
@@ -523,7 +526,7 @@ def test_rad_chestct_labels_are_read_from_the_shards(inputs, tmp_path):
     shards.write_shard(shard, records)
     shards.finish(tmp_path)
     other = dataclasses.replace(inputs, shards=str(tmp_path))
-    metrics = evaluate(other, tmp_path / "out", protocol=protocol())
+    metrics = measure(other, tmp_path / "out", protocol=protocol())
     assert list(metrics["detection"]["per_label"]) == labels
     assert metrics["detection"]["macro"]["labels"] == 1
     unknown = metrics["detection"]["per_label"]["Emphysema"]["auroc"]
@@ -537,30 +540,38 @@ def test_rad_chestct_labels_are_read_from_the_shards(inputs, tmp_path):
     np.testing.assert_allclose(scores.Calcification[names], expected, atol=1e-6)
 
 
-def run(*arguments):
-    root = Path(__file__).parents[2]
-    command = [sys.executable, "-m", "ctclip_jax.evaluate", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=root)
+FORK_EACH = """
+import json, os, sys
+from ctclip_jax import evaluate
+from data_pipelines.errors import run_main
+for arguments, log in json.loads(sys.argv[1]):
+    if os.fork() == 0:
+        output = os.open(log, os.O_CREAT | os.O_WRONLY)
+        os.dup2(output, 1), os.dup2(output, 2)
+        sys.argv = ["evaluate", *arguments]
+        run_main(evaluate.main, evaluate.define_flags)
+        os._exit(0)
+    os.wait()
+"""
 
 
-def test_the_binary_takes_saved_scores_and_a_config(out, tmp_path):
-    ended = run(f"--from_scores={out}", f"--out={tmp_path}", "--config.resamples=10")
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.startswith("mean AUROC 0.")
-    assert read(tmp_path)["intervals"]["resamples"] == 10
-
-
-@pytest.mark.parametrize(
-    ("flag", "message"),
-    [
-        ("--from_scores=absent", "error: absent/scores.csv: no such table"),
-        ("--config=configs/absent.py", "error: --config: [Errno 2] No such file"),
-        ("--config=configs/evaluation.py:loud", "error: unknown variant 'loud'; choose from"),
-        ("--config.resample=1", "error: 'resample' Did you mean \"resamples\""),
-    ],
-)
-def test_the_binary_ends_with_one_line_for_bad_input(tmp_path, flag, message):
-    ended = run("--from_scores=absent", f"--out={tmp_path}", flag)
-    assert ended.returncode == 2
-    assert ended.stderr.splitlines()[-1].startswith(message)
-    assert "Traceback" not in ended.stderr
+def test_command_lines(out, tmp_path):
+    """All of them in one process that forks, as most of a run is imports."""
+    cases = [
+        ([f"--from_scores={out}", "--config.resamples=10"], "mean AUROC 0."),
+        (["--from_scores=absent"], "error: absent/scores.csv: no such table"),
+        (["--config=configs/absent.py"], "error: --config: [Errno 2] No such file"),
+        (["--config=configs/evaluation.py:loud"], "error: unknown variant 'loud'; choose from"),
+        (["--config.resample=1"], "error: 'resample' Did you mean \"resamples\""),
+    ]
+    lines = [
+        ([f"--out={tmp_path / 'out'}", *arguments], str(tmp_path / f"{number}.log"))
+        for number, (arguments, _) in enumerate(cases)
+    ]
+    command = [sys.executable, "-c", FORK_EACH, json.dumps(lines)]
+    subprocess.run(command, check=True, cwd=Path(__file__).parents[2])
+    for (_, log), (_, message) in zip(lines, cases, strict=True):
+        output = Path(log).read_text()
+        assert "Traceback" not in output
+        assert output.splitlines()[-1].startswith(message)
+    assert read(tmp_path / "out")["intervals"]["resamples"] == 10

@@ -1,4 +1,4 @@
-"""The exported programs give the model's numbers where the model is not installed."""
+"""export_stablehlo: the exported programs give the same numbers without this library."""
 
 import json
 import subprocess
@@ -43,7 +43,7 @@ def model(saved):
 @pytest.fixture(scope="module")
 def served(model, tmp_path_factory):
     out = tmp_path_factory.mktemp("served") / "DIR"
-    export_stablehlo.write(model, out, platforms=export_stablehlo.PLATFORMS)
+    export_stablehlo.save(model, out, platforms=export_stablehlo.PLATFORMS)
     return out
 
 
@@ -53,49 +53,49 @@ def volumes_of(model, count):
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_the_example_gives_the_numbers_of_the_model(model, served, tmp_path, count):
+def test_serving_example_gives_the_numbers_of_the_model(model, served, tmp_path, count):
     volumes = volumes_of(model, count)
     np.save(tmp_path / "volumes.npy", volumes)
     command = [sys.executable, "-c", ALONE, EXAMPLE, served, tmp_path / "volumes.npy"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    probabilities = np.array([found["probabilities"][label] for label in LABELS]).T
+    result = json.loads(done.stdout)
+    probabilities = np.array([result["probabilities"][label] for label in LABELS]).T
     np.testing.assert_allclose(probabilities, model.detect(volumes), atol=1e-6)
     text = model.encode_text(["Emphysema.", "No nodule."])
     expected = model.temperature * model.encode_image(volumes) @ text.T
-    np.testing.assert_allclose(found["similarity"], expected, atol=2e-6)
+    np.testing.assert_allclose(result["similarity"], expected, atol=2e-6)
 
 
-def test_what_is_written_is_described(model, served):
-    told = json.loads((served / "serving.json").read_text())
+def test_serving_json_describes_the_files(model, served):
+    config = json.loads((served / "serving.json").read_text())
     files = {path.name for path in served.iterdir()} - {"serving.json"}
     assert (
         files
-        == set(told["sha256"])
+        == set(config["sha256"])
         == {
-            export_stablehlo.IMAGE,
-            export_stablehlo.TEXT,
-            export_stablehlo.WEIGHTS,
-            export_stablehlo.DETECTION,
+            "encode_image.exported",
+            "encode_text.exported",
+            "weights.safetensors",
+            "detection.safetensors",
             "tokenizer.model",
         }
     )
-    assert all(sha256(served / name) == digest for name, digest in told["sha256"].items())
-    assert told["platforms"] == ["cpu", "cuda", "tpu"]
-    volumes = told["encode_image"]["volumes"]
+    assert all(sha256(served / name) == digest for name, digest in config["sha256"].items())
+    assert config["platforms"] == ["cpu", "cuda", "tpu"]
+    volumes = config["encode_image"]["volumes"]
     assert volumes["shape"] == ["b", *model.geometry.shape]
     assert volumes["spacing_mm"] == list(model.geometry.spacing)
     program = jax_export.deserialize((served / export_stablehlo.TEXT).read_bytes())
-    assert [str(each) for each in program.in_avals[-1].shape] == ["b", "l"]
+    assert [str(size) for size in program.in_avals[-1].shape] == ["b", "l"]
     sizes = sum(array.nbytes for array in jax.tree.leaves(model.variables))
     assert (served / export_stablehlo.WEIGHTS).stat().st_size < 1.1 * sizes + 1e4
     assert (served / export_stablehlo.IMAGE).stat().st_size < 200_000, (
-        "weights went into the program"
+        "the program contains the weights"
     )
 
 
-def test_the_program(saved, served, tmp_path):
+def test_program(saved, served, tmp_path):
     command = [sys.executable, "-m", "ctclip_jax.export_stablehlo", f"--model={saved}"]
     done = subprocess.run(
         [*command, f"--out={tmp_path / 'DIR'}"], capture_output=True, text=True, timeout=120
@@ -108,29 +108,26 @@ def test_the_program(saved, served, tmp_path):
     assert (tmp_path / "DIR" / export_stablehlo.WEIGHTS).stat().st_mode & 0o777 == 0o644
 
 
-def test_a_classifier_and_another_tower(tmp_path):
-    """What LiPro and the ViT need: the positive part, and no codebook."""
+def test_trained_classifier_and_tower_without_codebook(tmp_path):
+    """LiPro applies relu to the latent; a ViT has no codebook."""
     image = from_dict(TrainConfig, vit.get_config("smoke").to_dict()).model.image
     model = ctclip_jax.load(write_tiny_export(tmp_path, image=image, num_labels=len(LABELS)))
     out = tmp_path / "DIR"
-    export_stablehlo.write(model, out, platforms=["cpu"])
+    export_stablehlo.save(model, out, platforms=["cpu"])
     volumes = volumes_of(model, 2)
     np.save(tmp_path / "volumes.npy", volumes)
     command = [sys.executable, "-c", ALONE, EXAMPLE, out, tmp_path / "volumes.npy"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)["probabilities"]
-    probabilities = np.array([found[label] for label in LABELS]).T
-    np.testing.assert_allclose(
-        probabilities,
-        model.trained_classifier().probabilities(model.encode_image(volumes)),
-        atol=1e-6,
-    )
+    result = json.loads(done.stdout)["probabilities"]
+    probabilities = np.array([result[label] for label in LABELS]).T
+    expected = model.trained_classifier().probabilities(model.encode_image(volumes))
+    np.testing.assert_allclose(probabilities, expected, atol=1e-6)
 
 
-def test_what_cannot_be_written_is_one_line(model, served, tmp_path):
-    with pytest.raises(InputError, match="exists already"):
-        export_stablehlo.write(model, served, platforms=["cpu"])
+def test_existing_folders_and_unknown_platforms_are_rejected(model, served, tmp_path):
+    with pytest.raises(InputError, match="already exists"):
+        export_stablehlo.save(model, served, platforms=["cpu"])
     with pytest.raises(InputError, match="--platforms"):
-        export_stablehlo.write(model, tmp_path / "DIR", platforms=["gameboy"])
+        export_stablehlo.save(model, tmp_path / "DIR", platforms=["gameboy"])
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""The labeler of reports: its tables, from a table and from shards, and what it refuses."""
+"""label_reports: tables of labels, from a table of reports and from shards."""
 
 import csv
 import dataclasses
@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 
 import ctclip_jax
+from ctclip_jax import label_reports
 from ctclip_jax.evaluation import files
-from ctclip_jax.label_reports import label_split, label_table, read_table_of_reports
 from ctclip_jax.models.ct_clip import CTCLIP
 from data_pipelines import shards
 from data_pipelines.errors import InputError
@@ -33,7 +33,7 @@ def model(folder):
     variables = jax.jit(CTCLIP(config).init)(jax.random.key(0))
     variables["params"]["report_classifier"]["bias"] = np.linspace(-1, 1, 18, dtype=np.float32)
     tokenizer = load_tokenizer(folder / "tokenizer.model")
-    return ctclip_jax.Model(config, variables, tokenizer=tokenizer, report="joined")
+    return ctclip_jax.Model(config, variables, tokenizer=tokenizer, report_format="joined")
 
 
 def write(path, rows: list[dict]):
@@ -44,7 +44,7 @@ def write(path, rows: list[dict]):
     return path
 
 
-def test_a_table_gets_probabilities_and_labels(model, tmp_path):
+def test_table_of_reports(model, tmp_path):
     table = write(
         tmp_path / "reports.csv",
         [
@@ -52,7 +52,9 @@ def test_a_table_gets_probabilities_and_labels(model, tmp_path):
             {"VolumeName": "a_1", "Findings_EN": "", "Impressions_EN": "Normal chest."},
         ],
     )
-    assert label_table(model, table, tmp_path / "out") == 2
+    texts = label_reports.read_table_texts(table, form="joined")
+    assert texts == {"b_1": "Emphysema is seen.", "a_1": "Normal chest."}
+    label_reports.label(model, texts, tmp_path / "out")
     scores, predicted = (
         pd.read_csv(tmp_path / "out" / name, index_col="VolumeName")
         for name in ("scores.csv", "predicted.csv")
@@ -60,72 +62,63 @@ def test_a_table_gets_probabilities_and_labels(model, tmp_path):
     classifier = model.variables["params"]["report_classifier"]
     latents = model.encode_text(["Emphysema is seen.", "Normal chest."])
     logits = latents @ np.asarray(classifier["kernel"]) + np.asarray(classifier["bias"])
-    assert tuple(scores.columns) == LABELS
-    np.testing.assert_allclose(scores.loc[["b_1", "a_1"]], 1 / (1 + np.exp(-logits)), atol=1e-6)
+    assert tuple(scores.columns) == LABELS and list(scores.index) == ["b_1", "a_1"]
+    np.testing.assert_allclose(scores, 1 / (1 + np.exp(-logits)), atol=1e-6)
     assert ((scores > 0.5).astype(int) == predicted).all(axis=None)
     assert 0 < predicted.to_numpy().sum() < 36
 
 
-def test_a_split_can_be_judged(model, folder, tmp_path):
-    count = label_split(model, str(folder), "train", tmp_path)
-    study = files.read_scores(tmp_path)
-    rows = {row["volume_name"]: row for row in shards.read_reports(folder, "train")}
-    assert count == len(study.names) == len(rows)
-    for name, labels, scores in zip(study.names, study.labels, study.scores, strict=True):
-        row = rows[name]
-        np.testing.assert_array_equal(labels, row["labels"])
-        text = report_text(row["findings"], row["impressions"])
-        np.testing.assert_allclose(scores, model.label_reports([text])[0], atol=1e-5)
-
-
-def test_a_volume_without_a_report_gets_no_labels(model, tmp_path):
-    """And of shards without labels, scores.csv has those of all 18."""
+def test_a_volume_without_a_report_gets_no_labels(tmp_path):
     volume, names = np.zeros((24, 48, 48), np.int16), ("a.nii.gz", "b.nii.gz")
     plan = settings((24, 48, 48)) | {"labels": []}
     (shard,) = shards.begin(tmp_path / "shards", "valid", settings=plan)
     texts = (("Emphysema.", ""), ("Not given.", ""))
-    made = [
+    records = [
         make_record(name, volume, labels=np.zeros(0, np.int8), findings=f, impressions=i)
         for name, (f, i) in zip(names, texts, strict=True)
     ]
-    shards.write_shard(shard, made)
+    shards.write_shard(shard, records)
     shards.finish(tmp_path / "shards")
-    assert label_split(model, str(tmp_path / "shards"), "valid", tmp_path / "out") == 1
-    for name in ("scores.csv", "predicted.csv"):
-        table = pd.read_csv(tmp_path / "out" / name, index_col="VolumeName")
-        assert tuple(table.columns) == LABELS and list(table.index) == ["a.nii.gz"]
+    split = label_reports.read_split(str(tmp_path / "shards"), "valid", form="joined")
+    assert split.names.tolist() == ["a.nii.gz"] and split.reports.tolist() == ["Emphysema."]
+    assert split.label_names == ()
+    files.write_eval_set(tmp_path / "out", split)
 
 
-def test_the_program(folder, tmp_path):
+def test_program(folder, tmp_path):
+    """Of shards; the scores can be evaluated against the known labels beside them."""
     export = write_tiny_export(tmp_path, num_report_labels=len(LABELS))
     command = [sys.executable, "-m", "ctclip_jax.label_reports", f"--model={export}"]
     command += [f"--shards={folder}", "--split=train", f"--out={tmp_path / 'out'}"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert f"24 reports: {tmp_path / 'out' / 'predicted.csv'}" in done.stdout
-    table = pd.read_csv(tmp_path / "out" / "scores.csv", index_col="VolumeName")
+    evaluation = files.read_scores(tmp_path / "out")
     rows = {row["volume_name"]: row for row in shards.read_reports(folder, "train")}
-    texts = [report_text(rows[n]["findings"], rows[n]["impressions"]) for n in table.index]
-    np.testing.assert_allclose(table, ctclip_jax.load(export).label_reports(texts), atol=1e-5)
+    texts = [report_text(rows[n]["findings"], rows[n]["impressions"]) for n in evaluation.names]
+    expected = ctclip_jax.load(export).label_reports(texts)
+    np.testing.assert_allclose(evaluation.scores, expected, atol=1e-5)
+    labels = [rows[n]["labels"] for n in evaluation.names]
+    np.testing.assert_array_equal(evaluation.labels, labels)
     done = subprocess.run([*command, "--reports=x.csv"], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (2, "error: give --reports or --shards\n")
+    assert (done.returncode, done.stderr) == (2, "error: pass --reports or --shards\n")
 
 
-def test_what_cannot_be_labeled_is_one_line(model, tmp_path):
+def test_invalid_input_is_an_error(model, tmp_path):
     path = tmp_path / "reports.csv"
     write(path, [{"VolumeName": "a", "text": "x"}])
-    with pytest.raises(InputError, match="no column of reports, Findings_EN and Impressions_EN or"):
-        read_table_of_reports(path)
+    with pytest.raises(InputError, match="reports.csv: no column of reports"):
+        label_reports.read_table_texts(path, form="joined")
     write(path, [{"volume_name": "a", "report": "Normal."}, {"volume_name": "b", "report": ""}])
     with pytest.raises(InputError, match=r"reports.csv: b: no report"):
-        read_table_of_reports(path)
+        label_reports.read_table_texts(path, form="joined")
     write(path, [{"volume_name": "b", "findings": "Not given.", "impressions": ""}])
     with pytest.raises(InputError, match=r"reports.csv: b: no report"):
-        read_table_of_reports(path)
+        label_reports.read_table_texts(path, form="joined")
     other = {
-        name: each for name, each in model.variables["params"].items() if "classifier" not in name
+        name: array for name, array in model.variables["params"].items() if "classifier" not in name
     }
     config = dataclasses.replace(model.config, num_report_labels=0)
     bare = ctclip_jax.Model(config, model.variables | {"params": other}, tokenizer=model.tokenizer)
-    with pytest.raises(InputError, match="this model has no report_classifier"):
+    with pytest.raises(InputError, match="report_classifier"):
         bare.label_reports(["Normal."])

@@ -1,6 +1,7 @@
-"""One scan in, probabilities out: the same however it is stored; a bad scan costs itself alone."""
+"""predict: the same probabilities however a scan is stored; bad scans are skipped."""
 
 import csv
+import dataclasses
 import json
 import os
 import shutil
@@ -21,11 +22,13 @@ from ctclip_jax import predict
 from ctclip_jax.checkpoints.exports import save_export
 from ctclip_jax.common.configs import from_dict
 from ctclip_jax.inference import scans
+from ctclip_jax.inference.calibration import Calibration, Curve
 from ctclip_jax.models.ct_clip import CTCLIP
 from ctclip_jax.training.config import TrainConfig
 from data_pipelines.errors import InputError
 from data_pipelines.hounsfield import to_lps
 from data_pipelines.reports import LABELS, PROMPTS
+from data_pipelines.sources.case import CaseRecord
 from data_pipelines.sources.phantoms import write_samples
 from data_pipelines.tokenizers import train_sentencepiece
 from tests.dicom_series import LPS, store
@@ -42,7 +45,7 @@ def samples(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def export(tmp_path_factory):
-    """An export of the demo's architecture, tiny, with random weights that tell scans apart."""
+    """A tiny export of the demo's architecture, with random weights that distinguish scans."""
     folder = tmp_path_factory.mktemp("export")
     texts = [prompt.format(label) for label in LABELS for prompt in PROMPTS]
     tokenizer = folder.parent / "tokenizer.model"
@@ -74,7 +77,7 @@ def reoriented(path, folder, axes):
 
 
 def as_dicom(path, folder):
-    """The series that a scanner would write of a NIfTI file."""
+    """A NIfTI file as the DICOM series of a scanner."""
     image = nib.load(path)
     voxels, (x, y, z) = to_lps(np.asarray(image.dataobj), image.affine)
     folder.mkdir()
@@ -94,15 +97,15 @@ def as_dicom(path, folder):
     return folder
 
 
-@pytest.mark.parametrize("which", ["phantom", pytest.param("real", marks=needs_real)])
-def test_a_scan_is_the_same_scan_however_it_is_stored(model, samples, tmp_path, which):
-    path = REAL if which == "real" else samples / "sample_1.nii.gz"
+@pytest.mark.parametrize("scan", ["phantom", pytest.param("real", marks=needs_real)])
+def test_probabilities_do_not_depend_on_how_a_scan_is_stored(model, samples, tmp_path, scan):
+    path = REAL if scan == "real" else samples / "sample_1.nii.gz"
     expected = probabilities(model, path)
-    forms = [reoriented(path, tmp_path, axes) for axes in ("RAS", "PIR", "SLA")]
-    for form in (*forms, as_dicom(path, tmp_path / "dicom")):
-        np.testing.assert_allclose(probabilities(model, form), expected, atol=1e-3)
+    paths = [reoriented(path, tmp_path, axes) for axes in ("RAS", "PIR", "SLA")]
+    for stored in (*paths, as_dicom(path, tmp_path / "dicom")):
+        np.testing.assert_allclose(probabilities(model, stored), expected, atol=1e-3)
     other = probabilities(model, samples / "sample_2.nii.gz")
-    assert np.abs(other - expected).max() > 5e-3, "the model does not tell scans apart"
+    assert np.abs(other - expected).max() > 5e-3, "the model does not distinguish scans"
 
 
 def run(*arguments):
@@ -110,113 +113,151 @@ def run(*arguments):
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
-def test_the_program(model, export, samples, tmp_path):
-    """Good scans have all their files, a bad one its line, and the status says so."""
+def test_program(model, export, samples, tmp_path):
     out, bad = tmp_path / "out", tmp_path / "bad.nii.gz"
-    bad.write_bytes(b"no scan")
+    bad.write_bytes(b"not a scan")
     done = run(f"{samples}/*.nii.gz", bad, f"--checkpoint={export}", f"--out={out}", "--heatmaps=2")
     assert done.returncode == 1, done.stderr
-    assert "1 of 3 scans could not be used" in done.stderr
-    assert f"{bad}: damaged or not a NIfTI file" in done.stderr.splitlines()[-1]
+    assert "1 of 3 scans skipped" in done.stderr
+    assert f"{bad}: " in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
     with (out / "scores.csv").open() as file:
         rows = {row["VolumeName"]: row for row in csv.DictReader(file)}
-    assert set(rows) == {"sample_1.nii.gz", "sample_2.nii.gz"}
+    assert set(rows) == {f"{samples}/sample_1.nii.gz", f"{samples}/sample_2.nii.gz"}
     for name, row in rows.items():
         assert f"{name}: " in done.stdout
-        expected = probabilities(model, samples / name)
+        expected = probabilities(model, name)
         np.testing.assert_allclose([float(row[label]) for label in LABELS], expected, atol=1e-5)
-        told = json.loads((out / name / "prediction.json").read_text())
-        assert told["axes"] == "header" and told["heatmaps"]["of"] == "exact contributions"
-        np.testing.assert_allclose(list(told["probabilities"].values()), expected, atol=1e-5)
-        drawn = [LABELS[i] for i in np.argsort(-expected, kind="stable")[:2]]
-        assert told["heatmaps"]["findings"] == drawn
-        files = {path.name for path in (out / name).iterdir()}
-        assert files == {
-            "prediction.json",
-            *(f"{n}{e}" for n in drawn for e in (".png", ".nii.gz")),
-        }
-        mapped, scan = nib.load(out / name / f"{drawn[0]}.nii.gz"), nib.load(samples / name)
-        assert mapped.shape == scan.shape
-    alone = run(bad, f"--checkpoint={export}")
+        folder = out / predict.file_name(name)
+        prediction = json.loads((folder / "prediction.json").read_text())
+        assert prediction["axes"] == "header"
+        assert tuple(prediction["probabilities"]) == LABELS
+        np.testing.assert_allclose(list(prediction["probabilities"].values()), expected, atol=1e-5)
+        top = [LABELS[i] for i in np.argsort(-expected, kind="stable")[:2]]
+        assert prediction["heatmaps"] == {"of": "exact contributions", "findings": top}
+        heatmaps = {f"{finding}{suffix}" for finding in top for suffix in (".png", ".nii.gz")}
+        assert {path.name for path in folder.iterdir()} == {"prediction.json", *heatmaps}
+        heatmap, scan = nib.load(folder / f"{top[0]}.nii.gz"), nib.load(name)
+        assert heatmap.shape == scan.shape
+    alone = run(bad, f"--model={export}")
     assert alone.returncode == 1 and alone.stderr.count("\n") == 1, alone.stderr
-    again = run(bad, f"--checkpoint={export}", f"--out={out}")
-    assert again.returncode == 2 and "has a scores.csv already" in again.stderr
+    again = run(bad, f"--model={export}", f"--out={out}")
+    assert again.returncode == 2 and "already has scores.csv" in again.stderr
 
 
-def test_a_table_of_scans_and_findings_of_ones_own(export, samples, tmp_path):
+def test_table_of_scans_and_custom_findings(export, samples, tmp_path):
     findings = tmp_path / "findings.csv"
     findings.write_text("finding,present,absent\nStent/clip,A stent.,No stent.\n")
     table = f"--scans={samples / 'samples.csv'}"
     out = tmp_path / "out"
-    done = run(table, f"--checkpoint={export}", f"--prompts={findings}", f"--out={out}")
+    done = run(table, f"--model={export}", f"--prompts={findings}", f"--out={out}")
     assert done.returncode == 0, done.stderr
     assert (out / "scores.csv").read_text().splitlines()[0] == "VolumeName,Stent/clip"
     assert (out / "sample_1.nii.gz" / "prediction.json").exists()
 
 
-def test_names_of_files_lead_nowhere():
+def test_file_names_stay_in_the_folder():
     assert predict.file_name("Stent/clip") == "Stent_clip"
     assert predict.file_name("/data/../x.nii.gz") == "_data_.._x.nii.gz"
     assert predict.file_name("..") == "_"
     assert len(predict.file_name("患" * 120).encode()) <= 200
-    with pytest.raises(InputError, match="'a/b' and 'a_b': would be written to one file"):
+    with pytest.raises(InputError, match="'a/b' and 'a_b'"):
         predict.check_file_names(["a/b", "c", "a_b"])
 
 
+def test_scans_are_named_by_their_paths(tmp_path):
+    for path in (tmp_path / "a.nii", tmp_path / "胸部\u3000[1].nii"):
+        path.touch()
+    table = tmp_path / "scans.csv"
+    table.write_text("path,volume_name\nx.nii,one\n")
+    cases = scans.list_scans([f"{tmp_path}/*.nii", f"{tmp_path}/a.nii"], str(table), split="valid")
+    names = [f"{tmp_path}/a.nii", f"{tmp_path}/胸部\u3000[1].nii", "one"]
+    assert [case.volume_name for case in cases] == names
+    assert scans.expand(names[1]) == [Path(names[1])]
+    table.write_text(f"path,volume_name\nx.nii,{names[0]}\n")
+    with pytest.raises(InputError, match=f"{names[0]}: duplicate"):
+        scans.list_scans(names[:1], str(table), split="valid")
+    table.write_text("path,split\nx.nii,train\ny.nii,valid\n")
+    assert [case.volume_name for case in scans.list_scans([], str(table), split="valid")] == [
+        "y.nii"
+    ]
+
+
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
-        ([], "no scan: give paths, or --scans=TABLE"),
-        (["x*.nii"], "x*.nii: matches nothing"),
-        (["x.nii", "--heatmaps=1"], "--heatmaps: pictures need a folder, --out"),
-        (["x.nii", "--scores=classifier"], "this model has no classifier"),
-        (["x.nii", "--scores=classifier", "--prompts=y.csv"], "--prompts: a classifier reads none"),
-        (["x.nii", "--checkpoint=nowhere.pt"], "nowhere.pt: "),
+        (["x.nii", "--heatmaps=1"], "--heatmaps: "),
+        (["x.nii", "--scores=classifier"], "no classifier"),
     ],
 )
-def test_what_cannot_be_done_is_one_line(export, arguments, told):
-    done = run(f"--checkpoint={export}", *arguments)
-    assert done.returncode == 2 and done.stderr.startswith("error: ") and told in done.stderr
+def test_invalid_arguments_are_one_line(export, arguments, message):
+    done = run(f"--model={export}", *arguments)
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and message in done.stderr
     assert done.stderr.count("\n") == 1
 
 
-def test_names_tell_paths_apart():
-    assert scans.names_of([Path("胸部\u3000CT.nii")]) == ["胸部\u3000CT.nii"]
-    assert scans.names_of([Path("a/x.nii"), Path("b/y.nii")]) == ["x.nii", "y.nii"]
-    assert scans.names_of([Path("a/x.nii"), Path("b/x.nii")]) == ["a_x.nii", "b_x.nii"]
-    with pytest.raises(InputError, match="told apart"):
-        scans.names_of([Path("/a_b/x"), Path("/a/b_x"), Path("/a/b/x"), Path("/a/b/x")])
+def test_arguments_are_checked_before_scans_are_read(model):
+    with pytest.raises(InputError, match="no scan"):
+        scans.list_scans([], split="valid")
+    with pytest.raises(InputError, match=r"x\*.nii: matches nothing"):
+        scans.list_scans(["x*.nii"], split="valid")
+    with pytest.raises(InputError, match="--prompts"):
+        predict.build_classifier(model, kind="classifier", prompts="y.csv")
 
 
-def test_names_of_files_that_are_no_text_can_be_written(export, samples, tmp_path):
+def test_file_names_that_are_not_utf8(model, samples, tmp_path):
     """A German scanner's Latin-1 name, on a disk of UTF-8."""
-    scan = os.fsencode(tmp_path) + b"/M\xfcller.nii.gz"
-    shutil.copy(os.fsencode(samples / "sample_1.nii.gz"), scan)
-    out = tmp_path / "out"
-    done = run(f"{tmp_path}/*.nii.gz", f"--checkpoint={export}", f"--out={out}", "--heatmaps=1")
-    assert done.returncode == 0, done.stderr
-    with (out / "scores.csv").open() as file:
+    path = os.fsencode(tmp_path) + b"/M\xfcller.nii.gz"
+    shutil.copy(os.fsencode(samples / "sample_1.nii.gz"), path)
+    cases = scans.list_scans([f"{tmp_path}/*.nii.gz"], split="valid")
+    options = {"batch_size": 1, "num_workers": 1, "attribute": True}
+    (prediction,) = predict.predict(model, model.zero_shot_classifier(), cases, **options)
+    predict.save(prediction, model, tmp_path, num_heatmaps=1)
+    with (tmp_path / "scores.csv").open() as file:
         (name,) = [row["VolumeName"] for row in csv.DictReader(file)]
-    assert name == r"M\udcfcller.nii.gz"
-    assert len(list((out / predict.file_name(name)).iterdir())) == 3
+    assert name == rf"{tmp_path}/M\udcfcller.nii.gz"
+    assert len(list((tmp_path / predict.file_name(name)).iterdir())) == 3
+
+
+def test_calibrated_probabilities_are_in_all_outputs(model, samples, tmp_path):
+    curve = Curve((0.0, 1.0), (0.25, 0.25), volumes=4, positive=1)
+    calibration = Calibration("zero_shot", {LABELS[0]: curve}, "4 volumes")
+    classifier = dataclasses.replace(model.zero_shot_classifier(), calibration=calibration)
+    cases = scans.list_scans([str(samples / "sample_1.nii.gz")], split="valid")
+    options = {"batch_size": 2, "num_workers": 1, "attribute": False}
+    (prediction,) = predict.predict(model, classifier, cases, **options)
+    predict.save(prediction, model, tmp_path, num_heatmaps=0)
+    header, row = (tmp_path / "calibrated.csv").read_text().splitlines()
+    assert header == f"VolumeName,{','.join(LABELS)}"
+    assert row == f"{cases[0].volume_name},0.25{',' * 17}"
+    folder = tmp_path / predict.file_name(cases[0].volume_name)
+    content = json.loads((folder / "prediction.json").read_text())
+    assert content["calibrated"] == {LABELS[0]: 0.25} | dict.fromkeys(LABELS[1:])
+    assert "heatmaps" not in content
+    name, header, *rows = predict.format_prediction(prediction, is_only=True).splitlines()
+    assert header.split() == ["probability", "calibrated"] and len(rows) == 18
+    values = [float(row.split()[-2]) for row in rows]
+    assert values == sorted(values, reverse=True)
+    assert sorted(row.split()[-1] for row in rows) == [*"-" * 17, "0.250"]
 
 
 def test_scans_are_read_in_order_and_few_at_a_time():
-    reading, most = [], []
+    started = []
 
     class Slow:
         def prepare(self, case):
-            reading.append(case.volume_name)
-            most.append(len(reading))
+            started.append(case.volume_name)
             if case.volume_name == "2":
-                raise ZeroDivisionError("a fault of ours")
+                raise ZeroDivisionError("a bug")
             return case.volume_name
 
-    cases = [scans.Case(str(n), "", "", (Path(str(n)),)) for n in range(7)]
-    found = []
-    for scan in scans.read_ahead(Slow(), cases, workers=2):
-        found.append(scan)
-        assert len(reading) <= len(found) + 2
-    assert [scan.case.volume_name for scan in found] == list("0123456")
-    assert isinstance(found[2], scans.SkippedCase) and "ZeroDivisionError" in found[2].reason
+    cases = [CaseRecord(str(n), "", "", (Path(str(n)),)) for n in range(7)]
+    results = []
+    for result in scans.read_ahead(Slow(), cases, num_workers=2):
+        results.append(result)
+        assert len(started) <= len(results) + 2
+    skipped = results.pop(2)
+    assert isinstance(skipped, scans.SkippedCase) and "ZeroDivisionError" in skipped.reason
+    assert [(case.volume_name, prepared) for case, prepared in results] == [
+        (name, name) for name in "013456"
+    ]

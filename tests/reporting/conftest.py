@@ -36,7 +36,7 @@ def make_eval_set(volumes=40, labels=LABELS) -> EvalSet:
         scores=np.clip((truth > 0) * 0.3 + rng.random(truth.shape) * 0.7, 0, 1),
         image=image,
         text=text,
-        strata={
+        subgroups={
             "sex": rng.choice(["F", "M"], volumes),
             "age": np.full(volumes, "056Y"),
             "kernel": rng.choice(["B30", EVIL], volumes),

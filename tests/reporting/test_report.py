@@ -148,7 +148,7 @@ def test_sections_without_input_are_left_out(small_eval_set, protocol, missing):
     changes = {
         "scores": {"scores": None},
         "latents": {"image": None, "text": None},
-        "everything else": {"strata": {}, "source": {}, "notes": (), "text": None},
+        "everything else": {"subgroups": {}, "source": {}, "notes": (), "text": None},
     }
     eval_set = dataclasses.replace(small_eval_set, **changes[missing])
     metrics, predictions = suite.evaluate(eval_set, protocol=protocol)

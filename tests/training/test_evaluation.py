@@ -13,7 +13,7 @@ from ctclip_jax.checkpoints.exports import save_export
 from ctclip_jax.common.configs import from_dict
 from ctclip_jax.common.sharding import MeshConfig, make_mesh, state_shardings
 from ctclip_jax.evaluate import Inputs, evaluate
-from ctclip_jax.evaluation.estimates import named_figures
+from ctclip_jax.evaluation.estimates import named_estimates
 from ctclip_jax.evaluation.protocol import ProtocolConfig
 from ctclip_jax.models.ct_clip import CTCLIP
 from ctclip_jax.training.evaluation import Evaluation, spread
@@ -79,7 +79,7 @@ def test_figures_are_those_of_the_exported_model(folder, variables, tmp_path):
     expected = {
         f"evaluation/{name}": figure["value"]
         for part in ("detection", "retrieval")
-        for name, figure in named_figures(metrics[part], part)
+        for name, figure in named_estimates(metrics[part], part)
         if figure["value"] is not None
     }
     assert found == pytest.approx(expected, abs=1e-6)

@@ -1,4 +1,4 @@
-"""metrics.jsonl and event files."""
+"""Metric writer: metrics.jsonl and TensorBoard event files."""
 
 import errno
 import json
@@ -20,12 +20,12 @@ def lines(folder) -> list[dict]:
 def events(folder) -> list[Event]:
     """The events of a folder with one event file (records: length, crc, bytes, crc)."""
     (path,) = folder.glob("events.*")
-    data, found = path.read_bytes(), []
+    data, parsed = path.read_bytes(), []
     while data:
         (length,) = struct.unpack("<Q", data[:8])
-        found.append(Event.FromString(data[12 : 12 + length]))
+        parsed.append(Event.FromString(data[12 : 12 + length]))
         data = data[16 + length :]
-    return found
+    return parsed
 
 
 def test_scalars_reach_both_files(tmp_path):
@@ -40,14 +40,14 @@ def test_scalars_reach_both_files(tmp_path):
     assert "_hparams_/session_start_info" in values
 
 
-def test_a_line_is_on_disk_when_the_call_returns(tmp_path):
+def test_line_is_on_disk_when_the_call_returns(tmp_path):
     writer = MetricWriter(tmp_path, step=0)
     writer.write_scalars(1, {"loss": 1.0})
     assert len(lines(tmp_path)) == 1
     writer.close()
 
 
-def test_continuing_drops_what_lies_beyond_the_step(tmp_path):
+def test_resuming_drops_lines_after_the_step(tmp_path):
     writer = MetricWriter(tmp_path, step=0)
     for step in (1, 2, 3):
         writer.write_scalars(step, {"loss": float(step)})
@@ -58,7 +58,7 @@ def test_continuing_drops_what_lies_beyond_the_step(tmp_path):
     assert [line["step"] for line in lines(tmp_path)] == [1, 2]
 
 
-def test_a_process_that_does_not_write_leaves_no_file(tmp_path):
+def test_is_writer_false_writes_no_file(tmp_path):
     writer = MetricWriter(tmp_path / "run", step=0, is_writer=False)
     writer.write_hparams({"a": 1})
     writer.write_scalars(1, {"loss": 1.0})
@@ -66,7 +66,7 @@ def test_a_process_that_does_not_write_leaves_no_file(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_line_is_json_even_where_a_value_is_not_finite(tmp_path):
+def test_non_finite_values_are_null(tmp_path):
     writer = MetricWriter(tmp_path, step=0)
     writer.write_scalars(1, {"loss": math.nan, "gradient_norm": math.inf, "temperature": 2.0})
     writer.close()
@@ -74,7 +74,7 @@ def test_a_line_is_json_even_where_a_value_is_not_finite(tmp_path):
     assert line == '{"step": 1, "loss": null, "gradient_norm": null, "temperature": 2.0}'
 
 
-def test_an_evaluation_that_is_made_again_is_not_written_twice(tmp_path):
+def test_repeated_evaluation_is_not_written_twice(tmp_path):
     writer = MetricWriter(tmp_path, step=0)
     for step in (1, 2):
         writer.write_scalars(step, {"loss": 1.0})
@@ -86,7 +86,7 @@ def test_an_evaluation_that_is_made_again_is_not_written_twice(tmp_path):
     assert lines(tmp_path)[-1] == {"step": 2, "loss": 1.0} and len(lines(tmp_path)) == 3
 
 
-def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
+def test_full_disk_is_an_input_error(tmp_path, monkeypatch):
     class Full:
         def write(self, line: str) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

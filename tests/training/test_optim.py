@@ -1,4 +1,4 @@
-"""Adam as PyTorch does it; freezing, learning rates and decay by rules."""
+"""Optimizer: equal to PyTorch's AdamW; freezing, learning rates and decay by rules."""
 
 import dataclasses
 
@@ -95,14 +95,14 @@ def test_first_matching_rule_sets_the_learning_rate():
     full = run(config(), params, grads)
     slow = run(config(rules=(("dense/kernel", 0.1), ("dense", 0.5))), params, grads)
 
-    def moved(after: dict, name: str) -> jax.Array:
+    def change(after: dict, name: str) -> jax.Array:
         return after["dense"][name] - params["dense"][name]
 
-    np.testing.assert_allclose(moved(slow, "kernel"), 0.1 * moved(full, "kernel"), atol=1e-6)
-    np.testing.assert_allclose(moved(slow, "bias"), 0.5 * moved(full, "bias"), atol=1e-6)
+    np.testing.assert_allclose(change(slow, "kernel"), 0.1 * change(full, "kernel"), atol=1e-6)
+    np.testing.assert_allclose(change(slow, "bias"), 0.5 * change(full, "bias"), atol=1e-6)
 
 
-def test_the_layer_axis_does_not_make_a_bias_decay():
+def test_stacked_biases_do_not_decay():
     params = {
         "blocks": {"bias": jnp.ones((2, 3)), "kernel": jnp.ones((2, 3, 3))},
         "norm": {"scale": jnp.ones(3)},
@@ -122,15 +122,15 @@ def test_first_matching_rule_sets_the_weight_decay():
     assert decays == {"dense": {"kernel": 0.1, "bias": 0.0}, "blocks": {"norm": 0.0}}
 
 
-def test_the_average_of_the_weights_grows_slow():
+def test_decay_of_the_weight_average_rises_to_its_value():
     average = {"w": jnp.zeros(())}
     for step in range(3):
         average = average_weights(average, {"w": jnp.ones(())}, decay=0.2, step=step)
-    keeps = np.minimum(0.2, (1 + np.arange(3)) / (10 + np.arange(3)))
-    np.testing.assert_allclose(average["w"], 1 - np.prod(keeps), rtol=1e-6)
+    decays = np.minimum(0.2, (1 + np.arange(3)) / (10 + np.arange(3)))
+    np.testing.assert_allclose(average["w"], 1 - np.prod(decays), rtol=1e-6)
 
 
-def test_schedules_warm_up_and_come_down():
+def test_schedules_warm_up_and_decay():
     cosine = learning_rate(config(schedule="cosine", warmup_steps=10), 110)
     np.testing.assert_allclose([cosine(0), cosine(9), cosine(60)], [0.01, 0.1, 0.05], rtol=1e-5)
     assert cosine(110) == pytest.approx(0.0, abs=1e-8)

@@ -36,6 +36,7 @@ def test_first_sigterm_is_a_request_and_the_handler_is_restored():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.drill
 def test_second_sigterm_ends_the_process():
     result = subprocess.run(
         [sys.executable, "-c", TWICE],

@@ -1,4 +1,4 @@
-"""Several processes: the switch, and that they train what one process trains."""
+"""Multi-process training: --distributed, and equality with a single process."""
 
 import json
 import os
@@ -22,42 +22,43 @@ from tests.tiny_run import tiny_config, write_tiny_shards
 
 ROOT = Path(__file__).parents[2]
 STEPS = 20
-# Four tokens a volume: what counts is who has which volume.
+# Four tokens per volume: the test is about which process has which volume.
 CHANGES = {
     "model.image.frames": 8,
     "model.image.image_size": (16, 16),
     "mesh.fsdp": 2,
-    "optim.schedule": "constant",  # so that runs of other lengths are one program
+    "optim.schedule": "constant",  # runs of different lengths compile to the same program
     "steps": STEPS,
     "checkpoint.every": STEPS // 2,
 }
 
 
-def test_a_process_alone_joins_nobody(monkeypatch):
-    monkeypatch.setattr("jax.distributed.initialize", lambda *_: pytest.fail("it joined"))
+def test_single_process_does_not_initialize_distributed(monkeypatch):
+    monkeypatch.setattr("jax.distributed.initialize", lambda *_: pytest.fail("called"))
     processes.initialize("")
 
 
 @pytest.mark.parametrize(
-    ("switch", "arguments"),
+    ("distributed", "arguments"),
     [("auto", ()), ("10.0.0.1:1234,16,15", ("10.0.0.1:1234", 16, 15))],
 )
-def test_what_jax_is_told(switch, arguments, monkeypatch):
-    told = []
-    monkeypatch.setattr("jax.distributed.initialize", lambda *given: told.append(given))
-    processes.initialize(switch)
-    assert told == [arguments]
+def test_arguments_of_jax_distributed_initialize(distributed, arguments, monkeypatch):
+    calls = []
+    monkeypatch.setattr("jax.distributed.initialize", lambda *call: calls.append(call))
+    processes.initialize(distributed)
+    assert calls == [arguments]
 
 
 @pytest.mark.parametrize(
-    "switch", ["automatic", "host,2,0", "host:1234", "host:1234,2", "host:1234,2,2", "host:1,0,0"]
+    "distributed",
+    ["automatic", "host,2,0", "host:1234", "host:1234,2", "host:1234,2,2", "host:1,0,0"],
 )
-def test_another_switch_is_one_line(switch):
-    with pytest.raises(InputError, match=f"--distributed={switch}: wanted 'auto' or HOST:PORT,"):
-        processes.initialize(switch)
+def test_invalid_distributed_is_an_input_error(distributed):
+    with pytest.raises(InputError, match=f"--distributed={distributed}: expected 'auto' or HOST"):
+        processes.initialize(distributed)
 
 
-def test_auto_where_there_is_no_cluster_is_one_line(monkeypatch):
+def test_auto_without_a_cluster_is_an_input_error(monkeypatch):
     def initialize():
         raise ValueError("coordinator_address should be defined.")
 
@@ -72,7 +73,7 @@ def shards(tmp_path_factory) -> Path:
 
 
 def start_two(workdir: Path, shards: Path, **changes) -> list[subprocess.Popen]:
-    """Two processes of four devices each, on loopback; what is compiled stays beside the shards."""
+    """Two processes of four devices each, on loopback."""
     address = f"127.0.0.1:{free_port()}"
     command = [sys.executable, "main.py", "--config=configs/phantoms.py:smoke"]
     command += [f"--workdir={workdir}", f"--config.data.shards={shards}"]
@@ -83,11 +84,7 @@ def start_two(workdir: Path, shards: Path, **changes) -> list[subprocess.Popen]:
         subprocess.Popen(
             [*command, f"--distributed={address},2,{index}"],
             cwd=ROOT,
-            env={
-                **os.environ,
-                "XLA_FLAGS": flags,
-                "JAX_COMPILATION_CACHE_DIR": str(shards / "compiled"),
-            },
+            env={**os.environ, "XLA_FLAGS": flags},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -97,17 +94,18 @@ def start_two(workdir: Path, shards: Path, **changes) -> list[subprocess.Popen]:
 
 
 def finish(processes: list[subprocess.Popen]) -> str:
-    """What the first process printed, once all have ended well."""
-    printed = []
+    """The output of the first process, once all have succeeded."""
+    outputs = []
     for process in processes:
         with process:
             output, errors = process.communicate()
         assert process.returncode == 0, errors
-        printed.append(output)
-    return printed[0]
+        outputs.append(output)
+    return outputs[0]
 
 
-def test_two_processes_train_what_one_process_trains(shards, tmp_path):
+@pytest.mark.drill
+def test_two_processes_equal_one_process(shards, tmp_path):
     train(tiny_config(shards, **CHANGES), tmp_path / "alone")
     expected = losses(tmp_path / "alone")
     assert len(expected) == STEPS
@@ -120,7 +118,8 @@ def test_two_processes_train_what_one_process_trains(shards, tmp_path):
         np.testing.assert_allclose(weights[0][name], weight, atol=1e-4, err_msg=name)
 
 
-def test_two_processes_stop_at_one_step_and_one_process_goes_on(shards, tmp_path):
+@pytest.mark.drill
+def test_two_processes_stop_at_the_same_step_and_one_process_resumes(shards, tmp_path):
     forever = {"steps": 100_000, "checkpoint.every": 100_000}
     processes = start_two(tmp_path, shards, **forever)
     metrics = tmp_path / "metrics.jsonl"

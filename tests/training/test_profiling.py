@@ -1,4 +1,4 @@
-"""The trace of a window of steps: which steps are in it, and that programs can read it."""
+"""Profile window: the traced steps, and traces that Perfetto and XProf can read."""
 
 import gzip
 import json
@@ -17,7 +17,7 @@ def double(x):
 
 
 def run(folder, window, *, steps=range(1, 7)) -> list[str]:
-    """Takes `steps` with a window; returns what happened apart from them."""
+    """Takes `steps` with a window; returns the calls of `pause`."""
     paused, state = [], jnp.ones(8)
     with ProfileWindow(window, folder, pause=lambda: paused.append("pause")) as profile:
         for step in steps:
@@ -31,26 +31,26 @@ def run(folder, window, *, steps=range(1, 7)) -> list[str]:
 def traced_steps(folder) -> list[int]:
     (path,) = folder.rglob("perfetto_trace.json.gz")
     trace = json.loads(gzip.decompress(path.read_bytes()))
-    assert "metadata" not in trace, "Perfetto does not take it"
+    assert "metadata" not in trace, "Perfetto rejects it"
     events = [event for event in trace["traceEvents"] if event.get("name") == "train"]
     assert all(event["ph"] == "X" and event["dur"] > 0 for event in events)
     return sorted(int(event["args"]["step_num"]) for event in events)
 
 
-def test_exactly_the_steps_of_the_window_are_traced(tmp_path):
+def test_only_the_steps_of_the_window_are_traced(tmp_path):
     assert run(tmp_path, (3, 4)) == ["pause"]
     assert traced_steps(tmp_path) == [3, 4]
     (path,) = tmp_path.rglob("*.xplane.pb")
-    assert b"doubling" in path.read_bytes(), "the scopes of the source name the operations"
+    assert b"doubling" in path.read_bytes(), "operations carry the names of their scopes"
 
 
 @pytest.mark.parametrize("steps", [range(1, 4), range(4, 7)])
-def test_a_run_that_ends_or_begins_inside_traces_its_part(tmp_path, steps):
+def test_run_that_starts_or_ends_inside_the_window_traces_its_steps(tmp_path, steps):
     run(tmp_path, (2, 5), steps=steps)
     assert traced_steps(tmp_path) == [step for step in steps if 2 <= step <= 5]
 
 
-def test_an_error_inside_leaves_the_trace(tmp_path):
+def test_trace_is_written_after_an_error(tmp_path):
     with pytest.raises(FloatingPointError), ProfileWindow((1, 9), tmp_path, pause=list) as profile:
         profile.start(1, None)
         raise FloatingPointError
@@ -58,6 +58,6 @@ def test_an_error_inside_leaves_the_trace(tmp_path):
 
 
 @pytest.mark.parametrize(("window", "steps"), [((0, 0), range(1, 4)), ((2, 3), range(4, 7))])
-def test_no_window_and_one_that_is_past_trace_nothing(tmp_path, window, steps):
+def test_no_window_or_a_past_one_writes_no_trace(tmp_path, window, steps):
     assert run(tmp_path / "profile", window, steps=steps) == []
     assert not (tmp_path / "profile").exists()

@@ -1,4 +1,4 @@
-"""Weights & Biases gets what the other files get; a stand-in takes the place of the package."""
+"""Weights & Biases: a fake package receives the scalars and hyperparameters of a run."""
 
 import sys
 import types
@@ -29,7 +29,7 @@ class FakeRun:
 
 @pytest.fixture
 def wandb(monkeypatch):
-    """The stand-in; `started` are the (run, arguments) of every start."""
+    """The fake package; `started` holds the (run, arguments) of every `wandb.init`."""
     module = types.ModuleType("wandb")
     module.Error, module.started = type("Error", (Exception,), {}), []
 
@@ -43,7 +43,7 @@ def wandb(monkeypatch):
     return module
 
 
-def test_it_gets_the_scalars_and_the_hyperparameters(wandb, tmp_path):
+def test_wandb_receives_scalars_and_hyperparameters(wandb, tmp_path):
     writer = MetricWriter(tmp_path, step=0, wandb="chest")
     writer.write_hparams({"model/dim": 64, "rules": ()})
     writer.write_scalars(1, {"loss": 0.5})
@@ -54,7 +54,7 @@ def test_it_gets_the_scalars_and_the_hyperparameters(wandb, tmp_path):
     assert run.hparams == {"model/dim": 64, "rules": "()"}
 
 
-def test_a_continued_run_is_the_same_run(wandb, tmp_path):
+def test_resumed_run_has_the_same_id(wandb, tmp_path):
     for step in (0, 5):
         MetricWriter(tmp_path, step=step, wandb="chest").close()
     (first, _), (second, arguments) = wandb.started
@@ -62,13 +62,13 @@ def test_a_continued_run_is_the_same_run(wandb, tmp_path):
     assert arguments["resume"] == "allow"
 
 
-def test_a_process_that_does_not_write_starts_none(wandb, tmp_path):
+def test_no_run_without_a_project_or_in_other_processes(wandb, tmp_path):
     MetricWriter(tmp_path, step=0, is_writer=False, wandb="chest").close()
     MetricWriter(tmp_path, step=0).close()
     assert wandb.started == []
 
 
-def test_a_failed_start_is_one_line(wandb, tmp_path):
+def test_failed_start_is_an_input_error(wandb, tmp_path):
     def init(**arguments):
         raise wandb.Error("no API key")
 
@@ -77,7 +77,7 @@ def test_a_failed_start_is_one_line(wandb, tmp_path):
         MetricWriter(tmp_path, step=0, wandb="chest")
 
 
-def test_a_missing_package_is_told_before_the_run(monkeypatch, tmp_path):
+def test_missing_package_fails_before_anything_is_written(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "wandb", None)
     shards = write_tiny_shards(tmp_path / "shards", shape=(24, 48, 48), volumes=8)
     with pytest.raises(InputError, match=r"^config.wandb: .*pip install 'ctclip-jax\[wandb\]'"):

@@ -1,31 +1,31 @@
-// The page: a scan goes up, its findings, slices and similar cases come back.
+// Uploads a scan, then shows its findings, slices and similar cases.
 
 import { Viewer } from "./viewer.js";
 
 const POLL_MS = 250;
-const STATES = { waiting: "Waiting for its turn", reading: "Reading the scan", encoding: "Reading it with the model" };
+const STATES = { waiting: "Waiting for its turn", reading: "Reading the scan", encoding: "Running the model" };
 const $ = (id) => document.getElementById(id);
-const about = await ask("/api/about");
-const viewer = new Viewer(hovered);
-let scan = null, chosen = null;
-let opened = 0, asked = 0; // what comes late, for an earlier scan or question, is not shown
+const about = await request("/api/about");
+const viewer = new Viewer(showVoxel);
+let scan = null, selected = null; // the scan on the page, and the name of the finding with a map
+let uploadCount = 0, searchCount = 0; // answers to earlier uploads and searches come too late
 
-$("forgets").hidden = about.keeps_uploads;
+$("deletes-uploads").hidden = about.keep_uploads;
 $("ask").hidden = !about.can_ask;
 $("note").textContent =
-  (about.label_informed ? "Trained with labels, not zero-shot. " : "Zero-shot: which of two sentences the scan is nearer to. ") +
-  (about.calibrated_on ? `In brackets: what that is worth, measured on ${about.calibrated_on}. ` : "These order scans; they are no frequencies. ") +
+  (about.label_informed ? "Trained with labels, not zero-shot. " : "Zero-shot: which of two sentences fits the scan better. ") +
+  (about.calibrated_on ? `In brackets: calibrated probability, fitted on ${about.calibrated_on}. ` : "Not calibrated: compare scans, do not read as frequencies. ") +
   `Maps: ${about.method}.`;
-$("cases").hidden = !about.cases;
+$("cases").hidden = !about.num_cases;
 
-async function ask(path, options = {}) {
+async function request(path, options = {}) {
   const response = await fetch(path, options);
   const content = response.status === 204 ? null : await response.json();
   if (!response.ok) throw new Error(content.error || response.statusText);
   return content;
 }
 
-const say = (path, words) => ask(path, { method: "POST", body: JSON.stringify(words) });
+const post = (path, content) => request(path, { method: "POST", body: JSON.stringify(content) });
 
 // Upload ------------------------------------------------------------------------------------------
 
@@ -37,93 +37,96 @@ addEventListener("dragleave", (e) => { if (!e.relatedTarget) document.body.class
 addEventListener("drop", (e) => {
   e.preventDefault();
   document.body.classList.remove("over");
-  if (e.dataTransfer.files.length) open(e.dataTransfer.files[0]);
+  if (e.dataTransfer.files.length) upload(e.dataTransfer.files[0]);
 });
-$("file").addEventListener("change", (e) => { if (e.target.files.length) open(e.target.files[0]); e.target.value = ""; });
+$("file").addEventListener("change", (e) => { if (e.target.files.length) upload(e.target.files[0]); e.target.value = ""; });
 
-async function open(file) {
+async function upload(file) {
+  const number = ++uploadCount, isLatest = () => number === uploadCount;
+  searchCount++; // results of the last scan would be shown beside this one
   $("empty").hidden = false;
-  $("study").hidden = true;
+  $("exam").hidden = true;
   $("progress").hidden = false;
-  status(`Sending ${file.name}`);
-  const most = about.most_bytes / 2 ** 20;
-  const mine = ++opened;
-  asked++;
+  setStatus(`Sending ${file.name}`);
   $("cases-title").textContent = "Cases";
   $("hits").replaceChildren();
-  if (scan) forget(scan.id);
-  scan = chosen = null;
+  if (scan) drop(scan.id);
+  scan = selected = null;
   try {
-    if (file.size > about.most_bytes) throw new Error(`${file.name}: more than ${most} MiB; see --max_upload_mb`);
-    const { id } = await send(file, mine);
-    if (mine === opened) await ready(id, mine);
-    if (mine !== opened) forget(id);
+    if (file.size > about.max_upload_bytes) {
+      throw new Error(`${file.name}: more than ${about.max_upload_bytes / 2 ** 20} MiB; see --max_upload_mb`);
+    }
+    const { id } = await send(file, isLatest);
+    if (isLatest()) await poll(id, isLatest);
+    if (!isLatest()) drop(id);
   } catch (error) {
-    if (mine === opened) status(error.message, true);
+    if (isLatest()) setStatus(error.message, true);
   } finally {
-    if (mine === opened) $("progress").hidden = true;
+    if (isLatest()) $("progress").hidden = true;
   }
 }
 
-function forget(id) {
-  ask(`/api/scans/${id}`, { method: "DELETE" }).catch(() => {});
+function drop(id) {
+  request(`/api/scans/${id}`, { method: "DELETE" }).catch(() => {});
 }
 
-function send(file, mine) {
+// XMLHttpRequest, because fetch reports no progress of an upload.
+function send(file, isLatest) {
   return new Promise((resolve, reject) => {
-    const request = new XMLHttpRequest();
-    request.open("POST", `/api/scans?name=${encodeURIComponent(file.name)}`);
-    request.responseType = "json";
-    request.upload.onprogress = (e) => { if (mine === opened) $("progress").value = e.loaded / e.total; };
-    request.onload = () => (request.status === 201 ? resolve(request.response)
-      : reject(new Error(request.response?.error || "The scan was not taken")));
-    request.onerror = () => reject(new Error("The scan could not be sent"));
-    request.send(file);
+    const upload = new XMLHttpRequest();
+    upload.open("POST", `/api/scans?name=${encodeURIComponent(file.name)}`);
+    upload.responseType = "json";
+    upload.upload.onprogress = (e) => { if (isLatest()) $("progress").value = e.loaded / e.total; };
+    upload.onload = () => (upload.status === 201 ? resolve(upload.response)
+      : reject(new Error(upload.response?.error || "The upload was refused")));
+    upload.onerror = () => reject(new Error("The upload failed"));
+    upload.send(file);
   });
 }
 
-async function ready(id, mine) {
+async function poll(id, isLatest) {
   $("progress").removeAttribute("value");
   for (;;) {
-    const found = await ask(`/api/scans/${id}`);
-    if (mine !== opened) return;
-    if (found.state === "failed") throw new Error(found.error);
-    if (found.state === "done") return show(found, mine);
-    status(STATES[found.state]);
+    const analysis = await request(`/api/scans/${id}`);
+    if (!isLatest()) return;
+    if (analysis.state === "failed") throw new Error(analysis.error);
+    if (analysis.state === "done") return show(analysis, isLatest);
+    setStatus(STATES[analysis.state]);
     await new Promise((resolve) => setTimeout(resolve, POLL_MS));
   }
 }
 
-function status(text, failed = false) {
+function setStatus(text, failed = false) {
   $("status").textContent = text;
   $("status").classList.toggle("failed", failed);
 }
 
 // A scan ------------------------------------------------------------------------------------------
 
-async function show(found, mine) {
-  status("Fetching its slices");
-  const response = await fetch(`/api/scans/${found.id}/volume`);
+async function show(analysis, isLatest) {
+  setStatus("Loading the slices");
+  const response = await fetch(`/api/scans/${analysis.id}/volume`);
   if (!response.ok) throw new Error((await response.json()).error);
   const volume = new Int16Array(await response.arrayBuffer());
-  if (mine !== opened) return;
-  scan = found;
-  status("");
+  if (!isLatest()) return;
+  scan = analysis;
+  setStatus("");
   $("empty").hidden = true;
-  $("study").hidden = false;
-  $("name").textContent = found.name;
-  $("line").textContent = "";
+  $("exam").hidden = false;
+  $("name").textContent = scan.name;
+  $("message").textContent = "";
   $("scale").hidden = true;
-  viewer.show(volume, found.shape, found.spacing);
-  list();
-  $("provenance").replaceChildren(...Object.entries(found.provenance).flatMap(([name, value]) =>
+  viewer.show(volume, scan.shape, scan.spacing);
+  listFindings();
+  $("provenance").replaceChildren(...Object.entries(scan.provenance).flatMap(([name, value]) =>
     [element("dt", name.replaceAll("_", " ")), element("dd", String(value))]));
-  if (about.cases) hits("Similar cases", ask(`/api/scans/${found.id}/similar`));
+  if (about.num_cases) showHits("Similar cases", request(`/api/scans/${scan.id}/similar`));
 }
 
-function list() {
-  const best = [...scan.findings].sort((a, b) => Boolean(b.asked) - Boolean(a.asked) || b.probability - a.probability);
-  $("findings").replaceChildren(...best.map(row));
+function listFindings() {
+  const isQuestion = (finding) => Boolean(finding.isQuestion);
+  const sorted = [...scan.findings].sort((a, b) => isQuestion(b) - isQuestion(a) || b.probability - a.probability);
+  $("findings").replaceChildren(...sorted.map(row));
 }
 
 function row(finding) {
@@ -131,60 +134,62 @@ function row(finding) {
   const track = element("span", "", "track"), bar = element("i");
   bar.style.width = `${100 * finding.probability}%`;
   track.append(bar);
-  button.append(element("span", finding.name, finding.asked ? "asked" : ""), value, track);
+  button.append(element("span", finding.name, finding.isQuestion ? "question" : ""), value, track);
   button.dataset.finding = finding.name;
-  button.ariaPressed = finding.name === chosen;
-  button.addEventListener("click", () => choose(finding));
+  button.ariaPressed = finding.name === selected;
+  button.addEventListener("click", () => toggleMap(finding));
   const item = element("li");
   item.append(button);
   return item;
 }
 
 function percent({ probability, calibrated }) {
-  const shown = (value) => `${(100 * value).toFixed(value > 0.0995 ? 0 : 1)} %`;
-  return calibrated === null ? shown(probability) : `${shown(probability)} (${shown(calibrated)})`;
+  const format = (value) => `${(100 * value).toFixed(value > 0.0995 ? 0 : 1)} %`;
+  return calibrated === null ? format(probability) : `${format(probability)} (${format(calibrated)})`;
 }
 
-async function choose(finding) {
-  const of = scan;
-  chosen = chosen === finding.name ? null : finding.name;
-  list();
+async function toggleMap(finding) {
+  const current = scan;
+  selected = selected === finding.name ? null : finding.name;
+  listFindings();
   $("scale").hidden = true;
   viewer.setMap(null);
-  if (!chosen) return;
+  if (!selected) return;
   try {
-    const map = await ask(`/api/scans/${of.id}/map?finding=${encodeURIComponent(finding.name)}`);
-    if (scan !== of || chosen !== finding.name) return;
+    const map = await request(`/api/scans/${current.id}/map?finding=${encodeURIComponent(finding.name)}`);
+    if (scan !== current || selected !== finding.name) return;
     viewer.setMap(map);
     viewer.goTo(finding.peak);
-    $("least").textContent = (-viewer.most).toPrecision(2);
-    $("most").textContent = `+${viewer.most.toPrecision(2)}`;
-    $("about-map").textContent = `added to the logit by a patch; ${map.sum >= 0 ? "+" : ""}${map.sum.toFixed(2)} in all`;
+    $("scale-min").textContent = (-viewer.limit).toPrecision(2);
+    $("scale-max").textContent = `+${viewer.limit.toPrecision(2)}`;
+    $("scale-unit").textContent = `contribution of a patch to the logit; sum ${signed(map.sum.toFixed(2))}`;
     $("scale").hidden = false;
   } catch (error) {
-    if (scan === of) $("line").textContent = error.message;
+    if (scan === current) $("message").textContent = error.message;
   }
 }
 
+const signed = (digits) => (digits.startsWith("-") ? digits : `+${digits}`);
+
 $("ask").addEventListener("submit", async (event) => {
   event.preventDefault();
-  const of = scan;
-  $("line").textContent = "";
+  const current = scan;
+  $("message").textContent = "";
   try {
-    const finding = { ...(await say(`/api/scans/${of.id}/findings`, { finding: $("question").value })), asked: true };
-    if (scan !== of) return;
-    const known = of.findings.find((each) => each.name === finding.name);
-    if (!known) of.findings.push(finding);
+    const answer = await post(`/api/scans/${current.id}/findings`, { finding: $("question").value });
+    if (scan !== current) return;
+    let finding = current.findings.find(({ name }) => name === answer.name);
+    if (!finding) current.findings.push(finding = { ...answer, isQuestion: true });
     $("question").value = "";
-    chosen = null;
-    choose(known || finding);
+    selected = null;
+    toggleMap(finding);
   } catch (error) {
-    if (scan === of) $("line").textContent = error.message;
+    if (scan === current) $("message").textContent = error.message;
   }
 });
 
 for (const button of document.querySelectorAll(".presets button")) button.addEventListener("click", () => {
-  for (const each of document.querySelectorAll(".presets button")) each.ariaChecked = each === button;
+  for (const other of document.querySelectorAll(".presets button")) other.ariaChecked = other === button;
   viewer.window = [Number(button.dataset.low), Number(button.dataset.high)];
   viewer.draw();
 });
@@ -193,45 +198,47 @@ $("opacity").addEventListener("input", (event) => {
   viewer.draw();
 });
 
-function hovered(told) {
-  $("hover").textContent = told === null ? "" : `${told.hu} HU` +
-    (told.added === undefined ? "" : `   this patch adds ${told.added >= 0 ? "+" : ""}${told.added.toPrecision(2)}`);
+function showVoxel(voxel) {
+  $("hover").textContent = voxel === null ? "" : `${voxel.hu} HU` +
+    (voxel.contribution === undefined ? "" : `   this patch adds ${signed(voxel.contribution.toPrecision(2))}`);
 }
 
 // Cases -------------------------------------------------------------------------------------------
 
 $("search").addEventListener("submit", (event) => {
   event.preventDefault();
-  const words = $("words").value.trim();
-  if (words) hits(`Cases for “${words}”`, say("/api/search", { text: words }));
+  const text = $("query").value.trim();
+  if (text) showHits(`Cases for “${text}”`, post("/api/search", { text }));
 });
 
-async function hits(title, answer) {
-  const mine = ++asked;
+async function showHits(title, answer) {
+  const number = ++searchCount;
   $("cases-title").textContent = title;
-  let shown;
+  let items;
   try {
-    shown = (await answer).map(card);
+    items = (await answer).map(card);
   } catch (error) {
-    shown = [element("li", error.message, "failed")];
+    items = [element("li", error.message, "failed")];
   }
-  if (mine === asked) $("hits").replaceChildren(...shown);
+  if (number === searchCount) $("hits").replaceChildren(...items);
 }
 
-function card(hit) {
-  const item = element("li"), head = element("h3", hit.name), tags = element("div", "", "tags");
-  const picture = element("img");
-  picture.src = `/api/thumbnails/${hit.row}`;
-  picture.alt = `Slices of ${hit.name}`;
-  head.append(element("span", hit.similarity.toFixed(3)));
-  tags.append(...hit.present.map((name) => element("b", name)));
-  item.append(picture, head, tags, element("p", hit.impressions || hit.findings || "No report."));
+function card({ row, similarity, entry }) {
+  const item = element("li"), head = element("h3", entry.name), tags = element("div", "", "tags");
+  const thumbnail = element("img");
+  thumbnail.src = `/api/thumbnails/${row}`;
+  thumbnail.alt = `Slices of ${entry.name}`;
+  head.append(element("span", similarity.toFixed(3)));
+  const present = Object.keys(entry.labels).filter((name) => entry.labels[name]);
+  tags.append(...present.map((name) => element("b", name)));
+  item.append(thumbnail, head, tags, element("p", entry.impressions || entry.findings || "No report."));
   return item;
 }
 
+// textContent, never innerHTML: names and reports may hold markup.
 function element(tag, text = "", className = "") {
-  const made = document.createElement(tag);
-  made.textContent = text;
-  if (className) made.className = className;
-  return made;
+  const node = document.createElement(tag);
+  node.textContent = text;
+  if (className) node.className = className;
+  return node;
 }

@@ -1,14 +1,14 @@
-// Three planes through a volume, and what its patches add to a finding.
-// A volume is int16 HU, [f][h][w]: f toward Superior, h toward Left, w toward Posterior. Planes are
-// drawn as radiologists look at them: the patient's left on the right, the head on top.
+// Axial, coronal and sagittal slices of a volume, with a heatmap of patch contributions.
+// A volume is int16 HU, [f][h][w]: f toward Superior, h toward Left, w toward Posterior. Slices are
+// in radiological orientation: the patient's left on the right, the head up.
 
 const PLANES = {
-  // axis that is scrolled, axes of rows and columns, whether rows are flipped, letters around it
+  // axis perpendicular to it, axes of its rows and columns, whether rows are flipped, edge letters
   axial: { axis: 0, rows: 2, columns: 1, flip: false, letters: ["A", "P", "R", "L"] },
   coronal: { axis: 2, rows: 0, columns: 1, flip: true, letters: ["S", "I", "R", "L"] },
   sagittal: { axis: 1, rows: 0, columns: 2, flip: true, letters: ["S", "I", "A", "P"] },
 };
-const FOR = [255, 90, 79], AGAINST = [79, 141, 255];
+const POSITIVE = [255, 90, 79], NEGATIVE = [79, 141, 255];
 
 export class Viewer {
   constructor(onHover) {
@@ -31,22 +31,22 @@ export class Viewer {
     this.draw();
   }
 
-  // values: contributions, [t][h][w] in a row; shape: of them.
+  // map: { values: contributions, flattened from [t][h][w], shape }, or null.
   setMap(map) {
     this.map = map;
-    if (map) this.most = Math.max(...map.values.map(Math.abs)) || 1;
+    if (map) this.limit = Math.max(...map.values.map(Math.abs)) || 1;
     this.draw();
   }
 
   // Centers the planes on a patch.
   goTo(patch) {
-    this.at = patch.map((place, axis) =>
-      Math.floor(((place + 0.5) * this.shape[axis]) / this.map.shape[axis]));
+    this.at = patch.map((index, axis) =>
+      Math.floor(((index + 0.5) * this.shape[axis]) / this.map.shape[axis]));
     this.draw();
   }
 
-  move(axis, place) {
-    this.at[axis] = Math.min(this.shape[axis] - 1, Math.max(0, place));
+  move(axis, index) {
+    this.at[axis] = Math.min(this.shape[axis] - 1, Math.max(0, index));
     this.draw();
   }
 
@@ -60,19 +60,20 @@ export class Viewer {
     const ratio = window.devicePixelRatio || 1;
     const width = canvas.clientWidth * ratio, height = canvas.clientHeight * ratio;
     const rows = this.shape[plane.rows], columns = this.shape[plane.columns];
-    const tall = rows * this.spacing[plane.rows], wide = columns * this.spacing[plane.columns];
+    const tall = rows * this.spacing[plane.rows], wide = columns * this.spacing[plane.columns]; // mm
     const scale = Math.min(width / wide, height / tall);
     const box = { width: wide * scale, height: tall * scale };
     return { plane, canvas, ratio, width, height, rows, columns,
       box: { ...box, left: (width - box.width) / 2, top: (height - box.height) / 2 } };
   }
 
-  offset(plane, row, column) {
-    const place = [0, 0, 0];
-    place[plane.axis] = this.at[plane.axis];
-    place[plane.rows] = plane.flip ? this.shape[plane.rows] - 1 - row : row;
-    place[plane.columns] = column;
-    return place;
+  // [f, h, w] of a row and column of a plane at its current slice.
+  indexAt(plane, row, column) {
+    const index = [0, 0, 0];
+    index[plane.axis] = this.at[plane.axis];
+    index[plane.rows] = plane.flip ? this.shape[plane.rows] - 1 - row : row;
+    index[plane.columns] = column;
+    return index;
   }
 
   drawPlane(name) {
@@ -99,8 +100,8 @@ export class Viewer {
     const strides = [this.shape[1] * this.shape[2], this.shape[2], 1];
     const start = this.at[plane.axis] * strides[plane.axis];
     for (let row = 0, pixel = 0; row < rows; row++) {
-      const place = plane.flip ? rows - 1 - row : row;
-      let voxel = start + place * strides[plane.rows];
+      const index = plane.flip ? rows - 1 - row : row;
+      let voxel = start + index * strides[plane.rows];
       for (let column = 0; column < columns; column++, voxel += strides[plane.columns]) {
         const value = Math.max(0, Math.min(255, (this.volume[voxel] - low) * factor)) | 0;
         pixels[pixel++] = 0xff000000 | (value << 16) | (value << 8) | value;
@@ -116,12 +117,12 @@ export class Viewer {
     const slab = Math.floor((this.at[plane.axis] * shape[plane.axis]) / this.shape[plane.axis]);
     for (let row = 0, pixel = 0; row < rows; row++) {
       for (let column = 0; column < columns; column++, pixel += 4) {
-        const place = [0, 0, 0];
-        place[plane.axis] = slab;
-        place[plane.rows] = plane.flip ? rows - 1 - row : row;
-        place[plane.columns] = column;
-        const share = values[(place[0] * shape[1] + place[1]) * shape[2] + place[2]] / this.most;
-        picture.data.set(share > 0 ? FOR : AGAINST, pixel);
+        const index = [0, 0, 0];
+        index[plane.axis] = slab;
+        index[plane.rows] = plane.flip ? rows - 1 - row : row;
+        index[plane.columns] = column;
+        const share = values[flatIndex(index, shape)] / this.limit;
+        picture.data.set(share > 0 ? POSITIVE : NEGATIVE, pixel);
         picture.data[pixel + 3] = 255 * this.opacity * Math.abs(share);
       }
     }
@@ -154,24 +155,24 @@ export class Viewer {
     context.fillText(right, width - edge, height / 2);
   }
 
-  // The voxel under the pointer, or null.
-  under(name, event) {
+  // [f, h, w] under the pointer, or null.
+  indexUnder(name, event) {
     const { plane, canvas, ratio, rows, columns, box } = this.layout(name);
     const bounds = canvas.getBoundingClientRect();
     const column = Math.floor((((event.clientX - bounds.left) * ratio - box.left) / box.width) * columns);
     const row = Math.floor((((event.clientY - bounds.top) * ratio - box.top) / box.height) * rows);
     if (row < 0 || column < 0 || row >= rows || column >= columns) return null;
-    return this.offset(plane, row, column);
+    return this.indexAt(plane, row, column);
   }
 
-  told(place) {
-    const { shape } = this, [f, h, w] = place;
-    const told = { hu: this.volume[(f * shape[1] + h) * shape[2] + w] };
+  // HU at an index, and the contribution of its patch if there is a map.
+  valuesAt(index) {
+    const { shape } = this, values = { hu: this.volume[flatIndex(index, shape)] };
     if (this.map) {
-      const patch = place.map((p, axis) => Math.floor((p * this.map.shape[axis]) / shape[axis]));
-      told.added = this.map.values[(patch[0] * this.map.shape[1] + patch[1]) * this.map.shape[2] + patch[2]];
+      const patch = index.map((i, axis) => Math.floor((i * this.map.shape[axis]) / shape[axis]));
+      values.contribution = this.map.values[flatIndex(patch, this.map.shape)];
     }
-    return told;
+    return values;
   }
 
   listen(name) {
@@ -187,23 +188,27 @@ export class Viewer {
       this.move(axis, this.at[axis] + step);
     });
     canvas.addEventListener("pointermove", (event) => {
-      const place = this.volume && this.under(name, event);
-      this.onHover(place ? this.told(place) : null);
-      if (place && event.buttons === 1) this.center(place);
+      const index = this.volume && this.indexUnder(name, event);
+      this.onHover(index ? this.valuesAt(index) : null);
+      if (index && event.buttons === 1) this.center(index);
     });
     canvas.addEventListener("pointerdown", (event) => {
-      const place = this.volume && this.under(name, event);
-      if (place) this.center(place);
+      const index = this.volume && this.indexUnder(name, event);
+      if (index) this.center(index);
     });
     canvas.addEventListener("pointerleave", () => this.onHover(null));
     document.getElementById(`${name}-slice`).addEventListener("input", (event) =>
       this.move(axis, Number(event.target.value)));
   }
 
-  center(place) {
-    this.at = place;
+  center(index) {
+    this.at = index;
     this.draw();
   }
+}
+
+function flatIndex([f, h, w], shape) {
+  return (f * shape[1] + h) * shape[2] + w;
 }
 
 function onCanvas(picture) {

@@ -1,1 +1,1 @@
-"""Metrics on numpy arrays: detection of labels, retrieval; neither jax nor a model is needed."""
+"""Metrics on numpy arrays, without jax or a model."""

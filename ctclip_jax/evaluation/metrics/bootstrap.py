@@ -1,7 +1,7 @@
-"""Resamples of patients, and the intervals that they give.
+"""Cluster bootstrap over patients: resamples, cross-validation folds, intervals, p values.
 
-Volumes of one patient are alike, so patients are drawn, each with all of its volumes; intervals
-that resample volumes are too narrow (Davison and Hinkley 1997, section 3.8).
+The volumes of a patient are correlated, so a patient is drawn with all of them; resampling volumes
+gives intervals that are too narrow (Davison and Hinkley 1997, section 3.8).
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ from jaxtyping import Float, Integer, UInt16
 def resample(
     patients: np.ndarray, *, resamples: int, seed: int
 ) -> UInt16[np.ndarray, "n resamples"]:
-    """How often each volume counts in each resample: as often as its patient is drawn.
+    """How often the patient of each volume is drawn in each resample.
 
     The draws depend on the set of patients and the seed, not on the order of the volumes.
 
@@ -27,7 +27,7 @@ def resample(
 
 
 def folds(patients: np.ndarray, *, count: int, seed: int) -> Integer[np.ndarray, " n"]:
-    """The fold, 0 to count - 1, of each volume; those of a patient are in one fold."""
+    """The fold, 0 to count - 1, of each volume; all volumes of a patient are in the same one."""
     names, patient = np.unique(patients, return_inverse=True)
     return (np.random.default_rng(seed).permutation(len(names)) % count)[patient]
 
@@ -35,22 +35,23 @@ def folds(patients: np.ndarray, *, count: int, seed: int) -> Integer[np.ndarray,
 def interval(
     samples: Float[np.ndarray, "*metrics resamples"], *, level: float = 0.95
 ) -> Float[np.ndarray, "*metrics 2"]:
-    """Percentile intervals over the resamples where a metric is defined; NaN where fewer than half
-    are, since those that are left are no sample of what might have been."""
+    """Percentile intervals over the resamples in which a metric is defined.
+
+    NaN if it is defined in fewer than half: the rest is a biased sample.
+    """
     tail = (1 - level) / 2
-    defined = np.isfinite(samples).mean(-1)[..., None] >= 0.5
+    enough = np.isfinite(samples).mean(-1) >= 0.5
     quantiles = np.full((2, *samples.shape[:-1]), np.nan)
-    enough = defined[..., 0]
     if enough.any():
         quantiles[:, enough] = np.nanquantile(samples[enough], (tail, 1 - tail), axis=-1)
     return np.moveaxis(quantiles, 0, -1)
 
 
 def p_value(differences: Float[np.ndarray, " resamples"]) -> float:
-    """Two-sided: how often the resampled difference lies on the other side of 0, twice; NaN as
+    """Two-sided p value: twice the share of differences on the other side of 0; NaN as for
     `interval`."""
-    known = differences[np.isfinite(differences)]
-    if 2 * len(known) < len(differences):
+    defined = differences[np.isfinite(differences)]
+    if 2 * len(defined) < len(differences):
         return np.nan
-    tail = min((known <= 0).sum(), (known >= 0).sum())
-    return float(min(1.0, 2 * (tail + 1) / (len(known) + 1)))
+    tail = min((defined <= 0).sum(), (defined >= 0).sum())
+    return float(min(1.0, 2 * (tail + 1) / (len(defined) + 1)))

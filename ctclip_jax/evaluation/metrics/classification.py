@@ -1,8 +1,8 @@
-"""Detection metrics of one label, under any number of weightings of the volumes at once.
+"""Binary classification metrics of one label, on the volumes and all resamples of them at once.
 
-`weights` (n, b) says how often each volume counts: a column of ones is the volumes themselves, the
-columns of `bootstrap.resample` are resamples of them. Every metric is (b,), and NaN in a column
-where volumes of both classes are not left.
+`weights` (n, b) says how often each volume counts: a column of ones is the data itself, the columns
+of `bootstrap.resample` are resamples. Every metric is (b,), and NaN in a column where one class has
+no weight.
 """
 
 import numpy as np
@@ -27,32 +27,29 @@ AT_THRESHOLD = (
 def ranking(
     labels: Integer[np.ndarray, " n"], scores: Float[np.ndarray, " n"], weights: Weights
 ) -> dict[str, Column]:
-    """AUROC and average precision, as scikit-learn defines them, ties included.
-
-    Args:
-      labels: 0 or 1.
-      scores: the higher, the more likely 1.
-    """
+    """AUROC and average precision as in scikit-learn, ties included, of labels 0 or 1."""
     positive = labels == 1
     order = np.argsort(-scores[positive], kind="stable")
     hits, false = -scores[positive][order], np.sort(-scores[~positive])
     weight = weights[positive][order].astype(np.float64)
-    above = _cumulated(weights[~positive][np.argsort(-scores[~positive], kind="stable")])
-    hits_above = _cumulated(weight)
+    above = _cumulative(weights[~positive][np.argsort(-scores[~positive], kind="stable")])
+    hits_above = _cumulative(weight)
     positives, negatives = hits_above[-1], above[-1]
     ahead = above[np.searchsorted(false, hits, "left")]  # negatives above each positive
     level = above[np.searchsorted(false, hits, "right")]  # and those that tie with it
     with np.errstate(invalid="ignore", divide="ignore"):
         lost = np.einsum("nb,nb->b", weight, ahead + level) / 2
         auroc = 1 - lost / (positives * negatives)
-        found = hits_above[np.searchsorted(hits, hits, "right")]
-        precision = np.divide(found, found + level, out=np.zeros_like(found), where=found > 0)
+        retrieved = hits_above[np.searchsorted(hits, hits, "right")]
+        precision = np.divide(
+            retrieved, retrieved + level, out=np.zeros_like(retrieved), where=retrieved > 0
+        )
         average = np.einsum("nb,nb->b", weight, precision) / positives
     average[negatives == 0] = np.nan
     return {"auroc": auroc, "average_precision": average}
 
 
-def _cumulated(weights: Weights) -> Float[np.ndarray, "m b"]:
+def _cumulative(weights: Weights) -> Float[np.ndarray, "m b"]:
     """Sums of the first 0, 1, ..., n rows."""
     sums = np.zeros((len(weights) + 1, weights.shape[1]))
     np.cumsum(weights, axis=0, out=sums[1:], dtype=np.float64)
@@ -62,10 +59,10 @@ def _cumulated(weights: Weights) -> Float[np.ndarray, "m b"]:
 def at_threshold(
     labels: Integer[np.ndarray, " n"], predicted: Bool[np.ndarray, " n"], weights: Weights
 ) -> dict[str, Column]:
-    """What predictions are worth; precision and F1 are 0 where nothing is predicted.
+    """Metrics of binary predictions; precision and F1 are 0 without a positive prediction.
 
     `f1_weighted` averages the F1 of both classes by their size (the published F1); `f1` and
-    `precision` are the positive class's.
+    `precision` are those of the positive class.
     """
     cells = np.stack([(labels == i) & (predicted == j) for i in (0, 1) for j in (0, 1)])
     tn, fp, fn, tp = cells.astype(np.float64) @ weights
@@ -94,8 +91,8 @@ def published_threshold(
 ) -> float:
     """The threshold whose operating point is nearest to the perfect one (TPR 1, FPR 0).
 
-    Searches 100 values from 0 to 1 and gives ties to the higher (CT-CLIP, arXiv 2403.17834).
-    NaN without volumes of both classes. A score above it is a prediction.
+    The best of 100 values from 0 to 1, of equal ones the highest (CT-CLIP, arXiv 2403.17834); NaN
+    without both classes. Scores above it are positive predictions.
     """
     positive = labels == 1
     if positive.all() or not positive.any():
@@ -108,24 +105,23 @@ def published_threshold(
 def youden_point(
     labels: Integer[np.ndarray, " n"], scores: Float[np.ndarray, " n"]
 ) -> tuple[float, float]:
-    """Sensitivity and specificity where their sum is greatest (Youden 1950), as published beside
-    the metrics at the threshold; of equal points the one with the highest threshold. Needs volumes
-    of both classes."""
+    """Sensitivity and specificity where their sum is greatest (Youden 1950), of equal points the
+    one with the highest threshold. Needs both classes."""
     fpr, tpr, _ = roc_curve(labels, scores)
     best = np.argmax(tpr - fpr)
     return float(tpr[best]), float(1 - fpr[best])
 
 
 def fit_threshold(labels: Integer[np.ndarray, " n"], scores: Float[np.ndarray, " n"]) -> float:
-    """`published_threshold` searched among all scores, half way to the next one below.
+    """`published_threshold` among all scores, halfway to the next lower score.
 
-    A hundred fixed values are too few where the scores of a label lie close together.
+    A hundred fixed values are too few if the scores of a label lie close together.
     """
     positive = labels == 1
     if positive.all() or not positive.any():
         return np.nan
     fpr, tpr, cuts = roc_curve(labels, scores, drop_intermediate=False)
-    best = int(np.argmin(np.hypot(1 - tpr, fpr)[1:])) + 1  # the first predicts nothing at all
+    best = int(np.argmin(np.hypot(1 - tpr, fpr)[1:])) + 1  # the first point predicts no positives
     below = cuts[best + 1] if best + 1 < len(cuts) else cuts[best] - 1e-3
     return float((cuts[best] + below) / 2)
 
@@ -135,8 +131,7 @@ def cross_fitted_thresholds(
     scores: Float[np.ndarray, " n"],
     folds: Integer[np.ndarray, " n"],
 ) -> Float[np.ndarray, " n"]:
-    """For each volume the threshold fitted on the volumes of all other folds; NaN where those
-    have one class only."""
+    """For each volume the threshold fitted to all other folds; NaN if they lack a class."""
     thresholds = np.full(len(labels), np.nan)
     for fold in np.unique(folds):
         others = folds != fold

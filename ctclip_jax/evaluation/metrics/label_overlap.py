@@ -1,23 +1,28 @@
-"""How alike the labels of a volume and of its nearest volumes are, query by query."""
+"""Volume-to-volume retrieval: label overlap (Jaccard), average precision, nDCG, each with chance.
+
+Every metric is one value per query volume.
+"""
 
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Integer
 
-from ctclip_jax.evaluation.metrics.similarity import TIE, check_k, match, similarities
+from ctclip_jax.evaluation.metrics.ranking import TIE, check_k, match_names, similarity_blocks
 
 OVERLAP_K = (1, 5, 10, 50)
 
 
 @dataclass(frozen=True)
 class Neighbors:
-    """What labels the nearest volumes of each volume have.
+    """Labels of each volume's nearest neighbors.
 
-    `overlap` is the Jaccard overlap of a volume's labels with its 1st to kth nearest volume's,
-    `ideal` the k greatest overlaps in its gallery in descending order, `mean` the mean over its
-    gallery (NaN if that is empty). `pool` counts the volumes of its gallery, `relevant` those that
-    share a label with it.
+    Attributes:
+      overlap: Jaccard index of the volume's labels and those of its 1st to kth neighbor.
+      ideal: the k largest values in its gallery, descending.
+      mean: over its gallery; NaN if that is empty.
+      relevant: number of volumes in its gallery that share a label with it.
+      pool: number of volumes in its gallery.
     """
 
     overlap: Float[np.ndarray, "q k"]
@@ -34,20 +39,21 @@ def nearest_labels(
     scans: np.ndarray,
     k: int,
 ) -> Neighbors:
-    """The overlap of each volume's labels with those of its k nearest volumes.
+    """Finds the k nearest neighbors of each volume by dot product, ties in the order of the rows.
 
-    Labels are 0, 1, or -1 where unknown, which are compared where both volumes have them known. A
-    volume's gallery holds those with at least one label, of other scans than its own (`scans`: a
-    name per volume). Ties go by the order of the rows. `k` is cut to the smallest gallery.
+    Args:
+      labels: 0, 1 or -1 (unknown); two volumes are compared on the labels known in both.
+      scans: name of each volume's scan. A gallery has the volumes of other scans that have a label.
+      k: reduced to the size of the smallest gallery.
 
     Raises:
-        ValueError: latents that are not finite, or far too long for unit vectors.
+      ValueError: the latents are not finite, or far too long for unit vectors.
     """
     return _nearest(latents, labels, query_scans=scans, gallery_scans=scans, k=k)
 
 
 def label_overlap_at_k(neighbors: Neighbors, k: int) -> Float[np.ndarray, " q"]:
-    """Mean overlap with the k nearest volumes, published as "MAP@K" (CT-CLIP, arXiv 2403.17834).
+    """Mean overlap with the k nearest, published as "MAP@K" (CT-CLIP, arXiv 2403.17834).
 
     Its chance level is `neighbors.mean`.
     """
@@ -56,9 +62,9 @@ def label_overlap_at_k(neighbors: Neighbors, k: int) -> Float[np.ndarray, " q"]:
 
 
 def average_precision_at_k(neighbors: Neighbors, k: int) -> Float[np.ndarray, " q"]:
-    """Precision at each hit among the k nearest, summed, over the hits possible.
+    """Sum of the precision at each hit among the k nearest, over the number of possible hits.
 
-    A volume that shares a label is a hit. NaN where the gallery has none.
+    A hit shares a label. NaN if the gallery has none.
     """
     check_k(k, neighbors.overlap.shape[1])
     hits = neighbors.overlap[:, :k] > 0
@@ -67,9 +73,9 @@ def average_precision_at_k(neighbors: Neighbors, k: int) -> Float[np.ndarray, " 
 
 
 def chance_of_average_precision(neighbors: Neighbors, k: int) -> Float[np.ndarray, " q"]:
-    """Expected `average_precision_at_k` under a random ranking of the gallery.
+    """Expected `average_precision_at_k` of a random ranking.
 
-    A hit at rank j is preceded by (j - 1) (relevant - 1) / (pool - 1) others on average.
+    On average (j - 1) (relevant - 1) / (pool - 1) other hits precede one at rank j.
     """
     check_k(k, neighbors.overlap.shape[1])
     relevant, before = neighbors.relevant, np.arange(k)
@@ -79,16 +85,16 @@ def chance_of_average_precision(neighbors: Neighbors, k: int) -> Float[np.ndarra
 
 
 def ndcg_at_k(neighbors: Neighbors, k: int) -> Float[np.ndarray, " q"]:
-    """Overlap with the k nearest, discounted by 1 / log2(1 + rank), over the best ranking's.
+    """Overlap with the k nearest, discounted by 1 / log2(1 + rank), relative to the best ranking.
 
-    NaN where no volume of the gallery shares a label.
+    NaN if no volume of the gallery shares a label.
     """
     check_k(k, neighbors.overlap.shape[1])
     return _ratio(neighbors.overlap[:, :k] @ _discount(k), neighbors.ideal[:, :k] @ _discount(k))
 
 
 def chance_of_ndcg(neighbors: Neighbors, k: int) -> Float[np.ndarray, " q"]:
-    """Expected `ndcg_at_k` under a random ranking of the gallery."""
+    """Expected `ndcg_at_k` of a random ranking."""
     check_k(k, neighbors.overlap.shape[1])
     return _ratio(neighbors.mean * _discount(k).sum(), neighbors.ideal[:, :k] @ _discount(k))
 
@@ -99,9 +105,9 @@ def published_label_overlap(
     *,
     ks: tuple[int, ...] = OVERLAP_K,
 ) -> dict[str, float]:
-    """`label_overlap_at_k` as the published numbers were made, to compare with them only.
+    """Label overlap as in CT-CLIP's published code, for comparison with its numbers only.
 
-    The query itself is in the gallery, and each value is the mean of those of all K so far.
+    The gallery contains the query itself, and each value is the mean over all K up to this one.
     """
     own = np.arange(len(labels))
     nearest = _nearest(latents, labels, query_scans=own, gallery_scans=-1 - own, k=max(ks))
@@ -117,26 +123,26 @@ def _nearest(
     gallery_scans: np.ndarray,
     k: int,
 ) -> Neighbors:
-    """`nearest_labels` of volumes whose scan may have one name as a query, another as an item."""
-    present, known = (labels == 1).astype(np.float64), (labels >= 0).astype(np.float64)
+    """`nearest_labels` of volumes whose scan may have different names as a query and as an item."""
+    present, is_known = (labels == 1).astype(np.float64), (labels >= 0).astype(np.float64)
     items = np.flatnonzero(present.any(1))
     gallery = latents[items]
     longest = np.einsum("nd,nd->n", latents, latents, dtype=np.float64).max(initial=0)
     if not longest / TIE * len(items) < 2**62:
-        raise ValueError("the latents are not finite, or far too long for unit vectors")
-    query_ids, gallery_ids, own = match(query_scans, gallery_scans[items])
+        raise ValueError("latents: not finite, or far too long for unit vectors")
+    query_ids, gallery_ids, own = match_names(query_scans, gallery_scans[items])
     pool = len(items) - own
     k = int(pool.min(initial=k))
     overlap, ideal = np.empty((2, len(latents), k))
     total, relevant = np.empty(len(latents)), np.empty(len(latents), np.int64)
-    for rows, similarity in similarities(latents, gallery):
+    for rows, similarity in similarity_blocks(latents, gallery):
         excluded = query_ids[rows, None] == gallery_ids
         common = present[rows] @ present[items].T
-        either = present[rows] @ known[items].T + known[rows] @ present[items].T - common
+        either = present[rows] @ is_known[items].T + is_known[rows] @ present[items].T - common
         values = np.divide(common, either, out=np.zeros_like(common), where=either > 0)
         values[excluded] = 0
         total[rows], relevant[rows] = values.sum(1), np.count_nonzero(values, axis=1)
-        # The key puts the nearest first, then the first row; what is left of it is the column.
+        # One integer sorts by similarity, then by row; its remainder is the column.
         key = np.rint(similarity / -TIE).astype(np.int64) * len(items) + np.arange(len(items))
         key[excluded] = np.iinfo(np.int64).max
         nearest = _smallest(key, k) % max(len(items), 1)
@@ -157,5 +163,5 @@ def _discount(k: int) -> Float[np.ndarray, " k"]:
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> Float[np.ndarray, " q"]:
-    """`part` / `whole`, NaN where `whole` is 0."""
+    """`part / whole`; NaN if `whole` is 0."""
     return np.divide(part, whole, out=np.full(len(part), np.nan), where=whole > 0)

@@ -1,6 +1,10 @@
-"""Where each query finds the item of its name, by the dot product of latents, query by query."""
+"""Retrieval ranks from latent similarities, and recall, MRR and median rank with their chance.
+
+Every metric is one value per query, so that means and resamples are taken outside.
+"""
 
 from bisect import bisect_left
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from math import comb
@@ -8,18 +12,22 @@ from math import comb
 import numpy as np
 from jaxtyping import Float, Integer
 
-from ctclip_jax.evaluation.metrics.similarity import TIE, check_k, match, similarities
-
 RECALL_K = (5, 10, 50, 100)
+# Similarities closer than this tie: BLAS sums in an order that depends on the shapes.
+TIE = 1e-9
+# Similarities held at a time, so that 50,000 x 50,000 fit in 2 GiB.
+BLOCK = 1 << 23
 
 
 @dataclass(frozen=True)
-class Found:
+class Ranks:
     """Where each query finds its item.
 
-    `rank` is the best relevant item's, 1 the nearest; items that tie with it rank before it, so
-    that equal latents earn nothing. `relevant` counts the items that bear the query's name, `size`
-    all the items of the gallery.
+    Attributes:
+      rank: of the best relevant item, 1 for the nearest. Items that tie with it rank before it, so
+        that a model gains nothing by equal latents.
+      relevant: number of items with the query's name.
+      size: number of items in the gallery.
     """
 
     rank: Integer[np.ndarray, " q"]
@@ -27,70 +35,69 @@ class Found:
     size: int
 
 
-def find(
+def retrieval_ranks(
     queries: Float[np.ndarray, "q d"],
     gallery: Float[np.ndarray, "n d"],
     *,
     query_names: np.ndarray,
     gallery_names: np.ndarray,
-) -> Found:
-    """Ranks the gallery for each query, whose relevant items are those of its name.
-
-    The best of them counts; the others never count against it.
+) -> Ranks:
+    """Ranks the gallery for each query by dot product; items with the query's name are relevant.
 
     Raises:
-        ValueError: a query whose name the gallery lacks.
+      ValueError: the gallery has no item with the name of a query.
     """
-    query_ids, gallery_ids, relevant = match(query_names, gallery_names)
-    lost = query_names[relevant == 0]
-    if lost.size:
-        raise ValueError(f"no item of the gallery is named {lost[0]!r}")
+    query_ids, gallery_ids, relevant = match_names(query_names, gallery_names)
+    missing = query_names[relevant == 0]
+    if missing.size:
+        raise ValueError(f"no item of the gallery is named {missing[0]!r}")
     rank = np.empty(len(queries), np.int64)
-    for rows, similarity in similarities(queries, gallery):
-        same = query_ids[rows, None] == gallery_ids
-        best = similarity.max(1, where=same, initial=-np.inf, keepdims=True)
-        behind = same | (similarity < best - TIE)  # never so if NaN, which thus earns nothing
-        rank[rows] = len(gallery) + 1 - np.count_nonzero(behind, axis=1)
-    return Found(rank, relevant, len(gallery))
+    for rows, similarity in similarity_blocks(queries, gallery):
+        is_relevant = query_ids[rows, None] == gallery_ids
+        best = similarity.max(1, where=is_relevant, initial=-np.inf, keepdims=True)
+        # Other relevant items never count against the best one. NaN compares false: ranked last.
+        is_behind = is_relevant | (similarity < best - TIE)
+        rank[rows] = len(gallery) + 1 - np.count_nonzero(is_behind, axis=1)
+    return Ranks(rank, relevant, len(gallery))
 
 
-def recall_at_k(found: Found, k: int) -> Float[np.ndarray, " q"]:
-    """1 where an item of the query's name is among the k nearest, else 0."""
-    check_k(k, found.size)
-    return (found.rank <= k).astype(np.float64)
+def recall_at_k(ranks: Ranks, k: int) -> Float[np.ndarray, " q"]:
+    """1 if a relevant item is among the k nearest, else 0."""
+    check_k(k, ranks.size)
+    return (ranks.rank <= k).astype(np.float64)
 
 
-def chance_of_recall(found: Found, k: int) -> Float[np.ndarray, " q"]:
-    """Chance of a hit among k draws from the gallery without replacement (hypergeometric)."""
-    check_k(k, found.size)
-    values, query = np.unique(found.relevant, return_inverse=True)
-    return 1 - np.array([_chance_of_miss(r, found.size)[k] for r in values])[query]
+def chance_of_recall(ranks: Ranks, k: int) -> Float[np.ndarray, " q"]:
+    """Recall of k draws from the gallery without replacement (hypergeometric)."""
+    check_k(k, ranks.size)
+    values, query = np.unique(ranks.relevant, return_inverse=True)
+    return 1 - np.array([_miss_probability(r, ranks.size)[k] for r in values])[query]
 
 
-def reciprocal_rank(found: Found) -> Float[np.ndarray, " q"]:
-    """1 / rank of the best relevant item; its mean over queries is the MRR."""
-    return 1 / found.rank
+def reciprocal_rank(ranks: Ranks) -> Float[np.ndarray, " q"]:
+    """1 / rank of the best relevant item; the mean over queries is the MRR."""
+    return 1 / ranks.rank
 
 
-def chance_of_reciprocal_rank(found: Found) -> Float[np.ndarray, " q"]:
+def chance_of_reciprocal_rank(ranks: Ranks) -> Float[np.ndarray, " q"]:
     """Expected 1 / rank of the first relevant item in a random order of the gallery."""
-    values, query = np.unique(found.relevant, return_inverse=True)
-    first = [-np.diff(_chance_of_miss(r, found.size)) for r in values]
-    return np.array([chance @ (1 / np.arange(1, found.size + 1)) for chance in first])[query]
+    values, query = np.unique(ranks.relevant, return_inverse=True)
+    first = [-np.diff(_miss_probability(r, ranks.size)) for r in values]
+    return np.array([chance @ (1 / np.arange(1, ranks.size + 1)) for chance in first])[query]
 
 
-def chance_of_median_rank(found: Found) -> float:
-    """The smallest rank that random rankings reach, averaged over the queries, half of the time."""
-    values, counts = np.unique(found.relevant, return_counts=True)
+def chance_of_median_rank(ranks: Ranks) -> float:
+    """The smallest rank within which a random order has half of the queries' relevant items."""
+    values, counts = np.unique(ranks.relevant, return_counts=True)
     pairs = list(zip(values.tolist(), counts.tolist(), strict=True))
 
-    def reached(rank: int) -> Fraction:
-        # Whole numbers, for the sum is often one half exactly.
-        missed = (n * Fraction(comb(found.size - rank, r), comb(found.size, r)) for r, n in pairs)
-        return 1 - sum(missed) / len(found.relevant)
+    def hit_probability(rank: int) -> Fraction:
+        # Exact, because the sum is often exactly one half.
+        misses = (n * Fraction(comb(ranks.size - rank, r), comb(ranks.size, r)) for r, n in pairs)
+        return 1 - sum(misses) / len(ranks.relevant)
 
-    ranks = range(1, found.size + 1)
-    return float(ranks[bisect_left(ranks, Fraction(1, 2), key=reached)])
+    candidates = range(1, ranks.size + 1)
+    return float(candidates[bisect_left(candidates, Fraction(1, 2), key=hit_probability)])
 
 
 def published_recall(
@@ -99,15 +106,41 @@ def published_recall(
     *,
     ks: tuple[int, ...] = RECALL_K,
 ) -> dict[str, float]:
-    """Recall as the published numbers were made, to compare with them only: row i's item is row i,
-    whatever else belongs to the same scan."""
+    """Recall as in CT-CLIP's published code, for comparison with its numbers only: the relevant
+    item of row i is row i, even if other rows belong to the same scan."""
     rows = np.arange(len(queries))
-    found = find(queries, gallery, query_names=rows, gallery_names=rows)
-    return {f"recall@{k}": float(recall_at_k(found, k).mean()) for k in ks}
+    ranks = retrieval_ranks(queries, gallery, query_names=rows, gallery_names=rows)
+    return {f"recall@{k}": float(recall_at_k(ranks, k).mean()) for k in ks}
 
 
-def _chance_of_miss(relevant: int, size: int) -> Float[np.ndarray, " ranks"]:
-    """Chance that none of the `relevant` is among the first 0, 1, ... `size` of a random order."""
+def similarity_blocks(
+    queries: Float[np.ndarray, "q d"], gallery: Float[np.ndarray, "n d"]
+) -> Iterator[tuple[slice, Float[np.ndarray, "block n"]]]:
+    """Yields rows of queries with their dot products, about `BLOCK` values at a time."""
+    columns = gallery.astype(np.float64).T
+    step = max(BLOCK // max(len(gallery), 1), 1)
+    for start in range(0, len(queries), step):
+        rows = slice(start, start + step)
+        yield rows, queries[rows].astype(np.float64) @ columns
+
+
+def match_names(
+    query_names: np.ndarray, gallery_names: np.ndarray
+) -> tuple[Integer[np.ndarray, " q"], Integer[np.ndarray, " n"], Integer[np.ndarray, " q"]]:
+    """Integer ids of the names, and the number of items that have the name of each query."""
+    names, ids = np.unique(np.concatenate([query_names, gallery_names]), return_inverse=True)
+    query_ids, gallery_ids = np.split(ids, [len(query_names)])
+    return query_ids, gallery_ids, np.bincount(gallery_ids, minlength=len(names))[query_ids]
+
+
+def check_k(k: int, size: int) -> None:
+    """Raises ValueError unless K items are ranked."""
+    if not 1 <= k <= size:
+        raise ValueError(f"K: got {k}, expected 1 to {size}")
+
+
+def _miss_probability(relevant: int, size: int) -> Float[np.ndarray, " ranks"]:
+    """That no relevant item is among the first 0, 1, ..., `size` of a random order."""
     drawn = np.arange(size)
     steps = np.maximum(size - relevant - drawn, 0) / (size - drawn)
     return np.concatenate([[1.0], steps.cumprod()])

@@ -1,4 +1,4 @@
-"""Calibration of one label's scores: reliability, ECE, Brier score, and two recalibrations."""
+"""Reliability diagram, expected calibration error, Brier score; temperature and isotonic fits."""
 
 from dataclasses import dataclass
 
@@ -9,15 +9,19 @@ from scipy.special import expit, logit
 from sklearn.isotonic import IsotonicRegression
 
 BINS = 15
-EPSILON = 1e-7  # scores are at least this far from 0 and 1 when a temperature is fitted
+# Distance of scores from 0 and 1 in a temperature fit, whose logits must be finite.
+EPSILON = 1e-7
 TEMPERATURES = (0.01, 100.0)
 
 
 @dataclass(frozen=True)
 class Reliability:
-    """Equal-width bins of the score in [0, 1]; NaN where a bin has no volumes.
+    """Equal-width bins of scores in [0, 1].
 
-    `score` is the mean score of a bin's volumes, `positive` the share of positive ones.
+    Attributes:
+      score: mean score of each bin; NaN if it is empty.
+      positive: share of positive volumes; NaN if it is empty.
+      count: number of volumes.
     """
 
     score: Float[np.ndarray, " b"]
@@ -28,9 +32,9 @@ class Reliability:
 def reliability(
     labels: Integer[np.ndarray, " n"], scores: Float[np.ndarray, " n"], *, bins: int = BINS
 ) -> Reliability:
-    """The reliability diagram of labels 0 or 1 against scores in [0, 1].
+    """The reliability diagram of labels 0 or 1 and scores in [0, 1].
 
-    A score on an edge belongs to the bin above it, and 1 to the last bin.
+    A score on an edge belongs to the bin above it, 1 to the last bin.
     """
     index = np.digitize(scores, np.linspace(0, 1, bins + 1)[1:-1])
     count = np.bincount(index, minlength=bins)
@@ -42,38 +46,37 @@ def reliability(
     return Reliability(score=mean(scores), positive=mean(labels), count=count)
 
 
-def expected_calibration_error(found: Reliability) -> float:
+def expected_calibration_error(curve: Reliability) -> float:
     """Mean distance of score and positive share, weighted by count (Naeini 2015; Guo 2017)."""
-    distance = np.abs(found.score - found.positive)
-    return float(np.nansum(found.count * distance) / found.count.sum())
+    distance = np.abs(curve.score - curve.positive)
+    return float(np.nansum(curve.count * distance) / curve.count.sum())
 
 
 def brier(labels: Integer[np.ndarray, " n"], scores: Float[np.ndarray, " n"]) -> float:
-    """Mean squared distance of scores in [0, 1] and labels 0 or 1 (Brier 1950)."""
+    """Mean squared difference of scores in [0, 1] and labels 0 or 1 (Brier 1950)."""
     return float(np.mean((np.asarray(scores, np.float64) - labels) ** 2))
 
 
 def fit_temperature(labels: Integer[np.ndarray, " n"], scores: Float[np.ndarray, " n"]) -> float:
     """The T that minimizes the log loss of sigmoid(logit(score) / T) (Guo, arXiv 1706.04599).
 
-    Labels are 0 or 1. T is at the lower limit of `TEMPERATURES` where 0.5 tells the classes
-    apart, and at the upper where the logits have the wrong sign on average, as biased scores
-    may; with one class only it is often at one of them.
+    T is at the lower limit of `TEMPERATURES` if 0.5 separates the classes, at the upper one if the
+    logits have the wrong sign on average.
     """
     logits = logit(np.clip(np.asarray(scores, np.float64), EPSILON, 1 - EPSILON))
     margins = np.where(np.asarray(labels) == 1, logits, -logits)
-    found = minimize_scalar(
+    optimum = minimize_scalar(
         lambda log_t: np.logaddexp(0, -margins * np.exp(-log_t)).mean(),
         bounds=np.log(TEMPERATURES),
         method="bounded",
     )
-    return float(np.exp(found.x))
+    return float(np.exp(optimum.x))
 
 
 def apply_temperature(
     scores: Float[np.ndarray, " n"], temperature: float
 ) -> Float[np.ndarray, " n"]:
-    """sigmoid(logit(score) / temperature): monotone, 0, 0.5 and 1 stay where they are."""
+    """sigmoid(logit(score) / temperature), which is monotone and leaves 0, 0.5 and 1 unchanged."""
     return expit(logit(np.asarray(scores, np.float64)) / temperature)
 
 
@@ -82,7 +85,6 @@ def fit_isotonic(
 ) -> IsotonicRegression:
     """The nondecreasing map of scores with the least Brier score (Zadrozny & Elkan 2002).
 
-    Its `predict` gives scores in [0, 1]; those outside the fitted range get its ends' values.
-    Of one class only, or one volume, it is constant.
+    Its `predict` clips scores to the fitted range; with one class only it is constant.
     """
     return IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(scores, labels)

@@ -144,9 +144,9 @@ def test_axes_are_reoriented(tmp_path):
 
 
 def test_config_has_the_labels_of_the_protocol():
-    labels, combined = config().labels, config().combined.to_dict()
-    names = {name for label in labels for name in combined.get(label, (label,))}
-    assert len(labels) == 16 and combined.keys() <= set(labels)
+    labels, merged = config().labels, config().merged_labels.to_dict()
+    names = {name for label in labels for name in merged.get(label, (label,))}
+    assert len(labels) == 16 and merged.keys() <= set(labels)
     assert names == {*LABELS} - {"Mosaic attenuation pattern"}
 
 

@@ -1,4 +1,4 @@
-"""Resampling of patients: the same for any order of volumes, and intervals that cover the truth."""
+"""Bootstrap over patients: independent of the order of volumes, with nominal coverage."""
 
 import numpy as np
 import pytest
@@ -64,12 +64,12 @@ def test_intervals_cover_the_true_auroc_at_their_nominal_rate(volumes):
         scores = labels + 0.8**0.5 * shared + 0.2**0.5 * rng.normal(size=len(labels))
         low, high = _interval(labels, scores, patients, seed=trial)
         covered += low <= truth <= high
-        if volumes > 1:
+        if volumes > 1 and trial % 5 == 0:
             low, high = _interval(labels, scores, np.arange(len(labels)), seed=trial)
             naive += low <= truth <= high
     assert covered / TRIALS == pytest.approx(0.95, abs=0.02)
     if volumes > 1:
-        assert naive / TRIALS < 0.85, "volumes of a patient are not independent"
+        assert naive / (TRIALS / 5) < 0.85, "volumes of a patient are not independent"
 
 
 def _interval(labels, scores, patients, *, seed):

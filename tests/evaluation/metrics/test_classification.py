@@ -66,7 +66,7 @@ cases = st.integers(3, 40).flatmap(
 )
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(cases)
 def test_metrics_equal_scikit_learn_with_ties_and_weights(case):
     labels, scores, weights, threshold = (np.array(part) for part in case)
