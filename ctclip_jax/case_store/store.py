@@ -13,13 +13,7 @@ from etils import epath
 from jaxtyping import Bool, Float32, Int8
 
 from data_pipelines.errors import InputError
-from data_pipelines.files import (
-    locked,
-    publish_folder,
-    read_json,
-    scratch_folder,
-    write_text,
-)
+from data_pipelines.files import locked, publish_folder, read_json, scratch_folder, write_text
 from data_pipelines.reports import LABELS
 from data_pipelines.sources.case import UNKNOWN
 
