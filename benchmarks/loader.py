@@ -64,7 +64,7 @@ def open_ours(folder: Path, cores: int) -> None:
     batches = loader.train_loader(
         [folder / "shards"],
         split="train",
-        texts=TextSampler(shuffle=True),
+        text_sampler=TextSampler(shuffle=True),
         tokenizer=load_tokenizer(folder / "tokenizer.model"),
         max_length=128,
         batch_size=BATCH_SIZE,

@@ -46,7 +46,7 @@ def read(folder: Path, index: int, interrupted: bool) -> Fingerprints:
         return loader.train_loader(
             [folder],
             split="train",
-            texts=TextSampler(shuffle=True),
+            text_sampler=TextSampler(shuffle=True),
             tokenizer=load_tokenizer(folder / "tokenizer.model"),
             max_length=64,
             batch_size=BATCH_SIZE,

@@ -43,7 +43,7 @@ def cases_of_shards(folder: str, split: str, rows: Sequence[int]) -> Iterator[Ca
 
 
 def _entry(fields: Mapping[str, Any], label_names: Sequence[str]) -> Entry:
-    # A scan that is given by its path has no labels at all, hence not strict.
+    # Scans from the command line have no labels, so the lengths differ.
     labels = zip(label_names, fields["labels"], strict=False)
     return Entry(
         name=fields["volume_name"],

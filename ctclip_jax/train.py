@@ -1,4 +1,4 @@
-"""The training loop: devices, weights, data, step, loop, export.
+"""The training loop: devices, data, weights, logging, loop, export.
 
     python main.py --config=configs/ct_clip.py --workdir=WORKDIR
 
@@ -70,8 +70,7 @@ def train(config: TrainConfig, workdir: Path) -> None:
         description = export_description(config)
         preemption = stack.enter_context(Preemption())
 
-        # --- Weights. Order matters: 1. newest checkpoint, 2. init_from, 3. random weights; the
-        # text warm-up follows 2 and 3. Loaded once, even if the frozen latents need them earlier.
+        # Cached: frozen latents need the initial weights before the data, a new run after it.
         load_initial = functools.cache(lambda: initial_variables(config, model, mesh))
 
         # --- Data: one stream of examples; its position is part of the checkpoint.
@@ -83,11 +82,14 @@ def train(config: TrainConfig, workdir: Path) -> None:
             )
         batches = train_batches(config, mesh, tokenizer, latents)
         stack.callback(batches.close)
+
+        # --- Weights. Order matters: 1. newest checkpoint, 2. init_from, 3. random weights; the
+        # text warm-up follows 2 and 3.
         checkpointer = Checkpointer(
             workdir / "checkpoints",
             config.checkpoint,
             layout=loader_layout(config),
-            made_by=dataclasses.asdict(config),
+            run_config=dataclasses.asdict(config),
             export_description=description,
         )
         stack.callback(checkpointer.close)
@@ -122,7 +124,7 @@ def train(config: TrainConfig, workdir: Path) -> None:
         writer = MetricWriter(
             workdir,
             step=step,
-            is_evaluated=checkpointer.evaluated(step),
+            is_evaluated=checkpointer.is_evaluated(step),
             is_writer=is_main_process,
             wandb=config.wandb,
         )
@@ -158,7 +160,7 @@ def train(config: TrainConfig, workdir: Path) -> None:
             if should_stop:
                 raise Preempted(f"after step {step} of {config.steps}")
             # After the save: a run killed in an evaluation resumes at the evaluation.
-            if is_evaluation_due(step, config) and not checkpointer.evaluated(step):
+            if is_evaluation_due(step, config) and not checkpointer.is_evaluated(step):
                 log.pause()
                 auroc = evaluate(inference_variables(state), step=step, writer=writer)
                 checkpointer.record_evaluation(step, auroc)
@@ -205,7 +207,7 @@ def train_batches(
     return loader.train_loader(
         data.folders,
         split=data.split,
-        texts=data.text_sampler if loss.reads_texts else None,
+        text_sampler=data.text_sampler if loss.reads_texts else None,
         tokenizer=tokenizer,
         max_length=data.max_length,
         batch_size=local_batch_size(config.batch_size // config.num_micro_batches, mesh),
@@ -213,8 +215,8 @@ def train_batches(
         mixture_weights=data.mixture_weights,
         one_reconstruction_per_scan=data.one_reconstruction_per_scan,
         random_shift_voxels=data.random_shift_voxels,
-        labels=loss.reads_labels,
-        volumes=loss.reads_volumes,
+        with_labels=loss.reads_labels,
+        with_volumes=loss.reads_volumes,
         latents=latents,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
@@ -224,7 +226,7 @@ def train_batches(
 
 
 def loader_layout(config: TrainConfig) -> dict[str, int | str | list]:
-    """Returns what must not change for a saved loader position to mean the same volumes.
+    """Returns what a saved loader position depends on; `checkpoints.run.check_layout` compares it.
 
     The position is that of one stream of examples over all processes, cut into batches of
     `batch_size`: devices, mesh and micro-batch size may change, and without workers the number of

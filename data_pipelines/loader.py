@@ -29,7 +29,7 @@ def train_loader(
     folders: Sequence[epath.PathLike],
     *,
     split: str,
-    texts: TextSampler | None,
+    text_sampler: TextSampler | None,
     tokenizer: Tokenizer,
     max_length: int,
     batch_size: int,
@@ -37,8 +37,8 @@ def train_loader(
     mixture_weights: Sequence[float] = (),
     one_reconstruction_per_scan: bool = False,
     random_shift_voxels: int = 0,
-    labels: bool = False,
-    volumes: bool = True,
+    with_labels: bool = False,
+    with_volumes: bool = True,
     latents: Sequence[np.ndarray] = (),
     process_index: int = 0,
     process_count: int = 1,
@@ -52,11 +52,11 @@ def train_loader(
     sees what another sees.
 
     Args:
-      texts: draws a volume's text from its report; None for no text.
+      text_sampler: draws a volume's text from its report; None for no text.
       mixture_weights: of the folders; by default each volume counts the same.
       one_reconstruction_per_scan: an epoch has one random volume of each scan.
       random_shift_voxels: moves each volume by up to so many voxels along every axis.
-      volumes: without them, batches have no `image`, and no volume without a report.
+      with_volumes: False: batches have no `image`, and only volumes with a report are drawn.
       latents: (n, d) for each folder, in the order of `shards.read_reports`; replace the volumes.
       num_workers: processes that make batches; 0 for threads only.
       ahead: batches made in advance, by each of the workers.
@@ -75,7 +75,7 @@ def train_loader(
             [row | {"latent": latent} for row, latent in zip(rows, array, strict=True)]
             for rows, array in zip(rows_of_folders, latents, strict=True)
         ]
-    if volumes and not latents:
+    if with_volumes and not latents:
         readers = [shards.read(folder, split).encoded for folder in folders]
     else:
         readers = [rows.__getitem__ for rows in rows_of_folders]
@@ -84,9 +84,9 @@ def train_loader(
         reported = [
             i for i, row in enumerate(rows) if report_parts(row["findings"], row["impressions"])
         ]
-        if texts and not reported:
+        if text_sampler and not reported:
             raise InputError(f"{folder}: no volume of {split} has a report")
-        used = range(len(rows)) if volumes else reported
+        used = range(len(rows)) if with_volumes else reported
         groups.append(_groups(rows, used, one_per_scan=one_reconstruction_per_scan))
         if len(groups[-1]) < process_count:
             raise InputError(f"{folder}: fewer volumes in {split} than {process_count} processes")
@@ -96,7 +96,9 @@ def train_loader(
         for k, (group, s) in enumerate(zip(groups, seeds, strict=True))
     ]
     mixed = grain.MapDataset.mix(streams, mixture_weights or [len(group) for group in groups])
-    example = _TrainExample(readers, texts, tokenizer, max_length, random_shift_voxels, labels)
+    example = _TrainExample(
+        readers, text_sampler, tokenizer, max_length, random_shift_voxels, with_labels
+    )
     # Split among processes last: text and shift of a volume are the same for any number of them.
     examples = mixed.seed(seed).random_map(example)[process_index::process_count]
     shape = tuple(geometry["shape"])
@@ -186,11 +188,11 @@ class _TrainExample(grain.transforms.RandomMap):
     `readers`: of each folder; they return a record by its index."""
 
     readers: Sequence[Callable[[int], Record]]
-    texts: TextSampler | None
+    text_sampler: TextSampler | None
     tokenizer: Tokenizer
     max_length: int
-    shift: int
-    labels: bool
+    max_shift: int
+    with_labels: bool
 
     def random_map(self, location: tuple[int, int], rng: np.random.Generator) -> Record:
         folder, index = location
@@ -198,13 +200,15 @@ class _TrainExample(grain.transforms.RandomMap):
         labels = np.asarray(record["labels"], np.int8)
         # The order of draws is part of a run's reproducibility: text, shift, seed.
         tokens = {}
-        if self.texts:
-            texts = self.texts.draw(record["findings"], record["impressions"], rng=rng)
+        if self.text_sampler:
+            texts = self.text_sampler.draw(record["findings"], record["impressions"], rng=rng)
             ids, mask = self.tokenizer(texts, self.max_length)
-            if self.texts.texts_per_volume == 1:
+            if self.text_sampler.texts_per_volume == 1:
                 ids, mask = ids[0], mask[0]
             tokens = {"input_ids": ids, "attention_mask": mask}
-        offsets = rng.integers(-self.shift, self.shift, 3, endpoint=True) if self.shift else ()
+        offsets = ()
+        if self.max_shift:
+            offsets = rng.integers(-self.max_shift, self.max_shift, 3, endpoint=True)
         volume = {}
         if "volume" in record:
             volume = {"image": EncodedVolume(record, tuple(offsets))}
@@ -216,7 +220,7 @@ class _TrainExample(grain.transforms.RandomMap):
             "scan": _fingerprint(record["patient"], record["scan"]),
             "report": _fingerprint(record["findings"], record["impressions"]),
             "normal": np.array(labels.size > 0 and not np.any(labels)),
-            **({"labels": labels} if self.labels else {}),
+            **({"labels": labels} if self.with_labels else {}),
             "seed": rng.integers(2**31, dtype=np.int32),
         }
 

@@ -23,7 +23,7 @@ from ctclip_jax.common.shapes import Variables
 from ctclip_jax.models.ct_clip import CTCLIPConfig
 from ctclip_jax.models.lora import merged
 from data_pipelines.errors import InputError, one_line
-from data_pipelines.files import read_json
+from data_pipelines.files import read_json, write_text
 
 WEIGHTS_FILE = "model.safetensors"
 CALIBRATION_FILE = "calibration.json"
@@ -65,7 +65,7 @@ def save_export(
             if tokenizer is not None:
                 shutil.copyfile(tokenizer, directory / tokenizer.name)
             description = {**config, "tokenizer": tokenizer.name if tokenizer else None}
-            (directory / "config.json").write_text(json.dumps(description, indent=2) + "\n")
+            write_text(directory / "config.json", json.dumps(description, indent=2) + "\n")
     except Exception as error:  # orbax and tensorstore raise all kinds for a full disk
         raise InputError(f"{directory}: cannot be saved ({one_line(error)})") from error
 

@@ -56,21 +56,21 @@ class Checkpointer:
         config: CheckpointConfig,
         *,
         layout: Layout,
-        made_by: dict[str, Any],
+        run_config: dict[str, Any],
         export_description: dict[str, Any],
     ):
         """Opens `directory`, which may hold checkpoints already.
 
         Args:
           layout: what the loader position depends on (processes, workers, ...).
-          made_by: the configuration of the run, saved with every checkpoint.
+          run_config: the configuration of the run, saved with every checkpoint.
           export_description: what an export of the run says of itself (`exports.save_export`), with
             the path of the `tokenizer`; it makes every checkpoint loadable without the run.
         """
         self._directory = directory.absolute()
         self._layout = layout
         self._metadata = {
-            "config": made_by,
+            "config": run_config,
             "code": code_version(),
             "layout": layout,
             "export": export_description,
@@ -103,7 +103,7 @@ class Checkpointer:
                 ),
             )
 
-    def evaluated(self, step: int) -> bool:
+    def is_evaluated(self, step: int) -> bool:
         """Whether `record_evaluation` was called for `step`; all processes agree."""
         return bool(_from_first_process((self._path(step) / EVALUATION).exists()))
 

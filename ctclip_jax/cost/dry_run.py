@@ -255,7 +255,7 @@ def format_table(report: StepReport) -> str:
 
 
 def format_time(report: StepReport, config: TrainConfig) -> str:
-    """Returns the arithmetic of `StepReport.time`."""
+    """Formats the mesh, FLOPs and lower bound of the step time."""
     mesh = " ".join(f"{name}={size}" for name, size in report.mesh.shape.items())
     model_flops = step_flops(config) / report.mesh.size
     flops = report.total("flops")

@@ -65,10 +65,10 @@ def align(a: EvalSet, b: EvalSet) -> Pair:
             f"{names[row]}: {labels[column]!r} is {first.labels[row, column]} in one and"
             f" {second.labels[row, column]} in the other"
         )
-    both_known = np.where(second.labels < 0, -1, first.labels)
+    both_labeled = np.where(second.labels < 0, -1, first.labels)
     # Resamples need one grouping. The coarser one: without known patients each volume is its own.
     grouped = min((first, second), key=lambda eval_set: len(np.unique(eval_set.patients)))
-    shared = {"patients": grouped.patients, "scans": grouped.scans, "labels": both_known}
+    shared = {"patients": grouped.patients, "scans": grouped.scans, "labels": both_labeled}
     return dataclasses.replace(first, **shared), dataclasses.replace(second, **shared)
 
 

@@ -17,7 +17,7 @@ def estimate(
     """The value `samples[0]` with the percentile interval of the resamples after it, if any.
 
     Args:
-      reason: given instead of an interval if the value is NaN.
+      reason: explains a NaN value, in place of the interval.
       extra: further keys, such as the level of chance.
     """
     result: Estimate = {"value": number(samples[0])}

@@ -45,7 +45,7 @@ def evaluate(
     }
     predictions = None
     if eval_set.scores is None:
-        reason = {"reason": "no scores are given"}
+        reason = {"reason": "no scores"}
         metrics |= {"detection": reason, "calibration": {}, "strata": {}}
     else:
         predictions = detection.predict(
@@ -57,7 +57,7 @@ def evaluate(
             "strata": subgroups.evaluate(eval_set, weights, protocol=protocol),
         }
     if eval_set.image is None:
-        metrics["retrieval"] = {"reason": "no latents are given"}
+        metrics["retrieval"] = {"reason": "no latents"}
     elif published:
         metrics["retrieval"] = retrieval.evaluate_published(eval_set)
     else:

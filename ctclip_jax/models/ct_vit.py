@@ -31,8 +31,8 @@ from ctclip_jax.models.patch_embed import PatchEmbedding, PatchGrid, normalize_i
 class CTViTConfig(PatchGrid):
     """Geometry and size of CT-ViT; the defaults are the published model.
 
-    `pool` makes one vector of the tokens: 'flatten', as published, concatenates the means of the
-    columns along z; 'mean' is that of all tokens, for a projection of a thousandth of the size.
+    `pool` reduces the tokens to one vector: 'flatten' (published) concatenates the column means
+    along z; 'mean' averages all tokens, which makes the projection height x width times smaller.
     """
 
     tower: Literal["ct_vit"] = "ct_vit"

@@ -213,7 +213,7 @@ def classifier_loss(
     """Mean binary cross-entropy over known labels; `positive_weights` per label, (): all 1."""
     weights = jnp.asarray(positive_weights or 1.0, jnp.float32).reshape(1, -1)
     present = weights * jax.nn.softplus(-logits)
-    return _mean_over_known(jnp.where(labels == 1, present, jax.nn.softplus(logits)), labels)
+    return _mean_over_labeled(jnp.where(labels == 1, present, jax.nn.softplus(logits)), labels)
 
 
 def prompt_loss(
@@ -230,9 +230,9 @@ def prompt_loss(
     """
     margin = temperature * jnp.einsum("bd,ld->bl", image, prompts[:, 0] - prompts[:, 1])
     true_margin = jnp.where(labels == 1, margin, -margin)
-    return _mean_over_known(jnp.square(jax.nn.sigmoid(-true_margin)), labels)
+    return _mean_over_labeled(jnp.square(jax.nn.sigmoid(-true_margin)), labels)
 
 
-def _mean_over_known(values: Float[Array, "b labels"], labels: Int[Array, "b labels"]) -> Array:
+def _mean_over_labeled(values: Float[Array, "b labels"], labels: Int[Array, "b labels"]) -> Array:
     is_labeled = labels >= 0
     return jnp.sum(jnp.where(is_labeled, values, 0.0)) / jnp.maximum(jnp.sum(is_labeled), 1)

@@ -40,6 +40,8 @@ from data_pipelines.reports import LABELS, prompt_text
 from data_pipelines.tokenizers import Tokenizer
 
 Batch = dict[str, Array]
+Latents = dict[str, Array]
+Metrics = dict[str, Array]
 HostBatch = dict[str, np.ndarray]
 TOKENS = ("input_ids", "attention_mask")
 
@@ -57,7 +59,7 @@ class TrainStep(NamedTuple):
 
     init: Callable[[Variables], dict]
     abstract_state: dict
-    step: Callable[[dict, Iterator[HostBatch]], tuple[dict, Batch, Batch]]
+    step: Callable[[dict, Iterator[HostBatch]], tuple[dict, Metrics, Metrics]]
     trace: Callable[[Batch], dict[str, jax.stages.Traced]]
 
 
@@ -74,7 +76,7 @@ def make_train_step(
     def get_trainable(state: dict) -> dict:
         return trainable_params(state["params"], config.optim)
 
-    def encode(trainable: dict, state: dict, batch: Batch) -> tuple[Batch, dict]:
+    def encode(trainable: dict, state: dict, batch: Batch) -> tuple[Latents, dict]:
         """Latents (b d) by tower, and codebook statistics, which add up over micro-batches."""
         params = lora.merged(all_gather_params(trees.overlay(state["params"], trainable), mesh))
         # A frozen tower has no dropout either: it is a fixed function.
@@ -87,7 +89,9 @@ def make_train_step(
             quantize=quantizer_weight(config.vq_ramp_steps, state["step"]),
         )
 
-    def loss_fn(trainable: dict, state: dict, latents: Batch, batch: Batch) -> tuple[Array, Batch]:
+    def loss_fn(
+        trainable: dict, state: dict, latents: Latents, batch: Batch
+    ) -> tuple[Array, Metrics]:
         """The loss over the latents of the global batch, and its metrics."""
         params = trees.overlay(state["params"], trainable)
         keys = dropout_keys(config.seed, batch["seed"])
@@ -136,8 +140,8 @@ def make_update(config: TrainConfig, model: CTCLIP) -> Callable:
     is_codebook_trained = any(codebook_rates.values())
 
     def update(
-        state: dict, grads: dict, statistics: dict, loss: Array, metrics: Batch
-    ) -> tuple[dict, Batch, Batch]:
+        state: dict, grads: dict, statistics: dict, loss: Array, metrics: Metrics
+    ) -> tuple[dict, Metrics, Metrics]:
         trainable = trainable_params(state["params"], config.optim)
         updates, opt = optimizer.update(grads, state["opt"], trainable)
         trainable = optax.apply_updates(trainable, updates)
@@ -192,7 +196,7 @@ def plain_step(
         train_step, donate_argnums=0, out_shardings=(shardings_of(abstract_state), None, None)
     )
 
-    def step(state: dict, batches: Iterator[HostBatch]) -> tuple[dict, Batch, Batch]:
+    def step(state: dict, batches: Iterator[HostBatch]) -> tuple[dict, Metrics, Metrics]:
         return program(state, put_batch(next(batches), mesh))
 
     def trace(batch: Batch) -> dict[str, jax.stages.Traced]:

@@ -110,7 +110,7 @@ def run(tmp_path_factory):
         folder / "checkpoints",
         config.checkpoint,
         layout=LAYOUT,
-        made_by=dataclasses.asdict(config),
+        run_config=dataclasses.asdict(config),
         export_description=export_description(config),
     )
     checkpointer.save(9, {"step": jnp.int32(9), **variables, "ema": ema}, batches())

@@ -31,7 +31,7 @@ def checkpoints(folder: Path, *, layout: dict = LAYOUT, **changes) -> Checkpoint
         folder,
         config.checkpoint,
         layout=layout,
-        made_by=dataclasses.asdict(config),
+        run_config=dataclasses.asdict(config),
         export_description=export_description(config),
     )
 
@@ -116,9 +116,9 @@ def test_keeps_the_best_by_auroc_and_the_newest(tmp_path):
     for step, auroc in {1: 0.6, 2: 0.7, 3: None, 4: 0.5}.items():
         checkpointer.save(step, state(2), loader)
         checkpointer.record_evaluation(step, auroc)
-        assert checkpointer.evaluated(step)
+        assert checkpointer.is_evaluated(step)
     checkpointer.save(5, state(2), loader)
-    assert not checkpointer.evaluated(5)
+    assert not checkpointer.is_evaluated(5)
     checkpointer.close()
     assert steps_in(tmp_path) == ["2", "5"]
     save(tmp_path, 6, 7, **changes)

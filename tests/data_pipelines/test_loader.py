@@ -63,9 +63,9 @@ def start(folder, tokenizer):
     """Starts a train loader, and closes it after the test."""
     iterators = []
 
-    def begin(seed=0, folders=(folder,), texts=WHOLE, **options):
+    def begin(seed=0, folders=(folder,), text_sampler=WHOLE, **options):
         defaults = {"split": "train", "tokenizer": tokenizer, "max_length": 24, "batch_size": 4}
-        options = defaults | {"texts": texts} | options
+        options = defaults | {"text_sampler": text_sampler} | options
         iterators.append(train_loader(folders, seed=seed, **options))
         return iterators[-1]
 
@@ -148,29 +148,29 @@ def test_batch_may_be_larger_than_the_split(start):
 
 
 def test_the_seed_decides_the_batches(start):
-    first = take(start(seed=1, texts=ONE_OR_TWO), 4)
-    assert_equal(first, take(start(seed=1, texts=ONE_OR_TWO), 4))
-    assert numbers(first) != numbers(take(start(seed=2, texts=ONE_OR_TWO), 4))
+    first = take(start(seed=1, text_sampler=ONE_OR_TWO), 4)
+    assert_equal(first, take(start(seed=1, text_sampler=ONE_OR_TWO), 4))
+    assert numbers(first) != numbers(take(start(seed=2, text_sampler=ONE_OR_TWO), 4))
 
 
 @pytest.mark.parametrize("consumed", [0, 1, 4])
 def test_resumed_equals_uninterrupted(start, consumed):
-    iterator = start(texts=UP_TO_THREE)
+    iterator = start(text_sampler=UP_TO_THREE)
     take(iterator, consumed)
     state = iterator.get_state()
     expected = take(iterator, 5)
-    resumed = start(texts=UP_TO_THREE)
+    resumed = start(text_sampler=UP_TO_THREE)
     resumed.set_state(state)
     assert_equal(take(resumed, 5), expected)
 
 
 def test_worker_processes_resume(start):
     flags.FLAGS.mark_as_parsed()  # grain's workers take the flags of their parent
-    iterator = start(texts=UP_TO_THREE, num_workers=1, batch_size=5)
+    iterator = start(text_sampler=UP_TO_THREE, num_workers=1, batch_size=5)
     first = take(iterator, 4)
     assert sorted(numbers(first)) == sorted(list(range(10)) * 2)
     state = iterator.get_state()
-    resumed = start(texts=UP_TO_THREE, num_workers=1, batch_size=5)
+    resumed = start(text_sampler=UP_TO_THREE, num_workers=1, batch_size=5)
     resumed.set_state(state)
     assert_equal(take(resumed, 3), take(iterator, 3))
 
@@ -229,7 +229,7 @@ def test_draws_do_not_depend_on_the_number_of_processes(start, processes):
     options = {
         "batch_size": 1,
         "random_shift_voxels": 1,
-        "texts": ONE_OR_TWO,
+        "text_sampler": ONE_OR_TWO,
     }
     alone = take(start(**options), 12)
     shared = [
@@ -272,7 +272,7 @@ def test_texts_without_volumes_skip_volumes_without_report(start, tmp_path):
     for record in records[::2]:
         record.update(findings="", impressions="Not given.")
     write(tmp_path, records)
-    epoch = take(start(folders=[tmp_path], volumes=False, labels=True), 1)
+    epoch = take(start(folders=[tmp_path], with_volumes=False, with_labels=True), 1)
     assert epoch[0]["labels"].all()  # the odd ones
     assert sorted(numbers(take(start(folders=[tmp_path]), 2))) == list(range(8))
 
@@ -292,7 +292,7 @@ def test_folders_with_different_grids_are_an_input_error(start, folder, tmp_path
 
 
 def test_sentences_are_shuffled_anew_each_epoch(start, tokenizer):
-    batches = take(start(batch_size=10, max_length=64, texts=TextSampler(shuffle=True)), 6)
+    batches = take(start(batch_size=10, max_length=64, text_sampler=TextSampler(shuffle=True)), 6)
     texts = {number: set() for number in range(10)}
     for batch in batches:
         for number, ids in zip(numbers([batch]), batch["input_ids"], strict=True):
@@ -306,7 +306,7 @@ def test_more_processes_than_volumes_are_an_input_error(start):
 
 
 def test_sentences_are_chosen_anew_each_epoch(start, tokenizer):
-    batches = take(start(batch_size=10, texts=ONE_OR_TWO), 8)
+    batches = take(start(batch_size=10, text_sampler=ONE_OR_TWO), 8)
     texts = {number: set() for number in range(10)}
     for batch in batches:
         for number, ids in zip(numbers([batch]), batch["input_ids"], strict=True):
@@ -315,7 +315,7 @@ def test_sentences_are_chosen_anew_each_epoch(start, tokenizer):
 
 
 def test_several_texts_per_volume(start, tokenizer):
-    (batch,) = take(start(batch_size=4, texts=TWO_TEXTS), 1)
+    (batch,) = take(start(batch_size=4, text_sampler=TWO_TEXTS), 1)
     assert batch["input_ids"].shape == batch["attention_mask"].shape == (4, 2, 24)
     assert (batch["input_ids"][:, 0] != batch["input_ids"][:, 1]).any()
 
@@ -341,7 +341,7 @@ def test_sentences_do_not_cross_parts(start, tokenizer):
     """Also where Findings end without a full stop."""
     seen = {
         tuple(ids)
-        for batch in take(start(batch_size=10, texts=ONE), 12)
+        for batch in take(start(batch_size=10, text_sampler=ONE), 12)
         for ids in batch["input_ids"]
     }
     parts = [FINDINGS[:9], IMPRESSIONS[1:9]]
