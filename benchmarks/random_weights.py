@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from ctclip_jax.checkpoints.tensor_files import write_tensors
-from ctclip_jax.checkpoints.torch_names import Depths, torch_shape, unused_constants, used_keys
-from ctclip_jax.common.trees import flatten
+from ctclip_jax.checkpoints.torch_convert import published_shapes
+from ctclip_jax.checkpoints.torch_names import count_layers, used_keys
 from ctclip_jax.models.ct_clip import CTCLIP, CTCLIPConfig
 from data_pipelines.reports import LABELS, PROMPTS
 
@@ -16,11 +16,8 @@ VOCABULARY = 30522  # entries of the published tokenizer
 def write(paths: list[Path], *, seed: int = 0) -> int:
     """Writes one random state dict to all paths; returns its number of parameters."""
     config = CTCLIPConfig()
-    leaves = flatten(CTCLIP(config).abstract_variables())
-    depths = Depths(config.image.spatial_depth, config.image.temporal_depth, config.text.num_layers)
-    slots = used_keys(depths, text=True, classifier=False)
-    shapes = {key: torch_shape(leaves[slot.path].shape, slot) for key, slot in slots.items()}
-    shapes |= {key: value.shape for key, value in unused_constants(config, text=True).items()}
+    shapes = published_shapes(CTCLIP(config).abstract_variables(), config=config)
+    slots = used_keys(count_layers(shapes), classifier=False)
     rng = np.random.default_rng(seed)
     state = {}
     for key, shape in shapes.items():

@@ -28,7 +28,7 @@ from ctclip_jax.evaluation.dataset import EvalSet
 from ctclip_jax.evaluation.encode import fingerprint
 from ctclip_jax.evaluation.metrics import bootstrap
 from ctclip_jax.evaluation.metrics.reliability import expected_calibration_error, fit_isotonic
-from ctclip_jax.inference import attribution, calibration, heatmaps
+from ctclip_jax.inference import calibration, heatmaps
 from ctclip_jax.inference.calibration import Calibration, Curve
 from ctclip_jax.inference.heatmaps import Baseline
 from ctclip_jax.models.ct_clip import CTCLIP
@@ -95,7 +95,7 @@ def compute_baseline(
     model: Model, folder: str, split: str, *, num_volumes: int, batch_size: int
 ) -> Baseline:
     """The mean normalized tokens of a random sample of a prepared split."""
-    if attribution.method(CTCLIP(model.config)) != attribution.EXACT:
+    if not CTCLIP(model.config).quantizes:
         raise InputError("--model: a heatmap baseline needs an image tower with a codebook")
     prepared = shards.preparation(folder, split)
     model.config.image.check(prepared, source=folder, name="the model")

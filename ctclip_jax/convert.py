@@ -8,7 +8,6 @@ uses, with which the way back restores the file bit for bit; and provenance.json
 """
 
 import dataclasses
-import hashlib
 import json
 import math
 import time
@@ -17,12 +16,13 @@ from pathlib import Path
 from absl import flags
 
 from ctclip_jax.checkpoints.exports import is_label_informed, load_export, save_export
-from ctclip_jax.checkpoints.tensor_files import ENDINGS, read_tensors, write_tensors
+from ctclip_jax.checkpoints.tensor_files import read_tensors, write_tensors
 from ctclip_jax.checkpoints.torch_convert import export_weights, import_weights
 from ctclip_jax.checkpoints.torch_geometry import Geometry
 from ctclip_jax.common.configs import from_dict
 from ctclip_jax.models.ct_clip import CTCLIPConfig
 from data_pipelines.errors import InputError, run_main
+from data_pipelines.files import sha256
 from data_pipelines.tokenizers import load_tokenizer
 
 UNUSED_FILE = "unused.safetensors"
@@ -54,9 +54,7 @@ def to_export(
     }
     save_export(out, imported.variables, config=config, tokenizer=tokenizer)
     write_tensors(out / UNUSED_FILE, imported.unused)
-    with source.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    provenance = imported.provenance | {"sha256": digest}
+    provenance = imported.provenance | {"sha256": sha256(source)}
     (out / PROVENANCE_FILE).write_text(json.dumps(provenance, indent=2) + "\n")
 
 
@@ -89,17 +87,15 @@ def main() -> None:
         raise InputError(f"{out}: exists already")
     start = time.perf_counter()
     if source.is_dir():
-        if out.suffix not in ENDINGS:
-            raise InputError(f"{out}: unknown ending; expected {', '.join(ENDINGS)}")
         to_torch(source, out)
     else:
         geometry = Geometry(
-            image_size=_size("image_size"),
-            patch_size=_size("patch_size"),
+            image_size=_positive("image_size", int, "height,width", count=2),
+            patch_size=_positive("patch_size", int, "height,width", count=2),
             temporal_patch_size=values.temporal_patch_size,
             frames=values.frames,
             text_heads=values.text_heads,
-            spacing=_positive("spacing", float, "z,x,y", lengths=(3,)),
+            spacing=_positive("spacing", float, "z,x,y", count=3),
         )
         tokenizer = Path(values.tokenizer) if values.tokenizer else None
         to_export(
@@ -112,21 +108,16 @@ def main() -> None:
     print(f"{source} -> {out} in {time.perf_counter() - start:.1f} s")
 
 
-def _size(name: str) -> tuple[int, int] | None:
-    sizes = _positive(name, int, "height,width or one number", lengths=(1, 2))
-    return sizes and (sizes[0], sizes[-1])
-
-
-def _positive(name: str, number: type, form: str, *, lengths: tuple[int, ...]) -> tuple | None:
-    """The numbers of a list flag; None without it."""
+def _positive(name: str, number: type, form: str, *, count: int) -> tuple | None:
+    """The numbers of a list flag, one standing for `count` equal ones; None without the flag."""
     texts = flags.FLAGS[name].value
     try:
         numbers = tuple(map(number, texts))
     except ValueError:
         numbers = (0,)
-    if texts and (len(texts) not in lengths or not all(0 < n < math.inf for n in numbers)):
-        raise InputError(f"--{name}: got {','.join(texts)}, expected {form}")
-    return numbers or None
+    if texts and (len(texts) not in (1, count) or not all(0 < n < math.inf for n in numbers)):
+        raise InputError(f"--{name}: got {','.join(texts)}, expected {form} or one number")
+    return numbers * (count // len(numbers)) if numbers else None
 
 
 if __name__ == "__main__":

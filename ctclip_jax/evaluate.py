@@ -209,7 +209,9 @@ def define_flags() -> None:
     flags.DEFINE_string("split", "valid", "Split of the shards.")
     flags.DEFINE_string("from_latents", None, "Folder with latents.npz and labels.csv.")
     flags.DEFINE_string("from_scores", None, "Folder with scores.csv and labels.csv.")
-    flags.DEFINE_string("validation", None, "Folder with scores of others, to fit thresholds on.")
+    flags.DEFINE_string(
+        "validation", None, "Folder with scores of other volumes, to fit thresholds on."
+    )
     flags.DEFINE_enum("protocol", "sound", ["sound", "published"], "How metrics are computed.")
     flags.DEFINE_string("task", "0/1", "I/N: encode the I-th, from 0, of N slices of the shards.")
     flags.DEFINE_string("out", None, "Folder to write into.", required=True)

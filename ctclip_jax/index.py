@@ -9,6 +9,7 @@ continues when it is started again. Unreadable scans are reported and skipped; t
 then 1. --approximate also builds a FAISS index of the whole store, for millions of cases.
 """
 
+import functools
 import itertools
 import sys
 import time
@@ -23,34 +24,22 @@ from tqdm import tqdm
 from ctclip_jax import Model, load
 from ctclip_jax.case_store import Entry, Store, build_approximate_index, open_for_append
 from ctclip_jax.evaluation.encode import fingerprint
-from ctclip_jax.inference.scans import SkippedCase, list_scans, read_ahead
+from ctclip_jax.inference.scans import list_scans, read_ahead
 from data_pipelines import shards, slices
 from data_pipelines.errors import InputError, run_main
 from data_pipelines.reports import LABELS
-from data_pipelines.sources.case import UNKNOWN, CaseRecord
+from data_pipelines.sources.case import UNKNOWN
 
 SEGMENT_CASES, SEGMENT_SECONDS = 1024, 300  # the most work that a kill can cost
 
 Case = tuple[Entry, Int16[np.ndarray, "f h w"]]  # the volume in steps of 1/16 HU
 
 
-def cases_of_shards(folder: str, split: str, *, rows: Sequence[int]) -> Iterator[Case]:
+def cases_of_shards(folder: str, split: str, rows: Sequence[int]) -> Iterator[Case]:
     """Reads these rows of a prepared split."""
     label_names, records = shards.preparation(folder, split)["labels"], shards.read(folder, split)
     for record in (records[row] for row in rows):
         yield _entry(record, label_names), record["volume"]
-
-
-def cases_of_scans(
-    model: Model, scans: Sequence[CaseRecord], *, workers: int, skipped: list[SkippedCase]
-) -> Iterator[Case]:
-    """Reads scans ahead of the device; appends the unreadable ones to `skipped`."""
-    for item in read_ahead(model, scans, num_workers=workers):
-        if isinstance(item, SkippedCase):
-            skipped.append(item)
-        else:
-            case, prepared = item
-            yield _entry(vars(case), LABELS), prepared.volume
 
 
 def _entry(fields: Mapping[str, Any], label_names: Sequence[str]) -> Entry:
@@ -86,7 +75,6 @@ def encode_segments(
 
 
 def define_flags() -> None:
-    """Only the binary has flags, so that importing this module adds none."""
     flags.DEFINE_string("store", None, "Folder of the store.", required=True)
     flags.DEFINE_string("model", None, "Any path that ctclip_jax.load opens.", required=True)
     flags.DEFINE_string("shards", None, "Folder that data_pipelines.prepare wrote.")
@@ -98,47 +86,52 @@ def define_flags() -> None:
 
 
 def main(*patterns: str) -> None:
-    """Adds shards or scans to the store; exit status 1 if a scan was skipped."""
     values = flags.FLAGS
     has_scans = bool(values.scans or patterns)
     if values.shards and has_scans:
         raise InputError("--shards: cannot be combined with scans; index them in two runs")
-    skipped: list[SkippedCase] = []
+    skipped = []
     if values.shards or has_scans or not values.approximate:
-        index(values, patterns, skipped)
+        skipped = index(values, patterns)
     if values.approximate:
         build_approximate_index(values.store)
     if skipped:
-        print(f"{len(skipped)} scans skipped:", file=sys.stderr)
-        print(*(f"  {scan.reason}" for scan in skipped), sep="\n", file=sys.stderr)
+        print(f"{len(skipped)} scans skipped:", *skipped, sep="\n  ", file=sys.stderr)
         sys.exit(1)
 
 
-def index(values: flags.FlagValues, patterns: Sequence[str], skipped: list[SkippedCase]) -> None:
-    """Adds the cases that the store does not have, and prints their number."""
+def index(values: flags.FlagValues, patterns: Sequence[str]) -> list[str]:
+    """Adds the cases that the store does not have, and prints their number; returns the reasons
+    why scans were skipped."""
+    skipped: list[str] = []
     if values.shards:
         reports = shards.read_reports(values.shards, values.split)
         names = [report["volume_name"] for report in reports]
+        model = load(values.model)
+        prepared = shards.preparation(values.shards, values.split)
+        model.config.image.check(prepared, source=values.shards, name=values.model)
+        read = functools.partial(cases_of_shards, values.shards, values.split)
     else:
         scans = list_scans(patterns, values.scans, split=values.split)
         names = [scan.volume_name for scan in scans]
-    model = load(values.model)
-    if values.shards:
-        prepared = shards.preparation(values.shards, values.split)
-        model.config.image.check(prepared, source=values.shards, name=values.model)
+        model = load(values.model)
+
+        def read(rows: Sequence[int]) -> Iterator[Case]:
+            new = [scans[row] for row in rows]
+            options = {"num_workers": values.workers, "on_skip": skipped.append}
+            for case, prepared in read_ahead(model, new, **options):
+                yield _entry(vars(case), LABELS), prepared.volume
+
     sha256, dim = fingerprint(model), model.config.dim_latent
     with open_for_append(values.store, model_sha256=sha256, dim=dim) as writer:
         rows = [row for row, name in enumerate(names) if name not in writer.names]
-        if values.shards:
-            cases = cases_of_shards(values.shards, values.split, rows=rows)
-        else:
-            new = [scans[row] for row in rows]
-            cases = cases_of_scans(model, new, workers=values.workers, skipped=skipped)
-        size = values.batch_size
-        segments = encode_segments(model, cases, num_cases=len(rows), batch_size=size)
+        segments = encode_segments(
+            model, read(rows), num_cases=len(rows), batch_size=values.batch_size
+        )
         num_added = sum(writer.add(*segment) for segment in segments)
     present = f"; {len(names) - len(rows)} were there" if len(names) > len(rows) else ""
     print(f"{num_added} cases added: {len(Store(values.store))} in {values.store}{present}")
+    return skipped
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ OUT/NAME/FINDING.nii.gz     the same in scan space, for ITK-SNAP or 3D Slicer
 """
 
 import dataclasses
+import itertools
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,7 +32,7 @@ from ctclip_jax import Model, load
 from ctclip_jax.evaluation import files
 from ctclip_jax.inference import classifiers, heatmaps
 from ctclip_jax.inference.classifiers import Classifier
-from ctclip_jax.inference.scans import SkippedCase, list_scans, read_ahead
+from ctclip_jax.inference.scans import list_scans, read_ahead
 from data_pipelines.errors import InputError, one_line, run_main
 from data_pipelines.shard_tasks import PreparedVolume, provenance
 from data_pipelines.sources.case import CaseRecord
@@ -63,52 +64,31 @@ class Prediction:
 def predict(
     model: Model,
     classifier: Classifier,
-    cases: Sequence[CaseRecord],
+    scans: Iterator[tuple[CaseRecord, PreparedVolume]],
     *,
     batch_size: int,
-    num_workers: int,
-    attribute: bool,
-) -> Iterator[Prediction | SkippedCase]:
-    """Reads scans while others are computed; with `attribute`, predictions have contributions."""
-    batch = []
-    for item in read_ahead(model, cases, num_workers=num_workers):
-        if isinstance(item, SkippedCase):
-            yield item
-            continue
-        batch.append(item)
-        if len(batch) == batch_size:
-            yield from predict_batch(model, classifier, batch, attribute=attribute)
-            batch = []
-    if batch:
-        yield from predict_batch(model, classifier, batch, attribute=attribute)
-
-
-def predict_batch(
-    model: Model,
-    classifier: Classifier,
-    batch: Sequence[tuple[CaseRecord, PreparedVolume]],
-    *,
     attribute: bool,
 ) -> Iterator[Prediction]:
-    """Predicts scans together."""
-    volumes = np.stack([prepared.volume for _, prepared in batch])
-    if attribute:
-        features = model.patch_features(volumes, batch_size=len(batch))
-        latents, contributions = model.attribute(
-            features, classifier.kernel, relu=classifier.relu, batch_size=len(batch)
-        )
-    else:
-        latents = model.encode_image(volumes, batch_size=len(batch))
-    probabilities = classifier.probabilities(latents)
-    calibrated = classifier.calibrate(probabilities)
-    for row, (case, prepared) in enumerate(batch):
-        scores = pd.DataFrame({"probability": probabilities[row]}, index=classifier.names)
-        if calibrated is not None:
-            scores["calibrated"] = calibrated[row]
-        by_finding = (
-            dict(zip(classifier.names, contributions[row], strict=True)) if attribute else {}
-        )
-        yield Prediction(case, prepared, scores, by_finding)
+    """Predicts `batch_size` scans at a time; with `attribute`, predictions have contributions."""
+    while batch := list(itertools.islice(scans, batch_size)):
+        volumes = np.stack([prepared.volume for _, prepared in batch])
+        if attribute:
+            features = model.patch_features(volumes, batch_size=len(batch))
+            latents, contributions = model.attribute(
+                features, classifier.kernel, relu=classifier.relu, batch_size=len(batch)
+            )
+        else:
+            latents = model.encode_image(volumes, batch_size=len(batch))
+        probabilities = classifier.probabilities(latents)
+        calibrated = classifier.calibrate(probabilities)
+        for row, (case, prepared) in enumerate(batch):
+            scores = pd.DataFrame({"probability": probabilities[row]}, index=classifier.names)
+            if calibrated is not None:
+                scores["calibrated"] = calibrated[row]
+            by_finding = {}
+            if attribute:
+                by_finding = dict(zip(classifier.names, contributions[row], strict=True))
+            yield Prediction(case, prepared, scores, by_finding)
 
 
 def save(prediction: Prediction, model: Model, out: Path, *, num_heatmaps: int) -> None:
@@ -226,26 +206,29 @@ def main(*patterns: str) -> None:
         check_file_names([case.volume_name for case in cases])
         check_file_names(classifier.names)
         files.make_folder(out)
-    predictions = predict(
-        model,
-        classifier,
-        cases,
-        batch_size=values.batch_size,
-        num_workers=values.workers,
-        attribute=values.heatmaps > 0,
-    )
     is_only, skipped = len(cases) == 1, []
-    for item in (progress := tqdm(predictions, total=len(cases), unit="scan", disable=is_only)):
-        if isinstance(item, SkippedCase):
-            skipped.append(item)
-            progress.write(f"error: {item.reason}", file=sys.stderr)
-            continue
-        if out:
-            save(item, model, out, num_heatmaps=values.heatmaps)
-        progress.write(format_prediction(item, is_only=is_only))
+    with tqdm(total=len(cases), unit="scan", disable=is_only) as progress:
+
+        def skip(reason: str) -> None:
+            skipped.append(reason)
+            progress.write(f"error: {reason}", file=sys.stderr)
+            progress.update()
+
+        scans = read_ahead(model, cases, num_workers=values.workers, on_skip=skip)
+        for prediction in predict(
+            model,
+            classifier,
+            scans,
+            batch_size=values.batch_size,
+            attribute=values.heatmaps > 0,
+        ):
+            if out:
+                save(prediction, model, out, num_heatmaps=values.heatmaps)
+            progress.write(format_prediction(prediction, is_only=is_only))
+            progress.update()
     if skipped and not is_only:
-        reasons = "\n  ".join(case.reason for case in skipped)
-        print(f"{len(skipped)} of {len(cases)} scans skipped:\n  {reasons}", file=sys.stderr)
+        header = f"{len(skipped)} of {len(cases)} scans skipped:"
+        print(header, *skipped, sep="\n  ", file=sys.stderr)
     if skipped:
         sys.exit(1)
 

@@ -54,7 +54,6 @@ def format_table(hits: Sequence[Hit]) -> str:
 
 
 def define_flags() -> None:
-    """Only the binary has flags, so that importing this module adds none."""
     flags.DEFINE_string("store", None, "Folder that ctclip_jax.index wrote.", required=True)
     flags.DEFINE_string("model", None, "Any path that ctclip_jax.load opens.", required=True)
     flags.DEFINE_string("tokenizer", None, "Its vocab.txt or *.model, if not in the export.")
@@ -67,7 +66,6 @@ def define_flags() -> None:
 
 
 def main() -> None:
-    """Prints the hits of one query."""
     values = flags.FLAGS
     if bool(values.text) == bool(values.volume):
         raise InputError("--text, --volume: pass one of them")

@@ -13,17 +13,13 @@ from etils import epath
 from jaxtyping import Bool, Float32, Int8
 
 from data_pipelines.errors import InputError
-from data_pipelines.files import (
-    locked,
-    publish_folder,
-    read_json,
-    scratch_folder,
-    write_text,
-)
+from data_pipelines.files import locked, publish_folder, read_json, scratch_folder, write_text
 from data_pipelines.reports import LABELS
 from data_pipelines.sources.case import UNKNOWN
 
 MANIFEST, SEGMENT_PREFIX = "store.json", "segment-"
+CASES, PICTURES = "cases.jsonl", "pictures.bin"
+PARTS = {CASES: "lines.npy", PICTURES: "pictures.npy"}  # file -> byte offsets of its cases
 NORM_TOLERANCE = 1e-2  # largest |length - 1| of a latent
 
 
@@ -52,7 +48,7 @@ class CaseFilter:
 
 
 class Segment:
-    """One immutable folder of cases.
+    """One immutable folder of cases: their labels, and where each lies in the files of PARTS.
 
     Files are opened per read: a store may have more segments than a process may have open files.
     """
@@ -60,14 +56,13 @@ class Segment:
     def __init__(self, folder: Path, *, dim: int):
         """Checks that the files hold the same cases and that latents have size `dim`."""
         self.folder = folder
-        with self._reporting_damage():
+        with self.reporting_damage():
             shape = np.load(folder / "latents.npy", mmap_mode="r").shape  # also checks file size
-            self.labels, self._lines, self._pictures = (
-                np.load(folder / f"{name}.npy") for name in ("labels", "lines", "pictures")
-            )
+            self.labels = np.load(folder / "labels.npy")
+            self._offsets = {file: np.load(folder / offsets) for file, offsets in PARTS.items()}
             num_cases = len(self.labels)
             is_whole = shape == (num_cases, dim) and self.labels.shape[1:] == (len(LABELS),)
-            for offsets, file in ((self._lines, "cases.jsonl"), (self._pictures, "pictures.bin")):
+            for file, offsets in self._offsets.items():
                 is_whole &= offsets.shape == (num_cases + 1,)
                 is_whole &= offsets[-1] == (folder / file).stat().st_size
         if not is_whole:
@@ -76,36 +71,16 @@ class Segment:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def load_latents(self) -> Float32[np.ndarray, "n d"]:
-        """Reads the latents from disk."""
-        with self._reporting_damage():
-            return np.load(self.folder / "latents.npy")
-
-    def load_entry(self, row: int) -> Entry:
-        """Reads one case."""
-        with self._reporting_damage():
-            fields = json.loads(self._read_part("cases.jsonl", self._lines, row))
-            labels = zip(LABELS, self.labels[row].tolist(), strict=True)
-            return Entry(**fields, labels={name: v for name, v in labels if v != UNKNOWN})
-
-    def load_thumbnail(self, row: int) -> bytes:
-        """Reads the JPEG of one case."""
-        with self._reporting_damage():
-            return self._read_part("pictures.bin", self._pictures, row)
-
-    def load_names_and_strata(self) -> list[tuple[str, dict[str, str]]]:
-        """Reads every line of the segment."""
-        path = self.folder / "cases.jsonl"
-        with self._reporting_damage(), path.open(encoding="utf-8") as lines:
-            return [(case["name"], case["strata"]) for case in map(json.loads, lines)]
-
-    def _read_part(self, file: str, offsets: np.ndarray, row: int) -> bytes:
-        with (self.folder / file).open("rb") as opened:
-            opened.seek(int(offsets[row]))
-            return opened.read(int(offsets[row + 1] - offsets[row]))
+    def read_part(self, file: str, row: int) -> bytes:
+        """Reads what a file of PARTS holds of one case."""
+        start, stop = map(int, self._offsets[file][row : row + 2])
+        with self.reporting_damage(), (self.folder / file).open("rb") as opened:
+            opened.seek(start)
+            return opened.read(stop - start)
 
     @contextlib.contextmanager
-    def _reporting_damage(self) -> Iterator[None]:
+    def reporting_damage(self) -> Iterator[None]:
+        """What goes wrong inside becomes an InputError that names the folder."""
         try:
             yield
         except (OSError, ValueError, TypeError, LookupError, EOFError) as error:
@@ -147,7 +122,8 @@ class Store:
         """Reads the latents of all cases from disk."""
         latents = np.empty((len(self), self.dim), np.float32)
         for segment, start in zip(self._segments, self._bounds, strict=False):
-            latents[start : start + len(segment)] = segment.load_latents()
+            with segment.reporting_damage():
+                latents[start : start + len(segment)] = np.load(segment.folder / "latents.npy")
         return latents
 
     @cached_property
@@ -164,12 +140,15 @@ class Store:
     def load_entry(self, row: int) -> Entry:
         """Reads one case."""
         segment, row = self._locate(row)
-        return segment.load_entry(row)
+        with segment.reporting_damage():
+            fields = json.loads(segment.read_part(CASES, row))
+            labels = zip(LABELS, segment.labels[row].tolist(), strict=True)
+            return Entry(**fields, labels={name: v for name, v in labels if v != UNKNOWN})
 
     def load_thumbnail(self, row: int) -> bytes:
         """Reads the JPEG of one case."""
         segment, row = self._locate(row)
-        return segment.load_thumbnail(row)
+        return segment.read_part(PICTURES, row)
 
     def mask(self, case_filter: CaseFilter) -> Bool[np.ndarray, " n"]:
         """The cases that pass; the first filter by a stratum reads every line of the store."""
@@ -193,11 +172,12 @@ class Store:
         names: list[str] = []
         strata: dict[str, dict[str, array]] = {}
         for segment in self._segments:
-            for name, values in segment.load_names_and_strata():
-                for stratum, value in values.items():
-                    rows = strata.setdefault(stratum, {}).setdefault(value, array("q"))
-                    rows.append(len(names))
-                names.append(name)
+            with segment.reporting_damage(), (segment.folder / CASES).open("rb") as lines:
+                for case in map(json.loads, lines):
+                    for stratum, value in case["strata"].items():
+                        rows = strata.setdefault(stratum, {}).setdefault(value, array("q"))
+                        rows.append(len(names))
+                    names.append(case["name"])
         return names, strata
 
     def _locate(self, row: int) -> tuple[Segment, int]:
@@ -269,28 +249,19 @@ def _write_segment(
     thumbnails: Sequence[bytes],
 ) -> None:
     """Writes into a scratch folder, syncs, then renames: a kill leaves all of it or nothing."""
-    lines = [_encode_line(entry) for entry in entries]
+    lines = []
+    for entry in entries:
+        fields = {**vars(entry), "strata": dict(entry.strata)}
+        del fields["labels"]  # stored as an array
+        line = json.dumps(fields, ensure_ascii=False)
+        lines.append(line.encode("utf-8", "replace") + b"\n")  # names may hold lone surrogates
+    parts = {CASES: lines, PICTURES: thumbnails}
     labels = [[entry.labels.get(name, UNKNOWN) for name in LABELS] for entry in entries]
-    arrays = {
-        "latents": np.asarray(latents, np.float32),
-        "labels": np.array(labels, np.int8),
-        "lines": _byte_offsets(lines),
-        "pictures": _byte_offsets(thumbnails),
-    }
     with scratch_folder(epath.Path(folder.parent)) as scratch:
-        for name, values in arrays.items():
-            np.save(scratch / f"{name}.npy", values)
-        (scratch / "cases.jsonl").write_bytes(b"".join(lines))
-        (scratch / "pictures.bin").write_bytes(b"".join(thumbnails))
+        np.save(scratch / "latents.npy", np.asarray(latents, np.float32))
+        np.save(scratch / "labels.npy", np.array(labels, np.int8))
+        for file, content in parts.items():
+            ends = np.cumsum([len(part) for part in content], dtype=np.int64)
+            np.save(scratch / PARTS[file], np.concatenate([[0], ends]))
+            (scratch / file).write_bytes(b"".join(content))
         publish_folder(scratch, folder)
-
-
-def _encode_line(entry: Entry) -> bytes:
-    fields = {**vars(entry), "strata": dict(entry.strata)}
-    del fields["labels"]  # stored as an array
-    line = json.dumps(fields, ensure_ascii=False)
-    return line.encode("utf-8", "replace") + b"\n"  # file names may hold lone surrogates
-
-
-def _byte_offsets(parts: Sequence[bytes]) -> np.ndarray:
-    return np.concatenate([[0], np.cumsum([len(part) for part in parts], dtype=np.int64)])

@@ -111,10 +111,8 @@ def find_export(path: Path) -> Path:
 
 
 def resolve_export(path: Path) -> Path:
-    """Returns the export at `path`, or of a run's WORKDIR; not a checkpoint, which cannot be added
-    to."""
-    path = Path(path)
-    folder = path / "export" if (path / "checkpoints").is_dir() else path
+    """Returns the export of `find_export`; not a checkpoint, which cannot be added to."""
+    folder = find_export(path)
     if not (folder / "variables").is_dir():
         raise InputError(f"{folder}: no export; create one by `main.py --export` or convert")
     return folder

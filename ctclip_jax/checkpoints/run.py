@@ -23,6 +23,7 @@ from data_pipelines.loader import rescale_position
 
 Layout = dict[str, Any]
 METADATA = Path("run") / "metadata"  # JSON below a checkpoint: config, code, layout, export
+EVALUATION = "evaluation.json"  # in a checkpoint: the mean AUROC of its step
 MAX_CHECKPOINTS = 1000  # the newest ones that `restore` considers
 
 
@@ -61,8 +62,6 @@ class Checkpointer:
         """Opens `directory`, which may hold checkpoints already.
 
         Args:
-          directory: of the run's checkpoints.
-          config: which checkpoints are kept.
           layout: what the loader position depends on (processes, workers, ...).
           made_by: the configuration of the run, saved with every checkpoint.
           export_description: what an export of the run says of itself (`exports.save_export`), with
@@ -76,7 +75,6 @@ class Checkpointer:
             "layout": layout,
             "export": export_description,
         }
-        self._saving: int | None = None
         self.newest: int | None = None  # step that this run has saved or restored last
         self._manager = ocp.CheckpointManager(
             self._directory,
@@ -94,7 +92,7 @@ class Checkpointer:
     def save(self, step: int, state: dict, loader: grain.DatasetIterator) -> None:
         """Starts to save the checkpoint of `step`, after waiting for the previous one."""
         self._wait()
-        self._saving = self.newest = step
+        self.newest = step
         with _naming_errors(self._path(step)):
             self._manager.save(
                 step,
@@ -107,19 +105,19 @@ class Checkpointer:
 
     def evaluated(self, step: int) -> bool:
         """Whether `record_evaluation` was called for `step`; all processes agree."""
-        return bool(_from_first_process(_evaluation_file(self._path(step)).exists()))
+        return bool(_from_first_process((self._path(step) / EVALUATION).exists()))
 
     def record_evaluation(self, step: int, auroc: float | None) -> None:
         """Saves the mean AUROC of `step`, if any, by which the best checkpoints are chosen."""
         self._wait()
         if jax.process_index() == 0:
-            write_text(_evaluation_file(self._path(step)), json.dumps({"auroc": auroc}) + "\n")
+            write_text(self._path(step) / EVALUATION, json.dumps({"auroc": auroc}) + "\n")
 
     def restore(self, state: dict, loader: grain.DatasetIterator) -> dict | None:
         """Returns the newest readable state, and moves `loader` to the batch after it.
 
-        Newer checkpoints, which are damaged, are renamed to STEP.damaged. All processes restore the
-        same step.
+        Newer checkpoints, which are damaged, are renamed to STEP.damaged; if none is readable, or a
+        STEP.damaged exists already, all stay as they are. All processes restore the same step.
 
         Args:
           state: abstract state with the target shardings, on any mesh.
@@ -127,11 +125,6 @@ class Checkpointer:
 
         Returns:
           The state; None if there is no checkpoint.
-
-        Raises:
-          MismatchError: another layout, or arrays of other names or shapes.
-          InputError: no checkpoint is readable, or a STEP.damaged exists already; then all stay as
-            they are.
         """
         damaged: dict[int, str] = {}
         for step in self._all_steps():
@@ -173,13 +166,12 @@ class Checkpointer:
         padded[: len(steps)] = steps
         return [int(step) for step in _from_first_process(padded) if step >= 0]
 
-    def _path(self, step: int) -> Path:
+    def _path(self, step: int | None) -> Path:
         return self._directory / str(step)
 
     def _wait(self) -> None:
-        if self._saving is not None:
-            with _naming_errors(self._path(self._saving)):
-                self._manager.wait_until_finished()
+        with _naming_errors(self._path(self.newest)):
+            self._manager.wait_until_finished()
 
     def _load(self, path: Path, state: dict, loader: grain.DatasetIterator) -> dict:
         saved = read_json(path / METADATA)["layout"]
@@ -236,8 +228,9 @@ class _NewestAndBest:
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         steps = [checkpoint.step for checkpoint in checkpoints]
-        aurocs = {step: _load_auroc(self.directory / str(step)) for step in steps}
-        ranked = sorted((step for step in steps if aurocs[step] is not None), key=aurocs.get)
+        files = {step: self.directory / str(step) / EVALUATION for step in steps}
+        aurocs = {step: read_json(file)["auroc"] for step, file in files.items() if file.exists()}
+        ranked = sorted((step for step in aurocs if aurocs[step] is not None), key=aurocs.get)
         preserved = {*steps[-self.config.keep :], *ranked[len(ranked) - self.config.best :]}
         return [step in preserved for step in steps]
 
@@ -247,21 +240,8 @@ def _from_first_process(value: Any) -> np.ndarray:
     return np.asarray(multihost_utils.broadcast_one_to_all(np.asarray(value)))
 
 
-def _evaluation_file(checkpoint: Path) -> Path:
-    return checkpoint / "evaluation.json"
-
-
-def _load_auroc(checkpoint: Path) -> float | None:
-    file = _evaluation_file(checkpoint)
-    return read_json(file)["auroc"] if file.exists() else None
-
-
 def check_layout(path: Path, saved: Layout, current: Layout) -> None:
-    """Compares what the loader position of the checkpoint at `path` and of this run depend on.
-
-    Raises:
-      MismatchError: the batches would differ.
-    """
+    """Raises MismatchError if the batches after the checkpoint at `path` would differ."""
     for name, value in current.items():
         # Without workers, the position is that of one stream, which any processes can share.
         if name == "processes" and current["workers"] == 0:
@@ -274,24 +254,19 @@ def check_layout(path: Path, saved: Layout, current: Layout) -> None:
 
 
 def check_shapes(path: Path, saved: dict, expected: dict) -> None:
-    """Compares the shapes of the weights at `path` with those of the config.
-
-    Raises:
-      MismatchError: it names the first array that differs.
-    """
-    saved_shapes = {name: leaf.shape for name, leaf in trees.flatten(saved).items()}
-    expected_shapes = {name: leaf.shape for name, leaf in trees.flatten(expected).items()}
-    differing = [
-        name
-        for name in {**expected_shapes, **saved_shapes}
-        if saved_shapes.get(name) != expected_shapes.get(name)
-    ]
+    """Raises MismatchError if the weights at `path` have other names or shapes than the config's;
+    it names the first array that differs."""
+    in_checkpoint, in_config = (
+        {name: leaf.shape for name, leaf in trees.flatten(tree).items()}
+        for tree in (saved, expected)
+    )
+    names = {**in_config, **in_checkpoint}
+    differing = [name for name in names if in_checkpoint.get(name) != in_config.get(name)]
     if differing:
         name = differing[0]
         raise MismatchError(
-            f"{path}: {name} is {saved_shapes.get(name, 'absent')} in the checkpoint and"
-            f" {expected_shapes.get(name, 'absent')} in the config"
-            f" ({len(differing)} arrays differ)"
+            f"{path}: {name} is {in_checkpoint.get(name, 'absent')} in the checkpoint and"
+            f" {in_config.get(name, 'absent')} in the config ({len(differing)} arrays differ)"
         )
 
 

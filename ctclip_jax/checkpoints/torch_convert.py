@@ -9,15 +9,16 @@ from collections import Counter
 from collections.abc import Mapping, Set
 from typing import Any
 
+import jax
 import numpy as np
 from absl import logging
 
 from ctclip_jax.checkpoints.torch_geometry import (
-    IMAGE_RANKS,
-    TEXT_RANKS,
+    IMAGE_SIZES,
+    TEXT_SIZES,
     Geometry,
-    count_layers,
     read_config,
+    read_sizes,
 )
 from ctclip_jax.checkpoints.torch_names import (
     DROPPED,
@@ -25,9 +26,9 @@ from ctclip_jax.checkpoints.torch_names import (
     OPTIONAL,
     Depths,
     Slot,
-    torch_shape,
-    unused_constants,
+    count_layers,
     unused_keys,
+    unused_tensors,
     used_keys,
 )
 from ctclip_jax.common.shapes import Variables
@@ -73,40 +74,34 @@ def import_weights(
         logging.info("%s: dropped %s", source, ", ".join(dropped))
     tensors = {key: value for key, value in tensors.items() if key not in dropped}
     depths = count_layers(tensors)
-    text = any(not key.startswith(IMAGE) for key in tensors)
     classifier = has_classifier(tensors)
-    slots = used_keys(depths, text=text, classifier=classifier)
-    unused = unused_keys(depths, text=text)
-    problems += _wrong_names(tensors, slots.keys() | unused)
-    ranks = IMAGE_RANKS | (TEXT_RANKS if text else {})
-    wrong_ranks = _wrong_ranks(tensors, ranks)
-    problems += wrong_ranks
+    slots, unused = used_keys(depths, classifier=classifier), unused_keys(depths)
+    problems += _wrong_names(tensors, slots.keys() | unused.keys())
+    sizes, wrong_axes = read_sizes(tensors)
+    problems += wrong_axes
     # The config needs only some shapes. Once those are readable, it says what all others must be.
-    if ranks.keys() <= tensors.keys() and not wrong_ranks:
-        shapes = {key: value.shape for key, value in tensors.items()}
-        config = read_config(
-            shapes, depths, geometry=geometry or Geometry(), text=text, source=source
-        )
-        if "classifier.bias" in tensors:
-            config = dataclasses.replace(config, num_labels=tensors["classifier.bias"].size)
-        problems += _wrong_tensors(tensors, _expected_shapes(slots, config=config, text=text))
+    needed = IMAGE_SIZES | (TEXT_SIZES if depths.text else {})
+    if needed.keys() <= sizes.keys():
+        config = read_config(sizes, depths, geometry=geometry or Geometry(), source=source)
+        abstract = CTCLIP(config).abstract_variables()
+        if not depths.text:
+            abstract["params"] = {"image": abstract["params"]["image"]}
+        problems += _wrong_tensors(tensors, published_shapes(abstract, config=config))
     if problems:
         raise InputError(f"{source}: {', '.join(problems)}")
-    variables = _build(tensors, slots)
-    unused_tensors = {key: tensors[key] for key in unused & tensors.keys()}
+    variables = _build(tensors, slots, abstract)
+    never_used = {key: tensors[key] for key in unused if key in tensors}
+    dtypes = Counter(str(tensors[key].dtype) for key in slots)
+    del dtypes["float32"]
     provenance = {
         "source": source,
         "dropped": dropped,
         "classifier": classifier,
-        "converted_to_float32": {
-            name: count
-            for name, count in Counter(str(tensors[key].dtype) for key in slots).items()
-            if name != "float32"
-        },
+        "converted_to_float32": dict(dtypes),
         "parameters": _counts(variables),
-        "unused_numbers": sum(value.size for value in unused_tensors.values()),
+        "unused_numbers": sum(value.size for value in never_used.values()),
     }
-    return ImportedWeights(config, variables, unused_tensors, provenance)
+    return ImportedWeights(config, variables, never_used, provenance)
 
 
 def export_weights(
@@ -123,22 +118,22 @@ def export_weights(
     """
     if getattr(config.image, "pool", "") != "flatten":
         raise InputError("no published PyTorch layout but for CT-ViT with image.pool='flatten'")
-    leaves = flatten(variables)
-    text = "params/temperature" in leaves
-    depths = Depths(config.image.spatial_depth, config.image.temporal_depth, config.text.num_layers)
-    slots = used_keys(depths, text=text, classifier="params/classifier/kernel" in leaves)
+    leaves = flatten(jax.tree.map(np.asarray, variables))
+    text_depth = config.text.num_layers if "params/temperature" in leaves else 0
+    depths = Depths(config.image.spatial_depth, config.image.temporal_depth, text_depth)
+    slots = used_keys(depths, classifier="params/classifier/kernel" in leaves)
     if problems := sorted({slot.path for slot in slots.values()} ^ leaves.keys()):
         raise InputError(f"not in both the model and PyTorch's layout: {', '.join(problems)}")
-    tensors = {}
-    for key, slot in slots.items():
-        leaf = np.asarray(leaves[slot.path])
-        tensors[key] = slot.layout.to_torch(leaf if slot.layer is None else leaf[slot.layer])
-    if unused is None:
-        unused = {
-            key: np.full(constant.shape, constant.value, np.float32)
-            for key, constant in unused_constants(config, text=text).items()
-        }
-    return tensors | dict(unused)
+    tensors = {
+        key: slot.layout.to_torch(leaves[slot.path][slot.layer]) for key, slot in slots.items()
+    }
+    return tensors | dict(unused_tensors(config, depths) if unused is None else unused)
+
+
+def published_shapes(abstract: Variables, *, config: CTCLIPConfig) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of every tensor with a published name, of abstract variables."""
+    views = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), abstract)
+    return {key: value.shape for key, value in export_weights(views, config=config).items()}
 
 
 def has_classifier(tensors: Tensors) -> bool:
@@ -167,72 +162,35 @@ def _wrong_names(tensors: Tensors, expected: Set[str]) -> list[str]:
     return [f"missing {key}" for key in missing] + [f"unexpected {key}" for key in unexpected]
 
 
-def _wrong_ranks(tensors: Tensors, ranks: Mapping[str, int]) -> list[str]:
-    return [
-        f"{key} of shape {tensors[key].shape} instead of {rank} axes"
-        for key, rank in ranks.items()
-        if key in tensors and (tensors[key].ndim != rank or not tensors[key].size)
-    ]
-
-
-def _expected_shapes(
-    slots: Mapping[str, Slot], *, config: CTCLIPConfig, text: bool
-) -> dict[str, tuple[int, ...]]:
-    """PyTorch shapes of all tensors, from the abstract variables of the model."""
-    leaves = flatten(CTCLIP(config).abstract_variables())
-    used = {
-        key: torch_shape(leaves[slot.path].shape, slot)
-        for key, slot in slots.items()
-        if slot.path in leaves
-    }
-    constants = unused_constants(config, text=text)
-    return used | {key: constant.shape for key, constant in constants.items()}
-
-
 def _wrong_tensors(tensors: Tensors, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     """Problems: wrong shapes, dtypes that are not floating, and betas other than zero.
 
     The published layer norms have no trained bias, but a constant `beta` buffer.
     """
-    problems = [
-        f"{key} of shape {tensors[key].shape} instead of {shape}"
-        for key, shape in shapes.items()
-        if key in tensors and tensors[key].shape != shape
-    ]
-    problems += [
-        f"{key} of dtype {value.dtype}"
-        for key, value in tensors.items()
-        if key in shapes and value.dtype.kind in "biuc"
-    ]
-    problems += [
-        f"nonzero {key}"
-        for key, value in tensors.items()
-        if key in shapes and key.endswith(".beta") and np.any(value)
-    ]
-    return problems
+    problems = []
+    for key in shapes.keys() & tensors.keys():
+        value = tensors[key]
+        if value.shape != shapes[key]:
+            problems.append(f"{key} of shape {value.shape} instead of {shapes[key]}")
+        if value.dtype.kind in "biuc":
+            problems.append(f"{key} of dtype {value.dtype}")
+        if key.endswith(".beta") and np.any(value):
+            problems.append(f"nonzero {key}")
+    return sorted(problems)
 
 
-def _build(tensors: Tensors, slots: Mapping[str, Slot]) -> Variables:
-    """The variables: tensors in our layout, those of layers stacked on a leading axis."""
-    layers: dict[str, list[np.ndarray]] = {}
+def _build(tensors: Tensors, slots: Mapping[str, Slot], abstract: Variables) -> Variables:
+    """The variables, float32: tensors in our layout, each in its array or layer of one."""
+    leaves = {path: np.empty(leaf.shape, np.float32) for path, leaf in flatten(abstract).items()}
     for key, slot in slots.items():
-        layers.setdefault(slot.path, []).append(slot.layout.from_torch(tensors[key]))
-    stacked = {slot.path for slot in slots.values() if slot.layer is not None}
-    return unflatten(
-        {
-            path: np.stack(parts, dtype=np.float32, casting="same_kind")
-            if path in stacked
-            else np.array(parts[0], dtype=np.float32, order="C")
-            for path, parts in layers.items()
-        }
-    )
+        leaves[slot.path][slot.layer] = slot.layout.from_torch(tensors[key])
+    return unflatten(leaves)
 
 
 def _counts(variables: Variables) -> dict[str, int]:
     """Parameter counts of each part of the model, and in total."""
     parts = variables["params"] | {"codebook": variables["codebook"]}
     counts = {
-        name: sum(leaf.size for leaf in flatten({"": part}).values())
-        for name, part in parts.items()
+        name: sum(leaf.size for leaf in jax.tree.leaves(part)) for name, part in parts.items()
     }
     return counts | {"total": sum(counts.values())}

@@ -1,12 +1,13 @@
 """Key table: names and layouts of the published PyTorch weights and of our variables.
 
 A row of a table is (PyTorch key, path in `variables`, layout); "{}" in a key is a layer, and the
-array then has all layers stacked on its first axis. Tensors that the published model never uses
-(CT-CLIP, arXiv 2403.17834) have a row (key, shape, neutral value) instead.
+array then has all layers stacked on its first axis. Tensors that a strict load needs, but that the
+published model (CT-CLIP, arXiv 2403.17834) never uses, have a row (key, shape, neutral value).
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from types import EllipsisType
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,12 @@ from ctclip_jax.models.ct_clip import CTCLIPConfig
 
 IMAGE = "visual_transformer."
 TEXT = "text_transformer."
+# Prefixes of the keys of layers; the names are those of `Depths`.
+STACKS = {
+    "spatial": f"{IMAGE}enc_spatial_transformer.layers.",
+    "temporal": f"{IMAGE}enc_temporal_transformer.layers.",
+    "text": f"{TEXT}encoder.layer.",
+}
 
 
 class Layout(NamedTuple):
@@ -31,18 +38,11 @@ CODEBOOK = Layout(lambda x: x[0], lambda x: x[None])
 
 
 class Slot(NamedTuple):
-    """Place of one PyTorch tensor: an array of `variables`, or one layer of it."""
+    """Place of one PyTorch tensor: the array of `variables` at `path`, or one layer of it."""
 
     path: str
-    layer: int | None
+    layer: int | EllipsisType
     layout: Layout
-
-
-class Constant(NamedTuple):
-    """Shape and neutral value of a tensor that a strict load needs and the model never uses."""
-
-    shape: tuple[int, ...]
-    value: float
 
 
 def _transformer(torch_name: str, path: str) -> tuple[tuple[str, str, Layout], ...]:
@@ -153,68 +153,61 @@ TEXT_UNUSED = (
 
 
 class Depths(NamedTuple):
-    """Layers of the three transformers."""
+    """Layers of the three transformers; `text` is 0 without a text tower."""
 
     spatial: int
     temporal: int
     text: int
 
 
-def _layers(pattern: str, depths: Depths) -> Iterator[tuple[str, int | None]]:
-    if "{}" not in pattern:
-        yield pattern, None
-        return
-    depth = depths.text
-    if "enc_spatial" in pattern:
-        depth = depths.spatial
-    elif "enc_temporal" in pattern:
-        depth = depths.temporal
-    for layer in range(depth):
-        yield pattern.format(layer), layer
+def count_layers(keys: Iterable[str]) -> Depths:
+    """Returns the depths of a state dict, at least 1 for every tower that it has."""
+    keys = list(keys)
+    depths = {}
+    for name, prefix in STACKS.items():
+        matches = (re.match(rf"{re.escape(prefix)}(\d+)\.", key) for key in keys)
+        depths[name] = 1 + max((int(match[1]) for match in matches if match), default=0)
+    if all(key.startswith(IMAGE) for key in keys):
+        depths["text"] = 0
+    return Depths(**depths)
 
 
-def used_keys(depths: Depths, *, text: bool, classifier: bool) -> dict[str, Slot]:
+def used_keys(depths: Depths, *, classifier: bool) -> dict[str, Slot]:
     """Returns the slot of every PyTorch key whose tensor the model uses."""
-    table = IMAGE_TABLE + TEXT_TABLE * text + CLASSIFIER_TABLE * classifier
-    return {
-        key: Slot(path, layer, layout)
-        for pattern, path, layout in table
-        for key, layer in _layers(pattern, depths)
-    }
+    table = IMAGE_TABLE + TEXT_TABLE * bool(depths.text) + CLASSIFIER_TABLE * classifier
+    return {key: Slot(path, layer, layout) for key, layer, (path, layout) in _rows(table, depths)}
 
 
-def unused_keys(depths: Depths, *, text: bool) -> frozenset[str]:
-    """Returns the PyTorch keys of the tensors that the model never uses."""
-    table = IMAGE_UNUSED + TEXT_UNUSED * text
-    return frozenset(key for pattern, *_ in table for key, _ in _layers(pattern, depths))
+def unused_keys(depths: Depths) -> dict[str, tuple[tuple[str, ...], float]]:
+    """Returns (names of sizes, neutral value) of every tensor that the model never uses."""
+    table = IMAGE_UNUSED + TEXT_UNUSED * bool(depths.text)
+    return {key: (shape, value) for key, _, (shape, value) in _rows(table, depths)}
 
 
-def unused_constants(config: CTCLIPConfig, *, text: bool) -> dict[str, Constant]:
-    """Returns shape and neutral value of each tensor of `unused_keys`."""
+def unused_tensors(config: CTCLIPConfig, depths: Depths) -> dict[str, np.ndarray]:
+    """Returns neutral values of the tensors that the model never uses: views of one number."""
     image = config.image
-    rows, columns = image.patch_size
-    grid = (image.image_size[0] // rows) * (image.image_size[1] // columns)
     sizes = {
         "one": 1,
         "none": 0,
         "dim": image.dim,
         "heads": image.heads,
         "dim_head": image.dim_head,
-        "frame_patch": rows * columns,
-        "patch": image.temporal_patch_size * rows * columns,
+        "frame_patch": image.patch_voxels // image.temporal_patch_size,
+        "patch": image.patch_voxels,
         "hidden": config.text.hidden_size,
         "latent": config.dim_latent,
-        "image_features": grid * image.dim,
+        "image_features": image.features,
     }
-    depths = Depths(image.spatial_depth, image.temporal_depth, config.text.num_layers)
     return {
-        key: Constant(tuple(sizes[name] for name in shape), value)
-        for pattern, shape, value in IMAGE_UNUSED + TEXT_UNUSED * text
-        for key, _ in _layers(pattern, depths)
+        key: np.broadcast_to(np.float32(value), [sizes[name] for name in shape])
+        for key, (shape, value) in unused_keys(depths).items()
     }
 
 
-def torch_shape(shape: tuple[int, ...], slot: Slot) -> tuple[int, ...]:
-    """Returns the shape of the PyTorch tensor of an array in `variables` of the given shape."""
-    layer_shape = shape if slot.layer is None else shape[1:]
-    return slot.layout.to_torch(np.broadcast_to(np.float32(0), layer_shape)).shape
+def _rows(table: tuple, depths: Depths) -> Iterator[tuple[str, int | EllipsisType, list]]:
+    """(key, layer, rest of the row) for every layer of every row."""
+    for pattern, *row in table:
+        stack = next((name for name, prefix in STACKS.items() if pattern.startswith(prefix)), None)
+        for layer in range(getattr(depths, stack)) if stack else (...,):
+            yield pattern.format(layer), layer, row

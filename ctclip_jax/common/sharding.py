@@ -123,8 +123,6 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
 
 def local_batch_size(batch_size: int, mesh: Mesh, *, name: str = "config.batch_size") -> int:
     """Returns this process's rows of the global batch; every device has the same number."""
-    if batch_size < 1:
-        raise InputError(f"{name}: got {batch_size}, expected at least 1")
     if batch_size % mesh.size:
         raise InputError(f"{name}: {batch_size} is not divisible by the {mesh.size} devices")
     return batch_size // jax.process_count()

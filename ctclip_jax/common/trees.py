@@ -39,8 +39,7 @@ def match_rules(
     rules: Sequence[tuple[str, T]], names: Iterable[str], *, default: T
 ) -> dict[str, T]:
     """Maps every name to the value of the first rule whose pattern matches (`re.search`)."""
-
-    def value(name: str) -> T:
-        return next((value for pattern, value in rules if re.search(pattern, name)), default)
-
-    return {name: value(name) for name in names}
+    return {
+        name: next((value for pattern, value in rules if re.search(pattern, name)), default)
+        for name in names
+    }

@@ -11,6 +11,7 @@ import re
 from typing import Any
 
 import jax
+import pandas as pd
 from jax.experimental import topologies
 
 from ctclip_jax.common.sharding import make_mesh
@@ -81,11 +82,6 @@ class StepTime:
     def seconds(self) -> float:
         """Of the whole step."""
         return self.arithmetic + self.interconnect
-
-    @property
-    def collective_share(self) -> float:
-        """Fraction of the step that is spent in collectives."""
-        return self.interconnect / self.seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,10 +209,9 @@ def _program_report(
 
 def _resident(name: str, batch: dict, optimizer_state: dict) -> float:
     """Bytes on a device beside a program's arguments: the next batch, and the optimizer's state."""
-    holds_batch = name in ("train_step", "encode", "backward")
-    holds_optimizer = name in ("train_step", "update")
-    next_batch = _bytes_of(batch) if holds_batch else 0.0
-    return next_batch + (0.0 if holds_optimizer else _bytes_of(optimizer_state))
+    next_batch = _bytes_of(batch) if name in ("train_step", "encode", "backward") else 0.0
+    is_argument = name in ("train_step", "update")
+    return next_batch + (0.0 if is_argument else _bytes_of(optimizer_state))
 
 
 def _bytes_of(tree: Any) -> float:
@@ -248,22 +243,15 @@ def _shortage(message: str) -> str:
 
 def format_table(report: StepReport) -> str:
     """Returns a row for each quantity of one device and a column for each program."""
-    names, programs = zip(*report.programs.items(), strict=True)
-    rows = [("", *names), ("runs per step", *(str(program.runs) for program in programs))]
-    for name in MEMORY_ROWS:
-        rows.append((name, *(f"{getattr(program, name) / GIB:.2f} GiB" for program in programs)))
-    rows.append(("FLOPs", *(f"{program.flops / 1e12:.2f} T" for program in programs)))
-    cells = [
-        {x.kind: f"{x.count} x, {x.bytes / 1e9:.3f} GB sent" for x in program.collectives or ()}
-        for program in programs
-    ]
-    for kind in sorted(set().union(*cells)):
-        rows.append((kind, *(by_kind.get(kind, "-") for by_kind in cells)))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
-        for row in rows
-    )
+    columns = {}
+    for name, program in report.programs.items():
+        memory = {row: f"{getattr(program, row) / GIB:.2f} GiB" for row in MEMORY_ROWS}
+        collectives = {
+            x.kind: f"{x.count} x, {x.bytes / 1e9:.3f} GB sent" for x in program.collectives or ()
+        }
+        flops = f"{program.flops / 1e12:.2f} T"
+        columns[name] = {"runs per step": program.runs, **memory, "FLOPs": flops, **collectives}
+    return pd.DataFrame(columns).fillna("-").to_string()
 
 
 def format_time(report: StepReport, config: TrainConfig) -> str:
@@ -286,8 +274,8 @@ def format_time(report: StepReport, config: TrainConfig) -> str:
         f" ({flops / 1e12:.2f} TFLOP / {peaks.bf16_flops / 1e12:.0f} TFLOP/s),"
         f" collectives {time.interconnect:.3f} s"
         f" ({report.total('sent') / 1e9:.2f} GB / {peaks.link_bandwidth / 1e9:.0f} GB/s)\n"
-        f"at least {time.seconds:.3f} s per step, at most {time.collective_share:.0%} of it in"
-        " collectives"
+        f"at least {time.seconds:.3f} s per step,"
+        f" at most {time.interconnect / time.seconds:.0%} of it in collectives"
     )
 
 

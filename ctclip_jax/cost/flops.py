@@ -27,11 +27,10 @@ def volume_flops(config: CTCLIPConfig, *, train: bool = False) -> float:
     With `train`, without the patches that a tower drops in training.
     """
     image = config.image
+    params = trees.flatten(CTCLIP(config).abstract_variables()["params"]["image"])
     kernels = {
         name: leaf.size
-        for name, leaf in trees.flatten(
-            CTCLIP(config).abstract_variables()["params"]["image"]
-        ).items()
+        for name, leaf in params.items()
         if re.search(r"(patch_embed|attn|ff)/.*kernel$", name)
     }
     if isinstance(image, ViTConfig):
@@ -40,12 +39,13 @@ def volume_flops(config: CTCLIPConfig, *, train: bool = False) -> float:
         # The attention pool runs once for its one query, but for keys and values of all tokens.
         pool = sum(size for name, size in kernels.items() if name.startswith("pool/"))
         pool -= kernels["pool/attn/key_value/kernel"]
-        per_token = sum(kernels.values()) - pool + attention
-        return 2.0 * (tokens * per_token + pool) + _projection_flops(config)
-    t, h, w = image.grid
-    num_keys = image.spatial_depth * h * w + image.temporal_depth * t
-    attention = 2 * num_keys * image.heads * image.dim_head
-    return 2.0 * t * h * w * (sum(kernels.values()) + attention) + _projection_flops(config)
+    else:
+        t, h, w = image.grid
+        tokens, pool = t * h * w, 0
+        num_keys = image.spatial_depth * h * w + image.temporal_depth * t
+        attention = 2 * num_keys * image.heads * image.dim_head
+    per_token = sum(kernels.values()) - pool + attention
+    return 2.0 * (tokens * per_token + pool) + _projection_flops(config)
 
 
 def _projection_flops(config: CTCLIPConfig) -> float:

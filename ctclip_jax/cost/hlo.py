@@ -8,8 +8,13 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterator
+from typing import NamedTuple
 
 KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
+WORD = r"[\w.\-]+"
+NAME = f"%({WORD})"
+# Attributes with one or more computations, the latter in braces.
+CALLS = rf"(?:body|calls|to_apply|(?:branch|true|false)_computations?)=(%{WORD}|\{{[^}}]*\}})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,9 +26,8 @@ class Collective:
     bytes: float
 
 
-@dataclasses.dataclass(frozen=True)
-class Instruction:
-    """A line of HLO text: `%name = type opcode(operands), attributes`."""
+class Instruction(NamedTuple):
+    """A line of HLO text: `%name = type opcode(operands), attributes`; `rest` follows the `(`."""
 
     name: str
     type: str
@@ -34,12 +38,12 @@ class Instruction:
     @property
     def operands(self) -> list[str]:
         """Names of the operands."""
-        return re.findall(r"%([\w.\-]+)", self.rest.partition(")")[0])
+        return re.findall(NAME, self.rest.partition(")")[0])
 
-    def called(self, attribute: str) -> list[str]:
-        """Names of the computations in an attribute."""
-        match = re.search(rf"{attribute}=\{{?((?:%[\w.\-]+(?:, )?)+)", self.rest)
-        return re.findall(r"%([\w.\-]+)", match[1]) if match else []
+    @property
+    def called(self) -> list[str]:
+        """Names of the computations that it runs, but for the condition of a loop."""
+        return re.findall(NAME, " ".join(re.findall(CALLS, self.rest)))
 
 
 class Program:
@@ -49,10 +53,10 @@ class Program:
         """Parses `compiled.as_text()`."""
         self.computations: dict[str, dict[str, Instruction]] = {}
         for line in text.splitlines():
-            if header := re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line):
+            if header := re.match(rf"(ENTRY )?%?({WORD}) \(.*\{{$", line):
                 instructions = self.computations.setdefault(header[2], {})
                 self._entry = header[2] if header[1] else ""
-            elif match := re.match(r"\s+(ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)", line):
+            elif match := re.match(rf"\s+(ROOT )?%?({WORD}) = (.*?) ([a-z][\w\-]*)\((.*)", line):
                 root, name, *parts = match.groups()
                 instructions[name] = Instruction(name, *parts, is_root=bool(root))
 
@@ -88,29 +92,22 @@ class Program:
         """(computation, instruction, executions) of all that a computation runs."""
         for instruction in self.computations[computation].values():
             yield computation, instruction, times
-            inner, rounds = instruction.called("(?:branch_computations|true_computation)"), times
-            inner += instruction.called("false_computation") + instruction.called("calls")
-            if instruction.opcode == "while":
-                inner, rounds = instruction.called("body"), times * self._trip_count(instruction)
-            if instruction.opcode == "call":
-                inner += instruction.called("to_apply")
-            for name in inner:
+            is_loop = instruction.opcode == "while"
+            rounds = times * self._trip_count(instruction) if is_loop else times
+            for name in instruction.called:
                 yield from self._executed(name, rounds)
 
     def _trip_count(self, loop: Instruction) -> int:
         """What XLA annotates, or else the constant that the loop index is compared with, or 1."""
         if match := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest):
             return int(match[1])
-        (condition,) = loop.called("condition")
-        instructions = self.computations[condition]
-        (root,) = (line for line in instructions.values() if line.is_root)
+        instructions = self.computations[re.search(rf"condition={NAME}", loop.rest)[1]]
+        root = next(line for line in instructions.values() if line.is_root)
         if root.opcode != "compare" or "direction=LT" not in root.rest:
             return 1
         limits = (instructions[name] for name in root.operands)
-        constants = [
-            int(limit.rest.split(")")[0]) for limit in limits if limit.opcode == "constant"
-        ]
-        return constants[0] if constants else 1
+        constants = (int(x.rest.partition(")")[0]) for x in limits if x.opcode == "constant")
+        return next(constants, 1)
 
 
 def _bytes_of(type_text: str) -> float:

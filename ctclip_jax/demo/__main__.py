@@ -15,7 +15,7 @@ from pathlib import Path
 
 from absl import flags
 
-from ctclip_jax import Model, load
+from ctclip_jax import load
 from ctclip_jax.case_store import Searcher, Store
 from ctclip_jax.evaluation.encode import fingerprint
 from data_pipelines.errors import InputError, run_main
@@ -34,23 +34,7 @@ def exit_once(*_) -> None:
     sys.exit(0)
 
 
-def upload_folder(path: str | None) -> contextlib.AbstractContextManager[str]:
-    """The folder of the uploads: `path`, or a temporary one that is deleted at the end."""
-    if not path:
-        return tempfile.TemporaryDirectory(prefix="ctclip-jax-")
-    make_folder(path)
-    return contextlib.nullcontext(path)
-
-
-def open_searcher(path: str, model: Model) -> Searcher:
-    """Opens a case store, whose latents must be of this model."""
-    store = Store(path)
-    store.check_model(fingerprint(model))
-    return Searcher(store)
-
-
 def listen(port: int) -> socket.socket:
-    """A listening socket on HOST."""
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -62,7 +46,6 @@ def listen(port: int) -> socket.socket:
 
 
 def define_flags() -> None:
-    """Only the binary has flags, so that importing this module adds none."""
     flags.DEFINE_string("model", None, "Any path that ctclip_jax.load opens.")
     flags.DEFINE_alias("checkpoint", "model")
     flags.DEFINE_string("tokenizer", None, "Its vocab.txt or *.model, if not in the export.")
@@ -78,7 +61,6 @@ def define_flags() -> None:
 
 
 def main() -> None:
-    """Serves the page until Ctrl-C or SIGTERM."""
     try:
         import uvicorn
 
@@ -97,7 +79,11 @@ def main() -> None:
     model = load(values.model or DEMO_MODEL, tokenizer=values.tokenizer)
     is_zero_shot = values.classifier == "zero_shot"
     classifier = model.zero_shot_classifier() if is_zero_shot else model.trained_classifier()
-    searcher = open_searcher(values.store, model) if values.store else None
+    searcher = None
+    if values.store:
+        store = Store(values.store)
+        store.check_model(fingerprint(model))
+        searcher = Searcher(store)
     analyses = Analyses(
         model,
         classifier,
@@ -108,7 +94,13 @@ def main() -> None:
     # signal again.
     for number in STOP_SIGNALS:
         signal.signal(number, exit_once)
-    with upload_folder(values.folder) as folder, contextlib.closing(analyses):
+    with contextlib.ExitStack() as cleanup:
+        if values.folder:
+            folder = make_folder(values.folder)
+        else:
+            folder = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="ctclip-jax-"))
+        # After the folder, so that uploads are deleted before it is.
+        cleanup.enter_context(contextlib.closing(analyses))
         address = f"http://{HOST}:{listener.getsockname()[1]}"
         print(f"{address}  (Ctrl-C ends it; research software, not a medical device)", flush=True)
         if values.open_browser and sys.stdout.isatty():

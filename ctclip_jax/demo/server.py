@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import functools
 import json
 import traceback
 from pathlib import Path
@@ -66,9 +67,12 @@ class Page:
             Route("/api/thumbnails/{row:int}", self.thumbnail),
             Mount("/", StaticFiles(directory=STATIC, html=True)),
         ]
-        handlers = dict.fromkeys(ERROR_STATUS, _error_response)
+        handlers = {
+            kind: functools.partial(_error_response, status=status)
+            for kind, status in ERROR_STATUS.items()
+        }
         # Around Starlette instead of in its middleware, whose own error pages would lack HEADERS.
-        return LocalOnly(Starlette(routes=routes, exception_handlers=handlers))
+        return local_only(Starlette(routes=routes, exception_handlers=handlers))
 
     async def about(self, request: Request) -> Response:
         model, classifier = self.analyses.model, self.analyses.classifier
@@ -96,7 +100,7 @@ class Page:
         return JSONResponse({"id": self.analyses.start(path, name=name).id}, 201)
 
     async def scan(self, request: Request) -> Response:
-        analysis = self._get(request)
+        analysis = self.analyses.get(request.path_params["id"])
         content = {"id": analysis.id, "name": analysis.name, "state": analysis.state}
         if analysis.state == "failed":
             content["error"] = analysis.error
@@ -160,30 +164,26 @@ class Page:
         hits = await asyncio.to_thread(self.searcher.search, latent, k=NUM_SIMILAR)
         return JSONResponse([dataclasses.asdict(hit) for hit in hits])
 
-    def _get(self, request: Request) -> Analysis:
-        return self.analyses.get(request.path_params["id"])
-
     def _get_done(self, request: Request) -> Analysis:
-        analysis = self._get(request)
+        analysis = self.analyses.get(request.path_params["id"])
         if analysis.state != "done":
             raise InputError("this scan is not ready")
         return analysis
 
 
-class LocalOnly:
-    """ASGI middleware: refuses other hosts and origins, and sets HEADERS on every response."""
+def local_only(app: ASGIApp) -> ASGIApp:
+    """Middleware: refuses other hosts and origins, and sets HEADERS on every response."""
 
-    def __init__(self, app: ASGIApp):
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 
         refusal = _refusal(Headers(scope=scope)) if scope["type"] == "http" else None
-        await (refusal or self._app)(scope, receive, send_with_headers)
+        await (refusal or app)(scope, receive, send_with_headers)
+
+    return guarded
 
 
 def _refusal(headers: Headers) -> Response | None:
@@ -196,8 +196,7 @@ def _refusal(headers: Headers) -> Response | None:
     return None
 
 
-async def _error_response(request: Request, error: Exception) -> Response:
-    status = next(ERROR_STATUS[kind] for kind in type(error).__mro__ if kind in ERROR_STATUS)
+async def _error_response(request: Request, error: Exception, *, status: int) -> Response:
     message = str(error)
     if status == 500:
         traceback.print_exception(error)  # uvicorn's log is off

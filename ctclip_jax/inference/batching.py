@@ -1,46 +1,35 @@
-"""Batched computation over rows of numpy arrays, on all local devices."""
+"""Batched computation over rows of numpy arrays, on all devices of a mesh."""
 
 from collections.abc import Callable
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Int
 
-from ctclip_jax.common.sharding import MeshConfig, make_mesh
 from data_pipelines.errors import InputError
 
 # Texts are padded to a multiple of this, so that few shapes compile.
 LENGTH_MULTIPLE = 16
 
 
-class LocalDevices:
-    """Data parallelism within one process: weights are replicated, batches are split."""
+def map_batches(compute: Callable, mesh: Mesh, *arrays: np.ndarray, batch_size: int):
+    """Returns `compute(*arrays)`, a numpy array or a tree of them, computed batch by batch.
 
-    def __init__(self):
-        self.mesh = make_mesh(MeshConfig(data=-1, fsdp=1), devices=jax.local_devices())
-
-    def replicate(self, tree):
-        """Returns the arrays of `tree` on every device."""
-        return jax.device_put(tree, NamedSharding(self.mesh, P()))
-
-    def map_batches(self, compute: Callable, *arrays: np.ndarray, batch_size: int):
-        """Returns `compute(*arrays)`, a numpy array or a tree of them, computed batch by batch.
-
-        Batches have `batch_size` rows, rounded up to the number of devices. The last one is padded
-        with zeros, so that there is one shape to compile. Raises InputError for zero rows.
-        """
-        num_rows, num_devices = len(arrays[0]), self.mesh.size
-        if not num_rows:
-            raise InputError("nothing to compute: got 0 rows")
-        size = -(-min(batch_size, num_rows) // num_devices) * num_devices
-        results = []
-        for start in range(0, num_rows, size):
-            batch = [_pad(array[start : start + size], size) for array in arrays]
-            result = compute(*jax.device_put(batch, NamedSharding(self.mesh, P("data"))))
-            results.append(jax.tree.map(np.asarray, result))
-        return jax.tree.map(lambda *parts: np.concatenate(parts)[:num_rows], *results)
+    Batches have `batch_size` rows, rounded up to the number of devices. The last one is padded
+    with zeros, so that there is one shape to compile. Raises InputError for zero rows.
+    """
+    num_rows = len(arrays[0])
+    if not num_rows:
+        raise InputError("nothing to compute: got 0 rows")
+    size = -(-min(batch_size, num_rows) // mesh.size) * mesh.size
+    results = []
+    for start in range(0, num_rows, size):
+        batch = [_pad(array[start : start + size], size) for array in arrays]
+        result = compute(*jax.device_put(batch, NamedSharding(mesh, P("data"))))
+        results.append(jax.tree.map(np.asarray, result))
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:num_rows], *results)
 
 
 def group_by_length(mask: Int[np.ndarray, "n l"]) -> list[tuple[Int[np.ndarray, " rows"], int]]:

@@ -87,7 +87,7 @@ def save_png(
     for panel, slab in zip(panels.flat, slabs, strict=False):
         frame = int((slab + 0.5) * len(volume) / len(contributions))
         axial = slices.cut(volume, "axial", spacing=spacing, index=frame)
-        axial.draw(panel, window=slices.WINDOWS["lung"])
+        axial.draw(panel, window=slices.LUNG_WINDOW)
         values = contributions[slab].T
         overlay = panel.imshow(
             values,

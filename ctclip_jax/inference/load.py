@@ -8,7 +8,8 @@ from ctclip_jax.checkpoints.tensor_files import read_tensors
 from ctclip_jax.checkpoints.torch_convert import import_weights
 from ctclip_jax.checkpoints.torch_geometry import Geometry
 from ctclip_jax.common.configs import from_dict
-from ctclip_jax.inference import calibration, heatmaps
+from ctclip_jax.inference import calibration
+from ctclip_jax.inference.heatmaps import load_baseline
 from ctclip_jax.inference.model import Model
 from ctclip_jax.models.ct_clip import CTCLIPConfig
 from data_pipelines.errors import InputError
@@ -50,38 +51,31 @@ def load(
     """
     path = Path(path)
     geometry = Geometry(image_size, patch_size, temporal_patch_size, frames, text_heads, spacing)
+    options = {
+        "max_length": max_length,
+        "report_format": report_format,
+        "pool_sentences": pool_sentences,
+        "label_informed": label_informed,
+    }
     if path.is_dir():
         if geometry != Geometry():
             raise InputError(f"{path}: an export has its own geometry; pass none")
         path = find_export(path)
         variables, export = load_export(path)
         config = from_dict(CTCLIPConfig, export["model"], name=f"{path}: model")
-        max_length = max_length or export["max_length"]
         tokenizer = tokenizer or (export["tokenizer"] and path / export["tokenizer"])
-        options = {
-            "report_format": export.get("report_format"),
-            "pool_sentences": export.get("pool_sentences"),
-            "label_informed": export.get("label_informed"),
-            "calibration": calibration.load(path),
-            "baseline": heatmaps.load_baseline(path),
-        }
+        defaults = {name: export[name] for name in options if name in export}
+        defaults |= {"calibration": calibration.load(path), "baseline": load_baseline(path)}
     else:
         imported = import_weights(read_tensors(path), source=str(path), geometry=geometry)
         config, variables = imported.config, imported.variables
-        options = {"label_informed": is_label_informed(path)}
+        defaults = {"label_informed": is_label_informed(path)}
     if dtype not in (None, "float32", "bfloat16"):
         raise InputError(f"dtype: unknown value {dtype!r}; choose from float32, bfloat16")
-    arguments = {
-        "report_format": report_format,
-        "pool_sentences": pool_sentences,
-        "label_informed": label_informed,
-    }
-    options |= {name: value for name, value in arguments.items() if value is not None}
     return Model(
         # Remat and fused attention serve training, on whatever machine that was.
         dataclasses.replace(config, remat="none", attention="xla", dtype=dtype or config.dtype),
         variables,
         tokenizer=load_tokenizer(tokenizer) if tokenizer else None,
-        max_length=max_length,
-        **{name: value for name, value in options.items() if value is not None},
+        **defaults | {name: value for name, value in options.items() if value is not None},
     )

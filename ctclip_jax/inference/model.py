@@ -7,13 +7,15 @@ from pathlib import Path
 import jax
 import numpy as np
 from etils import epath
-from jax.sharding import Mesh
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, Float32, Int, Num
 
 from ctclip_jax.common.shapes import Variables
+from ctclip_jax.common.sharding import MeshConfig, make_mesh
 from ctclip_jax.common.trees import flatten
 from ctclip_jax.inference import attribution, classifiers
-from ctclip_jax.inference.batching import LocalDevices, group_by_length
+from ctclip_jax.inference.batching import group_by_length, map_batches
 from ctclip_jax.inference.calibration import Calibration
 from ctclip_jax.inference.classifiers import Classifier, ClassifierKind, Finding
 from ctclip_jax.inference.heatmaps import Baseline
@@ -37,7 +39,8 @@ class Model:
 
     Attributes:
       config: the model's configuration.
-      variables: parameters and codebook, replicated over the local devices.
+      mesh: the local devices: each has all weights and a share of every batch.
+      variables: parameters and codebook, replicated over the mesh.
       tokenizer: for `encode_text` and `detect`; None if unknown.
       max_length: tokens that texts are truncated to.
       report_format: a `data_pipelines.reports.ReportFormat`, the text that it expects of a report.
@@ -78,13 +81,8 @@ class Model:
         self.report_format, self.pool_sentences = report_format, pool_sentences
         self.label_informed = label_informed or "classifier" in variables["params"]
         self.calibration, self.baseline = calibration, baseline
-        self._devices = LocalDevices()
-        self.variables = self._devices.replicate(variables)
-
-    @property
-    def mesh(self) -> Mesh:
-        """The local devices, on which the variables are."""
-        return self._devices.mesh
+        self.mesh = make_mesh(MeshConfig(data=-1, fsdp=1), devices=jax.local_devices())
+        self.variables = jax.device_put(variables, NamedSharding(self.mesh, P()))
 
     @property
     def geometry(self) -> Geometry:
@@ -230,23 +228,16 @@ class Model:
     def trained_classifier(self) -> Classifier:
         """Returns the trained head of a fine-tuned model."""
         return classifiers.trained_classifier(
-            **self.classifier, calibration=self._calibration_of("trained")
+            **self._parameter("classifier"), calibration=self._calibration_of("trained")
         )
 
     def label_reports(
         self, texts: Sequence[str], *, batch_size: int = 32
     ) -> Float32[np.ndarray, "n labels"]:
         """Returns the probabilities of the 18 labels by the report classifier of the model."""
-        labeler = classifiers.trained_classifier(**self._head("report_classifier"), relu=False)
+        head = self._parameter("report_classifier")
+        labeler = classifiers.trained_classifier(**head, relu=False)
         return labeler.probabilities(self.encode_text(texts, batch_size=batch_size))
-
-    @property
-    def classifier(self) -> dict[str, np.ndarray]:
-        """`kernel` (d, labels) and `bias` (labels,) of the trained classifier."""
-        return self._head("classifier")
-
-    def _head(self, name: str) -> dict[str, np.ndarray]:
-        return {part: np.asarray(array) for part, array in self._parameter(name).items()}
 
     def _calibration_of(self, kind: ClassifierKind) -> Calibration | None:
         return self.calibration if self.calibration and self.calibration.is_of(kind) else None
@@ -278,7 +269,7 @@ class Model:
 
     def _map(self, compute: Callable, *arrays: np.ndarray, batch_size: int):
         compute = functools.partial(compute, CTCLIP(self.config), self.variables)
-        return self._devices.map_batches(compute, *arrays, batch_size=batch_size)
+        return map_batches(compute, self.mesh, *arrays, batch_size=batch_size)
 
 
 def _check_variables(variables: Variables, config: CTCLIPConfig) -> None:

@@ -1,11 +1,10 @@
 """Scans from the command line: paths, patterns and tables, prepared while the device computes."""
 
-import dataclasses
 import glob
-import itertools
 import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 
 from etils import epath
@@ -15,14 +14,6 @@ from data_pipelines.errors import InputError, one_line
 from data_pipelines.shard_tasks import PreparedVolume
 from data_pipelines.sources import manifest
 from data_pipelines.sources.case import CaseRecord
-
-
-@dataclasses.dataclass(frozen=True)
-class SkippedCase:
-    """A scan that cannot be used, and why, in one line."""
-
-    case: CaseRecord
-    reason: str
 
 
 def list_scans(
@@ -66,27 +57,37 @@ def _case_of_path(path: Path) -> CaseRecord:
 
 
 def read_ahead(
-    model: Model, cases: Sequence[CaseRecord], *, num_workers: int
-) -> Iterator[tuple[CaseRecord, PreparedVolume] | SkippedCase]:
+    model: Model,
+    cases: Sequence[CaseRecord],
+    *,
+    num_workers: int,
+    on_skip: Callable[[str], object],
+) -> Iterator[tuple[CaseRecord, PreparedVolume]]:
     """Prepares scans for a model in `num_workers` threads; yields them in order.
 
-    At most `num_workers` scans wait in memory.
+    At most `num_workers` scans wait in memory. `on_skip` gets the reason, one line, for each scan
+    that cannot be used.
     """
 
-    def prepare(case: CaseRecord) -> tuple[CaseRecord, PreparedVolume] | SkippedCase:
+    def prepare(case: CaseRecord) -> PreparedVolume:
         if case.skip:
-            return SkippedCase(case, f"{case.volume_name}: {case.skip}")
-        try:
-            return case, model.prepare(case)
-        except InputError as error:
-            return SkippedCase(case, str(error))
-        except Exception as error:  # a bug of ours must not cost the other scans
-            cause = f"{type(error).__name__}: {one_line(error)}"
-            return SkippedCase(case, f"{case.path()}: {cause}")
+            raise InputError(f"{case.volume_name}: {case.skip}")
+        return model.prepare(case)
 
     remaining = iter(cases)
     with ThreadPoolExecutor(num_workers) as pool:
-        pending = [pool.submit(prepare, case) for case in itertools.islice(remaining, num_workers)]
+
+        def submit(count: int) -> list[tuple[CaseRecord, Future]]:
+            return [(case, pool.submit(prepare, case)) for case in islice(remaining, count)]
+
+        pending = submit(num_workers)
         while pending:
-            yield pending.pop(0).result()
-            pending += [pool.submit(prepare, case) for case in itertools.islice(remaining, 1)]
+            case, future = pending.pop(0)
+            error = future.exception()
+            if error is None:
+                yield case, future.result()
+            elif isinstance(error, InputError):
+                on_skip(str(error))
+            else:  # a bug of ours must not cost the other scans
+                on_skip(f"{case.path()}: {type(error).__name__}: {one_line(error)}")
+            pending += submit(1)

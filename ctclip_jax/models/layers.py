@@ -201,16 +201,12 @@ class CosineAttention(nnx.Module):
             rearrange(x, "g n (heads c) -> g n heads c", heads=self.heads)
             for x in (query, key, value)
         )
-        query = self._normalize(query, self.query_scale[...]).astype(value.dtype)
-        key = self._normalize(key, self.key_scale[...]).astype(value.dtype)
+        query, key = (
+            (l2_normalize(x.astype(jnp.float32)) * scale[...][None, None, None]).astype(value.dtype)
+            for x, scale in ((query, self.query_scale), (key, self.key_scale))
+        )
         mixed = attention(query, key, value, bias, implementation=self.implementation)
         return self.out(rearrange(mixed, "g n heads c -> g n (heads c)"))
-
-    @staticmethod
-    def _normalize(
-        x: Float[Array, "g n heads c"], scale: Float[Array, " c"]
-    ) -> Float[Array, "g n heads c"]:
-        return l2_normalize(x.astype(jnp.float32)) * scale[None, None, None]
 
 
 class GatedFeedForward(nnx.Module):

@@ -7,6 +7,7 @@ learning rate scales instead.
 """
 
 import dataclasses
+import re
 from collections.abc import Callable
 
 import jax
@@ -33,9 +34,9 @@ def with_adapters(params: dict, config: LoraConfig, key: Key) -> dict:
     if not config.rank:
         return params
     shapes = {name: leaf.shape for name, leaf in trees.flatten(params).items()}
-    rules = [(pattern, True) for pattern in config.targets]
-    matches = trees.match_rules(rules, shapes, default=False)
-    adapted_names = [name for name, is_match in matches.items() if is_match]
+    adapted_names = [
+        name for name in shapes if any(re.search(pattern, name) for pattern in config.targets)
+    ]
     adapters = {}
     for number, name in enumerate(adapted_names):
         *layers, inputs, outputs = shapes[name]

@@ -25,10 +25,8 @@ from ctclip_jax.reporting.examples import Case, Retrieval
 from ctclip_jax.reporting.published import find_benchmark
 
 Metrics = Mapping[str, Any]
-Estimate = Mapping[
-    str, Any
-]  # of metrics.json: "value", and maybe "reason", "low", "high", "chance"
-Thumbnails = Mapping[int, bytes]
+# Of metrics.json: "value", and maybe "reason", "low", "high", "chance".
+Estimate = Mapping[str, Any]
 
 HERE = Path(__file__).parent
 SHA256_DIGITS = 12  # shown of a hash
@@ -212,7 +210,7 @@ def _subgroups(metrics: Metrics) -> dict[str, Any] | None:
     if not metrics["strata"]:
         return None
     rows = {
-        variable: dict(sorted(parts.items(), key=lambda item: order(item[0])))
+        variable: {subgroup: parts[subgroup] for subgroup in sorted(parts, key=order)}
         for variable, parts in metrics["strata"].items()
     }
     every = [row for parts in rows.values() for row in parts.values()]

@@ -13,7 +13,7 @@ import pytest
 from ctclip_jax.checkpoints.tensor_files import read_tensors, write_tensors
 from ctclip_jax.checkpoints.torch_convert import export_weights, import_weights
 from ctclip_jax.checkpoints.torch_geometry import Geometry
-from ctclip_jax.checkpoints.torch_names import Depths, unused_constants, unused_keys, used_keys
+from ctclip_jax.checkpoints.torch_names import Depths, unused_keys, unused_tensors, used_keys
 from ctclip_jax.common.trees import flatten
 from ctclip_jax.models.ct_clip import CTCLIP, CTCLIPConfig
 from data_pipelines.errors import InputError
@@ -93,13 +93,11 @@ def test_a_logit_bias_has_no_published_key(state):
 
 def test_full_size_has_the_published_keys_and_counts():
     config, depths = CTCLIPConfig(), Depths(4, 4, 12)
-    constants = unused_constants(config, text=True)
-    keys = used_keys(depths, text=True, classifier=False)
-    assert len(keys) == 312 and constants.keys() == unused_keys(depths, text=True)
+    unused = unused_tensors(config, depths)
+    keys = used_keys(depths, classifier=False)
+    assert len(keys) == 312 and unused.keys() == unused_keys(depths).keys()
     never_trained = sum(
-        np.prod(constant.shape, dtype=int)
-        for key, constant in constants.items()
-        if not key.endswith((".beta", "initted"))
+        tensor.size for key, tensor in unused.items() if not key.endswith((".beta", "initted"))
     )
     assert round(never_trained / 1e6, 1) == 154.4
 

@@ -123,7 +123,7 @@ def without_collectives(report: StepReport) -> StepReport:
 def test_time_is_arithmetic_and_collectives_at_their_peaks():
     time = fake_report().time
     assert (time.arithmetic, time.interconnect) == (6.0, 4.0)
-    assert time.seconds == 10.0 and time.collective_share == 0.4
+    assert time.seconds == 10.0
     assert without_collectives(fake_report()).time is None
 
 

@@ -13,6 +13,12 @@ ARRAY = 8 * 128 * 2  # bytes of a bf16[8,128]
 
 # As compiled for TPUs: four iterations of a loop, groups of devices in two notations, layouts.
 TPU_PROGRAM = """
+%add (a: bf16[], b: bf16[]) -> bf16[] {
+  %a = bf16[]{:T(256)} parameter(0)
+  %b = bf16[]{:T(256)} parameter(1)
+  ROOT %sum = bf16[]{:T(256)} add(%a, %b)
+}
+
 %body (carry: (s32[], bf16[8,128])) -> (s32[], bf16[8,128]) {
   %carry = (s32[]{:T(128)}, bf16[8,128]{1,0:T(8,128)(2,1)S(1)}) parameter(0)
   %x = bf16[8,128]{1,0:T(8,128)(2,1)S(1)} get-tuple-element(%carry), index=1

@@ -205,13 +205,18 @@ def test_arguments_are_checked_before_scans_are_read(model):
         predict.build_classifier(model, kind="classifier", prompts="y.csv")
 
 
+def predict_one(model, classifier, pattern, *, attribute=True):
+    cases = scans.list_scans([pattern], split="valid")
+    prepared = scans.read_ahead(model, cases, num_workers=1, on_skip=pytest.fail)
+    (result,) = predict.predict(model, classifier, prepared, batch_size=2, attribute=attribute)
+    return result
+
+
 def test_file_names_that_are_not_utf8(model, samples, tmp_path):
     """A German scanner's Latin-1 name, on a disk of UTF-8."""
     path = os.fsencode(tmp_path) + b"/M\xfcller.nii.gz"
     shutil.copy(os.fsencode(samples / "sample_1.nii.gz"), path)
-    cases = scans.list_scans([f"{tmp_path}/*.nii.gz"], split="valid")
-    options = {"batch_size": 1, "num_workers": 1, "attribute": True}
-    (prediction,) = predict.predict(model, model.zero_shot_classifier(), cases, **options)
+    prediction = predict_one(model, model.zero_shot_classifier(), f"{tmp_path}/*.nii.gz")
     predict.save(prediction, model, tmp_path, num_heatmaps=1)
     with (tmp_path / "scores.csv").open() as file:
         (name,) = [row["VolumeName"] for row in csv.DictReader(file)]
@@ -223,14 +228,13 @@ def test_calibrated_probabilities_are_in_all_outputs(model, samples, tmp_path):
     curve = Curve((0.0, 1.0), (0.25, 0.25), volumes=4, positive=1)
     calibration = Calibration("zero_shot", {LABELS[0]: curve}, "4 volumes")
     classifier = dataclasses.replace(model.zero_shot_classifier(), calibration=calibration)
-    cases = scans.list_scans([str(samples / "sample_1.nii.gz")], split="valid")
-    options = {"batch_size": 2, "num_workers": 1, "attribute": False}
-    (prediction,) = predict.predict(model, classifier, cases, **options)
+    prediction = predict_one(model, classifier, str(samples / "sample_1.nii.gz"), attribute=False)
     predict.save(prediction, model, tmp_path, num_heatmaps=0)
     header, row = (tmp_path / "calibrated.csv").read_text().splitlines()
     assert header == f"VolumeName,{','.join(LABELS)}"
-    assert row == f"{cases[0].volume_name},0.25{',' * 17}"
-    folder = tmp_path / predict.file_name(cases[0].volume_name)
+    name = prediction.case.volume_name
+    assert row == f"{name},0.25{',' * 17}"
+    folder = tmp_path / predict.file_name(name)
     content = json.loads((folder / "prediction.json").read_text())
     assert content["calibrated"] == {LABELS[0]: 0.25} | dict.fromkeys(LABELS[1:])
     assert "heatmaps" not in content
@@ -252,12 +256,12 @@ def test_scans_are_read_in_order_and_few_at_a_time():
             return case.volume_name
 
     cases = [CaseRecord(str(n), "", "", (Path(str(n)),)) for n in range(7)]
-    results = []
-    for result in scans.read_ahead(Slow(), cases, num_workers=2):
+    cases.insert(5, dataclasses.replace(cases[0], volume_name="7", skip="no path"))
+    results, reasons = [], []
+    for result in scans.read_ahead(Slow(), cases, num_workers=2, on_skip=reasons.append):
         results.append(result)
-        assert len(started) <= len(results) + 2
-    skipped = results.pop(2)
-    assert isinstance(skipped, scans.SkippedCase) and "ZeroDivisionError" in skipped.reason
+        assert len(started) <= len(results) + len(reasons) + 2
+    assert reasons == ["2: ZeroDivisionError: a bug", "7: no path"]
     assert [(case.volume_name, prepared) for case, prepared in results] == [
         (name, name) for name in "013456"
     ]
