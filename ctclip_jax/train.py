@@ -20,8 +20,7 @@ from clu import parameter_overview
 from jax.profiler import StepTraceAnnotation
 from jax.sharding import Mesh
 
-import ctclip_jax
-from ctclip_jax.checkpoints.exports import is_label_informed, save_export
+from ctclip_jax.checkpoints.exports import is_label_informed, load_variables, save_export
 from ctclip_jax.checkpoints.run import Checkpointer, check_shapes
 from ctclip_jax.common import trees
 from ctclip_jax.common.shapes import Variables
@@ -188,7 +187,7 @@ def initial_variables(config: TrainConfig, model: CTCLIP, mesh: Mesh) -> Variabl
     random_variables = jax.jit(model.init, out_shardings=shardings)
     if not config.init_from:
         return random_variables(jax.random.key(config.seed))
-    variables = jax.device_get(ctclip_jax.load(config.init_from).variables)
+    variables = load_variables(Path(config.init_from))
     expected = [name for name in NEW_PARAMS if name in abstract["params"]]
     missing = [name for name in expected if name not in variables["params"]]
     if missing:

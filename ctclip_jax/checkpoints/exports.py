@@ -12,10 +12,11 @@ import orbax.checkpoint as ocp
 from ctclip_jax.checkpoints.run import METADATA
 from ctclip_jax.checkpoints.tensor_files import (
     is_marked_label_informed,
+    read_tensor_names,
     read_tensors,
     write_tensors,
 )
-from ctclip_jax.checkpoints.torch_convert import export_weights, has_classifier
+from ctclip_jax.checkpoints.torch_convert import export_weights, has_classifier, import_weights
 from ctclip_jax.common import trees
 from ctclip_jax.common.configs import from_dict
 from ctclip_jax.common.shapes import Variables
@@ -84,6 +85,13 @@ def load_export(directory: Path) -> tuple[Variables, dict[str, Any]]:
     return _restore(directory / "variables"), description
 
 
+def load_variables(path: Path) -> Variables:
+    """Returns the variables at any path that `ctclip_jax.load` opens, as numpy arrays."""
+    if path.is_dir():
+        return load_export(find_export(path))[0]
+    return import_weights(read_tensors(path), source=str(path)).variables
+
+
 def describe_export(directory: Path) -> dict[str, Any]:
     """Returns config.json of an export, or what that of an export of a checkpoint would be; the
     `tokenizer` is relative to an export, and absolute for a checkpoint."""
@@ -122,7 +130,7 @@ def is_label_informed(path: Path) -> bool:
     """Whether the weights at any path that `ctclip_jax.load` opens were trained with labels, as far
     as they say: what such a model detects is not zero-shot."""
     if not path.is_dir():
-        return has_classifier(read_tensors(path)) or is_marked_label_informed(path)
+        return has_classifier(read_tensor_names(path)) or is_marked_label_informed(path)
     description = describe_export(find_export(path))
     return bool(description.get("label_informed") or description["model"].get("num_labels"))
 

@@ -36,6 +36,17 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
     raise InputError(f"{path}: unknown ending; expected {', '.join(ENDINGS)}")
 
 
+def read_tensor_names(path: Path) -> list[str]:
+    """Returns the names of the tensors of a file; of a .safetensors it reads only the header."""
+    if path.suffix != ".safetensors" or not path.is_file():
+        return list(read_tensors(path))
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            return list(file.keys())
+    except safetensors.SafetensorError as error:
+        raise InputError(f"{path}: not a safetensors file ({error})") from error
+
+
 def is_marked_label_informed(path: Path) -> bool:
     """Whether the metadata of a .safetensors say `label_informed`; PyTorch files have none."""
     if path.suffix != ".safetensors":

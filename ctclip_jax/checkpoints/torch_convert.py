@@ -6,7 +6,7 @@ Strict: one error lists every missing, unexpected or wrongly shaped key.
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 import jax
@@ -136,9 +136,9 @@ def published_shapes(abstract: Variables, *, config: CTCLIPConfig) -> dict[str, 
     return {key: value.shape for key, value in export_weights(views, config=config).items()}
 
 
-def has_classifier(tensors: Tensors) -> bool:
-    """Whether the tensors of a published file include a classifier, so were trained with labels."""
-    return any(WRAPPERS.sub("", key).startswith(CLASSIFIER) for key in tensors)
+def has_classifier(names: Iterable[str]) -> bool:
+    """Whether a published file's tensors include a classifier, so were trained with labels."""
+    return any(WRAPPERS.sub("", name).startswith(CLASSIFIER) for name in names)
 
 
 def _canonical(tensors: Tensors, *, source: str) -> tuple[dict[str, np.ndarray], list[str]]:
