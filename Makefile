@@ -10,7 +10,7 @@ DEMO := runs/demo
 # XLA takes the memory of a step anew each time: huge pages spare its page faults (glibc 2.35 on).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: env demo test test-beam lint bench ablation
+.PHONY: env demo test test-fast test-beam lint bench ablation
 .DELETE_ON_ERROR:
 
 env: $(VENV)/runtime.done
@@ -34,6 +34,10 @@ $(VENV)/torch.done: $(VENV)/dev.done
 
 test: $(VENV)/torch.done
 	$(RUN) -m pytest --numprocesses=2 --dist=loadfile
+
+# Between commits: neither drills nor what starts programs or compiles the real model.
+test-fast: $(VENV)/torch.done
+	$(RUN) -m pytest --numprocesses=2 --dist=loadfile -m "not drill and not slow"
 
 # Beam's pins differ from those of training, so it has an environment of its own.
 BEAM_VENV := $(VENV)-beam

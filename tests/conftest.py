@@ -31,6 +31,35 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
+# Modules that start programs, train, or compile the real model: `make test-fast` leaves them out.
+SLOW_MODULES = (
+    "benchmarks/",
+    "checkpoints/test_run.py",
+    "cost/test_dry_run.py",
+    "demo/",
+    "evaluation/metrics/test_bootstrap.py",
+    "inference/",
+    "models/test_ct_clip.py",
+    "models/test_ct_vit.py",
+    "models/test_vit.py",
+    "programs/",
+    "test_configs.py",
+    "test_quickstart.py",
+    "training/test_evaluation.py",
+    "training/test_processes.py",
+    "training/test_step.py",
+    "training/test_train.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests of SLOW_MODULES `slow`."""
+    root = Path(__file__).parent
+    for item in items:
+        if item.path.relative_to(root).as_posix().startswith(SLOW_MODULES):
+            item.add_marker("slow")
+
+
 @pytest.fixture(scope="session")
 def golden_dir() -> Path:
     """The folder of golden numbers."""

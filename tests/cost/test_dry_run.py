@@ -236,7 +236,7 @@ def test_a_dry_run_needs_no_data():
     [
         (["--topology=v5e:4x4"], "error: --topology: only with --dry_run"),
         ([], "error: --workdir: missing"),
-        (["--workdir=gs://bucket/run"], "error: --workdir=gs://bucket/run: "),
+        (["--workdir=gs://bucket/run"], "error: --workdir: got gs://bucket/run"),
         (["--dry_run", "--config.mesh.fsdp=3"], "error: config.mesh: "),
     ],
 )

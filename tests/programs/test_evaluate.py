@@ -229,7 +229,7 @@ def test_saved_latents_and_scores_give_the_same_metrics(out, tmp_path):
     assert without_source(tmp_path / "a") == without_source(out)
     measure(Inputs(from_scores=str(out)), tmp_path / "b", protocol=protocol())
     again = without_source(tmp_path / "b")
-    assert again["retrieval"] == {"reason": "no latents are given"}
+    assert again["retrieval"] == {"reason": "no latents"}
     assert again["detection"] == without_source(out)["detection"]
 
 
@@ -350,7 +350,7 @@ def test_latents_of_other_programs(out, export, tmp_path, capsys):
     np.savez(theirs / "latents.npz", names=saved["names"], image=saved["image"])
     np.savez(theirs / "prompts.npz", prompts=np.array(["x"]), latents=np.zeros((1, 3)))
     alone = measure(Inputs(from_latents=str(theirs)), tmp_path / "a", protocol=protocol())
-    assert alone["detection"] == {"reason": "no scores are given"}
+    assert alone["detection"] == {"reason": "no scores"}
     assert alone["notes"][-1].startswith("no scores: latents.npz has no temperature")
     inputs = Inputs(from_latents=str(theirs), model=str(export))
     scored = measure(inputs, tmp_path / "b", protocol=protocol())

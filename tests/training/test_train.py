@@ -179,7 +179,7 @@ def test_export_of_the_newest_checkpoint(finished, start_main, tmp_path):
 
 def test_checkpoint_of_another_shape_is_an_input_error(finished, shards):
     shape = r"image_projection/kernel is \(1152, 64\) in the checkpoint and \(1152, 32\)"
-    with pytest.raises(InputError, match=f"{finished}/checkpoints/{STEPS}: {shape}"):
+    with pytest.raises(InputError, match=f"{finished}/checkpoints/{STEPS}: .*{shape}"):
         train.train(tiny_config(shards, **CHANGES | {"model.dim_latent": 32}), finished)
     assert json.loads((finished / "config.json").read_text())["model"]["dim_latent"] == 64
 
@@ -238,7 +238,7 @@ EVALUATED = {"evaluation.every": 1, "evaluation.split": "train"}
         ({"data.sentences_per_text": (0, 0)}, "texts.*6"),
         ({"data.sentences_per_text": (3, 1)}, r"sentences.*\(3, 1\)"),
         ({"data.sentences_per_text": (0, 2)}, r"sentences.*\(0, 2\)"),
-        ({"data.report_format": "published_training"}, "sentences.*published_training"),
+        ({"data.report_format": "published_training"}, "published_training.*sentences"),
         ({"data.random_shift_voxels": -1}, "config.data.random_shift_voxels: .*-1"),
         ({"evaluation.report_format": "all"}, "config.evaluation.report_format: .*joined"),
         ({"evaluation.prompts": ()}, "config.evaluation.prompts: .*pair"),
