@@ -78,6 +78,9 @@ def _exit_on(*errors: type[Exception]) -> Iterator[None]:
         yield
     except errors as error:
         message = str(error) if isinstance(error, OSError) else one_line(error)
+        # ml_collections names an unknown key, with a near one if there is any, and says no more.
+        if isinstance(error, AttributeError) and isinstance(next(iter(error.args), None), KeyError):
+            message = f"--config: unknown key {message}"
         print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
 

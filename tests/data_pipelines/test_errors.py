@@ -64,6 +64,7 @@ run_main(lambda: None)
         ("--config.optim.learning_rat=1", "error: .*learning_rat"),
         ("--config.optim.learning_rate=fast", "error: flag .*learning_rate=fast"),
         ("--wokdir=x", "error: .*wokdir"),
+        ("--config.data.shift=1", "error: --config: unknown key 'shift'"),
         ("extra", "error: too many positional arguments; got extra"),
     ],
 )
