@@ -224,6 +224,8 @@ def main(*patterns: str) -> None:
         ):
             if out:
                 save(prediction, model, out, num_heatmaps=values.heatmaps)
+            for note in prediction.prepared.notes:
+                progress.write(f"note: {prediction.case.volume_name}: {note}", file=sys.stderr)
             progress.write(format_prediction(prediction, is_only=is_only))
             progress.update()
     if skipped and not is_only:

@@ -39,6 +39,7 @@ class OrientedVolume:
       axes: "header", "table" or "stored".
       spacing_source: "header", "pixdim" or "table", the one of `claims` that is `spacing_xyz`.
       claims: spacing in mm (x, y, z) by its source, possible or not.
+      notes: those of the file (`StoredVolume`) and of these decisions.
     """
 
     voxels: Shaped[np.ndarray, "x y z"]
@@ -50,6 +51,7 @@ class OrientedVolume:
     spacing_source: str
     hu_range: tuple[float, float]
     claims: dict[str, tuple[float, float, float]]
+    notes: tuple[str, ...]
 
     @property
     def spacing_disputed(self) -> bool:
@@ -112,6 +114,7 @@ def resolve_hu_and_geometry(
         spacing_source=spacing_source,
         hu_range=(low, high),
         claims=claims,
+        notes=scan.notes,
     )
 
 

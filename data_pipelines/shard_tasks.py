@@ -50,6 +50,11 @@ class PreparedVolume:
     oriented: OrientedVolume
     volume: Int16[np.ndarray, "f h w"]
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user must hear of this scan, each "KIND (DETAILS)"."""
+        return self.oriented.notes
+
 
 @dataclasses.dataclass(frozen=True)
 class Task:
@@ -163,6 +168,7 @@ def provenance(prepared: PreparedVolume) -> dict[str, str | float | bool]:
         "spacing": "x".join(f"{millimeters:g}" for millimeters in oriented.spacing_xyz),
         "spacing_from": oriented.spacing_source,
         "spacing_disputed": oriented.spacing_disputed,
+        "notes": "; ".join(prepared.notes),
     }
 
 
@@ -193,11 +199,13 @@ def summary(rows: Sequence[Mapping], split: str) -> str:
     """Returns a table of the decisions for a split; `rows` are its `shards.read_rows`."""
     reasons = [row["reason"] for row in rows if "reason" in row]
     decisions = [row["provenance"] for row in rows if "reason" not in row]
+    notes = [note for row in decisions for note in row["notes"].split("; ") if note]
     lines = {
         "HU": Counter(row["values"] for row in decisions),
         "axes": Counter(row["axes"] for row in decisions),
         "spacing": Counter(row["spacing_from"] for row in decisions),
         "disputed": Counter("spacing" for row in decisions if row["spacing_disputed"]),
+        "notes": Counter(note.split(" (", 1)[0] for note in notes),
         "skipped": Counter(map(_category, reasons)),
     }
     table = [f"{split}: {len(decisions)} prepared, {len(reasons)} skipped"]

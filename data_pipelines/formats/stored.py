@@ -27,6 +27,8 @@ class StoredVolume:
       affine: voxel indices to RAS mm; None if the file has no valid one.
       spacing_xyz: the size of a voxel that the file states beside it, in mm, valid or not.
       sha256: of the file's bytes; for a DICOM series, of the digests of its files in their order.
+      notes: what the reader decided that a user must hear of, each "KIND (DETAILS)"; kinds are
+        counted in summaries.
     """
 
     voxels: Shaped[np.ndarray, "x y z"]
@@ -35,6 +37,7 @@ class StoredVolume:
     affine: Float[np.ndarray, "4 4"] | None = None
     spacing_xyz: tuple[float, float, float] = UNKNOWN_SPACING
     sha256: str = ""
+    notes: tuple[str, ...] = ()
 
 
 @contextlib.contextmanager

@@ -181,6 +181,7 @@ def test_record_has_volume_report_and_provenance(tmp_path):
         "spacing": "5x5x8",
         "spacing_from": "table",
         "spacing_disputed": False,
+        "notes": "",
     }
     provenance = pd.read_csv(tmp_path / "out/provenance.csv")
     assert provenance.VolumeName.tolist() == [name] and provenance.spacing_from[0] == "table"

@@ -565,7 +565,7 @@ def test_command_lines(out, tmp_path):
         (["--from_scores=absent"], "error: absent/scores.csv: no such table"),
         (["--config=configs/absent.py"], "error: --config: [Errno 2] No such file"),
         (["--config=configs/evaluation.py:loud"], "error: unknown variant 'loud'; choose from"),
-        (["--config.resample=1"], "error: 'resample' Did you mean \"resamples\""),
+        (["--config.resample=1"], "error: --config: unknown key 'resample'"),
     ]
     lines = [
         ([f"--out={tmp_path / 'out'}", *arguments], str(tmp_path / f"{number}.log"))
