@@ -44,6 +44,12 @@ _MODE = flags.DEFINE_enum(
     "sound: HU, axes and spacing decided from the data. published_train, published_inference: the "
     "arrays of the published loaders, which trust the tables and use axes as stored.",
 )
+_CROP = flags.DEFINE_enum(
+    "crop",
+    None,
+    ("chest", "center"),
+    "Scans longer than the grid: cropped around the lungs (default of sound) or around the middle.",
+)
 _GRID = flags.DEFINE_enum("grid", "240x480x480", resample.GRIDS, "Prepared voxels, z x x x y.")
 _SHAPE = flags.DEFINE_list("shape", [], "Voxels z,x,y in place of the grid's.")
 _SPACING = flags.DEFINE_list("spacing", [], "Mm per voxel z,x,y in place of the grid's.")
@@ -83,7 +89,12 @@ def main(*beam_options: str) -> None:
     with locked(_OUT.value, exclusive=is_local and count == 1):
         for split, collection in collections.items():
             plans[split] = shard_tasks.plan(
-                collection, _OUT.value, split, geometry=geometry, mode=_MODE.value
+                collection,
+                _OUT.value,
+                split,
+                geometry=geometry,
+                mode=_MODE.value,
+                crop=_CROP.value,
             )
             missing = [task for task in plans[split][index::count] if not task.shard.complete]
             if not is_local:

@@ -12,6 +12,7 @@ from etils import epath
 from jaxtyping import Int16
 
 from data_pipelines import hounsfield, resample, shards
+from data_pipelines.crop import Coverage, Crop, place_grid
 from data_pipelines.errors import InputError, one_line
 from data_pipelines.formats import StoredVolume, read_scan
 from data_pipelines.hounsfield import OrientedVolume
@@ -23,37 +24,45 @@ _MIN_SHARDS = 16  # enough for the processes of one machine
 
 @dataclasses.dataclass(frozen=True)
 class Mode:
-    """Which claims are trusted (`resolve_hu_and_geometry`), how a volume is computed and rounded
-    (`resample.preprocess`) and in which steps it is stored."""
+    """Which claims are trusted (`resolve_hu_and_geometry`), how a scan longer than the grid may be
+    cropped, the default first, how a volume is computed and rounded (`resample.preprocess`) and in
+    which steps it is stored."""
 
     trust: hounsfield.Trust
+    crops: tuple[Crop, ...]
     clip: resample.Clip
     dtype: type[np.floating]
     steps_per_hu: int
 
 
 MODES = {
-    "sound": Mode("data", "before_resampling", np.float32, 1),
-    "published_train": Mode("tables", "after_resampling", np.float64, resample.STEPS_PER_HU),
-    "published_inference": Mode("tables", "before_resampling", np.float64, resample.STEPS_PER_HU),
+    "sound": Mode("data", ("chest", "center"), "before_resampling", np.float32, 1),
+    "published_train": Mode(
+        "tables", ("center",), "after_resampling", np.float64, resample.STEPS_PER_HU
+    ),
+    "published_inference": Mode(
+        "tables", ("center",), "before_resampling", np.float64, resample.STEPS_PER_HU
+    ),
 }
-"""HU and geometry from the data, in whole HU; and the arrays of the two published loaders."""
+"""HU and geometry from the data, in whole HU, long scans cropped around their lungs; and the arrays
+of the two published loaders."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PreparedVolume:
     """A volume on the grid, int16 (f, h, w) in steps of 1/16 HU; the file at `path` as stored, and
-    how it was interpreted."""
+    how it was interpreted and placed on the grid."""
 
     path: epath.Path
     scan: StoredVolume
     oriented: OrientedVolume
+    coverage: Coverage
     volume: Int16[np.ndarray, "f h w"]
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What a user must hear of this scan, each "KIND (DETAILS)"."""
-        return self.oriented.notes
+        return self.oriented.notes + self.coverage.notes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +73,7 @@ class Task:
     cases: Sequence[CaseRecord]
     geometry: resample.Geometry
     mode: str
+    crop: Crop
 
 
 def plan(
@@ -73,36 +83,42 @@ def plan(
     *,
     geometry: resample.Geometry,
     mode: str,
+    crop: Crop | None = None,
 ) -> list[Task]:
     """Begins a split and returns a task for each of its shards, complete or not.
 
-    The tasks depend on the arguments alone, so that every machine makes the same plan."""
+    `crop` is one of the mode's, by default its first. The tasks depend on the arguments alone, so
+    that every machine makes the same plan."""
     cases = collection.cases
     if not cases:
         raise InputError(f"{out}: there is nothing of {split} to prepare")
-    settings = _settings(collection, geometry=geometry, mode=mode)
+    crop = _checked_crop(crop, mode=mode)
+    settings = _settings(collection, geometry=geometry, mode=mode, crop=crop)
     shards_of_split = shards.begin(out, split, settings=settings)
     parts = np.array_split(np.arange(len(cases)), len(shards_of_split))
     return [
-        Task(shard, [cases[index] for index in part], geometry, mode)
+        Task(shard, [cases[index] for index in part], geometry, mode, crop)
         for shard, part in zip(shards_of_split, parts, strict=True)
     ]
 
 
 def run(task: Task) -> int:
     """Writes the shard of a task and returns the number of its volumes."""
-    outcomes = (prepare_case(case, geometry=task.geometry, mode=task.mode) for case in task.cases)
+    outcomes = (
+        prepare_case(case, geometry=task.geometry, mode=task.mode, crop=task.crop)
+        for case in task.cases
+    )
     return shards.write_shard(task.shard, outcomes)
 
 
 def prepare_case(
-    case: CaseRecord, *, geometry: resample.Geometry, mode: str
+    case: CaseRecord, *, geometry: resample.Geometry, mode: str, crop: Crop | None = None
 ) -> shards.Record | shards.Skipped:
     """Returns the record of a case, or the reason why it is skipped."""
     if case.skip:
         return shards.Skipped(case.volume_name, case.skip)
     try:
-        prepared = prepare_scan(case, geometry=geometry, mode=mode)
+        prepared = prepare_scan(case, geometry=geometry, mode=mode, crop=crop)
     except InputError as error:
         return shards.Skipped(case.volume_name, str(error))
     except Exception as error:  # a bug must not cost the other volumes
@@ -124,9 +140,13 @@ def prepare_case(
 
 
 def prepare_scan(
-    case: CaseRecord, *, geometry: resample.Geometry, mode: str = "sound"
+    case: CaseRecord,
+    *,
+    geometry: resample.Geometry,
+    mode: str = "sound",
+    crop: Crop | None = None,
 ) -> PreparedVolume:
-    """Reads the file of a case and brings it onto the grid."""
+    """Reads the file of a case and brings it onto the grid; `crop` as in `plan`."""
     settings, path = MODES[mode], case.path()
     scan = read_scan(path)
     oriented = hounsfield.resolve_hu_and_geometry(
@@ -137,23 +157,25 @@ def prepare_scan(
         axes=case.axes,
         trust=settings.trust,
     )
+    coverage = place_grid(oriented, geometry, _checked_crop(crop, mode=mode))
     volume = resample.preprocess(
         oriented.voxels,
         slope=oriented.slope,
         intercept=oriented.intercept,
         spacing_xyz=oriented.spacing_xyz,
         geometry=geometry,
+        z_center=coverage.z_center,
         clip=settings.clip,
         dtype=settings.dtype,
         steps_per_hu=settings.steps_per_hu,
     )
-    return PreparedVolume(path, scan, oriented, volume)
+    return PreparedVolume(path, scan, oriented, coverage, volume)
 
 
 def provenance(prepared: PreparedVolume) -> dict[str, str | float | bool]:
-    """Returns the file of a volume and how it was interpreted; `size` and `spacing` are those of
-    the file in the order x, y, z."""
-    oriented = prepared.oriented
+    """Returns the file of a volume, how it was interpreted and what of it lies on the grid; `size`,
+    `spacing` and `outside_mm` are in the order x, y, z."""
+    oriented, coverage = prepared.oriented, prepared.coverage
     low, high = oriented.hu_range
     return {
         "file": str(prepared.path),
@@ -168,11 +190,24 @@ def provenance(prepared: PreparedVolume) -> dict[str, str | float | bool]:
         "spacing": "x".join(f"{millimeters:g}" for millimeters in oriented.spacing_xyz),
         "spacing_from": oriented.spacing_source,
         "spacing_disputed": oriented.spacing_disputed,
+        "crop": coverage.crop,
+        "outside_mm": "x".join(f"{millimeters:.0f}" for millimeters in coverage.outside_mm),
+        "body_beside_percent": round(100 * coverage.body_beside, 1),
+        "lung_liters": round(coverage.lung_liters, 2),
         "notes": "; ".join(prepared.notes),
     }
 
 
-def _settings(collection: Collection, *, geometry: resample.Geometry, mode: str) -> dict:
+def _checked_crop(crop: Crop | None, *, mode: str) -> Crop:
+    allowed = MODES[mode].crops
+    if (crop := crop or allowed[0]) not in allowed:
+        raise InputError(f"--crop: got {crop}, expected {' or '.join(allowed)} in mode {mode}")
+    return crop
+
+
+def _settings(
+    collection: Collection, *, geometry: resample.Geometry, mode: str, crop: Crop
+) -> dict:
     num_cases = len(collection.cases)
     # Files and tables may move between two runs, so their paths are not part of the digest.
     cases = [
@@ -184,6 +219,8 @@ def _settings(collection: Collection, *, geometry: resample.Geometry, mode: str)
     per_shard = min(_SHARD_BYTES // (2 * math.prod(geometry.shape)), -(-num_cases // _MIN_SHARDS))
     return {
         "mode": mode,
+        # Shards of earlier versions, all cropped around the middle, have no such setting.
+        **({} if crop == "center" else {"crop": crop}),
         "shape": list(geometry.shape),
         "spacing": list(geometry.spacing),
         "window": list(geometry.window),
@@ -205,6 +242,8 @@ def summary(rows: Sequence[Mapping], split: str) -> str:
         "axes": Counter(row["axes"] for row in decisions),
         "spacing": Counter(row["spacing_from"] for row in decisions),
         "disputed": Counter("spacing" for row in decisions if row["spacing_disputed"]),
+        "crop": Counter(row["crop"] for row in decisions if "crop" in row),
+        "outside": _outside(decisions),
         "notes": Counter(note.split(" (", 1)[0] for note in notes),
         "skipped": Counter(map(_category, reasons)),
     }
@@ -213,6 +252,17 @@ def summary(rows: Sequence[Mapping], split: str) -> str:
         cells = [f"{value} {count}" for value, count in counts.most_common()]
         table += [f"  {name:9} {' · '.join(cells)}"] if cells else []
     return "\n".join(table)
+
+
+def _outside(decisions: Sequence[Mapping]) -> Counter:
+    """How many scans reach beyond the grid along each axis, and by how many mm at most."""
+    # Shards of earlier versions have no such column.
+    lengths = [map(int, row["outside_mm"].split("x")) for row in decisions if "outside_mm" in row]
+    counts = Counter()
+    for axis, millimeters in zip("xyz", zip(*lengths, strict=True), strict=False):
+        if longest := max(millimeters):
+            counts[f"along {axis}, up to {longest} mm:"] = sum(mm > 0 for mm in millimeters)
+    return counts
 
 
 def _category(reason: str) -> str:
