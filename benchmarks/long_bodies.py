@@ -41,7 +41,9 @@ class LongBody:
         return float(self.lungs[:, :, is_inside].sum() / self.lungs.sum())
 
 
-def draw_body(rng: np.random.Generator, *, millimeters: float, condition: str, arms: str) -> LongBody:
+def draw_body(
+    rng: np.random.Generator, *, millimeters: float, condition: str, arms: str
+) -> LongBody:
     """Draws a scan `millimeters` long that has all of the lungs.
 
     `condition` is one of CONDITIONS, `arms` "down", "up" or "none"."""
@@ -153,9 +155,7 @@ def _arms(hu: np.ndarray, grid: Grid, anatomy: Anatomy, arms: str) -> np.ndarray
     return hu
 
 
-def _bedding(
-    hu: np.ndarray, grid: Grid, anatomy: Anatomy, rng: np.random.Generator
-) -> np.ndarray:
+def _bedding(hu: np.ndarray, grid: Grid, anatomy: Anatomy, rng: np.random.Generator) -> np.ndarray:
     """A table of foam in a shell, a mattress that the back sinks into, a blanket, a pillow."""
     back = anatomy.outer[1]
     air = np.clip((-950 - hu) / 50, 0, 1) * (hu < -900)  # only what the body leaves

@@ -8,7 +8,7 @@ import dataclasses
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from scipy import ndimage
 
 from data_pipelines.hounsfield import OrientedVolume
@@ -37,7 +37,7 @@ class Coverage:
       z_center: the slice around which it was cropped (`resample.preprocess`); None: its middle.
       scan_mm, outside_mm: length of the scan, and of what lies outside the grid, along x, y, z.
       body_beside: the share of the body outside the grid along x or y, in the slices inside.
-      lung_liters, scan_lung_liters: lung inside the grid, and in the whole scan.
+      lung_liters, scan_lung_liters: aerated lung inside the grid, and in the whole scan.
     """
 
     crop: Literal["none", "chest", "center"]
@@ -69,34 +69,28 @@ def place_grid(oriented: OrientedVolume, geometry: Geometry, crop: Crop) -> Cove
     crop="chest": along z, a scan longer than the grid is cropped around the slices that hold most
     of its lung, and one without lung around its middle, as by "center"."""
     shape, spacing = oriented.voxels.shape, oriented.spacing_xyz
-    steps = tuple(
-        min(n, max(1, int(coarse / mm)))
-        for n, coarse, mm in zip(shape, _COARSE_MM, spacing, strict=True)
-    )
-    liters = float(np.prod(steps) * np.prod(spacing)) / 1e6
+    steps = np.clip(np.divide(_COARSE_MM, spacing).astype(int), 1, shape)
+    liters = float(steps.prod() * np.prod(spacing)) / 1e6
     body, lungs = find_body_and_lungs(_coarse_hu(oriented, steps), voxel_liters=liters)
     profile = liters * lungs.sum((0, 1))
 
-    inside, z_center, used = _inside(shape, spacing, geometry, None), None, "none"
+    inside, z_center, used = _inside(oriented, geometry, None), None, "none"
     if not inside[2].all():
         used = "center"
         if crop == "chest" and profile.sum() >= _WARN_LUNG_LITERS:
-            length = geometry.shape[0] * geometry.spacing[0] / (steps[2] * spacing[2])
-            z_center = (_center_of_most(profile, round(length)) + 0.5) * steps[2] - 0.5
-            inside, used = _inside(shape, spacing, geometry, z_center), "chest"
-    x, y, z = (
-        mask[step // 2 :: step][: n // step]
-        for mask, step, n in zip(inside, steps, shape, strict=True)
-    )
-    seen = body[:, :, z]
+            length = round(geometry.shape[0] * geometry.spacing[0] / (steps[2] * spacing[2]))
+            center = _center_of_most(profile, max(1, length))
+            z_center = float((center + 0.5) * steps[2] - 0.5)
+            inside, used = _inside(oriented, geometry, z_center), "chest"
+    outside = [float(np.sum(~mask)) for mask in inside]
+    x, y, z = (m[s // 2 :: s][: len(m) // s] for m, s in zip(inside, steps, strict=True))
+    body = body[:, :, z]
     return Coverage(
         crop=used,
         z_center=z_center,
         scan_mm=tuple(np.multiply(shape, spacing).tolist()),
-        outside_mm=tuple(
-            mm * float((~mask).sum()) for mm, mask in zip(spacing, inside, strict=True)
-        ),
-        body_beside=1 - float(seen[x][:, y].sum() / max(1, seen.sum())),
+        outside_mm=tuple(np.multiply(outside, spacing).tolist()),
+        body_beside=1 - float(body[np.ix_(x, y)].sum() / max(1, body.sum())),
         lung_liters=liters * float(lungs[np.ix_(x, y, z)].sum()),
         scan_lung_liters=float(profile.sum()),
     )
@@ -105,7 +99,7 @@ def place_grid(oriented: OrientedVolume, geometry: Geometry, crop: Crop) -> Cove
 def find_body_and_lungs(
     hu: Float[np.ndarray, "x y z"], *, voxel_liters: float
 ) -> tuple[Bool[np.ndarray, "x y z"], Bool[np.ndarray, "x y z"]]:
-    """Masks of the body and of the lungs in a scan of coarse voxels.
+    """Masks of the body and of its aerated lungs in a scan of coarse voxels.
 
     Not lung: air beside the body, between its limbs or below its blankets, which is open to a side;
     foam in the thin shell of a table; gas; and small pieces, such as sinuses, trachea and stool."""
@@ -118,38 +112,34 @@ def find_body_and_lungs(
     # Without their rims, which are half tissue and half gas, no wall of gas is taken for lung.
     cores = ndimage.binary_erosion(air, _RIM)
     pieces, _ = ndimage.label(cores)
-    sizes = np.bincount(pieces[cores]) * voxel_liters
-    for piece in np.flatnonzero(sizes):
-        voxels = pieces == piece
-        if sizes[piece] < _MIN_CORE_LITERS or np.median(hu[voxels]) < _GAS_HU:
-            cores &= ~voxels
-    lungs = air & ndimage.binary_dilation(cores, _RIM)
-    return tissue | enclosed, lungs
+    is_lung = np.bincount(pieces[cores], minlength=1) * voxel_liters >= _MIN_CORE_LITERS
+    for piece in np.flatnonzero(is_lung):
+        is_lung[piece] = np.median(hu[pieces == piece]) > _GAS_HU
+    return tissue | enclosed, air & ndimage.binary_dilation(is_lung[pieces], _RIM)
 
 
-def _coarse_hu(oriented: OrientedVolume, steps: tuple[int, int, int]) -> Float[np.ndarray, "x y z"]:
+def _coarse_hu(oriented: OrientedVolume, steps: Int[np.ndarray, "3"]) -> Float[np.ndarray, "x y z"]:
     """HU of every few voxels along each axis, the mean of four of a slice against noise."""
-    shape = [n // step for n, step in zip(oriented.voxels.shape, steps, strict=True)]
     x, y = ({step // 4, step // 4 + step // 2} for step in steps[:2])
-    corners = [(i, j, steps[2] // 2) for i in x for j in y]
-    total = np.zeros(shape, np.float32)
-    for corner in corners:
-        samples = (slice(start, None, step) for start, step in zip(corner, steps, strict=True))
-        total += oriented.voxels[tuple(samples)][tuple(map(slice, shape))]
-    return total * (oriented.slope / len(corners)) + oriented.intercept
+    samples = [
+        oriented.voxels[i :: steps[0], j :: steps[1], steps[2] // 2 :: steps[2]]
+        for i in x
+        for j in y
+    ]
+    shape = tuple(slice(n // step) for n, step in zip(oriented.voxels.shape, steps, strict=True))
+    mean = sum(sample[shape].astype(np.float32) for sample in samples) / len(samples)
+    return mean * np.float32(oriented.slope) + np.float32(oriented.intercept)
 
 
 def _inside(
-    shape: tuple[int, int, int],
-    spacing: tuple[float, float, float],
-    geometry: Geometry,
-    z_center: float | None,
+    oriented: OrientedVolume, geometry: Geometry, z_center: float | None
 ) -> list[Bool[np.ndarray, " n"]]:
     """Which voxels of a scan lie inside the grid, along x, y and z."""
+    shape, spacing = oriented.voxels.shape, oriented.spacing_xyz
     frames, width, depth = geometry.shape
     positions = grid_positions(shape, spacing, geometry, z_center)
-    sizes = (width, depth, frames)
-    return [(p >= -0.5) & (p < n - 0.5) for p, n in zip(positions, sizes, strict=True)]
+    sizes = zip(positions, (width, depth, frames), strict=True)
+    return [(position >= -0.5) & (position < size - 0.5) for position, size in sizes]
 
 
 def _center_of_most(profile: Float[np.ndarray, " z"], length: int) -> float:

@@ -16,6 +16,7 @@ from data_pipelines.crop import Coverage, Crop, place_grid
 from data_pipelines.errors import InputError, one_line
 from data_pipelines.formats import StoredVolume, read_scan
 from data_pipelines.hounsfield import OrientedVolume
+from data_pipelines.resample import STEPS_PER_HU
 from data_pipelines.sources.case import CaseRecord, Collection
 
 _SHARD_BYTES = 1 << 30  # before compression
@@ -24,25 +25,21 @@ _MIN_SHARDS = 16  # enough for the processes of one machine
 
 @dataclasses.dataclass(frozen=True)
 class Mode:
-    """Which claims are trusted (`resolve_hu_and_geometry`), how a scan longer than the grid may be
-    cropped, the default first, how a volume is computed and rounded (`resample.preprocess`) and in
-    which steps it is stored."""
+    """Which claims are trusted (`resolve_hu_and_geometry`), how a scan longer than the grid is
+    cropped unless told otherwise, how a volume is computed and rounded (`resample.preprocess`) and
+    in which steps it is stored."""
 
     trust: hounsfield.Trust
-    crops: tuple[Crop, ...]
+    crop: Crop
     clip: resample.Clip
     dtype: type[np.floating]
     steps_per_hu: int
 
 
 MODES = {
-    "sound": Mode("data", ("chest", "center"), "before_resampling", np.float32, 1),
-    "published_train": Mode(
-        "tables", ("center",), "after_resampling", np.float64, resample.STEPS_PER_HU
-    ),
-    "published_inference": Mode(
-        "tables", ("center",), "before_resampling", np.float64, resample.STEPS_PER_HU
-    ),
+    "sound": Mode("data", "chest", "before_resampling", np.float32, 1),
+    "published_train": Mode("tables", "center", "after_resampling", np.float64, STEPS_PER_HU),
+    "published_inference": Mode("tables", "center", "before_resampling", np.float64, STEPS_PER_HU),
 }
 """HU and geometry from the data, in whole HU, long scans cropped around their lungs; and the arrays
 of the two published loaders."""
@@ -87,12 +84,14 @@ def plan(
 ) -> list[Task]:
     """Begins a split and returns a task for each of its shards, complete or not.
 
-    `crop` is one of the mode's, by default its first. The tasks depend on the arguments alone, so
+    The published modes have no other crop than theirs. The tasks depend on the arguments alone, so
     that every machine makes the same plan."""
     cases = collection.cases
     if not cases:
         raise InputError(f"{out}: there is nothing of {split} to prepare")
-    crop = _checked_crop(crop, mode=mode)
+    crop = crop or MODES[mode].crop
+    if crop == "chest" and MODES[mode].crop != "chest":
+        raise InputError(f"--crop: got chest, expected center, as {mode} crops")
     settings = _settings(collection, geometry=geometry, mode=mode, crop=crop)
     shards_of_split = shards.begin(out, split, settings=settings)
     parts = np.array_split(np.arange(len(cases)), len(shards_of_split))
@@ -146,7 +145,7 @@ def prepare_scan(
     mode: str = "sound",
     crop: Crop | None = None,
 ) -> PreparedVolume:
-    """Reads the file of a case and brings it onto the grid; `crop` as in `plan`."""
+    """Reads the file of a case and brings it onto the grid; `crop` in place of the mode's."""
     settings, path = MODES[mode], case.path()
     scan = read_scan(path)
     oriented = hounsfield.resolve_hu_and_geometry(
@@ -157,7 +156,7 @@ def prepare_scan(
         axes=case.axes,
         trust=settings.trust,
     )
-    coverage = place_grid(oriented, geometry, _checked_crop(crop, mode=mode))
+    coverage = place_grid(oriented, geometry, crop or settings.crop)
     volume = resample.preprocess(
         oriented.voxels,
         slope=oriented.slope,
@@ -198,13 +197,6 @@ def provenance(prepared: PreparedVolume) -> dict[str, str | float | bool]:
     }
 
 
-def _checked_crop(crop: Crop | None, *, mode: str) -> Crop:
-    allowed = MODES[mode].crops
-    if (crop := crop or allowed[0]) not in allowed:
-        raise InputError(f"--crop: got {crop}, expected {' or '.join(allowed)} in mode {mode}")
-    return crop
-
-
 def _settings(
     collection: Collection, *, geometry: resample.Geometry, mode: str, crop: Crop
 ) -> dict:
@@ -236,6 +228,8 @@ def summary(rows: Sequence[Mapping], split: str) -> str:
     """Returns a table of the decisions for a split; `rows` are its `shards.read_rows`."""
     reasons = [row["reason"] for row in rows if "reason" in row]
     decisions = [row["provenance"] for row in rows if "reason" not in row]
+    # Shards of earlier versions do not say what lies outside the grid.
+    beyond = [float(row.get("outside_mm", "0").split("x")[-1]) for row in decisions]
     notes = [note for row in decisions for note in row["notes"].split("; ") if note]
     lines = {
         "HU": Counter(row["values"] for row in decisions),
@@ -243,7 +237,7 @@ def summary(rows: Sequence[Mapping], split: str) -> str:
         "spacing": Counter(row["spacing_from"] for row in decisions),
         "disputed": Counter("spacing" for row in decisions if row["spacing_disputed"]),
         "crop": Counter(row["crop"] for row in decisions if "crop" in row),
-        "outside": _outside(decisions),
+        "outside": Counter(f"up to {max(beyond):.0f} mm along z in" for mm in beyond if mm),
         "notes": Counter(note.split(" (", 1)[0] for note in notes),
         "skipped": Counter(map(_category, reasons)),
     }
@@ -252,17 +246,6 @@ def summary(rows: Sequence[Mapping], split: str) -> str:
         cells = [f"{value} {count}" for value, count in counts.most_common()]
         table += [f"  {name:9} {' · '.join(cells)}"] if cells else []
     return "\n".join(table)
-
-
-def _outside(decisions: Sequence[Mapping]) -> Counter:
-    """How many scans reach beyond the grid along each axis, and by how many mm at most."""
-    # Shards of earlier versions have no such column.
-    lengths = [map(int, row["outside_mm"].split("x")) for row in decisions if "outside_mm" in row]
-    counts = Counter()
-    for axis, millimeters in zip("xyz", zip(*lengths, strict=True), strict=False):
-        if longest := max(millimeters):
-            counts[f"along {axis}, up to {longest} mm:"] = sum(mm > 0 for mm in millimeters)
-    return counts
 
 
 def _category(reason: str) -> str:
