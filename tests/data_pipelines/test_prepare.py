@@ -181,7 +181,11 @@ def test_record_has_volume_report_and_provenance(tmp_path):
         "spacing": "5x5x8",
         "spacing_from": "table",
         "spacing_disputed": False,
-        "notes": "",
+        "crop": "none",
+        "outside_mm": "0x0x0",
+        "body_beside_percent": 0.0,
+        "lung_liters": 0.12,
+        "notes": "no lung inside the grid (0.12 of 0.12 l in the scan)",
     }
     provenance = pd.read_csv(tmp_path / "out/provenance.csv")
     assert provenance.VolumeName.tolist() == [name] and provenance.spacing_from[0] == "table"
@@ -273,6 +277,43 @@ def test_other_geometry_in_the_same_folder_is_an_input_error(tmp_path):
     prepare(tmp_path, tmp_path / "out")
     with pytest.raises(InputError, match="another preparation of train .spacing differ"):
         prepare(tmp_path, tmp_path / "out", geometry=resample.Geometry((8, 14, 12), (9, 7, 7)))
+
+
+def test_long_scans_are_cropped_around_their_lungs(tmp_path):
+    """By the program, and its summary says how much is lost."""
+    hu = np.full((40, 36, 120), -1000, np.int16)
+    hu[4:36, 4:32] = 40
+    hu[8:32, 8:28, 96:116] = -850
+    for name in ("a", "b"):
+        write_nifti(tmp_path / f"{name}.nii.gz", hu, np.diag([-5.0, -5, 8, 1]))
+    write_table(tmp_path / "scans.csv", {"path": ["a.nii.gz", "b.nii.gz"]})
+    shared = f"--source=manifest --data={tmp_path}/scans.csv --splits=train --processes=1"
+    shared += " --shape=20,36,40 --spacing=8,5,5"
+    outcomes, _ = run_lines(
+        f"{shared} --out={tmp_path}/chest",
+        f"{shared} --out={tmp_path}/center --crop=center",
+        f"{shared} --out={tmp_path}/chest --crop=center",
+        f"{shared} --out={tmp_path}/center",
+        f"{shared} --out={tmp_path}/published --crop=chest --mode=published_train",
+    )
+    assert outcomes[:2] == ["accepted", "accepted"]
+    assert all("another preparation of train (crop differ)" in line for line in outcomes[2:4])
+    assert outcomes[4] == "--crop: got chest, expected center, as published_train crops"
+    volumes = {}
+    for crop, liters in (("chest", 1.92), ("center", 0.0)):
+        rows = shards.read_rows(tmp_path / crop, "train")
+        assert [row["provenance"]["crop"] for row in rows] == [crop, crop]
+        assert {row["provenance"]["outside_mm"] for row in rows} == {"0x0x800"}
+        assert rows[0]["provenance"]["lung_liters"] == pytest.approx(liters, abs=0.1)
+        volumes[crop] = shards.read(tmp_path / crop, "train")[0]["volume"]
+        text = shard_tasks.summary(rows, "train")
+        assert f"crop      {crop} 2" in text
+        assert "outside   up to 800 mm along z in 2" in text
+        assert "outside the grid 2" in text and ("no lung" in text) == (crop == "center")
+    assert volumes["chest"].min() == -1000 * 16 and np.median(volumes["chest"]) < 0
+    np.testing.assert_array_equal(volumes["center"][:, 10, 10], np.full(20, 40 * 16))
+    # Shards of earlier versions were cropped around the middle, and no setting said so.
+    assert "crop" not in shards.preparation(tmp_path / "center", "train")
 
 
 needs_real_ct = pytest.mark.skipif(
