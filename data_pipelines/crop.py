@@ -22,7 +22,7 @@ _AIR_HU = -300.0  # lungs too, in expiration or with ground glass
 _GAS_HU = -975.0  # the median of gas in bowel is below it, that of lungs with emphysema above
 _MIN_CORE_LITERS = 0.02  # sinuses, mastoids and stool come in smaller pieces
 _RIM = np.ones((3, 3, 1), bool)
-_MOST = 0.99
+_MOST = 0.97  # so that no small piece far from the lungs moves their center
 _WARN_OUTSIDE = 0.2
 _WARN_LUNG_LITERS = 0.2
 
@@ -143,7 +143,7 @@ def _inside(
 
 
 def _center_of_most(profile: Float[np.ndarray, " z"], length: int) -> float:
-    """The center of the windows of `length` that hold the most, up to a percent."""
+    """The center of the windows of `length` that hold the most, or nearly so."""
     sums = np.convolve(profile, np.ones(length))
     ends = np.flatnonzero(sums >= _MOST * sums.max())
     return (ends[0] + ends[-1]) / 2 - (length - 1) / 2

@@ -288,7 +288,7 @@ def test_long_scans_are_cropped_around_their_lungs(tmp_path):
         write_nifti(tmp_path / f"{name}.nii.gz", hu, np.diag([-5.0, -5, 8, 1]))
     write_table(tmp_path / "scans.csv", {"path": ["a.nii.gz", "b.nii.gz"]})
     shared = f"--source=manifest --data={tmp_path}/scans.csv --splits=train --processes=1"
-    shared += " --shape=20,36,40 --spacing=8,5,5"
+    shared += " --shape=20,40,36 --spacing=8,5,5"
     outcomes, _ = run_lines(
         f"{shared} --out={tmp_path}/chest",
         f"{shared} --out={tmp_path}/center --crop=center",
