@@ -43,6 +43,29 @@ def batch():
     return {"scan": scan, "report": report, "normal": normal}
 
 
+@pytest.mark.parametrize(
+    ("name", "reads"),
+    [
+        ("softmax", {"texts", "volumes"}),
+        ("sigmoid", {"texts", "volumes"}),
+        ("labels", {"volumes", "labels", "classifier"}),
+        ("report_labels", {"texts", "labels"}),
+        ("prompts", {"volumes", "labels"}),
+    ],
+)
+def test_what_each_loss_reads(name, reads):
+    def describe(config):
+        has = {"texts": config.reads_texts, "volumes": config.reads_volumes}
+        has |= {"labels": config.reads_labels, "classifier": config.has_classifier}
+        return {word for word, value in has.items() if value}
+
+    assert describe(LossConfig(name)) == reads
+    assert describe(LossConfig(name, label_weight=0.5)) == reads | {"labels", "classifier"}
+    columns = LossConfig(name, mask_duplicates=True, normal_target_share=0.1).columns
+    pairs = ("scan", "report", "normal") if "texts" in reads and "volumes" in reads else ()
+    assert columns == pairs + (("labels",) if "labels" in reads else ())
+
+
 def by_hand(config, outputs, batch):
     """The loss in float64, pair by pair."""
     sim = float(outputs["temperature"]) * outputs["text"].astype(np.float64) @ outputs["image"].T
