@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import math
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from etils import epath
@@ -24,8 +24,8 @@ class StoredVolume:
 
     Attributes:
       voxels: along the stored axes; their value by the file itself is `slope * voxels + intercept`.
-      affine: voxel indices to RAS mm; None if the file has no valid one.
-      spacing_xyz: the size of a voxel that the file states beside it, in mm, valid or not.
+      affines: voxel indices to RAS mm, by name, in order of precedence; finite and invertible.
+      spacing_xyz: the size of a voxel that the file states beside them, in mm, valid or not.
       sha256: of the file's bytes; for a DICOM series, of the digests of its files in their order.
       notes: what the reader decided that a user must hear of, each "KIND (DETAILS)"; kinds are
         counted in summaries.
@@ -34,7 +34,7 @@ class StoredVolume:
     voxels: Shaped[np.ndarray, "x y z"]
     slope: float = 1.0
     intercept: float = 0.0
-    affine: Float[np.ndarray, "4 4"] | None = None
+    affines: Mapping[str, Float[np.ndarray, "4 4"]] = dataclasses.field(default_factory=dict)
     spacing_xyz: tuple[float, float, float] = UNKNOWN_SPACING
     sha256: str = ""
     notes: tuple[str, ...] = ()

@@ -7,7 +7,8 @@ import pytest
 
 from data_pipelines.errors import InputError
 from data_pipelines.formats.stored import StoredVolume
-from data_pipelines.hounsfield import resolve_hu_and_geometry, to_lps
+from data_pipelines.geometry import orientation_of, resolve_geometry, to_lps
+from data_pipelines.hounsfield import resolve_hu_and_geometry
 from tests.scan_tree import chest_hu
 
 UNKNOWN = {"slope": math.nan, "intercept": math.nan, "spacing": (math.nan,) * 3}
@@ -16,7 +17,8 @@ RAS = np.array([[5.0, 0, 0, -50], [0, 5, 0, -45], [0, 0, 8, 10], [0, 0, 0, 1]])
 
 
 def scan(voxels, affine=None, spacing_xyz=(1.0, 1.0, 1.0), slope=1.0, intercept=0.0):
-    return StoredVolume(voxels, slope, intercept, affine, spacing_xyz)
+    affines = {} if affine is None else {"sform": affine}
+    return StoredVolume(voxels, slope, intercept, affines, spacing_xyz)
 
 
 def hu(oriented):
@@ -70,9 +72,9 @@ def test_axes_are_reoriented_by_a_valid_affine():
     ras = lps[::-1, ::-1]
     moved = np.transpose(ras, (2, 0, 1))[::-1]  # axes (toward Inferior, Right, Anterior)
     affine = np.array([[0.0, 5, 0, 1], [0, 0, 6, 2], [-8, 0, 0, 3], [0, 0, 0, 1]])
-    voxels, spacing = to_lps(moved, affine)
-    np.testing.assert_array_equal(voxels, lps)
-    assert spacing == (5, 6, 8)
+    assert orientation_of(affine) == "IRA"
+    np.testing.assert_array_equal(to_lps(moved, "IRA"), lps)
+    assert resolve_geometry(scan(moved, affine)).spacing_xyz == (5, 6, 8)
     found = resolve_hu_and_geometry(scan(ras, RAS), **UNKNOWN)
     assert (found.axes, found.spacing_source, found.spacing_xyz) == ("header", "header", (5, 5, 8))
     np.testing.assert_array_equal(found.voxels, lps)
@@ -135,7 +137,7 @@ def test_invalid_axes_are_an_input_error(axes):
 
 def test_float32_headers_give_decimal_millimeters():
     affine = np.diag(np.array([-0.7, -0.7, 1.1, 1], np.float32)).astype(float)
-    assert to_lps(chest_hu(), affine)[1] == (0.7, 0.7, 1.1)
+    assert resolve_geometry(scan(chest_hu(), affine)).spacing_xyz == (0.7, 0.7, 1.1)
 
 
 @pytest.mark.parametrize(("z", "disputed"), [(8.0, False), (8.05, False), (5.0, True), (0, False)])

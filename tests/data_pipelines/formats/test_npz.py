@@ -17,7 +17,7 @@ def test_the_array_ct_or_the_only_one_is_read(tmp_path):
         scan = read_scan(tmp_path / name)
         np.testing.assert_array_equal(scan.voxels, chest_hu())
         assert scan.sha256 == hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
-        assert scan.affine is None
+        assert not scan.affines
 
 
 def claiming(shape):
