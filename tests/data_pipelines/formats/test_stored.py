@@ -23,6 +23,6 @@ def scans(tmp_path):
 @pytest.mark.parametrize("name", ["scan.nii.gz", "scan.npz", "series"])
 def test_huge_volumes_are_refused_before_memory_is_allocated(scans, name, monkeypatch):
     read_scan(scans / name)
-    monkeypatch.setattr(stored, "_MAX_VOLUME_BYTES", chest_hu().nbytes - 1)
+    monkeypatch.setattr(stored, "_MAX_VOXELS", chest_hu().size - 1)
     with pytest.raises(InputError, match=f"{name}.*implausible shape"):
         read_scan(scans / name)
