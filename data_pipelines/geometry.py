@@ -29,6 +29,7 @@ _AXIS_OF = {"R": 0, "L": 0, "A": 1, "P": 1, "I": 2, "S": 2}
 
 _Rank = tuple[bool, bool, int]
 _REASONS = ("unit voxels", "not the size of a chest", "fewer claims agree", "lower precedence")
+_ASSUMED = "orientation assumed (nothing states it: taken for Left, Posterior, Superior)"
 _LAST: _Rank = (True, True, 0)
 
 
@@ -93,6 +94,7 @@ def resolve_geometry(
     source = min(ranks, key=ranks.get, default="stored")
     orientation, affine = orientations.get(source, "LPS"), affines.get(source)
     disputes = _disputes("orientation", source, orientations, ranks)
+    assumed = () if orientations else (_ASSUMED,)
 
     claims = spacings(orientation)
     # The affine that gave the axes has precedence over pixdim and the table; the others come last.
@@ -121,7 +123,7 @@ def resolve_geometry(
         spacing_source="header" if spacing_source == source != "table" else spacing_source,
         orientation_disputed=bool(disputes),
         spacing_disputed=bool(spacing_disputes),
-        notes=disputes + spacing_disputes,
+        notes=assumed + disputes + spacing_disputes,
     )
 
 

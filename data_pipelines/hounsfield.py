@@ -146,18 +146,19 @@ def _value_range(voxels: Shaped[np.ndarray, "x y z"]) -> tuple[float, float, boo
 def _fill_with_air(
     voxels: Shaped[np.ndarray, "x y z"], padding: float, *, slope: float, intercept: float
 ) -> tuple[Shaped[np.ndarray, "x y z"], tuple[str, ...]]:
-    """Replaces NaN by air, and `padding`, a value above all metal, if over 1 % of the voxels have
-    it: both surround the field of view. Returns notes too. NaN inside of a body is an InputError.
-    """
+    """Replaces NaN by air, and `padding`, the extreme value, if it is above all metal and over 1 %
+    of the voxels have it: both surround the field of view. Returns notes too. NaN inside of a body
+    is an InputError."""
     air = (_AIR_HU - intercept) / slope
     if voxels.dtype.kind in "iu":
         limits = np.iinfo(voxels.dtype)
         air = min(max(round(air), limits.min), limits.max)
     filled, notes = voxels.copy(order="K"), ()
     is_padding = voxels == padding
-    if (share := is_padding.mean()) > _PADDING_FRACTION:
+    if (value := slope * padding + intercept) > _MAX_HU and (
+        (share := is_padding.mean()) > _PADDING_FRACTION
+    ):
         filled[is_padding] = air
-        value = slope * padding + intercept
         notes += (f"padding read as air ({value:g} HU in {share:.2%} of the voxels)",)
     is_nan = np.isnan(voxels)
     if share := is_nan.mean():

@@ -59,7 +59,7 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         "max_upload_mb",
         1024,
-        "Largest upload, and largest array of its voxels, in MiB.",
+        "Largest upload and largest volume, in MiB.",
         lower_bound=1,
     )
     flags.DEFINE_bool("open_browser", True, "Open the page in a browser.")

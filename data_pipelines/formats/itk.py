@@ -47,7 +47,6 @@ _FORMATS = {
     ),
 }
 """By the description in `sniff`."""
-_NO_AXES = "orientation unknown (the header states none: taken for Left, Posterior, Superior)"
 
 
 def read_itk(path: epath.PathLike, kind: str) -> StoredVolume:
@@ -95,7 +94,6 @@ def read_itk(path: epath.PathLike, kind: str) -> StoredVolume:
         affines={kind: affine} if has_axes else {},
         spacing_xyz=spacing,
         sha256=sha256,
-        notes=() if has_axes else (_NO_AXES,),
     )
 
 

@@ -2,7 +2,6 @@
 completely in one pass."""
 
 import contextlib
-import dataclasses
 import hashlib
 import io
 import logging
@@ -27,7 +26,6 @@ _MAX_OFFSET = 1 << 28
 _GZIP_MAGIC = b"\x1f\x8b"
 _PAIR = re.compile(r"(?i)(?P<stem>.+\.)(?P<kind>hdr|img)(?P<gz>\.gz)?")
 _TEMPLATE_CODES = (3, 4, 5)  # the affine leads to an atlas, not to the scanner
-_NO_AXES = "orientation unknown (Analyze 7.5 has none: taken for Left, Posterior, Superior)"
 
 
 def read_nifti(path: epath.PathLike) -> StoredVolume:
@@ -39,23 +37,23 @@ def read_nifti(path: epath.PathLike) -> StoredVolume:
     digest = hashlib.sha256()
     with _open(header_path, digest) as file:
         header, spacing = _read_header(file)
-        is_nifti = isinstance(header, nib.Nifti1Header)
-        is_pair = not (is_nifti and header.is_single)
-        if is_pair and image_path == header_path:
-            raise ValueError("the header of a pair, expected .hdr beside .img")
         slope, intercept = header.get_slope_inter()
-        scan = StoredVolume(
-            voxels=np.empty(0) if is_pair else _read_voxels(file, header),
-            slope=1.0 if slope is None else slope,
-            intercept=0.0 if intercept is None else intercept,
-            affines=_affines(header) if is_nifti else {},
-            spacing_xyz=spacing,
-            notes=() if is_nifti else (_NO_AXES,),
-        )
-    if is_pair:
+        affines = _affines(header) if isinstance(header, nib.Nifti1Header) else {}
+        if is_single := _is_single(header):
+            voxels = _read_voxels(file, header)
+        elif image_path == header_path:
+            raise ValueError("the header of a pair, expected .hdr beside .img")
+    if not is_single:
         with _open(image_path, digest) as file:
-            scan = dataclasses.replace(scan, voxels=_read_voxels(file, header))
-    return dataclasses.replace(scan, sha256=digest.hexdigest())
+            voxels = _read_voxels(file, header)
+    return StoredVolume(
+        voxels=voxels,
+        slope=1.0 if slope is None else slope,
+        intercept=0.0 if intercept is None else intercept,
+        affines=affines,
+        spacing_xyz=spacing,
+        sha256=digest.hexdigest(),
+    )
 
 
 def find_pair(path: epath.Path) -> tuple[epath.Path, epath.Path]:
@@ -96,6 +94,11 @@ def _read_header(file: IO[bytes]) -> tuple[nib.AnalyzeHeader, tuple[float, float
     return kind(start), spacing
 
 
+def _is_single(header: nib.AnalyzeHeader) -> bool:
+    """Whether voxels follow in the file of the header; Analyze 7.5 has them in an .img always."""
+    return getattr(header, "is_single", False)
+
+
 def _read_voxels(file: IO[bytes], header: nib.AnalyzeHeader) -> Shaped[np.ndarray, "x y z"]:
     """Reads the voxels of a single file of which the header has been read, or of an .img."""
     dtype, shape = header.get_data_dtype(), header.get_data_shape()
@@ -104,9 +107,10 @@ def _read_voxels(file: IO[bytes], header: nib.AnalyzeHeader) -> Shaped[np.ndarra
     if len(shape) < 3 or math.prod(shape) != math.prod(shape[:3]):
         raise ValueError(f"{len(shape)}-D array {shape}, expected one 3-D volume")
     check_size(shape, dtype)
-    is_single = getattr(header, "is_single", False)
-    position = header.sizeof_hdr if is_single else 0
-    offset = float(header["vox_offset"]) or (is_single and header.single_vox_offset)
+    position, default = 0, 0
+    if _is_single(header):
+        position, default = header.sizeof_hdr, header.single_vox_offset
+    offset = float(header["vox_offset"]) or default
     if not position <= offset <= _MAX_OFFSET:
         raise ValueError(f"implausible offset of the voxels: {offset:g}")
     file.read(int(offset) - position)
