@@ -28,7 +28,12 @@ _TILT = 0.05  # cosine, about 3 degrees
 _AXIS_OF = {"R": 0, "L": 0, "A": 1, "P": 1, "I": 2, "S": 2}
 
 _Rank = tuple[bool, bool, int]
-_REASONS = ("unit voxels", "not the size of a chest", "fewer claims agree", "lower precedence")
+_REASONS = (
+    "unit voxels",
+    "not the size of a chest",
+    "fewer claims agree",
+    "lower precedence",
+)  # by _Rank
 _ASSUMED = "orientation assumed (nothing states it: taken for Left, Posterior, Superior)"
 _LAST: _Rank = (True, True, 0)
 
@@ -91,14 +96,12 @@ def resolve_geometry(
         name: _rank(name, spacings(letters), shape, agreeing=votes[letters])
         for name, letters in orientations.items()
     }
-    source = min(ranks, key=ranks.get, default="stored")
+    source, notes = _choose("orientation", orientations, ranks) if orientations else ("stored", ())
     orientation, affine = orientations.get(source, "LPS"), affines.get(source)
-    disputes = _disputes("orientation", source, orientations, ranks)
-    assumed = () if orientations else (_ASSUMED,)
 
-    claims = spacings(orientation)
     # The affine that gave the axes has precedence over pixdim and the table; the others come last.
     order = [*[source] * (affine is not None), "pixdim", "table", *affines]
+    claims = spacings(orientation)
     ranks = {n: _rank(n, claims, shape) for n in order if n in claims and is_spacing(claims[n])}
     if not ranks:
         listed = ", ".join(f"{name} {_text(claim)}" for name, claim in claims.items())
@@ -106,11 +109,10 @@ def resolve_geometry(
             f"no voxel spacing: {listed} (a header with 1 x 1 x 1 mm at the origin counts as"
             " unknown); add it to the table"
         )
-    spacing_source = min(ranks, key=ranks.get)
     if "pixdim" in claims:  # else the header is blank as a whole, and contradicts nothing
         claims |= dict.fromkeys(blank, UNKNOWN_SPACING)
         ranks |= dict.fromkeys(blank, _LAST)
-    spacing_disputes = _disputes("spacing", spacing_source, {n: claims[n] for n in ranks}, ranks)
+    spacing_source, spacing_notes = _choose("spacing", {n: claims[n] for n in ranks}, ranks)
     if affine is not None and claims[spacing_source] != claims[source]:
         # Of an affine with another spacing, the directions and the position.
         affine = affine.copy()
@@ -121,9 +123,9 @@ def resolve_geometry(
         axes="header" if affine is not None else source,
         spacing_xyz=_along_lps(claims[spacing_source], orientation),
         spacing_source="header" if spacing_source == source != "table" else spacing_source,
-        orientation_disputed=bool(disputes),
-        spacing_disputed=bool(spacing_disputes),
-        notes=assumed + disputes + spacing_disputes,
+        orientation_disputed=bool(notes),
+        spacing_disputed=bool(spacing_notes),
+        notes=(() if orientations else (_ASSUMED,)) + notes + spacing_notes,
     )
 
 
@@ -232,18 +234,22 @@ def _agree(one: object, other: object) -> bool:
     return np.allclose(one, other, rtol=_SPACING_TOLERANCE, atol=0)
 
 
-def _disputes(
-    kind: str, winner: str, claims: Mapping[str, str | Millimeters], ranks: Mapping[str, _Rank]
-) -> tuple[str, ...]:
-    """The note on the claims that contradict the winner, with the reasons why they lost."""
+def _choose(
+    kind: str, claims: Mapping[str, str | Millimeters], ranks: Mapping[str, _Rank]
+) -> tuple[str, tuple[str, ...]]:
+    """Returns the name of the claim with the best rank, and a note on those that contradict it."""
+    winner = min(ranks, key=ranks.get)
     losers = []
     for name, claim in claims.items():
         if not _agree(claim, claims[winner]):
-            pairs = zip(ranks[name], ranks[winner], strict=True)
-            reason = next((i for i, (a, b) in enumerate(pairs) if a > b), len(_REASONS) - 1)
-            losers.append(f"{name} {_text(claim)} rejected: {_REASONS[reason]}")
-    chosen = [f"{winner} {_text(claims[winner])} taken"] if losers else []
-    return (f"{kind} disputed ({', '.join(chosen + losers)})",) if losers else ()
+            behind = [a > b for a, b in zip(ranks[name], ranks[winner], strict=True)]
+            reason = _REASONS[behind.index(True) if any(behind) else -1]
+            losers.append(f"{name} {_text(claim)} rejected: {reason}")
+    if not losers:
+        return winner, ()
+    return winner, (
+        f"{kind} disputed ({winner} {_text(claims[winner])} taken, {', '.join(losers)})",
+    )
 
 
 def _text(claim: str | Millimeters) -> str:
