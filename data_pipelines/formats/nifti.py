@@ -121,8 +121,11 @@ def _read_voxels(file: IO[bytes], header: nib.AnalyzeHeader) -> Shaped[np.ndarra
         chunk = content[start : start + _READ_BYTES]
         if (count := file.readinto(chunk)) < len(chunk):
             raise EOFError(f"got {start + count} bytes of voxels, expected {len(content)}")
-    while file.read(_READ_BYTES):  # gzip's checksum follows the last byte
-        pass
+    # To the end, as gzip's checksum follows the last byte; but not through a bomb.
+    num_after = 0
+    while chunk := file.read(_READ_BYTES):
+        if (num_after := num_after + len(chunk)) > _MAX_OFFSET:
+            raise ValueError(f"over {_MAX_OFFSET} bytes after the voxels")
     return voxels
 
 

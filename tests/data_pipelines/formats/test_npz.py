@@ -47,7 +47,7 @@ def saved(**arrays):
         (saved(ct=np.array([[["a"]]])), "expected one 3-D volume"),
         (saved(ct=np.array([[[{}]]], object)), "expected one 3-D volume"),
         (saved(ct=chest_hu())[:-40], "damaged or not an .npz"),
-        (b"", "damaged or not an .npz"),
+        (b"", "not a scan but an empty file"),
     ],
 )
 def test_unusable_archive_is_an_input_error(tmp_path, content, cause):
