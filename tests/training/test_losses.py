@@ -212,6 +212,20 @@ def test_accuracy_counts_texts_nearest_to_their_image(outputs):
     swapped["image"][[0, 1]] = swapped["image"][[1, 0]]
     _, metrics = make_loss(LossConfig("softmax"))(swapped, {})
     np.testing.assert_allclose(metrics["text_to_image_accuracy"], 14 / 16)
+    same = {name: np.tile(outputs[name][:1], (4, 1)) for name in ("text", "image")}
+    _, metrics = make_loss(LossConfig("softmax"))(outputs | same, {})
+    assert metrics["text_to_image_accuracy"] == 1, "a tie is not an error"
+
+
+def test_loss_of_labels_is_added_by_its_weight(outputs):
+    logits = LABEL_RNG.normal(size=(16, 4)).astype(np.float32)
+    labels = np.resize(LABELS, (16, 4))
+    alone, _ = make_loss(LossConfig("softmax"))(outputs, {})
+    with_labels = make_loss(LossConfig("softmax", label_weight=0.3, positive_weights=WEIGHTS))
+    loss, metrics = with_labels(outputs | {"logits": logits}, {"labels": labels})
+    expected = classifier_loss(logits, labels, positive_weights=WEIGHTS)
+    assert metrics["label_loss"] == pytest.approx(float(expected), rel=1e-6)
+    assert loss == pytest.approx(float(alone + 0.3 * expected), rel=1e-6)
 
 
 LABEL_RNG = np.random.default_rng(0)
