@@ -165,7 +165,9 @@ def format_prediction(prediction: Prediction, *, is_only: bool) -> str:
     return f"{name}: {', '.join(f'{finding} {value:.2f}' for finding, value in top)}"
 
 
-def build_classifier(model: Model, *, kind: str, prompts: str | None, encoding: str) -> Classifier:
+def build_classifier(
+    model: Model, *, kind: str, prompts: str | None, encoding: str = ""
+) -> Classifier:
     """The classifier of --classifier and --prompts."""
     if kind == "zero_shot":
         findings = classifiers.read_findings(Path(prompts), encoding=encoding) if prompts else None

@@ -1,5 +1,7 @@
 """File formats of CT volumes: NIfTI, DICOM series, NumPy archives."""
 
+import os
+
 from etils import epath
 
 from data_pipelines.errors import InputError
@@ -12,8 +14,9 @@ from data_pipelines.formats.stored import StoredVolume
 def read_scan(path: epath.PathLike) -> StoredVolume:
     """Reads a folder or a .dcm file as DICOM, an .npz archive, anything else as NIfTI."""
     path = epath.Path(path)
-    if "://" not in str(path) and path.exists() and not (path.is_file() or path.is_dir()):
-        raise InputError(f"{path}: not a regular file")  # a pipe would be waited for
+    # A pipe would be waited for. os.path, as epath takes it for a file.
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        raise InputError(f"{path}: not a regular file")
     if path.suffix == ".dcm" or path.is_dir():
         return read_dicom(path)
     return read_npz(path) if path.suffix == ".npz" else read_nifti(path)
