@@ -10,7 +10,15 @@ from etils import epath
 from tensorflow_datasets.core.dataset_info import DatasetIdentity
 
 from data_pipelines.errors import InputError
-from data_pipelines.files import make_folder, publish, read_json, scratch_folder, sha256, write_text
+from data_pipelines.files import (
+    make_folder,
+    publish,
+    read_json,
+    scratch_folder,
+    sha256,
+    write_checksums,
+    write_text,
+)
 from data_pipelines.shards.format import (
     FEATURES,
     NAME,
@@ -20,8 +28,6 @@ from data_pipelines.shards.format import (
     decode_volume,
     deserialize,
 )
-
-CHECKSUMS = "SHA256SUMS"
 
 
 def begin(out: epath.PathLike, split: str, *, settings: dict) -> list[Shard]:
@@ -76,13 +82,12 @@ def finish(out: epath.PathLike) -> list[str]:
         }
         _write_tables(directory, rows)
         _write_metadata(directory, summaries)
-        # As sha256sum writes them; those of the records, large files, are in the summaries.
+        # Those of the records, large files, are in the summaries.
         digests = {
             shard.records.name: summary["sha256"] for shard, (summary, _) in contents.items()
         }
         names = sorted(files(directory, list(complete)))
-        lines = [f"{digests.get(name) or sha256(directory / name)}  {name}\n" for name in names]
-        write_text(directory / CHECKSUMS, "".join(lines))
+        write_checksums(directory, {n: digests.get(n) or sha256(directory / n) for n in names})
     return list(complete)
 
 

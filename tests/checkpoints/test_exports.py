@@ -22,6 +22,7 @@ from ctclip_jax.common.configs import from_dict
 from ctclip_jax.models.ct_clip import CTCLIP, CTCLIPConfig
 from ctclip_jax.train import export_description
 from data_pipelines.errors import InputError
+from data_pipelines.files import CHECKSUMS
 from tests.checkpoints.test_run import LAYOUT, batches, state
 from tests.tiny_run import tiny_config
 
@@ -93,6 +94,9 @@ def test_a_damaged_export_is_one_line(variables, tmp_path):
     for path in (tmp_path / "e" / "variables").rglob("*"):
         if path.is_file():
             path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(InputError, match="e/variables/.*: changed since it was written"):
+        load_export(tmp_path / "e")
+    (tmp_path / "e" / CHECKSUMS).unlink()  # an export of an earlier release
     with pytest.raises(InputError, match="e/variables: damaged") as error:
         load_export(tmp_path / "e")
     assert "\n" not in str(error.value)
