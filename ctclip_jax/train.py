@@ -32,6 +32,7 @@ from ctclip_jax.models.ct_clip import CTCLIP
 from ctclip_jax.training.config import TrainConfig
 from ctclip_jax.training.evaluation import Evaluation
 from ctclip_jax.training.frozen_latents import frozen_latents
+from ctclip_jax.training.lease import Lease
 from ctclip_jax.training.metric_writer import MetricWriter
 from ctclip_jax.training.processes import Preempted, Preemption
 from ctclip_jax.training.profiling import ProfileWindow
@@ -69,6 +70,8 @@ def train(config: TrainConfig, workdir: Path) -> None:
         train_step = make_train_step(config, model, mesh, tokenizer)
         description = export_description(config)
         preemption = stack.enter_context(Preemption())
+        lease = Lease(workdir, is_holder=is_main_process)
+        stack.callback(lease.release)
 
         # Cached: frozen latents need the initial weights before the data, a new run after it.
         load_initial = functools.cache(lambda: initial_variables(config, model, mesh))
@@ -156,6 +159,7 @@ def train(config: TrainConfig, workdir: Path) -> None:
             should_stop = preemption.should_stop() and step < config.steps
             if (should_stop or is_save_due(step, config)) and checkpointer.newest != step:
                 log.flush()
+                lease.check()
                 checkpointer.save(step, state, batches)
             if should_stop:
                 raise Preempted(f"after step {step} of {config.steps}")
