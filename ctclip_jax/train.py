@@ -23,6 +23,7 @@ from jax.sharding import Mesh
 from ctclip_jax.checkpoints.exports import is_label_informed, load_variables, save_export
 from ctclip_jax.checkpoints.run import Checkpointer, check_shapes
 from ctclip_jax.common import trees
+from ctclip_jax.common.devices import check_devices
 from ctclip_jax.common.shapes import Variables
 from ctclip_jax.common.sharding import local_batch_size, make_mesh, state_shardings
 from ctclip_jax.cost.accelerators import accelerator_of
@@ -59,6 +60,7 @@ def train(config: TrainConfig, workdir: Path) -> None:
       InputError: something in the config or on disk cannot be used, or the disk is full.
       FloatingPointError: a non-finite loss or gradient; the message names it.
     """
+    check_devices()
     is_main_process = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
         # --- Devices, tokenizer, model: everything is validated before a step is compiled.

@@ -1,4 +1,4 @@
-"""Atomic file writes: into a scratch folder, then renamed; checksums; locks; errors name the path."""
+"""Atomic file writes: into a scratch folder, then renamed; checksums; locks; one-line errors."""
 
 import contextlib
 import fcntl
@@ -66,7 +66,7 @@ def changed_files(
         path = epath.Path(folder) / name
         if names is not None and name not in names:
             continue
-        if not path.exists():
+        if not path.is_file():
             yield name, "missing"
         elif sha256(path) != digest:
             yield name, "changed since it was written (sha256 differs)"

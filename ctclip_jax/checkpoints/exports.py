@@ -1,5 +1,6 @@
 """Exports: a directory with the weights, config.json and tokenizer, for inference."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -20,18 +21,14 @@ from ctclip_jax.checkpoints.tensor_files import (
 )
 from ctclip_jax.checkpoints.torch_convert import export_weights, has_classifier, import_weights
 from ctclip_jax.common import trees
-from ctclip_jax.common.configs import from_dict
+from ctclip_jax.common.configs import PositiveInt, from_dict
+from ctclip_jax.common.devices import check_devices
 from ctclip_jax.common.shapes import Variables
 from ctclip_jax.models.ct_clip import CTCLIPConfig
 from ctclip_jax.models.lora import merged
 from data_pipelines.errors import InputError, one_line
-from data_pipelines.files import (
-    CHECKSUMS,
-    check_unchanged,
-    checksum_folder,
-    read_json,
-    write_text,
-)
+from data_pipelines.files import CHECKSUMS, check_unchanged, checksum_folder, read_json, write_text
+from data_pipelines.reports import ReportFormat
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -48,6 +45,18 @@ RENAMED_KEYS = {
     "head": "pool",
     "drop": "patch_dropout",
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Description:
+    """The keys of config.json, of which an export may lack some, and their types."""
+
+    model: dict | None = None
+    tokenizer: str | None = None
+    max_length: PositiveInt | None = None
+    report_format: ReportFormat = "joined"
+    pool_sentences: bool = False
+    label_informed: bool = False
 
 
 def save_export(
@@ -71,6 +80,7 @@ def save_export(
       tokenizer: vocab.txt or *.model to copy.
       tensors: the weights with published key names, for model.safetensors.
     """
+    check_devices()
     directory = Path(directory).absolute()
     is_main_process = jax.process_index() == 0
     scratch = directory / ".writing-export"  # the same for all processes
@@ -113,6 +123,7 @@ def load_export(directory: Path) -> tuple[Variables, dict[str, Any]]:
     A checkpoint of a run, WORKDIR/checkpoints/STEP, loads as the export that would be saved of it:
     with averaged weights (EMA) in place of the trained ones, and adapters multiplied in.
     """
+    check_devices()
     directory = Path(directory).absolute()
     description = describe_export(directory)
     check_unchanged(directory)
@@ -134,19 +145,21 @@ def describe_export(directory: Path) -> dict[str, Any]:
     """Returns config.json of an export, or what that of an export of a checkpoint would be; the
     `tokenizer` is relative to an export, and absolute for a checkpoint."""
     if _is_checkpoint(directory):
-        description = read_json(directory / METADATA).get("export")
+        file = str(METADATA)
+        description = read_json(directory / file).get("export")
         if description is None:
             raise InputError(
                 f"{directory}: a checkpoint of an earlier release, which does not describe its"
                 " export; run `main.py --export` of that release"
             )
-        return _rename_keys(description)
-    for name in (CONFIG_FILE, "variables"):
-        if not (directory / name).exists():
-            raise InputError(f"{directory}: not an export: no {name} in it")
-    description = _rename_keys(read_json(directory / CONFIG_FILE))
-    check_unchanged(directory, [CONFIG_FILE])
-    return description
+    else:
+        file = CONFIG_FILE
+        for name in (file, "variables"):
+            if not (directory / name).exists():
+                raise InputError(f"{directory}: not an export: no {name} in it")
+        description = read_json(directory / file)
+    check_unchanged(directory, [file])
+    return _rename_keys(description, source=directory / file)
 
 
 def find_export(path: Path) -> Path:
@@ -172,7 +185,8 @@ def is_label_informed(path: Path) -> bool:
     if not path.is_dir():
         return has_classifier(read_tensor_names(path)) or is_marked_label_informed(path)
     description = describe_export(find_export(path))
-    return bool(description.get("label_informed") or description["model"].get("num_labels"))
+    model = description.get("model") or {}
+    return bool(description.get("label_informed") or model.get("num_labels"))
 
 
 def export_newest(workdir: Path) -> None:
@@ -217,8 +231,16 @@ def _restore(path: Path) -> dict:
         raise InputError(f"{path}: damaged ({one_line(error)})") from error
 
 
-def _rename_keys(config: dict[str, Any]) -> dict[str, Any]:
-    return {
-        RENAMED_KEYS.get(key, key): _rename_keys(value) if isinstance(value, dict) else value
-        for key, value in config.items()
-    }
+def _rename_keys(config: dict[str, Any], *, source: Path) -> dict[str, Any]:
+    """Gives the keys their names of now, and checks the types of their values."""
+
+    def renamed(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {RENAMED_KEYS.get(key, key): renamed(inner) for key, inner in value.items()}
+
+    description = renamed(config)
+    names = [field.name for field in dataclasses.fields(_Description)]
+    known = {name: description[name] for name in names if name in description}
+    from_dict(_Description, known, name=str(source))
+    return description
