@@ -17,6 +17,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import SimpleITK as sitk
 from absl import flags, logging
 
 import ctclip_jax
@@ -49,11 +50,25 @@ def seeds(folder: Path) -> dict[str, list[bytes]]:
     dicom = next(series.iterdir()).read_bytes()
     return {
         ".nii.gz": [scan.read_bytes()],
-        ".nii": [small.to_bytes(), image.to_bytes()],
+        ".nii": [small.to_bytes(), image.to_bytes(), nib.Nifti2Image.from_image(small).to_bytes()],
+        ".nrrd": [
+            itk(small, folder / f"{name}.nrrd", name == "packed") for name in ("plain", "packed")
+        ],
+        ".mha": [
+            itk(small, folder / f"{name}.mha", name == "packed") for name in ("plain", "packed")
+        ],
         ".npz": [arrays.getvalue()],
         ".dcm": [dicom],
         ".zip": [archive.getvalue()],
     }
+
+
+def itk(image: nib.Nifti1Image, path: Path, compressed: bool) -> bytes:
+    """The image as SimpleITK writes it into a file with this suffix."""
+    voxels = sitk.GetImageFromArray(np.asarray(image.dataobj).T)
+    voxels.SetSpacing(list(map(float, image.header.get_zooms())))
+    sitk.WriteImage(voxels, path, useCompression=compressed)
+    return path.read_bytes()
 
 
 def damaged(content: bytes, rng: np.random.Generator) -> bytes:

@@ -3,10 +3,10 @@
     python -m ctclip_jax.predict scan.nii.gz --model=EXPORT
     python -m ctclip_jax.predict 'scans/*.nii.gz' DICOM --model=EXPORT --out=OUT --heatmaps=3
 
-A scan is NIfTI, a folder of DICOM files or .npz; quoted patterns are expanded. --scans=TABLE lists
-scans in a column `path`, with what their files lack, such as slope, intercept and spacing
-(docs/data.md). --model is a run's WORKDIR, an export or a published weight file. Unreadable scans
-are reported and skipped; the exit status is then 1.
+A scan is NIfTI, NRRD, MetaImage, .npz or a folder of DICOM files; quoted patterns are expanded.
+--scans=TABLE lists scans in a column `path`, with what their files lack, such as slope, intercept
+and spacing (docs/data.md). --model is a run's WORKDIR, an export or a published weight file.
+Unreadable scans are reported and skipped; the exit status is then 1.
 
 OUT/scores.csv              probabilities, one row per scan
 OUT/calibrated.csv          calibrated probabilities, if the model has a calibration

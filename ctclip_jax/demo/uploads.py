@@ -9,7 +9,7 @@ from pathlib import Path
 from data_pipelines.errors import InputError
 from data_pipelines.formats.dicom import is_ignored_file
 
-SUFFIXES = (".nii.gz", ".nii", ".npz", ".dcm", ".zip")
+SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".npz", ".dcm", ".zip")
 MAX_ZIP_FILES = 5000
 CHUNK_BYTES = 1 << 20
 

@@ -73,7 +73,7 @@ def read_dicom(path: epath.PathLike) -> StoredVolume:
         voxels=voxels,
         slope=headers[0].slope if one_scale else 1.0,
         intercept=headers[0].intercept if one_scale else 0.0,
-        affine=affine,
+        affines={"DICOM": affine},
         spacing_xyz=tuple(map(float, nib.affines.voxel_sizes(affine))),
         sha256=sha256,
     )

@@ -1,6 +1,6 @@
 """Manifest: a table of a lab's own data, CSV with a header or JSON lines, one row per volume.
 
-path            NIfTI, DICOM folder or .npz: absolute, or relative to the folder of the table
+path            scan file or DICOM folder: absolute, or relative to the folder of the table
 volume_name     id of the volume; default: the path as written
 patient, scan   default: the name of the volume; scans of two patients may have the same name
 split           without this column all rows belong to "train"
