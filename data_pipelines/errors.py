@@ -63,8 +63,8 @@ def one_line(error: BaseException) -> str:
 
 
 def run_main(main: Callable[..., None], define_flags: Callable[[], None] = lambda: None) -> None:
-    """Runs `main(*arguments)` under absl after `define_flags()`; bad input prints `error: ...` and
-    exits with status 2.
+    """Runs `main(*arguments)` under absl after `define_flags()`; bad input, and a training that
+    diverges (FloatingPointError), print `error: ...` and exit with status 2.
 
     `arguments` are the positional ones of the command line; the signature of `main` says how many
     it takes. Log messages of libraries are shown from level ERROR on unless --verbosity is set.
@@ -81,7 +81,7 @@ def run_main(main: Callable[..., None], define_flags: Callable[[], None] = lambd
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.ERROR)
         # fsspec imports the package for a cloud path when such a path is opened.
-        with _exit_on(InputError, ImportError):
+        with _exit_on(InputError, ImportError, FloatingPointError):
             try:
                 inspect.signature(main).bind(*argv[1:])
             except TypeError as error:

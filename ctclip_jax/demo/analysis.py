@@ -6,7 +6,7 @@ import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -72,12 +72,16 @@ class Analyses:
                 uploads.delete(path)
                 raise QueueFullError("too many scans are waiting; try again in a minute")
             analysis = Analysis(secrets.token_hex(8), name)
+            try:
+                self._submit(self._analyze, analysis, path)
+            except QueueFullError:
+                uploads.delete(path)
+                raise
             self._scans[analysis.id] = analysis
             self._uploads[analysis.id] = path
             finished = (id for id in list(self._scans) if id not in self._uploads)
             while len(self._scans) > max(MAX_SCANS, len(self._uploads) + 1):
                 del self._scans[next(finished)]
-        self._worker.submit(self._analyze, analysis, path)
         return analysis
 
     def get(self, id: str) -> Analysis:
@@ -95,7 +99,7 @@ class Analyses:
 
     async def run(self, function: Callable, *arguments: Any) -> Any:
         """Runs a function in the worker thread; a cancelled request leaves the queue."""
-        return await asyncio.wrap_future(self._worker.submit(function, *arguments))
+        return await asyncio.wrap_future(self._submit(function, *arguments))
 
     async def score_finding(self, analysis: Analysis, text: str) -> str:
         """Scores a finding in the user's words by zero-shot prompts, and returns its name."""
@@ -114,6 +118,12 @@ class Analyses:
         for path in paths:
             self._delete(path)
         self._worker.shutdown()
+
+    def _submit(self, function: Callable, *arguments: Any) -> Future:
+        try:
+            return self._worker.submit(function, *arguments)
+        except RuntimeError as error:  # after `close`
+            raise QueueFullError("the page is closing") from error
 
     def _analyze(self, analysis: Analysis, path: Path) -> None:
         error = ""

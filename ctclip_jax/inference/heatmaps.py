@@ -14,7 +14,7 @@ from jaxtyping import Float32, Int16
 from ctclip_jax.checkpoints.exports import BASELINE_FILE
 from data_pipelines import slices
 from data_pipelines.errors import InputError, one_line
-from data_pipelines.files import publish, scratch_folder
+from data_pipelines.files import publish, renewing_checksums, scratch_folder
 from data_pipelines.geometry import from_lps
 from data_pipelines.resample import Geometry, grid_positions
 from data_pipelines.shard_tasks import PreparedVolume
@@ -36,7 +36,7 @@ class Baseline:
 
 def save_baseline(folder: Path, baseline: Baseline) -> None:
     """Writes the baseline into an export."""
-    with scratch_folder(folder) as scratch:
+    with renewing_checksums(folder, BASELINE_FILE), scratch_folder(folder) as scratch:
         path = scratch / BASELINE_FILE
         np.savez(path, unit_tokens=baseline.normalized_tokens, of=baseline.source)
         publish(path, folder / BASELINE_FILE)

@@ -4,9 +4,10 @@ Only this module knows in which steps a volume is stored. In memory volumes are 
 Equal cases give shards of equal bytes.
 """
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numcodecs
@@ -75,6 +76,17 @@ def decode_volume(
         if scale > 1:
             target *= scale
     return volume
+
+
+@contextlib.contextmanager
+def naming_record(shard: str, volume_name: str) -> Iterator[None]:
+    """What goes wrong with a record inside becomes an InputError that names its shard."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # ArrayRecord, tensorflow-datasets and Blosc raise all kinds
+        raise InputError(f"{shard}: {volume_name}: damaged ({one_line(error)})") from error
 
 
 def _serialize(record: Record) -> bytes:

@@ -22,7 +22,7 @@ import pytest
 
 from ctclip_jax.demo import uploads
 from ctclip_jax.demo.__main__ import listen
-from ctclip_jax.demo.analysis import MAX_QUEUED, MAX_SCANS
+from ctclip_jax.demo.analysis import MAX_QUEUED, MAX_SCANS, Analyses, QueueFullError
 from data_pipelines.errors import InputError
 from data_pipelines.reports import LABELS
 from data_pipelines.resample import to_hu
@@ -284,6 +284,16 @@ def test_a_half_sent_upload_is_deleted(tmp_path):
 def test_a_folder_of_files_must_be_zipped():
     with pytest.raises(InputError, match="zip a DICOM series"):
         uploads.suffix_of("x.txt")
+
+
+def test_an_upload_that_arrives_after_the_end_is_refused_and_deleted(tmp_path):
+    analyses = Analyses(None, None, max_upload_bytes=9, keep_uploads=False)
+    analyses.close()
+    path = tmp_path / "scan.nii"
+    path.write_bytes(b"scan")
+    with pytest.raises(QueueFullError, match="closing"):
+        analyses.start(path, name="scan.nii")
+    assert not path.exists()
 
 
 @pytest.fixture(scope="module")
