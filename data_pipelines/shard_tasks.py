@@ -210,8 +210,7 @@ def summary(rows: Sequence[Mapping], split: str) -> str:
             claim
             for row in decisions
             for claim in ("spacing", "orientation")
-            # Shards of earlier versions do not say whether the orientation was disputed.
-            if row.get(f"{claim}_disputed")
+            if row.get(f"{claim}_disputed")  # older shards know of the spacing only
         ),
         "notes": Counter(note.split(" (", 1)[0] for note in notes),
         "skipped": Counter(map(_category, reasons)),
