@@ -201,17 +201,11 @@ def summary(rows: Sequence[Mapping], split: str) -> str:
     """Returns a table of the decisions for a split; `rows` are its `shards.read_rows`."""
     reasons = [row["reason"] for row in rows if "reason" in row]
     decisions = [row["provenance"] for row in rows if "reason" not in row]
-    notes = [note for row in decisions for note in row["notes"].split("; ") if note]
+    notes = [note for row in decisions for note in row.get("notes", "").split("; ") if note]
     lines = {
         "HU": Counter(row["values"] for row in decisions),
         "axes": Counter(row["axes"] for row in decisions),
         "spacing": Counter(row["spacing_from"] for row in decisions),
-        "disputed": Counter(
-            claim
-            for row in decisions
-            for claim in ("spacing", "orientation")
-            if row.get(f"{claim}_disputed")  # older shards know of the spacing only
-        ),
         "notes": Counter(note.split(" (", 1)[0] for note in notes),
         "skipped": Counter(map(_category, reasons)),
     }
