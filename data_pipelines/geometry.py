@@ -223,11 +223,12 @@ def _rank(
     return size == UNKNOWN_SPACING, not fits, -agreeing
 
 
-def _agree(one: object, other: object) -> bool:
+def _agree(one: str | Millimeters, other: str | Millimeters) -> bool:
     """Whether two claims are the same: orientations, or sizes within 1 %."""
     if isinstance(one, str):
         return one == other
-    return np.allclose(one, other, rtol=_SPACING_TOLERANCE, atol=0)
+    pairs = zip(one, other, strict=True)
+    return all(math.isclose(a, b, rel_tol=_SPACING_TOLERANCE) for a, b in pairs)
 
 
 def _choose(

@@ -12,10 +12,11 @@ from etils import epath
 from jaxtyping import Int16
 
 from data_pipelines import hounsfield, resample, shards
-from data_pipelines.errors import InputError, one_line
+from data_pipelines.errors import InputError, one_line, printable
 from data_pipelines.formats import StoredVolume, read_scan
 from data_pipelines.hounsfield import OrientedVolume
-from data_pipelines.sources.case import CaseRecord, Collection
+from data_pipelines.reports import report_parts
+from data_pipelines.sources.case import UNKNOWN, CaseRecord, Collection
 
 _SHARD_BYTES = 1 << 30  # before compression
 _MIN_SHARDS = 16  # enough for the processes of one machine
@@ -53,7 +54,7 @@ class PreparedVolume:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a user must hear of this scan, each "KIND (DETAILS)"."""
-        return self.oriented.notes
+        return tuple(map(printable, self.oriented.notes))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +108,7 @@ def prepare_case(
         return shards.Skipped(case.volume_name, str(error))
     except Exception as error:  # a bug must not cost the other volumes
         cause = f"{type(error).__name__}: {one_line(error)}"
-        return shards.Skipped(case.volume_name, f"{case.paths[-1]}: {cause}")
+        return shards.Skipped(case.volume_name, printable(f"{case.paths[-1]}: {cause}"))
     return {
         **shards.encode_volume(prepared.volume, steps_per_hu=MODES[mode].steps_per_hu),
         "spacing": np.array(geometry.spacing, np.float32),
@@ -198,14 +199,20 @@ def _settings(collection: Collection, *, geometry: resample.Geometry, mode: str)
 
 
 def summary(rows: Sequence[Mapping], split: str) -> str:
-    """Returns a table of the decisions for a split; `rows` are its `shards.read_rows`."""
+    """Returns a table of the decisions for a split and of what it has; `rows` are its
+    `shards.read_rows`."""
     reasons = [row["reason"] for row in rows if "reason" in row]
-    decisions = [row["provenance"] for row in rows if "reason" not in row]
+    prepared = [row for row in rows if "reason" not in row]
+    decisions = [row["provenance"] for row in prepared]
     notes = [note for row in decisions for note in row.get("notes", "").split("; ") if note]
+    has_report = [bool(report_parts(row["findings"], row["impressions"])) for row in prepared]
+    is_known = [label != UNKNOWN for row in prepared for label in row["labels"]]
     lines = {
         "HU": Counter(row["values"] for row in decisions),
         "axes": Counter(row["axes"] for row in decisions),
         "spacing": Counter(row["spacing_from"] for row in decisions),
+        "reports": Counter("present" if report else "empty" for report in has_report),
+        "labels": Counter("known" if known else "unknown" for known in is_known),
         "notes": Counter(note.split(" (", 1)[0] for note in notes),
         "skipped": Counter(map(_category, reasons)),
     }

@@ -1,5 +1,6 @@
 """File formats of CT volumes by content: NIfTI, DICOM, NRRD, MetaImage, NumPy archives."""
 
+import os
 from collections.abc import Callable
 
 from etils import epath
@@ -29,6 +30,9 @@ _SUFFIXES = {".dcm": read_dicom, ".npz": read_npz, ".nii": read_nifti, ".gz": re
 def read_scan(path: epath.PathLike) -> StoredVolume:
     """Reads a folder as DICOM, and a file as what it is by its content."""
     path = epath.Path(path)
+    # A pipe would be waited for. os.path, as epath takes it for a file.
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        raise InputError(f"{path}: not a regular file")
     if path.is_dir():
         return read_dicom(path)
     # The image of a pair says nothing by itself; its header does.

@@ -17,6 +17,7 @@ from etils import epath
 from jaxtyping import Int16
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
+from data_pipelines.errors import InputError, one_line
 from data_pipelines.files import publish, scratch_folder, sha256
 from data_pipelines.resample import STEPS_PER_HU
 
@@ -38,6 +39,7 @@ FEATURES = tfds.features.FeaturesDict(
         **{name: tfds.features.Text() for name in (*_TEXTS, *_OBJECTS)},
     }
 )
+_ROW = {*FEATURES} - {"volume"}
 _SERIALIZER = ExampleSerializer(FEATURES.get_serialized_info())
 
 # Preparation's processes and the loader's threads share the cores already.
@@ -91,7 +93,7 @@ def deserialize(example: Mapping[str, Any]) -> Record:
 
 def _metadata_row(record: Record) -> dict[str, Any]:
     """Returns the record without its volume, as plain types for JSON."""
-    names = [name for name in FEATURES if name != "volume" and name not in _OBJECTS]
+    names = [name for name in FEATURES if name in _ROW and name not in _OBJECTS]
     plain = {name: np.asarray(record[name]).tolist() for name in names}
     return {**plain, **{name: record[name] for name in _OBJECTS}}
 
@@ -134,8 +136,16 @@ class Shard:
 
     def read(self) -> tuple[dict[str, Any], list[dict]]:
         """Returns `volumes` (their number), `bytes` and `sha256` of the records; and the rows."""
-        lines = self.rows.read_text(encoding="utf-8").split("\n")[:-1]
-        summary, *rows = map(json.loads, lines)
+        try:
+            lines = self.rows.read_text(encoding="utf-8").split("\n")[:-1]
+            summary, *rows = map(json.loads, lines)
+            is_whole = {"volumes", "bytes", "sha256"} <= {*summary} and all(
+                {"volume_name", "reason"} <= {*row} or {*row} >= _ROW for row in rows
+            )
+        except (OSError, TypeError, ValueError) as error:
+            raise InputError(f"{self.rows}: cannot be read ({one_line(error)})") from error
+        if not is_whole:
+            raise InputError(f"{self.rows}: damaged (a key is missing)")
         return summary, rows
 
 

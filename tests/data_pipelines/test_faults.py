@@ -70,9 +70,8 @@ def head(tree, name):
     (tree / "dataset/metadata/no_chest_train.txt").write_text(name)
 
 
-def not_utf_8(tree, name):
-    path = table_path(tree, "train", "reports")
-    path.write_bytes(path.read_bytes().replace(f"Heart of {name}".encode(), b"Heart \xff"))
+def error_of_excel(tree, name):
+    edit(tree, "reports", name, Findings_EN="#NAME?")
 
 
 def two_rows(tree, name):
@@ -111,10 +110,10 @@ SKIPPED = {
     absent: "no such file",
     blank_header_without_table: "no voxel spacing",
     cut: "damaged",
+    error_of_excel: "an error of Excel, #NAME?",
     four_dimensions: "4-D",
     head: "list of scans without a chest",
     missing_z_spacing: "no voxel spacing",
-    not_utf_8: "not UTF-8",
     two_rows: "a second, different row",
     zeros: "every voxel is 0",
 }

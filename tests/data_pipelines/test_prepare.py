@@ -151,6 +151,29 @@ def test_split_without_usable_volume_can_be_retried_and_does_not_cost_the_other(
     assert shards.splits(out) == ["train", "valid"]
 
 
+def test_summary_counts_reports_and_labels_and_what_a_split_lacks_is_said_first(tmp_path):
+    write_nifti(tmp_path / "a.nii", chest_hu(), np.diag([-5.0, -5, 8, 1]))
+    table = tmp_path / "scans.csv"
+    table.write_text("path;split;raport;Lung nodule\n" + "a.nii;valid;Größe.;\n")
+    common = f"--source=manifest --splits=valid --encoding=latin-1 --data={table}"
+    run = run_lines(command_line(tmp_path, tmp_path / "none", common))
+    lines = run[1].splitlines()
+    assert lines[0].endswith("unknown columns are ignored: 'raport' (did you mean 'report'?)")
+    assert lines[1] == (
+        "warning: valid: no reports, which contrastive training needs;"
+        " no known labels, which the evaluation of detection needs"
+    )
+    assert "  reports   empty 1\n  labels    unknown 18" in run[1]
+    table.write_text("path;report;Lung nodule\na.nii;Größe.;1\nA.nii;;0\n", encoding="latin-1")
+    (tmp_path / "A.nii").write_bytes((tmp_path / "a.nii").read_bytes())
+    common = f"--source=manifest --splits=train --encoding=latin-1 --data={table}"
+    results, printed = run_lines(command_line(tmp_path, tmp_path / "some", common))
+    assert results == ["accepted"] and "warning" not in printed
+    assert "  reports   empty 1 · present 1\n  labels    unknown 34 · known 2" in printed
+    reports = shards.read_reports(tmp_path / "some", "train")
+    assert [row["findings"] for row in reports] == ["", "Größe."]
+
+
 def test_missing_data_is_one_line(tmp_path):
     result = run_program(f"--data={tmp_path}", f"--out={tmp_path / 'out'}")
     assert result.returncode == 2
@@ -270,7 +293,7 @@ def test_bad_scans_are_skipped_with_a_reason(tmp_path):
     rows = shards.read_rows(tmp_path / "out", "train")
     reasons = {row["volume_name"]: row["reason"] for row in rows if "reason" in row}
     expected = ["damaged", "no such file", "4-D", "every voxel is 0", "finite", "no chest in HU"]
-    expected += ["damaged", "without a chest", "no voxel spacing"]
+    expected += ["an empty file", "without a chest", "no voxel spacing"]
     assert len(reasons) == 9
     for name, reason in zip(names, expected, strict=True):
         assert reason in reasons[name], name
