@@ -211,13 +211,6 @@ def summary(rows: Sequence[Mapping], split: str) -> str:
         "HU": Counter(row["values"] for row in decisions),
         "axes": Counter(row["axes"] for row in decisions),
         "spacing": Counter(row["spacing_from"] for row in decisions),
-        "disputed": Counter(
-            claim
-            for row in decisions
-            for claim in ("spacing", "orientation")
-            # Shards of earlier versions do not say whether the orientation was disputed.
-            if row.get(f"{claim}_disputed")
-        ),
         "reports": Counter("present" if report else "empty" for report in has_report),
         "labels": Counter("known" if known else "unknown" for known in is_known),
         "notes": Counter(note.split(" (", 1)[0] for note in notes),

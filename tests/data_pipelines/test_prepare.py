@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
@@ -221,6 +222,28 @@ def test_both_uploads_of_a_scan_give_the_same_volume(tmp_path):
     first, second = shards.read(tmp_path / "out", "train")
     assert [r["provenance"]["values"] for r in (first, second)] == ["rescaled", "stored"]
     np.testing.assert_array_equal(first["volume"], second["volume"])
+
+
+def test_disputes_are_in_provenance_and_counted_in_the_summary(tmp_path):
+    *names, good = write_tree(tmp_path, "train", 3)
+    image = nib.Nifti1Image(chest_hu(), None)
+    image.set_qform(np.diag([-5.0, -5, 8, 1]), code=1, update_affine=False)
+    unit_vectors = np.diag([-1.0, -1, 1, 1])
+    unit_vectors[:3, 3] = (50, 45, 10)
+    for name, sform in zip(names, (unit_vectors, np.eye(4)), strict=True):
+        image.set_sform(sform, code=1, update_affine=False)
+        path = scan_path(tmp_path, name, folder="train_fixed")
+        path.parent.mkdir(parents=True)
+        nib.save(image, path)
+    prepare(tmp_path, tmp_path / "out")
+    rows = shards.read_rows(tmp_path / "out", "train")
+    provenance = {row["volume_name"]: row["provenance"] for row in rows}
+    assert [provenance[name]["spacing_disputed"] for name in (*names, good)] == [True, True, False]
+    assert "spacing disputed (" in provenance[names[0]]["notes"]
+    records = {record["volume_name"]: record for record in shards.read(tmp_path / "out", "train")}
+    for name in names:
+        np.testing.assert_array_equal(records[name]["volume"], records[good]["volume"])
+    assert "spacing disputed 2" in shard_tasks.summary(rows, "train")
 
 
 @pytest.mark.parametrize(

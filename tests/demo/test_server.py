@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import errno
+import gzip
 import http.client
 import io
 import json
@@ -17,6 +18,7 @@ import zipfile
 from unittest import mock
 from urllib.parse import quote
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -149,6 +151,11 @@ def zipped(files):
     return buffer.getvalue()
 
 
+def bomb():
+    """16 MB of voxels in a file of 16 kB."""
+    return gzip.compress(nib.Nifti1Image(np.zeros((200,) * 3, np.int16), np.eye(4)).to_bytes())
+
+
 def test_names_in_a_zip_lead_nowhere(page, tmp_path):
     series = write_dicom(tmp_path / "dicom", chest_slices("LPS", spacing=(12.0, 12.0, 20.0)))
     files = {f"../../{i}/../x": p.read_bytes() for i, p in enumerate(sorted(series.iterdir()))}
@@ -167,10 +174,12 @@ def test_names_in_a_zip_lead_nowhere(page, tmp_path):
         ("x.zip", zipped({"a.dcm": b"none"}), "DICOM"),
         ("x.npz", zipped({"a.npy": b"none"}), "x.npz"),
         ("x.dcm", b"none", "x.dcm"),
+        ("x.nii.gz", bomb(), "x.nii.gz: 200x200x200 voxels are 15 MiB, expected at most 4"),
+        ("x.nrrd", b"NRRD0004\ndata file: ../secret\n\n", "x.nrrd: voxels in '../secret'"),
         ("x.zip", zipped({"a": b"0" * (MAX_BYTES + 1)}), "more than 4 MiB"),
         ("x.zip", zipped({str(i): b"" for i in range(uploads.MAX_ZIP_FILES + 1)}), "at most 5000"),
     ],
-    ids=range(8),
+    ids=range(10),
 )
 def test_an_unreadable_scan_is_one_line_without_our_paths(page, name, content, error):
     state, analysis = upload(page, name, content)
