@@ -182,10 +182,10 @@ def test_every_defect_of_a_manifest_is_skipped_with_its_reason(tmp_path):
 def test_bug_in_a_reader_is_a_skip(tmp_path, monkeypatch):
     write_tree(tmp_path, "train", 2)
 
-    def broken(path):
+    def broken(path, **options):
         if "train_1_" in str(path):
             raise ZeroDivisionError("division by zero")
-        return read(path)
+        return read(path, **options)
 
     read = shard_tasks.read_scan
     monkeypatch.setattr(shard_tasks, "read_scan", broken)
