@@ -6,9 +6,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from data_pipelines.errors import InputError
-from data_pipelines.formats.zipped import TooLargeError, unzip
+from data_pipelines.formats.zipped import unzip
 
 SUFFIXES = (".nii.gz", ".nii", ".npz", ".dcm", ".zip")
+
+
+class TooLargeError(InputError):
+    """More bytes than allowed."""
 
 
 def suffix_of(name: str) -> str:
@@ -40,7 +44,7 @@ async def receive(
 
 
 def check_size(num_bytes: int, max_bytes: int) -> None:
-    """Raises TooLargeError for an upload, or its unzipped contents, of more than `max_bytes`."""
+    """Raises TooLargeError for an upload of more than `max_bytes`."""
     if num_bytes > max_bytes:
         raise TooLargeError(f"more than {max_bytes / 2**20:g} MiB; see --max_upload_mb")
 

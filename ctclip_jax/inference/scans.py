@@ -12,12 +12,12 @@ from etils import epath
 from ctclip_jax.inference.model import Model
 from data_pipelines.errors import InputError, one_line
 from data_pipelines.shard_tasks import PreparedVolume
-from data_pipelines.sources import manifest
+from data_pipelines.sources import dicom, manifest
 from data_pipelines.sources.case import CaseRecord
 
 
 def list_scans(
-    patterns: Sequence[str], table: str | None = None, *, split: str
+    patterns: Sequence[str], table: str | None = None, *, split: str, series: str = ""
 ) -> list[CaseRecord]:
     """The scans of paths and glob patterns, named by their paths, and those of a table.
 
@@ -25,6 +25,7 @@ def list_scans(
       patterns: files, folders, or patterns of them.
       table: a manifest (data_pipelines.sources.manifest).
       split: which rows of the table count, if it has a column `split`.
+      series: UID, number or description of the DICOM series, or "all"; empty: one by rule.
     """
     if not patterns and not table:
         raise InputError("no scan: pass paths, or --scans=TABLE with a column path")
@@ -32,6 +33,7 @@ def list_scans(
     cases = [_case_of_path(path) for path in paths]
     if table:
         cases += manifest.read_collection(table, split, default_split=split).cases
+    cases = dicom.name_series(cases, series)
     names = set()
     for name in (case.volume_name for case in cases):
         if name in names:

@@ -7,14 +7,14 @@ from data_pipelines.formats.dicom_header import is_dicom
 from data_pipelines.formats.nifti import read_nifti
 from data_pipelines.formats.npz import read_npz
 from data_pipelines.formats.stored import StoredVolume
-from data_pipelines.formats.zipped import unzipped
+from data_pipelines.formats.zipped import is_zip, unzipped
 
 
 def read_scan(path: epath.PathLike, *, series: str = "") -> StoredVolume:
     """Reads DICOM (a folder, a file, or a zip of a folder), an .npz archive, anything else as
     NIfTI. `series` names one of several DICOM series."""
     path = epath.Path(path)
-    if path.suffix.lower() == ".zip":
+    if is_zip(path):
         with unzipped(path) as folder:
             return read_dicom(folder, series=series)
     if path.suffix == ".npz":

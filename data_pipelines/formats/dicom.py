@@ -17,8 +17,9 @@ from jaxtyping import Float, Shaped
 
 from data_pipelines.errors import InputError
 from data_pipelines.formats import dicom_series
-from data_pipelines.formats.dicom_header import DAMAGE, DicomFile, read_dataset
+from data_pipelines.formats.dicom_header import DAMAGE, DicomFile, Plane, read_dataset
 from data_pipelines.formats.dicom_multiframe import read_multiframe
+from data_pipelines.formats.dicom_series import Series
 from data_pipelines.formats.dicom_values import (
     AIR_HU,
     check_scales,
@@ -26,7 +27,6 @@ from data_pipelines.formats.dicom_values import (
     padding_note,
     stored_air,
 )
-from data_pipelines.formats.dicom_series import Series
 from data_pipelines.formats.stored import StoredVolume, check_size, naming_file
 
 _SHARED = {  # fields of Plane that are equal in all slices, and their tags
@@ -57,7 +57,7 @@ def read_dicom(path: epath.PathLike, *, series: str = "") -> StoredVolume:
         chosen = dicom_series.choose(named, path=path)
         others = [s for s in candidates if s.uid != chosen.uid and _is_rival(s, chosen, series)]
         planes = [s for s in candidates if s.uid == chosen.uid and s is not chosen]
-        left_out.update({"image of another plane": sum(s.num_slices for s in planes)})
+        left_out.update({"slice of another stack of the series": sum(s.num_slices for s in planes)})
         notes = _selection_notes(chosen, others, +left_out)
         try:
             return _read_series(path, chosen, notes=notes)
@@ -70,9 +70,7 @@ def _is_rival(series: Series, chosen: Series, name: str) -> bool:
     return not name or series.first.study == chosen.first.study
 
 
-def _selection_notes(
-    chosen: Series, others: Sequence[Series], left_out: Counter[str]
-) -> list[str]:
+def _selection_notes(chosen: Series, others: Sequence[Series], left_out: Counter[str]) -> list[str]:
     notes = []
     if others:
         listed = dicom_series.describe(others)
@@ -94,7 +92,7 @@ def _read_series(path: epath.Path, series: Series, *, notes: Sequence[str]) -> S
     if num_duplicates:
         notes.append(f"duplicate slices, counted once ({num_duplicates})")
     scales = {(f.plane.slope, f.plane.intercept, f.plane.pixel_type) for f in slices}
-    rescale = len(scales) > 1 or not _has_stored_air(slices[0])
+    rescale = len(scales) > 1 or not all(_has_stored_air(file.plane) for file in slices)
     voxels, num_padding, sha256 = _read_pixels(slices, rescale=rescale)
     if num_padding:
         notes.append(padding_note(slices[0].plane.padding, num_padding / voxels.size))
@@ -122,15 +120,17 @@ def _sort_slices(path: epath.Path, files: Sequence[DicomFile]) -> tuple[list[Dic
                 raise InputError(f"{file.path}: {name} differs from that of {first.path.name}")
     ordered: list[DicomFile] = []
     for file in sorted(files, key=lambda file: file.plane.depths[0]):
-        is_new = not ordered or file.plane.depths[0] - ordered[-1].plane.depths[0] > _SAME_POSITION_MM
+        is_new = (
+            not ordered or file.plane.depths[0] - ordered[-1].plane.depths[0] > _SAME_POSITION_MM
+        )
         if is_new:
             ordered.append(file)
         elif not _is_duplicate(file, ordered[-1]):
             names = f"{ordered[-1].path.name} and {file.path.name}"
             raise InputError(
                 f"{path}: {names} are at the same position and differ (AcquisitionNumber "
-                f"{ordered[-1].acquisition or '?'} and {file.acquisition or '?'}): two acquisitions "
-                "or phases in one series; move each into a folder of its own and choose one"
+                f"{ordered[-1].acquisition or '?'} and {file.acquisition or '?'}): two acquisitions"
+                " or phases in one series; move each into a folder of its own and choose one"
             )
     if len(ordered) < 2:
         raise InputError(f"{path}: one slice is no volume")
@@ -154,17 +154,14 @@ def _is_duplicate(file: DicomFile, other: DicomFile) -> bool:
     return (
         is_same_scale
         and is_same_place
-        and np.array_equal(_read_plane(file)[0], _read_plane(other)[0])
+        and np.array_equal(_read_stored(file)[0], _read_stored(other)[0])
     )
 
 
-def _has_stored_air(file: DicomFile) -> bool:
+def _has_stored_air(plane: Plane) -> bool:
     """Whether padding can be replaced by a stored value that is air."""
-    plane = file.plane
-    if plane.padding is None:
-        return True
-    air = stored_air(plane.pixel_type, slope=plane.slope, intercept=plane.intercept)
-    return air is not None
+    scale = {"slope": plane.slope, "intercept": plane.intercept}
+    return plane.padding is None or stored_air(plane.pixel_type, **scale) is not None
 
 
 def _affine(ordered: Sequence[DicomFile]) -> Float[np.ndarray, "4 4"]:
@@ -178,7 +175,7 @@ def _affine(ordered: Sequence[DicomFile]) -> Float[np.ndarray, "4 4"]:
     return affine
 
 
-def _read_plane(file: DicomFile) -> tuple[Shaped[np.ndarray, "y x"], bytes]:
+def _read_stored(file: DicomFile) -> tuple[Shaped[np.ndarray, "y x"], bytes]:
     """Returns the stored values of a slice and the bytes of its file."""
     with naming_file(file.path, DAMAGE):
         content = file.path.read_bytes()
@@ -192,21 +189,21 @@ def _read_pixels(
     them were padding and are air now; and the digest of the file digests."""
     voxels, num_padding, digests = None, 0, hashlib.sha256()
     for k, file in enumerate(ordered):
-        stored, content = _read_plane(file)
+        stored, content = _read_stored(file)
         with naming_file(file.path, DAMAGE):
             scale = {"slope": file.plane.slope, "intercept": file.plane.intercept}
-            padding = find_padding(stored, file.plane.padding, **scale)
-            plane, air = stored, stored_air(stored.dtype, **scale)
+            plane = stored
             if rescale:
-                plane = stored.astype(np.float32) * file.plane.slope + file.plane.intercept
-                air = AIR_HU
+                plane = stored.astype(np.float32) * scale["slope"] + scale["intercept"]
+            padding = find_padding(stored, file.plane.padding, **scale)
+            if padding is not None:
+                air = AIR_HU if rescale else stored_air(stored.dtype, **scale)
+                plane = np.where(padding, plane.dtype.type(air), plane)
+                num_padding += np.count_nonzero(padding)
             if voxels is None:
                 shape, dtype = (*file.plane.shape, len(ordered)), plane.dtype.newbyteorder("=")
                 check_size(shape, dtype)
                 voxels = np.empty(shape, dtype, order="F")
             voxels[:, :, k] = plane.T
-            if padding is not None:
-                voxels[:, :, k][padding.T] = air
-                num_padding += int(padding.sum())
         digests.update(hashlib.sha256(content).hexdigest().encode())
     return voxels, num_padding, digests.hexdigest()

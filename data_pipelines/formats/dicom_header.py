@@ -9,6 +9,8 @@ import pydicom
 from etils import epath
 from jaxtyping import Float
 from pydicom.datadict import dictionary_VR
+from pydicom.multival import MultiValue
+from pydicom.tag import Tag
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pydicom.values import convert_value
 
@@ -24,14 +26,16 @@ _CT_CLASSES = ("CT Image", "Enhanced CT Image", "Legacy Converted Enhanced CT Im
 SCALE_TO_HU = "RescaleType HU"  # also where none is written
 _BINARY = ("FD", "FL", "SL", "SS", "UL", "US")
 # Only these are parsed, which is faster.
-_TAGS = """
-    SOPClassUID Modality ImageType NumberOfFrames PatientID StudyInstanceUID SeriesInstanceUID
-    SeriesNumber SeriesDescription ConvolutionKernel AcquisitionNumber Rows Columns PixelSpacing
-    ImageOrientationPatient ImagePositionPatient RescaleSlope RescaleIntercept RescaleType
-    BitsAllocated PixelRepresentation SamplesPerPixel PhotometricInterpretation PixelPaddingValue
-    PixelPaddingRangeLimit SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence
-    InConcatenationTotalNumber
-""".split()
+_TAGS = [
+    *("SOPClassUID", "Modality", "ImageType", "NumberOfFrames", "PatientID", "StudyInstanceUID"),
+    *("SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "ConvolutionKernel"),
+    *("AcquisitionNumber", "ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing"),
+    *("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated"),
+    *("PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit"),
+    *("RescaleSlope", "RescaleIntercept", "RescaleType", "InConcatenationTotalNumber"),
+    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+]
+_TAG_OF = {name: Tag(name) for name in _TAGS}
 
 # It logs a line for every odd value of every slice, which absl would print.
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
@@ -45,13 +49,14 @@ class Plane:
 
     Attributes:
       depths: positions along the normal, in mm: one, or those of all frames of the file.
-      scale: RescaleType, or which of RescaleSlope (then 1) and RescaleIntercept (then 0) is missing.
+      scale: RescaleType, or that RescaleSlope (then 1) or RescaleIntercept (then 0) is missing.
       padding: the range of stored values that are padding, as written; None without one.
     """
 
     shape: tuple[int, int]
     spacing: Float[np.ndarray, "2"]
     directions: Float[np.ndarray, "2 3"]
+    normal: Float[np.ndarray, "3"]
     position: Float[np.ndarray, "3"]
     depths: Float[np.ndarray, " frames"]
     slope: float
@@ -59,10 +64,6 @@ class Plane:
     scale: str
     pixel_type: np.dtype
     padding: tuple[int, int] | None
-
-    @property
-    def normal(self) -> Float[np.ndarray, "3"]:
-        return np.cross(*self.directions)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -145,9 +146,10 @@ def read_text(tags: pydicom.Dataset, name: str) -> str:
     r"""Returns an element as written, in which "\" separates values; empty if there is none.
 
     Not by pydicom's types: writers use other value representations, and decimal commas."""
-    if name not in tags:
+    tag = _TAG_OF[name] if name in _TAG_OF else Tag(name)  # which is slow
+    if tag not in tags:
         return ""
-    element = tags.get_item(name)
+    element = tags.get_item(tag)
     vr = dictionary_VR(name)[:2] if element.VR in (None, "UN") else element.VR  # "US or SS"
     value = element.value
     if vr in _BINARY and isinstance(value, bytes):
@@ -157,9 +159,12 @@ def read_text(tags: pydicom.Dataset, name: str) -> str:
             value = value.decode()
         except UnicodeDecodeError:
             value = value.decode("latin-1")
-    values = value if isinstance(value, (list, pydicom.multival.MultiValue)) else [value]
-    text = "\\".join("" if part is None else str(part) for part in values)
-    return "".join(char if char.isprintable() else " " for char in text).strip()
+    if not isinstance(value, str):
+        values = value if isinstance(value, (list, MultiValue)) else [value]
+        value = "\\".join("" if part is None else str(part) for part in values)
+    if not value.isprintable():
+        value = "".join(char if char.isprintable() else " " for char in value)
+    return value.strip()
 
 
 def _starts_as_dicom(start: bytes) -> bool:
@@ -239,6 +244,7 @@ def _plane(tags: pydicom.Dataset, *, positions: Float[np.ndarray, "frames 3"]) -
     directions = _numbers(tags, "ImageOrientationPatient", 6).reshape(2, 3)
     if not np.allclose(directions @ directions.T, np.eye(2), atol=_UNIT_TOLERANCE):
         raise InputError("ImageOrientationPatient is not two perpendicular unit vectors")
+    normal = np.cross(*directions)
     between_rows, between_columns = _numbers(tags, "PixelSpacing", 2)
     if min(between_rows, between_columns) <= 0:
         raise InputError(f"PixelSpacing of {between_rows:g} and {between_columns:g} mm")
@@ -247,8 +253,9 @@ def _plane(tags: pydicom.Dataset, *, positions: Float[np.ndarray, "frames 3"]) -
         shape=(int(tags.Columns), int(tags.Rows)),
         spacing=np.array([between_columns, between_rows]),
         directions=directions,
+        normal=normal,
         position=positions[0],
-        depths=positions @ np.cross(*directions),
+        depths=positions @ normal,
         slope=slope,
         intercept=intercept,
         scale=scale,

@@ -3,6 +3,7 @@
 import hashlib
 import io
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -54,8 +55,8 @@ def read_multiframe(file: DicomFile, *, notes: Sequence[str] = ()) -> StoredVolu
     )
 
 
-def _volume(image: "highdicom.Image", *, rescale: bool) -> "highdicom.Volume":
-    """The frames as a volume of slices, rows and columns, rescaled or as stored."""
+def _volume(image: Any, *, rescale: bool) -> Any:
+    """The `highdicom.Volume` of an `Image`: slices, rows and columns, rescaled or as stored."""
     return image.get_volume(
         dtype=np.float32 if rescale else np.int32,
         apply_real_world_transform=False,

@@ -61,8 +61,9 @@ class Series:
 
     def __str__(self) -> str:
         first = self.first
-        about = (first.description or "no description", first.kernel or "no kernel")
-        return f"series {first.number or '?'}: {', '.join(about)}, {self.num_slices} slices, {self.uid}"
+        about = [first.description or "no description", first.kernel or "no kernel"]
+        about += [f"{self.num_slices} slices", self.uid]
+        return f"series {first.number or '?'}: {', '.join(about)}"
 
 
 def list_series(path: epath.Path) -> tuple[list[Series], Counter[str]]:
@@ -73,7 +74,7 @@ def list_series(path: epath.Path) -> tuple[list[Series], Counter[str]]:
 
 
 def dicom_files(folder: epath.Path) -> Iterator[DicomFile]:
-    """Reads the headers of the DICOM files in a folder and its subfolders, in order of the names."""
+    """Reads the headers of the DICOM files in a folder and its subfolders, ordered by name."""
     for path in walk(folder):
         if header := read_header(path):
             yield header
@@ -159,7 +160,7 @@ def choose(series: Sequence[Series], *, path: epath.Path) -> Series:
 
 
 def _extent_and_step(series: Series) -> tuple[float, float]:
-    """The length in mm from the first to the last slice, both included, and their usual distance."""
+    """The length in mm, first and last slice included, and the usual distance of the slices."""
     planes = [file.plane.depths for file in series.files if file.plane]
     depths = np.unique(np.concatenate([*planes, []]).round(2))
     if len(depths) < 2:

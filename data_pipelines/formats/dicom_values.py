@@ -55,7 +55,7 @@ def find_padding(
     dark, bright = sorted(slope * value + intercept for value in (low, high))
     if bright <= _TISSUE_HU[0] or dark >= _TISSUE_HU[1]:
         return mask
-    if not mask[:: len(mask) - 1, :: mask.shape[1] - 1].all():
+    if not mask[[0, -1]][:, [0, -1]].all():
         return None
     return _from_border(mask)
 

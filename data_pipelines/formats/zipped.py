@@ -17,8 +17,9 @@ MAX_BYTES = 1 << 34
 _CHUNK_BYTES = 1 << 20
 
 
-class TooLargeError(InputError):
-    """More bytes than allowed."""
+def is_zip(path: epath.Path) -> bool:
+    """By name: .npz files are zips too."""
+    return path.suffix.lower() == ".zip"
 
 
 @contextlib.contextmanager
@@ -29,7 +30,11 @@ def unzipped(path: epath.Path) -> Iterator[epath.Path]:
             unzip(path, Path(folder))
             yield epath.Path(folder)
         except InputError as error:
-            raise InputError(str(error).replace(folder, str(path))) from error
+            message = str(error)
+            message = (
+                message.replace(folder, str(path)) if folder in message else f"{path}: {message}"
+            )
+            raise InputError(message) from error
 
 
 def unzip(path: epath.Path | Path, folder: Path, *, max_bytes: int = MAX_BYTES) -> None:
@@ -53,13 +58,13 @@ def unzip(path: epath.Path | Path, folder: Path, *, max_bytes: int = MAX_BYTES) 
                         # Counted while unzipping: the sizes that a zip declares may be lies.
                         num_bytes += len(chunk)
                         if num_bytes > max_bytes:
-                            raise TooLargeError(f"zip: more than {max_bytes / 2**20:g} MiB")
+                            raise InputError(f"zip: more than {max_bytes / 2**20:g} MiB")
                         file.write(chunk)
-    except InputError as error:
-        raise type(error)(f"{path}: {error}") from None
+    except InputError:
+        raise
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
+        raise InputError("no such file") from None
     except OSError as error:
-        raise InputError(f"{path}: cannot be unpacked ({one_line(error)})") from error
+        raise InputError(f"zip: cannot be unpacked ({one_line(error)})") from error
     except Exception as error:  # zipfile and zlib raise many types for a damaged file
-        raise InputError(f"{path}: damaged or no zip file ({one_line(error)})") from error
+        raise InputError(f"damaged or no zip file ({one_line(error)})") from error
