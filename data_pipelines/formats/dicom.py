@@ -17,7 +17,7 @@ from jaxtyping import Float, Shaped
 
 from data_pipelines.errors import InputError
 from data_pipelines.formats import dicom_series
-from data_pipelines.formats.dicom_header import DAMAGE, DicomFile, Plane, read_dataset
+from data_pipelines.formats.dicom_header import DAMAGE, DicomFile, Plane, is_index, read_dataset
 from data_pipelines.formats.dicom_multiframe import read_multiframe
 from data_pipelines.formats.dicom_series import Series
 from data_pipelines.formats.dicom_values import (
@@ -41,7 +41,7 @@ _ROUNDING_MM = 0.11  # positions may have been written to a tenth of a millimete
 
 
 def read_dicom(path: epath.PathLike, *, series: str = "") -> StoredVolume:
-    """Reads one CT series of a folder, its subfolders included, or a multi-frame file.
+    """Reads one CT series of a folder and its subfolders, of a disc's DICOMDIR, or of one file.
 
     `series` is a UID, number or description; without it, or if it names several, one is chosen by
     the rule of `dicom_series`. Hidden files and files that are not DICOM are ignored. Values are as
@@ -49,7 +49,7 @@ def read_dicom(path: epath.PathLike, *, series: str = "") -> StoredVolume:
     unreadable or not evenly spaced planes of one volume are an InputError.
     """
     path = epath.Path(path)
-    if path.name.upper() == "DICOMDIR":
+    if is_index(path):
         path = path.parent
     with warnings.catch_warnings(action="ignore"):
         candidates, left_out = dicom_series.list_series(path)

@@ -91,6 +91,11 @@ class DicomFile:
     fault: str = ""
 
 
+def is_index(path: epath.Path) -> bool:
+    """Whether a file is the index of a disc, DICOMDIR."""
+    return path.name.upper() == "DICOMDIR"
+
+
 def is_ignored_file(name: str) -> bool:
     """Whether a file of this name is never a slice: a hidden file, or the index of a CD."""
     return name.startswith(".") or name.upper() == "DICOMDIR"
@@ -99,7 +104,7 @@ def is_ignored_file(name: str) -> bool:
 def is_dicom(path: epath.Path) -> bool:
     """By content, with or without preamble. A damaged .dcm file counts too: without its slice the
     volume is incomplete."""
-    if path.suffix.lower() == ".dcm":
+    if path.suffix.lower() == ".dcm" or is_index(path):
         return True
     try:
         with path.open("rb") as file:
@@ -229,15 +234,12 @@ def _read_frames(tags: pydicom.Dataset) -> Plane:
     frames = tags.get("PerFrameFunctionalGroupsSequence")
     if not frames:
         raise InputError("multi-frame, but neither Enhanced CT nor Legacy Converted Enhanced CT")
-    geometry = pydicom.Dataset()
-    for group in (tags.SharedFunctionalGroupsSequence[0], frames[0]):
-        for name in ("PlaneOrientationSequence", "PixelMeasuresSequence"):
-            if name in group:
-                geometry.update(group[name].value[0])
-    for name in ("Rows", "Columns", "BitsAllocated", "PixelRepresentation"):
-        geometry[name] = tags[name]
+    shared = tags.SharedFunctionalGroupsSequence[0]
+    for name in ("PlaneOrientationSequence", "PixelMeasuresSequence"):
+        source = frames[0] if name in frames[0] else shared
+        tags.update(source[name].value[0])
     positions = [frame.PlanePositionSequence[0].ImagePositionPatient for frame in frames]
-    return _plane(geometry, positions=np.array(positions, np.float64))
+    return _plane(tags, positions=np.array(positions, np.float64))
 
 
 def _plane(tags: pydicom.Dataset, *, positions: Float[np.ndarray, "frames 3"]) -> Plane:

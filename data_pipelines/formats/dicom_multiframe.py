@@ -31,23 +31,25 @@ def read_multiframe(file: DicomFile, *, notes: Sequence[str] = ()) -> StoredVolu
         slopes, intercepts, scales = zip(*_frame_scales(image), strict=True)
         notes = [*notes, *check_scales(scales, [f"frame {k + 1}" for k in range(len(scales))])]
         volume = _volume(image, rescale=True)
-        voxels = volume.array
         if file.plane.padding is not None:
+            # Padding is recognized by stored values; those of tissue by the first frame's scale.
             stored = _volume(image, rescale=False).array.astype(file.plane.pixel_type)
             num_padding = 0
-            for plane, stored_plane in zip(voxels, stored, strict=True):
+            for hu, plane in zip(volume.array, stored, strict=True):
                 padding = find_padding(
-                    stored_plane, file.plane.padding, slope=slopes[0], intercept=intercepts[0]
+                    plane, file.plane.padding, slope=slopes[0], intercept=intercepts[0]
                 )
                 if padding is not None:
-                    plane[padding] = AIR_HU
-                    num_padding += int(padding.sum())
+                    hu[padding] = AIR_HU
+                    num_padding += np.count_nonzero(padding)
             if num_padding:
-                notes.append(padding_note(file.plane.padding, num_padding / voxels.size))
+                notes.append(padding_note(file.plane.padding, num_padding / stored.size))
+    if volume.affine[:3, 0] @ file.plane.normal < 0:  # slices along the normal, as in a series
+        volume = volume.flip_spatial(0)
     affine = volume.affine[:, [2, 1, 0, 3]]  # highdicom's axes are slices, rows, columns
     affine[:2] *= -1  # and its vectors LPS
     return StoredVolume(
-        voxels=voxels.transpose(2, 1, 0),
+        voxels=volume.array.transpose(2, 1, 0),
         affine=affine,
         spacing_xyz=tuple(map(float, nib.affines.voxel_sizes(affine))),
         sha256=hashlib.sha256(content).hexdigest(),

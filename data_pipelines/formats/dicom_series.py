@@ -176,5 +176,5 @@ def describe(series: Sequence[Series]) -> str:
 
 
 def count_kinds(kinds: Counter[str]) -> str:
-    """Such as `2 localizer, 1 X-Ray Radiation Dose SR`."""
-    return ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    """Such as `1 X-Ray Radiation Dose SR, 2 localizer`."""
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
