@@ -18,12 +18,15 @@ def name_of(k: int) -> str:
     return f"IM{41 * k % 97:02d}"
 
 
-def chest_slices(axes: str = "LPS", *, spacing=SPACING_LPS, series="1.2") -> list[Dataset]:
-    """The chest of `scan_tree`; columns, rows and slices are counted toward the three letters."""
+def chest_slices(
+    axes: str = "LPS", *, spacing=SPACING_LPS, series="1.2", hu: np.ndarray | None = None
+) -> list[Dataset]:
+    """The chest of `scan_tree`, or `hu`, whose axes are LPS; columns, rows and slices are counted
+    toward the three letters of `axes`."""
     directions = np.array([LPS[letter] for letter in axes])
     order = np.abs(directions).argmax(axis=1)
     backward = np.flatnonzero(directions.sum(axis=1) < 0)
-    voxels = np.flip(chest_hu().transpose(order), backward)
+    voxels = np.flip((chest_hu() if hu is None else hu).transpose(order), backward)
     x, y, z = np.take(spacing, order)
     slices = []
     for k in range(voxels.shape[2]):
