@@ -55,7 +55,9 @@ def read_dicom(path: epath.PathLike, *, series: str = "") -> StoredVolume:
         candidates, left_out = dicom_series.list_series(path)
         named = dicom_series.select(candidates, series, path=path)
         chosen = dicom_series.choose(named, path=path)
-        others = [s for s in candidates if s.uid != chosen.uid and _is_rival(s, chosen, series)]
+        study = chosen.first.study
+        rivals = [s for s in candidates if s in named or s.first.study == study]
+        others = [s for s in rivals if s.uid != chosen.uid]
         planes = [s for s in candidates if s.uid == chosen.uid and s is not chosen]
         left_out.update({"slice of another stack of the series": sum(s.num_slices for s in planes)})
         notes = _selection_notes(chosen, others, +left_out)
@@ -63,11 +65,6 @@ def read_dicom(path: epath.PathLike, *, series: str = "") -> StoredVolume:
             return _read_series(path, chosen, notes=notes)
         except InputError as error:
             raise InputError(". Note: ".join([str(error), *notes])) from error
-
-
-def _is_rival(series: Series, chosen: Series, name: str) -> bool:
-    """Whether a user must hear of a series: one of the same study, or any if none was named."""
-    return not name or series.first.study == chosen.first.study
 
 
 def _selection_notes(chosen: Series, others: Sequence[Series], left_out: Counter[str]) -> list[str]:

@@ -284,7 +284,7 @@ def read_scale(tags: pydicom.Dataset) -> tuple[float, float, str]:
 
 def _read_padding(tags: pydicom.Dataset) -> tuple[int, int] | None:
     names = ("PixelPaddingValue", "PixelPaddingRangeLimit")
-    values = [int(text) for name in names if (text := read_text(tags, name))]
+    values = [int(_numbers(tags, name, 1)[0]) for name in names if read_text(tags, name)]
     return (values[0], values[-1]) if values else None
 
 

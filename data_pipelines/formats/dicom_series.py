@@ -1,8 +1,8 @@
 """DICOM series: the CT series in a folder or on a hospital's disc, and the choice of one.
 
-The rule of `choose`, from several CT series of a patient: axial ones; no projections (MIP); those
-that cover a chest (as long as the longest, or 225 mm); the smallest distance between slices; a soft
-kernel; the first UID.
+The rule of `choose`, from several CT series of a patient: of at least 100 mm; axial; no projection
+(MIP); long enough for a chest (90 % of the longest, or 225 mm); the smallest distance between
+slices; a soft kernel; the first UID.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from data_pipelines.formats.stored import naming_file
 
 ALL = "all"
 """In place of the name of a series: each axial one."""
-_CHEST_MM, _NEARLY = 250.0, 0.9
+_MIN_MM, _CHEST_MM, _NEARLY = 100.0, 250.0, 0.9
 _PARALLEL, _AXIAL = 0.99, 0.8  # cosines
 _PROJECTION = re.compile(r"\b(MIP|MINIP|MAXIP|AVERAGE|AVG|PROJECTION)\b")
 # Kernels for lung and bone: by name (GE), by number from 50 on (Siemens), letter (Philips), Canon.
@@ -54,6 +54,15 @@ class Series:
     @property
     def is_axial(self) -> bool:
         return self.first.plane is not None and abs(self.first.plane.normal[2]) > _AXIAL
+
+    def extent_and_step(self) -> tuple[float, float]:
+        """The length in mm, first and last slice included, and the usual distance of slices."""
+        planes = [file.plane.depths for file in self.files if file.plane]
+        depths = np.unique(np.concatenate([*planes, []]).round(2))
+        if len(depths) < 2:
+            return 0.0, np.inf
+        step = float(np.median(np.diff(depths)))
+        return float(np.ptp(depths)) + step, step
 
     def names(self) -> set[str]:
         """By which a user can choose it."""
@@ -96,7 +105,7 @@ def walk(folder: epath.Path) -> Iterator[epath.Path]:
 def group(files: Sequence[DicomFile], *, path: epath.Path) -> tuple[list[Series], Counter[str]]:
     """Groups the headers of files by series, and by the plane of their slices."""
     if not files:
-        raise InputError(f"{path}: no DICOM files in this folder")
+        raise InputError(f"{path}: no DICOM files")
     by_uid: dict[str, list[DicomFile]] = {}
     for file in files:
         if not file.kind:
@@ -142,12 +151,13 @@ def choose(series: Sequence[Series], *, path: epath.Path) -> Series:
         raise InputError(
             f"{path}: several patients; choose one with --series=UID; there are {describe(series)}"
         )
-    extents = {s: _extent_and_step(s) for s in series}
+    extents = {s: s.extent_and_step() for s in series}
     longest = max((extents[s][0] for s in series if s.is_axial), default=0.0)
 
     def rank(candidate: Series) -> tuple:
         first, (extent, step) = candidate.first, extents[candidate]
         return (
+            extent < _MIN_MM,
             not candidate.is_axial,
             bool(_PROJECTION.search(f"{first.image_type} {first.description}".upper())),
             extent < _NEARLY * min(longest, _CHEST_MM),
@@ -159,14 +169,10 @@ def choose(series: Sequence[Series], *, path: epath.Path) -> Series:
     return min(series, key=rank)
 
 
-def _extent_and_step(series: Series) -> tuple[float, float]:
-    """The length in mm, first and last slice included, and the usual distance of the slices."""
-    planes = [file.plane.depths for file in series.files if file.plane]
-    depths = np.unique(np.concatenate([*planes, []]).round(2))
-    if len(depths) < 2:
-        return 0.0, np.inf
-    step = float(np.median(np.diff(depths)))
-    return float(np.ptp(depths)) + step, step
+def axial(series: Sequence[Series]) -> list[Series]:
+    """Those that are axial and of at least 100 mm, one per UID; without any, all."""
+    volumes = [s for s in series if s.is_axial and s.extent_and_step()[0] >= _MIN_MM] or series
+    return list({s.uid: s for s in reversed(volumes)}.values())[::-1]
 
 
 def describe(series: Sequence[Series]) -> str:

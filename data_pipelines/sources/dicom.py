@@ -58,7 +58,7 @@ def read_collection(root: epath.PathLike, *, series: str = "") -> Collection:
         if not any(path.is_relative_to(folder) for folder in num_studies)
     ]
     if not cases:
-        raise InputError(f"{root}: no DICOM files in this folder")
+        raise InputError(f"{root}: no DICOM files")
     return Collection(LABELS, sorted(cases, key=lambda case: case.volume_name))
 
 
@@ -80,10 +80,9 @@ def _expand(case: CaseRecord) -> list[CaseRecord]:
 
 
 def _one_case_each(case: CaseRecord, series: Sequence[Series]) -> list[CaseRecord]:
-    """A case per axial series, or per series if none is axial; several add their numbers, or UIDs
-    if those are not unique."""
-    axial = [one for one in series if one.is_axial and one.num_slices > 1] or series
-    by_uid = {one.uid: one.first.number for one in axial}
+    """A case per axial series; several add their numbers to the name, or UIDs if those are not
+    unique."""
+    by_uid = {one.uid: one.first.number for one in dicom_series.axial(series)}
     is_unique = len({*by_uid.values()} - {""}) == len(by_uid)
     return [
         dataclasses.replace(
