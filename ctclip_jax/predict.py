@@ -3,9 +3,9 @@
     python -m ctclip_jax.predict scan.nii.gz --model=EXPORT
     python -m ctclip_jax.predict 'scans/*.nii.gz' DICOM --model=EXPORT --out=OUT --heatmaps=3
 
-A scan is NIfTI, DICOM (a folder, a disc or a zip of it) or .npz; quoted patterns are expanded. Of
-several DICOM series one is chosen (docs/data.md), or named by --series. --scans=TABLE lists
-scans in a column `path`, with what their files lack, such as slope, intercept and spacing
+A scan is NIfTI, NRRD, MetaImage, .npz or DICOM (a folder or a zip of it); quoted patterns are
+expanded. Of several DICOM series one is chosen (docs/data.md), or named by --series. --scans=TABLE
+lists scans in a column `path`, with what their files lack, such as slope, intercept and spacing
 (docs/data.md). --model is a run's WORKDIR, an export or a published weight file. Unreadable scans
 are reported and skipped; the exit status is then 1.
 

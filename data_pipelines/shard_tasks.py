@@ -134,6 +134,7 @@ def prepare_scan(
         slope=case.slope,
         intercept=case.intercept,
         spacing=case.spacing,
+        stored_spacing=case.stored_spacing,
         axes=case.axes,
         trust=settings.trust,
     )
@@ -168,6 +169,7 @@ def provenance(prepared: PreparedVolume) -> dict[str, str | float | bool]:
         "spacing": "x".join(f"{millimeters:g}" for millimeters in oriented.spacing_xyz),
         "spacing_from": oriented.spacing_source,
         "spacing_disputed": oriented.spacing_disputed,
+        "orientation_disputed": oriented.orientation_disputed,
         "notes": "; ".join(prepared.notes),
     }
 
@@ -204,7 +206,13 @@ def summary(rows: Sequence[Mapping], split: str) -> str:
         "HU": Counter(row["values"] for row in decisions),
         "axes": Counter(row["axes"] for row in decisions),
         "spacing": Counter(row["spacing_from"] for row in decisions),
-        "disputed": Counter("spacing" for row in decisions if row["spacing_disputed"]),
+        "disputed": Counter(
+            claim
+            for row in decisions
+            for claim in ("spacing", "orientation")
+            # Shards of earlier versions do not say whether the orientation was disputed.
+            if row.get(f"{claim}_disputed")
+        ),
         "notes": Counter(note.split(" (", 1)[0] for note in notes),
         "skipped": Counter(map(_category, reasons)),
     }

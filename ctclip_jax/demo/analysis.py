@@ -17,6 +17,7 @@ from ctclip_jax.demo import uploads
 from ctclip_jax.inference.classifiers import Classifier, finding_prompts
 from ctclip_jax.inference.load import Model
 from data_pipelines.errors import InputError
+from data_pipelines.formats.stored import limited_volumes
 from data_pipelines.shard_tasks import provenance
 
 MAX_SCANS = 4  # in memory; a full-size one takes 250 MB with its patch features
@@ -133,7 +134,9 @@ class Analyses:
     def _read_and_encode(self, analysis: Analysis, path: Path) -> None:
         self.get(analysis.id)  # raises InputError for a scan that was dropped while it was queued
         analysis.state = "reading"
-        prepared = self.model.prepare(uploads.unpack(path, max_bytes=self.max_upload_bytes))
+        # A small file may hold voxels for gigabytes.
+        with limited_volumes(self.max_upload_bytes):
+            prepared = self.model.prepare(uploads.unpack(path, max_bytes=self.max_upload_bytes))
         analysis.volume, analysis.provenance = prepared.volume, provenance(prepared)
         del analysis.provenance["file"], prepared
         self._delete(path)

@@ -8,7 +8,7 @@ from pathlib import Path
 from data_pipelines.errors import InputError
 from data_pipelines.formats.zipped import unzip
 
-SUFFIXES = (".nii.gz", ".nii", ".npz", ".dcm", ".zip")
+SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".npz", ".dcm", ".zip")
 
 
 class TooLargeError(InputError):

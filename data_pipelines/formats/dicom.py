@@ -17,7 +17,12 @@ from jaxtyping import Float, Shaped
 
 from data_pipelines.errors import InputError
 from data_pipelines.formats import dicom_series
-from data_pipelines.formats.dicom_header import DAMAGE, DicomFile, Plane, is_index, read_dataset
+from data_pipelines.formats.dicom_header import (
+    DAMAGE,
+    DicomFile,
+    Plane,
+    read_dataset,
+)
 from data_pipelines.formats.dicom_multiframe import read_multiframe
 from data_pipelines.formats.dicom_series import Series
 from data_pipelines.formats.dicom_values import (
@@ -49,25 +54,28 @@ def read_dicom(path: epath.PathLike, *, series: str = "") -> StoredVolume:
     unreadable or not evenly spaced planes of one volume are an InputError.
     """
     path = epath.Path(path)
-    if is_index(path):
+    if path.name.upper() == "DICOMDIR" and not path.is_dir():
         path = path.parent
     with warnings.catch_warnings(action="ignore"):
         candidates, left_out = dicom_series.list_series(path)
         named = dicom_series.select(candidates, series, path=path)
         chosen = dicom_series.choose(named, path=path)
-        study = chosen.first.study
-        rivals = [s for s in candidates if s in named or s.first.study == study]
-        others = [s for s in rivals if s.uid != chosen.uid]
-        planes = [s for s in candidates if s.uid == chosen.uid and s is not chosen]
-        left_out.update({"slice of another stack of the series": sum(s.num_slices for s in planes)})
-        notes = _selection_notes(chosen, others, +left_out)
+        notes = _selection_notes(chosen, named, candidates, left_out)
         try:
             return _read_series(path, chosen, notes=notes)
         except InputError as error:
             raise InputError(". Note: ".join([str(error), *notes])) from error
 
 
-def _selection_notes(chosen: Series, others: Sequence[Series], left_out: Counter[str]) -> list[str]:
+def _selection_notes(
+    chosen: Series, named: Sequence[Series], candidates: Sequence[Series], left_out: Counter[str]
+) -> list[str]:
+    """Tells of other series, named alike or of the same study, and of files that are no slices."""
+    study = chosen.first.tags["StudyInstanceUID"]
+    rivals = [s for s in candidates if s in named or s.first.tags["StudyInstanceUID"] == study]
+    others = [s for s in rivals if s.uid != chosen.uid]
+    stacks = [s for s in candidates if s.uid == chosen.uid and s is not chosen]
+    left_out = left_out + Counter({"slice of another plane": sum(s.num_slices for s in stacks)})
     notes = []
     if others:
         listed = dicom_series.describe(others)
@@ -92,13 +100,14 @@ def _read_series(path: epath.Path, series: Series, *, notes: Sequence[str]) -> S
     rescale = len(scales) > 1 or not all(_has_stored_air(file.plane) for file in slices)
     voxels, num_padding, sha256 = _read_pixels(slices, rescale=rescale)
     if num_padding:
-        notes.append(padding_note(slices[0].plane.padding, num_padding / voxels.size))
+        padding = next(file.plane.padding for file in slices if file.plane.padding)
+        notes.append(padding_note(padding, num_padding / voxels.size))
     affine = _affine(slices)
     return StoredVolume(
         voxels=voxels,
         slope=1.0 if rescale else slices[0].plane.slope,
         intercept=0.0 if rescale else slices[0].plane.intercept,
-        affine=affine,
+        affines={"DICOM": affine},
         spacing_xyz=tuple(map(float, nib.affines.voxel_sizes(affine))),
         sha256=sha256,
         notes=tuple(notes),
@@ -117,17 +126,15 @@ def _sort_slices(path: epath.Path, files: Sequence[DicomFile]) -> tuple[list[Dic
                 raise InputError(f"{file.path}: {name} differs from that of {first.path.name}")
     ordered: list[DicomFile] = []
     for file in sorted(files, key=lambda file: file.plane.depths[0]):
-        is_new = (
-            not ordered or file.plane.depths[0] - ordered[-1].plane.depths[0] > _SAME_POSITION_MM
-        )
-        if is_new:
+        last = ordered[-1] if ordered else None
+        if not last or file.plane.depths[0] - last.plane.depths[0] > _SAME_POSITION_MM:
             ordered.append(file)
-        elif not _is_duplicate(file, ordered[-1]):
-            names = f"{ordered[-1].path.name} and {file.path.name}"
+        elif not _is_duplicate(file, last):
+            number, other = (f.tags["AcquisitionNumber"] or "?" for f in (last, file))
             raise InputError(
-                f"{path}: {names} are at the same position and differ (AcquisitionNumber "
-                f"{ordered[-1].acquisition or '?'} and {file.acquisition or '?'}): two acquisitions"
-                " or phases in one series; move each into a folder of its own and choose one"
+                f"{path}: {last.path.name} and {file.path.name} are at the same position and differ"
+                f" (AcquisitionNumber {number} and {other}): two acquisitions or phases in one"
+                " series; move each into a folder of its own and choose one"
             )
     if len(ordered) < 2:
         raise InputError(f"{path}: one slice is no volume")

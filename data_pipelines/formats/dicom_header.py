@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections.abc import Mapping
 from typing import IO
 
 import numpy as np
@@ -25,14 +26,18 @@ _UNIT_TOLERANCE = 1e-3
 _CT_CLASSES = ("CT Image", "Enhanced CT Image", "Legacy Converted Enhanced CT Image")
 SCALE_TO_HU = "RescaleType HU"  # also where none is written
 _BINARY = ("FD", "FL", "SL", "SS", "UL", "US")
+_SERIES_TAGS = (
+    *("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription"),
+    *("ConvolutionKernel", "AcquisitionNumber", "ImageType"),
+)
 # Only these are parsed, which is faster.
 _TAGS = [
-    *("SOPClassUID", "Modality", "ImageType", "NumberOfFrames", "PatientID", "StudyInstanceUID"),
-    *("SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "ConvolutionKernel"),
-    *("AcquisitionNumber", "ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing"),
-    *("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated"),
-    *("PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit"),
-    *("RescaleSlope", "RescaleIntercept", "RescaleType", "InConcatenationTotalNumber"),
+    *_SERIES_TAGS,
+    *("SOPClassUID", "Modality", "NumberOfFrames", "InConcatenationTotalNumber"),
+    *("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing", "Rows", "Columns"),
+    *("SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "PixelRepresentation"),
+    *("RescaleSlope", "RescaleIntercept", "RescaleType"),
+    *("PixelPaddingValue", "PixelPaddingRangeLimit"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
 ]
 _TAG_OF = {name: Tag(name) for name in _TAGS}
@@ -71,29 +76,17 @@ class DicomFile:
     """One DICOM file.
 
     Attributes:
-      kind: what the file holds in place of CT slices, such as "localizer"; empty for CT slices.
-      plane: None if there is a `kind` or a `fault`.
-      fault: why a CT slice cannot be used.
+      tags: what tells of its series, as text; empty where there is none.
+      kind: what the file holds in place of CT slices, such as "localizer"; empty for those.
+      plane: None if there is a `kind` or a `fault`, the reason why a CT slice cannot be used.
     """
 
     path: epath.Path
-    patient: str
-    study: str
-    series: str
-    number: str
-    description: str
-    kernel: str
-    acquisition: str
-    image_type: str
+    tags: Mapping[str, str]
     num_frames: int
     kind: str
     plane: Plane | None = None
     fault: str = ""
-
-
-def is_index(path: epath.Path) -> bool:
-    """Whether a file is the index of a disc, DICOMDIR."""
-    return path.name.upper() == "DICOMDIR"
 
 
 def is_ignored_file(name: str) -> bool:
@@ -101,37 +94,24 @@ def is_ignored_file(name: str) -> bool:
     return name.startswith(".") or name.upper() == "DICOMDIR"
 
 
-def is_dicom(path: epath.Path) -> bool:
-    """By content, with or without preamble. A damaged .dcm file counts too: without its slice the
-    volume is incomplete."""
-    if path.suffix.lower() == ".dcm" or is_index(path):
-        return True
-    try:
-        with path.open("rb") as file:
-            start = file.read(_MAGIC_AT + len(_MAGIC))
-    except OSError:  # for the reader of another format to tell
-        return False
-    return _starts_as_dicom(start)
-
-
 def read_header(path: epath.Path) -> DicomFile | None:
-    """Reads the header of a file; None for one that is not DICOM. A file that is DICOM or named
-    .dcm, but cannot be assigned to a series, is an InputError."""
+    """Reads the header of a file; None for one that is not DICOM.
+
+    By content, with or without preamble. A damaged file that has one, or is named .dcm, is an
+    InputError: without its slice a volume is incomplete."""
     with naming_file(path, DAMAGE), path.open("rb") as file:
         start = file.read(_MAGIC_AT + len(_MAGIC))
-        certain = start[_MAGIC_AT:] == _MAGIC or path.suffix.lower() == ".dcm"
-        if not certain and not _starts_as_dicom(start):
+        is_certain = start[_MAGIC_AT:] == _MAGIC or path.suffix.lower() == ".dcm"
+        if not is_certain and start[:2] not in _FIRST_GROUPS:
             return None
         file.seek(0)
         try:
             tags = read_dataset(file, stop_before_pixels=True, specific_tags=_TAGS)
+            if "SOPClassUID" not in tags and not ("Rows" in tags and "SeriesInstanceUID" in tags):
+                raise ValueError("no SOPClassUID")
         except Exception:
-            if certain:
+            if is_certain:
                 raise
-            return None
-        if "SOPClassUID" not in tags and not ("Rows" in tags and "SeriesInstanceUID" in tags):
-            if certain:
-                raise InputError(f"{DAMAGE} (no SOPClassUID)")
             return None
         return _describe(path, tags)
 
@@ -172,34 +152,19 @@ def read_text(tags: pydicom.Dataset, name: str) -> str:
     return value.strip()
 
 
-def _starts_as_dicom(start: bytes) -> bool:
-    return start[_MAGIC_AT:] == _MAGIC or start[:2] in _FIRST_GROUPS
-
-
 def _describe(path: epath.Path, tags: pydicom.Dataset) -> DicomFile:
-    kind = _kind(tags)
-    file = DicomFile(
-        path=path,
-        patient=read_text(tags, "PatientID"),
-        study=read_text(tags, "StudyInstanceUID"),
-        series=read_text(tags, "SeriesInstanceUID"),
-        number=read_text(tags, "SeriesNumber"),
-        description=read_text(tags, "SeriesDescription"),
-        kernel=read_text(tags, "ConvolutionKernel"),
-        acquisition=read_text(tags, "AcquisitionNumber"),
-        image_type=read_text(tags, "ImageType"),
-        num_frames=int(read_text(tags, "NumberOfFrames") or 1),
-        kind=kind,
-    )
-    if kind:
+    num_frames = int(read_text(tags, "NumberOfFrames") or 1)
+    texts = {name: read_text(tags, name) for name in _SERIES_TAGS}
+    file = DicomFile(path, texts, num_frames, _kind(tags))
+    if file.kind:
         return file
     try:
-        return dataclasses.replace(file, plane=_read_plane(tags))
-    except InputError as error:
-        fault = str(error)
+        plane = _read_plane(tags) if num_frames == 1 else _read_frames(tags)
+        return dataclasses.replace(file, plane=plane)
     except Exception as error:
-        fault = f"{DAMAGE} ({one_line(error)})"
-    if not file.series:
+        cause = one_line(error)
+        fault = cause if isinstance(error, InputError) else f"{DAMAGE} ({cause})"
+    if not texts["SeriesInstanceUID"]:
         raise InputError(fault)
     return dataclasses.replace(file, fault=fault)
 
@@ -222,8 +187,6 @@ def _kind(tags: pydicom.Dataset) -> str:
 
 
 def _read_plane(tags: pydicom.Dataset) -> Plane:
-    if int(read_text(tags, "NumberOfFrames") or 1) > 1:
-        return _read_frames(tags)
     return _plane(tags, positions=_numbers(tags, "ImagePositionPatient", 3)[None])
 
 

@@ -50,7 +50,7 @@ def read_multiframe(file: DicomFile, *, notes: Sequence[str] = ()) -> StoredVolu
     affine[:2] *= -1  # and its vectors LPS
     return StoredVolume(
         voxels=volume.array.transpose(2, 1, 0),
-        affine=affine,
+        affines={"DICOM": affine},
         spacing_xyz=tuple(map(float, nib.affines.voxel_sizes(affine))),
         sha256=hashlib.sha256(content).hexdigest(),
         notes=tuple(notes),

@@ -15,12 +15,7 @@ import numpy as np
 from etils import epath
 
 from data_pipelines.errors import InputError
-from data_pipelines.formats.dicom_header import (
-    DAMAGE,
-    DicomFile,
-    is_ignored_file,
-    read_header,
-)
+from data_pipelines.formats.dicom_header import DAMAGE, DicomFile, is_ignored_file, read_header
 from data_pipelines.formats.stored import naming_file
 
 ALL = "all"
@@ -45,7 +40,7 @@ class Series:
 
     @property
     def uid(self) -> str:
-        return self.first.series
+        return self.first.tags["SeriesInstanceUID"]
 
     @property
     def num_slices(self) -> int:
@@ -66,27 +61,21 @@ class Series:
 
     def names(self) -> set[str]:
         """By which a user can choose it."""
-        return {self.uid, self.first.number, self.first.description.casefold()} - {""}
+        tags = self.first.tags
+        return {self.uid, tags["SeriesNumber"], tags["SeriesDescription"].casefold()}
 
     def __str__(self) -> str:
-        first = self.first
-        about = [first.description or "no description", first.kernel or "no kernel"]
-        about += [f"{self.num_slices} slices", self.uid]
-        return f"series {first.number or '?'}: {', '.join(about)}"
+        names = ("SeriesNumber", "SeriesDescription", "ConvolutionKernel")
+        number, description, kernel = (self.first.tags[name] for name in names)
+        about = f"{description or 'no description'}, {kernel or 'no kernel'}"
+        return f"series {number or '?'}: {about}, {self.num_slices} slices, {self.uid}"
 
 
 def list_series(path: epath.Path) -> tuple[list[Series], Counter[str]]:
     """Returns the CT series in a folder, its subfolders too, or of one file, and how many other
     DICOM files there are of each kind."""
-    files = list(dicom_files(path)) if path.is_dir() else [read_header(path)]
+    files = map(read_header, walk(path) if path.is_dir() else [path])
     return group([file for file in files if file], path=path)
-
-
-def dicom_files(folder: epath.Path) -> Iterator[DicomFile]:
-    """Reads the headers of the DICOM files in a folder and its subfolders, ordered by name."""
-    for path in walk(folder):
-        if header := read_header(path):
-            yield header
 
 
 def walk(folder: epath.Path) -> Iterator[epath.Path]:
@@ -94,12 +83,11 @@ def walk(folder: epath.Path) -> Iterator[epath.Path]:
     with naming_file(folder, DAMAGE):
         entries = sorted(folder.iterdir())
     for entry in entries:
-        if is_ignored_file(entry.name):
-            continue
-        if not entry.is_dir():
+        if entry.is_dir():
+            if not os.path.islink(entry):  # which could lead around in circles
+                yield from walk(entry)
+        elif not is_ignored_file(entry.name):
             yield entry
-        elif not os.path.islink(entry):  # which could lead around in circles
-            yield from walk(entry)
 
 
 def group(files: Sequence[DicomFile], *, path: epath.Path) -> tuple[list[Series], Counter[str]]:
@@ -109,7 +97,7 @@ def group(files: Sequence[DicomFile], *, path: epath.Path) -> tuple[list[Series]
     by_uid: dict[str, list[DicomFile]] = {}
     for file in files:
         if not file.kind:
-            by_uid.setdefault(file.series, []).append(file)
+            by_uid.setdefault(file.tags["SeriesInstanceUID"], []).append(file)
     series = [stack for uid in sorted(by_uid) for stack in _stacks(by_uid[uid])]
     kinds = Counter(file.kind for file in files if file.kind)
     if not series:
@@ -147,7 +135,7 @@ def select(series: Sequence[Series], name: str, *, path: epath.Path) -> list[Ser
 
 def choose(series: Sequence[Series], *, path: epath.Path) -> Series:
     """Chooses by the rule of this module; series of several patients are an InputError."""
-    if len({s.first.patient for s in series if s.first.patient}) > 1:
+    if len({s.first.tags["PatientID"] for s in series} - {""}) > 1:
         raise InputError(
             f"{path}: several patients; choose one with --series=UID; there are {describe(series)}"
         )
@@ -155,14 +143,15 @@ def choose(series: Sequence[Series], *, path: epath.Path) -> Series:
     longest = max((extents[s][0] for s in series if s.is_axial), default=0.0)
 
     def rank(candidate: Series) -> tuple:
-        first, (extent, step) = candidate.first, extents[candidate]
+        tags, (extent, step) = candidate.first.tags, extents[candidate]
+        kind = f"{tags['ImageType']} {tags['SeriesDescription']}".upper()
         return (
             extent < _MIN_MM,
             not candidate.is_axial,
-            bool(_PROJECTION.search(f"{first.image_type} {first.description}".upper())),
+            bool(_PROJECTION.search(kind)),
             extent < _NEARLY * min(longest, _CHEST_MM),
             round(step, 2),
-            bool(_SHARP.search(first.kernel.upper())),
+            bool(_SHARP.search(tags["ConvolutionKernel"].upper())),
             candidate.uid,
         )
 
@@ -177,7 +166,7 @@ def axial(series: Sequence[Series]) -> list[Series]:
 
 def describe(series: Sequence[Series]) -> str:
     """One line that lists series."""
-    more = [f"{len(series) - _MAX_LISTED} more"] if len(series) > _MAX_LISTED else []
+    more = [f"{len(series) - _MAX_LISTED} more"] * (len(series) > _MAX_LISTED)
     return " | ".join([*map(str, series[:_MAX_LISTED]), *more])
 
 

@@ -17,11 +17,6 @@ MAX_BYTES = 1 << 34
 _CHUNK_BYTES = 1 << 20
 
 
-def is_zip(path: epath.Path) -> bool:
-    """By name: .npz files are zips too."""
-    return path.suffix.lower() == ".zip"
-
-
 @contextlib.contextmanager
 def unzipped(path: epath.Path) -> Iterator[epath.Path]:
     """A temporary folder with the files of a zip; errors that name it name the zip instead."""

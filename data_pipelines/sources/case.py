@@ -23,7 +23,9 @@ class CaseRecord:
       labels: 0, 1 or UNKNOWN, in the order of the collection's.
       strata: for subgroup results: sex, age, manufacturer, kernel, ...
       slope, intercept: to HU; NaN without a claim.
-      spacing: mm (z, x, y); NaN without a claim.
+      spacing: mm (z, x, y) of the patient; NaN without a claim.
+      stored_spacing: mm along the stored axes, where a table says so; replaces `spacing`, which
+        the published modes take.
       axes: directions of the stored axes, such as "LPS"; empty without a claim.
       skip: the reason why the case must be skipped; empty if there is none.
     """
@@ -40,6 +42,10 @@ class CaseRecord:
     slope: float = math.nan
     intercept: float = math.nan
     spacing: tuple[float, float, float] = (math.nan, math.nan, math.nan)
+    # Not in repr, of which shards hold a digest (`shard_tasks.plan`).
+    stored_spacing: tuple[float, float, float] = dataclasses.field(
+        default=(math.nan, math.nan, math.nan), repr=False
+    )
     axes: str = ""
     skip: str = ""
 

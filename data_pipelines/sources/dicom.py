@@ -16,15 +16,9 @@ from etils import epath
 
 from data_pipelines.errors import InputError
 from data_pipelines.formats import dicom_series
-from data_pipelines.formats.dicom_header import (
-    DicomFile,
-    is_dicom,
-    read_dataset,
-    read_header,
-    read_text,
-)
+from data_pipelines.formats.dicom_header import DicomFile, read_dataset, read_header, read_text
 from data_pipelines.formats.dicom_series import ALL, Series
-from data_pipelines.formats.zipped import is_zip, unzipped
+from data_pipelines.formats.zipped import unzipped
 from data_pipelines.reports import LABELS
 from data_pipelines.sources.case import UNKNOWN, CaseRecord, Collection
 from data_pipelines.sources.tables import DICOM_STRATA, read_strata
@@ -41,7 +35,9 @@ def read_collection(root: epath.PathLike, *, series: str = "") -> Collection:
     for path in dicom_series.walk(root):
         try:
             if file := read_header(path):
-                by_study.setdefault(file.study or str(path.parent), []).append(file)
+                by_study.setdefault(file.tags["StudyInstanceUID"] or str(path.parent), []).append(
+                    file
+                )
         except InputError as error:
             damaged[path] = str(error)
     folders = {study: _common_folder(files) for study, files in by_study.items()}
@@ -70,10 +66,11 @@ def name_series(cases: Sequence[CaseRecord], series: str) -> list[CaseRecord]:
 
 def _expand(case: CaseRecord) -> list[CaseRecord]:
     path = case.path()
-    if not (is_zip(path) or path.is_dir() or is_dicom(path)):
+    is_zip = path.suffix.lower() == ".zip"
+    if not is_zip and not path.is_dir():
         return [dataclasses.replace(case, series="")]
     try:
-        with unzipped(path) if is_zip(path) else contextlib.nullcontext(path) as folder:
+        with unzipped(path) if is_zip else contextlib.nullcontext(path) as folder:
             return _one_case_each(case, dicom_series.list_series(folder)[0])
     except InputError as error:
         return [dataclasses.replace(case, skip=case.skip or str(error))]
@@ -82,7 +79,7 @@ def _expand(case: CaseRecord) -> list[CaseRecord]:
 def _one_case_each(case: CaseRecord, series: Sequence[Series]) -> list[CaseRecord]:
     """A case per axial series; several add their numbers to the name, or UIDs if those are not
     unique."""
-    by_uid = {one.uid: one.first.number for one in dicom_series.axial(series)}
+    by_uid = {one.uid: one.first.tags["SeriesNumber"] for one in dicom_series.axial(series)}
     is_unique = len({*by_uid.values()} - {""}) == len(by_uid)
     return [
         dataclasses.replace(
@@ -99,12 +96,11 @@ def _one_case_each(case: CaseRecord, series: Sequence[Series]) -> list[CaseRecor
 def _cases_of_study(
     files: Sequence[DicomFile], *, name: str, folder: epath.Path, series: str
 ) -> list[CaseRecord]:
-    first = files[0]
-    patient = hashlib.sha256(first.patient.encode()).hexdigest()[:16] if first.patient else name
+    patient, study = (files[0].tags[tag] for tag in ("PatientID", "StudyInstanceUID"))
     case = CaseRecord(
         volume_name=name,
-        patient=patient,
-        scan=first.study or name,
+        patient=hashlib.sha256(patient.encode()).hexdigest()[:16] if patient else name,
+        scan=study or name,
         paths=(folder,),
         labels=(UNKNOWN,) * len(LABELS),
     )

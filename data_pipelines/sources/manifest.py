@@ -1,6 +1,6 @@
 """Manifest: a table of a lab's own data, CSV with a header or JSON lines, one row per volume.
 
-path            NIfTI, DICOM (folder or zip) or .npz: absolute, or relative to the table's folder
+path            scan file, or folder or zip of DICOM: absolute, or relative to the table's folder
 series          of DICOM: UID, number, description or all; default: --series, else by rule
 volume_name     id of the volume; default: the path as written
 patient, scan   default: the name of the volume; scans of two patients may have the same name

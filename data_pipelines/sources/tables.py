@@ -77,8 +77,12 @@ def read_table(
 
 def first_number(cell: str) -> float:
     """Returns the first number of a cell such as 1.5 or "[0.34, 0.34]"; NaN if there is none."""
-    match = _NUMBER.search(cell)
-    return float(match.group()) if match else math.nan
+    return next(iter(all_numbers(cell)), math.nan)
+
+
+def all_numbers(cell: str) -> list[float]:
+    """Returns the numbers of a cell such as "[0.34, 0.34]"."""
+    return [float(number) for number in _NUMBER.findall(cell)]
 
 
 def is_number(cell: str) -> bool:

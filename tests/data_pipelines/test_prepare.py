@@ -181,7 +181,9 @@ def test_record_has_volume_report_and_provenance(tmp_path):
         "spacing": "5x5x8",
         "spacing_from": "table",
         "spacing_disputed": False,
-        "notes": "",
+        "orientation_disputed": False,
+        "notes": "orientation assumed (nothing states it: taken for Left, Posterior, Superior)"
+        "; unusual extent (100 x 90 x 96 mm, a chest has 100 to 1000 mm)",
     }
     provenance = pd.read_csv(tmp_path / "out/provenance.csv")
     assert provenance.VolumeName.tolist() == [name] and provenance.spacing_from[0] == "table"

@@ -26,7 +26,7 @@ def test_axes_are_column_row_and_slice_by_position(tmp_path):
     scan = read_dicom(write(tmp_path / "series", chest_slices()[::-1]))
     np.testing.assert_array_equal(scan.voxels, chest_hu())
     expected = [[-5, 0, 0, 50], [0, -6, 0, 60], [0, 0, 8, 70], [0, 0, 0, 1]]
-    np.testing.assert_allclose(scan.affine, expected)
+    np.testing.assert_allclose(scan.affines["DICOM"], expected)
     assert scan.spacing_xyz == SPACING_LPS
     assert scan.voxels[:, :, 3].T.flags.c_contiguous
 
@@ -35,7 +35,7 @@ def test_tilted_gantry_is_in_the_affine(tmp_path):
     slices = chest_slices()
     for k, ct in enumerate(slices):
         ct.ImagePositionPatient[1] += 2 * k
-    affine = read_dicom(write(tmp_path / "series", slices)).affine
+    affine = read_dicom(write(tmp_path / "series", slices)).affines["DICOM"]
     np.testing.assert_allclose(affine[:3, 2], [0, -2, 8])
 
 

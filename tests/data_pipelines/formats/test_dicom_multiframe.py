@@ -25,7 +25,7 @@ def test_enhanced_ct_is_the_volume_of_its_slices(tmp_path, axes, name):
     path = save(tmp_path / "enhanced", enhanced(slices[::-1]), name)
     for scan in (read_scan(path), read_scan(path.parent)):
         np.testing.assert_array_equal(scan.voxels, classic.voxels)
-        np.testing.assert_allclose(scan.affine, classic.affine, atol=1e-6)
+        np.testing.assert_allclose(scan.affines["DICOM"], classic.affines["DICOM"], atol=1e-6)
         assert scan.spacing_xyz == pytest.approx(classic.spacing_xyz)
         assert scan.voxels.dtype == np.float32 and len(scan.sha256) == 64 and not scan.notes
 

@@ -23,10 +23,12 @@ from data_pipelines.formats import read_scan
 from tests.dicom_series import chest_slices, name_of, store, write
 from tests.scan_tree import chest_hu
 
+SPACING = (10.0, 10.0, 20.0)  # a chest of 240 mm
+
 
 def series(uid: str, **tags) -> list[Dataset]:
     """The chest as a series of a study, with these elements in all slices."""
-    slices = chest_slices(series=uid)
+    slices = chest_slices(series=uid, spacing=SPACING)
     for ct in slices:
         ct.StudyInstanceUID, ct.PatientID = "1.1", "P1"
         for name, value in tags.items():
@@ -51,7 +53,7 @@ def write_disc(folder: Path, *series_of_disc: list[Dataset]) -> Path:
     """As a hospital burns it: an index, a viewer, a folder per series, names without suffix."""
     for k, slices in enumerate(series_of_disc):
         write(folder / "DICOM" / "ST00000" / f"SE{k:05d}", slices)
-    (folder / "DICOMDIR").write_bytes(b"an index")
+    (folder / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
     (folder / "README.TXT").write_text("A viewer is on this disc.")
     (folder / "VIEWER").mkdir()
     (folder / "VIEWER" / "run.exe").write_bytes(b"MZ" + bytes(300))
@@ -177,7 +179,7 @@ def test_reformat_within_a_series_is_left_out_and_told(tmp_path):
     write(folder, [view], prefix="A")
     scan = read_scan(folder)
     np.testing.assert_array_equal(scan.voxels, chest_hu())
-    assert scan.notes == ("DICOM files left out (1 slice of another stack of the series)",)
+    assert scan.notes == ("DICOM files left out (1 slice of another plane)",)
 
 
 def test_folder_without_ct_is_refused(tmp_path):
@@ -191,7 +193,7 @@ def test_slices_in_a_secondary_capture_class_are_read(tmp_path):
 
 
 def coronal(uid: str) -> list[Dataset]:
-    slices = chest_slices("LIP", series=uid)
+    slices = chest_slices("LIP", series=uid, spacing=SPACING)
     for ct in slices:
         ct.StudyInstanceUID, ct.PatientID = "1.1", "P1"
     return slices
@@ -297,7 +299,7 @@ def test_any_mixture_gives_the_same_choice_in_any_order(tmp_path_factory, mixtur
     """One series is read as if it were alone, an axial one if there is any, and all are told."""
     stacks = []
     for k, (axes, step, kernel, is_projection) in enumerate(mixture):
-        slices = thinned(chest_slices(axes, series=f"1.{k}"), step)
+        slices = thinned(chest_slices(axes, series=f"1.{k}", spacing=SPACING), step)
         for ct in slices:
             ct.StudyInstanceUID, ct.ConvolutionKernel = "1.1", kernel
             ct.ImageType = ["DERIVED", "PRIMARY", "MIP"] if is_projection else ["ORIGINAL"]
@@ -320,7 +322,7 @@ def test_any_mixture_gives_the_same_choice_in_any_order(tmp_path_factory, mixtur
 
 
 def test_zip_errors_name_the_zip(tmp_path):
-    (tmp_path / "none.zip").write_bytes(b"none")
+    (tmp_path / "none.zip").write_bytes(b"PK\x03\x04 torn")
     with pytest.raises(InputError, match="^.*none.zip: damaged or no zip file"):
         read_scan(tmp_path / "none.zip")
     with pytest.raises(InputError, match="absent.zip: no such file"):
