@@ -21,7 +21,7 @@ from data_pipelines.errors import InputError, parse_slice, run_main, warn
 from data_pipelines.files import locked
 from data_pipelines.reports import report_parts, report_text
 from data_pipelines.shard_tasks import Task
-from data_pipelines.sources import ct_rate, manifest, rad_chestct
+from data_pipelines.sources import ct_rate, dicom, manifest, rad_chestct
 from data_pipelines.sources.case import UNKNOWN, Collection
 from data_pipelines.tokenizers import train_sentencepiece
 
@@ -30,7 +30,7 @@ _POOL = "pool"
 _SOURCE = flags.DEFINE_enum(
     "source",
     "ct_rate",
-    ("ct_rate", "rad_chestct", "manifest", "phantoms"),
+    ("ct_rate", "rad_chestct", "manifest", "dicom", "phantoms"),
     "Layout of the data; phantoms have that of CT-RATE.",
 )
 _DATA = flags.DEFINE_string("data", None, "Folder of the data, or the manifest.", required=True)
@@ -38,6 +38,11 @@ _OUT = flags.DEFINE_string("out", None, "Folder to write the shards to.", requir
 _SPLITS = flags.DEFINE_list("splits", ["train", "valid"], "Splits to prepare.")
 _COLUMNS = flags.DEFINE_list("columns", [], "Columns of a manifest, as in path=File,report=Text.")
 _ENCODING = flags.DEFINE_string("encoding", "", "Of tables that are not UTF-8, such as cp1254.")
+_SERIES = flags.DEFINE_string(
+    "series",
+    "",
+    "UID, number or description of the DICOM series to read of each study; all: every axial one.",
+)
 _MODE = flags.DEFINE_enum(
     "mode",
     "sound",
@@ -139,7 +144,19 @@ def _collection(split: str) -> Collection:
         columns = dict(text.partition("=")[::2] for text in _COLUMNS.value)
         if not all(columns) or not all(columns.values()):
             raise InputError(f"--columns: got {','.join(_COLUMNS.value)}, expected OURS=THEIRS,...")
-        return manifest.read_collection(_DATA.value, split, columns=columns, encoding=encoding)
+        collection = manifest.read_collection(
+            _DATA.value, split, columns=columns, encoding=encoding
+        )
+        return Collection(collection.labels, dicom.name_series(collection.cases, _SERIES.value))
+    if _SOURCE.value == "dicom":
+        if len(_SPLITS.value) != 1:
+            raise InputError(
+                f"--splits: got {','.join(_SPLITS.value)}, expected one, such as train, for a"
+                " folder of DICOM files; a table (--source=manifest) can split them"
+            )
+        return dicom.read_collection(_DATA.value, series=_SERIES.value)
+    if _SERIES.value:
+        raise InputError("--series: only for --source=dicom and manifest")
     if _SOURCE.value == "rad_chestct":
         if (table := _LABEL_MAP.value) is None:
             raise InputError("--label_map: required, such as configs/labels/rad_chestct.py")

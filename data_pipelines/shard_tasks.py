@@ -129,7 +129,7 @@ def prepare_scan(
 ) -> PreparedVolume:
     """Reads the file of a case and brings it onto the grid."""
     settings, path = MODES[mode], case.path()
-    scan = read_scan(path)
+    scan = read_scan(path, series=case.series)
     oriented = hounsfield.resolve_hu_and_geometry(
         scan,
         slope=case.slope,

@@ -12,12 +12,17 @@ from etils import epath
 from ctclip_jax.inference.model import Model
 from data_pipelines.errors import InputError, one_line, printable
 from data_pipelines.shard_tasks import PreparedVolume
-from data_pipelines.sources import manifest
+from data_pipelines.sources import dicom, manifest
 from data_pipelines.sources.case import CaseRecord
 
 
 def list_scans(
-    patterns: Sequence[str], table: str | None = None, *, split: str, encoding: str = ""
+    patterns: Sequence[str],
+    table: str | None = None,
+    *,
+    split: str,
+    encoding: str = "",
+    series: str = "",
 ) -> list[CaseRecord]:
     """The scans of paths and glob patterns, named by their paths, and those of a table.
 
@@ -26,6 +31,7 @@ def list_scans(
       table: a manifest (data_pipelines.sources.manifest).
       split: which rows of the table count, if it has a column `split`.
       encoding: of a table that is not UTF-8.
+      series: UID, number or description of the DICOM series, or "all"; empty: one by rule.
     """
     if not patterns and not table:
         raise InputError("no scan: pass paths, or --scans=TABLE with a column path")
@@ -35,6 +41,7 @@ def list_scans(
         cases += manifest.read_collection(
             table, split, default_split=split, encoding=encoding
         ).cases
+    cases = dicom.name_series(cases, series)
     names = set()
     for name in (case.volume_name for case in cases):
         if name in names:

@@ -1,6 +1,7 @@
 """Manifest: a table of a lab's own data, CSV, JSON lines or .xlsx, one row per volume.
 
-path            scan file or DICOM folder: absolute, or relative to the folder of the table
+path            scan file, or folder or zip of DICOM: absolute, or relative to the table's folder
+series          of DICOM: UID, number, description or all; default: --series, else by rule
 volume_name     id of the volume; default: the path as written
 patient, scan   default: the name of the volume; scans of two patients may have the same name
 split           without this column all rows belong to "train"
@@ -34,7 +35,7 @@ from data_pipelines.sources.tables import (
 _STRATA = ("sex", "age", "manufacturer", "model", "kernel", "date")
 _NUMBERS = ("slope", "intercept", "spacing_z", "spacing_x", "spacing_y")
 _TEXTS = ("findings", "impressions", "report")
-_OTHERS = ("path", "volume_name", "patient", "scan", "split", "axes")
+_OTHERS = ("path", "volume_name", "patient", "scan", "split", "axes", "series")
 COLUMNS = (*_OTHERS, *_TEXTS, *_STRATA, *_NUMBERS, *LABELS)
 _ONLY_SPLIT = "train"
 
@@ -120,6 +121,7 @@ def _case(folder: epath.Path, name: str, row: Row, *, skip: str) -> CaseRecord:
         patient=row["patient"] or name,
         scan=row["scan"] or name,
         paths=(epath.Path(row["path"]) if "://" in row["path"] else folder / row["path"],),
+        series=row["series"],
         findings=row["findings"] or ("" if row["impressions"] else row["report"]),
         impressions=row["impressions"],
         labels=read_labels(row, LABELS),

@@ -21,7 +21,7 @@ from data_pipelines.sources.case import UNKNOWN
 Row = dict[str, str]
 _Numbered = tuple[int, dict]
 
-_DICOM_STRATA = {
+DICOM_STRATA = {
     "sex": "PatientSex",
     "age": "PatientAge",
     "manufacturer": "Manufacturer",
@@ -146,7 +146,7 @@ def read_labels(row: Row, labels: Iterable[str]) -> tuple[int, ...]:
 
 def read_strata(row: Row) -> dict[str, str]:
     """Returns stratum -> value of a row of a table that was made from DICOM headers."""
-    return {name: row[column] for name, column in _DICOM_STRATA.items() if row.get(column)}
+    return {name: row[column] for name, column in DICOM_STRATA.items() if row.get(column)}
 
 
 def _rename(header: Iterable[str], spelling: Row) -> list[str]:
