@@ -72,7 +72,7 @@ def read_table(
     """
     path = epath.Path(path)
     keys = [key] if isinstance(key, str) else key
-    names = (*columns, *keys, *optional, *_DICOM_STRATA.values())
+    names = (*columns, *keys, *optional, *DICOM_STRATA.values())
     # Reversed, so that of two names that are alike the first counts.
     spelling = {column_key(name): name for name in reversed(names)}
     try:
