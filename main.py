@@ -63,6 +63,8 @@ def main() -> None:
     workdir = _workdir()
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
+    if _DISTRIBUTED.value:
+        processes.condense_crash()
     processes.initialize(_DISTRIBUTED.value)
     train(config, workdir)
 

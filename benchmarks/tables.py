@@ -439,6 +439,23 @@ def chaos() -> Table:
     return Table(("killed at random moments", ""), rows, ["chaos"])
 
 
+def bit_flips() -> Table:
+    results = load("bit_flips")
+    rows = [
+        (
+            f"{results['flips']} in {part}, {way} SHA256SUMS",
+            *(results[folder][way].get(outcome, 0) for outcome in ("refused", "unchanged")),
+            sum(results[folder][way].values())
+            - sum(results[folder][way].get(name, 0) for name in ("refused", "unchanged")),
+        )
+        for folder, part in (("checkpoint", "a checkpoint"), ("export", "an export"))
+        for way in ("with", "without")
+    ]
+    columns = ("flipped bits", "refused", "loads, unchanged", "loads, changed")
+    note = f"*SHA-256 reads {results['sha256_gb_per_second']:.1f} GB/s here.*"
+    return Table(columns, rows, ["bit_flips"], note=note)
+
+
 def fuzz() -> Table:
     results = load("fuzz")
     rows = [(name, f"{count:,}") for name, count in results["counts"].items()]
@@ -456,7 +473,7 @@ TABLES: dict[str, Callable[[], Table]] = {
     for function in (
         exactness, detection, weights, serving, preparation, loader, two_epochs, evaluation, search,
         throughput, utilization, blocks, gradient_cache, fits, budgets, ablation, text_warmup,
-        heatmaps, chaos, fuzz,
+        heatmaps, chaos, bit_flips, fuzz,
     )
 }  # fmt: skip
 

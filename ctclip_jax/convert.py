@@ -22,7 +22,7 @@ from ctclip_jax.checkpoints.torch_geometry import Geometry
 from ctclip_jax.common.configs import from_dict
 from ctclip_jax.models.ct_clip import CTCLIPConfig
 from data_pipelines.errors import InputError, run_main
-from data_pipelines.files import sha256
+from data_pipelines.files import renewing_checksums, sha256
 from data_pipelines.tokenizers import load_tokenizer
 
 UNUSED_FILE = "unused.safetensors"
@@ -53,18 +53,21 @@ def to_export(
         "label_informed": label_informed or is_label_informed(source),
     }
     save_export(out, imported.variables, config=config, tokenizer=tokenizer)
-    write_tensors(out / UNUSED_FILE, imported.unused)
     provenance = imported.provenance | {"sha256": sha256(source)}
-    (out / PROVENANCE_FILE).write_text(json.dumps(provenance, indent=2) + "\n")
+    with renewing_checksums(out, UNUSED_FILE, PROVENANCE_FILE):
+        write_tensors(out / UNUSED_FILE, imported.unused)
+        (out / PROVENANCE_FILE).write_text(json.dumps(provenance, indent=2) + "\n")
 
 
 def to_torch(source: Path, out: Path) -> None:
-    """Converts the export `source` to a file of tensors with the published names."""
+    """Converts the export `source` to a file of tensors with the published names, and a SHA256SUMS
+    beside it."""
     variables, export = load_export(source)
     config = from_dict(CTCLIPConfig, export["model"], name=f"{source}: model")
     unused = read_tensors(source / UNUSED_FILE) if (source / UNUSED_FILE).exists() else None
     weights = export_weights(variables, config=config, unused=unused)
-    write_tensors(out, weights, label_informed=export.get("label_informed", False))
+    with renewing_checksums(out.parent, out.name):
+        write_tensors(out, weights, label_informed=export.get("label_informed", False))
 
 
 def define_flags() -> None:

@@ -23,6 +23,7 @@ from jax.sharding import Mesh
 from ctclip_jax.checkpoints.exports import is_label_informed, load_variables, save_export
 from ctclip_jax.checkpoints.run import Checkpointer, check_shapes
 from ctclip_jax.common import trees
+from ctclip_jax.common.devices import check_devices
 from ctclip_jax.common.shapes import Variables
 from ctclip_jax.common.sharding import local_batch_size, make_mesh, state_shardings
 from ctclip_jax.cost.accelerators import accelerator_of
@@ -32,6 +33,7 @@ from ctclip_jax.models.ct_clip import CTCLIP
 from ctclip_jax.training.config import TrainConfig
 from ctclip_jax.training.evaluation import Evaluation
 from ctclip_jax.training.frozen_latents import frozen_latents
+from ctclip_jax.training.lease import Lease
 from ctclip_jax.training.metric_writer import MetricWriter
 from ctclip_jax.training.processes import Preempted, Preemption
 from ctclip_jax.training.profiling import ProfileWindow
@@ -58,6 +60,7 @@ def train(config: TrainConfig, workdir: Path) -> None:
       InputError: something in the config or on disk cannot be used, or the disk is full.
       FloatingPointError: a non-finite loss or gradient; the message names it.
     """
+    check_devices()
     is_main_process = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
         # --- Devices, tokenizer, model: everything is validated before a step is compiled.
@@ -69,6 +72,8 @@ def train(config: TrainConfig, workdir: Path) -> None:
         train_step = make_train_step(config, model, mesh, tokenizer)
         description = export_description(config)
         preemption = stack.enter_context(Preemption())
+        lease = Lease(workdir, is_holder=is_main_process)
+        stack.callback(lease.release)
 
         # Cached: frozen latents need the initial weights before the data, a new run after it.
         load_initial = functools.cache(lambda: initial_variables(config, model, mesh))
@@ -156,6 +161,7 @@ def train(config: TrainConfig, workdir: Path) -> None:
             should_stop = preemption.should_stop() and step < config.steps
             if (should_stop or is_save_due(step, config)) and checkpointer.newest != step:
                 log.flush()
+                lease.check()
                 checkpointer.save(step, state, batches)
             if should_stop:
                 raise Preempted(f"after step {step} of {config.steps}")

@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Int16
 
 from data_pipelines.resample import to_fixed_point
-from data_pipelines.shards import Record, decode_volume
+from data_pipelines.shards import Record, decode_volume, naming_record
 
 Batch = dict[str, np.ndarray]
 
@@ -58,7 +58,8 @@ class EncodedVolume:
 
     def decode_into(self, out: Int16[np.ndarray, "f h w"]) -> None:
         """Writes the volume into `out`."""
-        decode_volume(self.record, out)
+        with naming_record(self.record["shard"], self.record["volume_name"]):
+            decode_volume(self.record, out)
         if any(self.offsets):
             air = to_fixed_point(float(self.record["window"][0]))
             out[:] = translate(out, self.offsets, fill=air)

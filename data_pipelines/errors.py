@@ -1,10 +1,12 @@
 """Error handling: InputError for bad input, one-line causes, the entry point of all programs."""
 
 import contextlib
+import functools
 import inspect
 import re
 import sys
 import textwrap
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 
 from absl import app, flags, logging
@@ -16,6 +18,25 @@ _TENSORSTORE_CAUSE = r"([^:\[]+) \[(?:tensorstore_spec='.*'\] \[)?os_error_code"
 
 class InputError(ValueError):
     """Input that cannot be used; its message is one line that names the file and the cause."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
+
+def printable(text: str) -> str:
+    """Escapes what a terminal would obey or cannot show: control characters, halves of characters,
+    marks that reverse the direction. Names of files and texts of headers may hold them."""
+
+    def is_safe(character: str) -> bool:
+        return character.isprintable() or unicodedata.category(character) == "Zs"  # a space
+
+    return "".join(c if is_safe(c) else ascii(c)[1:-1] for c in text)
+
+
+@functools.cache  # the splits of a table would repeat it
+def warn(message: str) -> None:
+    """Prints `warning: MESSAGE` to stderr, once in a process."""
+    print(f"warning: {printable(message)}", file=sys.stderr, flush=True)
 
 
 def one_line(error: BaseException) -> str:
@@ -42,8 +63,8 @@ def one_line(error: BaseException) -> str:
 
 
 def run_main(main: Callable[..., None], define_flags: Callable[[], None] = lambda: None) -> None:
-    """Runs `main(*arguments)` under absl after `define_flags()`; bad input prints `error: ...` and
-    exits with status 2.
+    """Runs `main(*arguments)` under absl after `define_flags()`; bad input, and a training that
+    diverges (FloatingPointError), print `error: ...` and exit with status 2.
 
     `arguments` are the positional ones of the command line; the signature of `main` says how many
     it takes. Log messages of libraries are shown from level ERROR on unless --verbosity is set.
@@ -60,7 +81,7 @@ def run_main(main: Callable[..., None], define_flags: Callable[[], None] = lambd
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.ERROR)
         # fsspec imports the package for a cloud path when such a path is opened.
-        with _exit_on(InputError, ImportError):
+        with _exit_on(InputError, ImportError, FloatingPointError):
             try:
                 inspect.signature(main).bind(*argv[1:])
             except TypeError as error:

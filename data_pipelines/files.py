@@ -1,13 +1,14 @@
-"""Atomic file writes: into a scratch folder, then renamed; locks; errors name the path."""
+"""Atomic file writes: into a scratch folder, then renamed; checksums; locks; one-line errors."""
 
 import contextlib
 import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from etils import epath
 
 from data_pipelines.errors import InputError, one_line
 
+CHECKSUMS = "SHA256SUMS"  # as sha256sum writes it: `sha256sum --check SHA256SUMS`
+_CHECKSUM = re.compile(r"([0-9a-f]{64})  (\S.*)")
 _SCRATCH = ".writing-"
 
 
@@ -22,6 +25,57 @@ def sha256(path: epath.PathLike) -> str:
     """Returns the digest of a file in hexadecimal digits."""
     with epath.Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def checksum_folder(folder: Path) -> None:
+    """Writes SHA256SUMS of all files below a folder."""
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    names = [path.relative_to(folder).as_posix() for path in paths if path.name != CHECKSUMS]
+    write_checksums(folder, {name: sha256(folder / name) for name in names})
+
+
+def write_checksums(folder: epath.PathLike, digests: Mapping[str, str]) -> None:
+    """Writes SHA256SUMS: the digests by name of files below a folder."""
+    lines = [f"{digest}  {name}\n" for name, digest in digests.items()]
+    write_text(epath.Path(folder) / CHECKSUMS, "".join(lines))
+
+
+@contextlib.contextmanager
+def renewing_checksums(folder: Path, *names: str) -> Iterator[None]:
+    """Within, files of a folder are written anew; they have no checksum until they are whole."""
+    others = {n: digest for n, digest in read_checksums(folder).items() if n not in names}
+    write_checksums(folder, others)
+    yield
+    write_checksums(folder, others | {name: sha256(folder / name) for name in names})
+
+
+def read_checksums(folder: epath.PathLike) -> dict[str, str]:
+    """Returns the digests by file of SHA256SUMS; {} without one. Malformed lines are ignored."""
+    path = epath.Path(folder) / CHECKSUMS
+    if not path.exists():
+        return {}
+    lines = path.read_bytes().decode(errors="replace").split("\n")
+    return {match[2]: match[1] for match in filter(None, map(_CHECKSUM.fullmatch, lines))}
+
+
+def changed_files(
+    folder: epath.PathLike, names: Collection[str] | None = None
+) -> Iterator[tuple[str, str]]:
+    """Yields (name, problem) of each file that differs from SHA256SUMS; of `names`, if given."""
+    for name, digest in read_checksums(folder).items():
+        path = epath.Path(folder) / name
+        if names is not None and name not in names:
+            continue
+        if not path.is_file():
+            yield name, "missing"
+        elif sha256(path) != digest:
+            yield name, "changed since it was written (sha256 differs)"
+
+
+def check_unchanged(folder: epath.PathLike, names: Collection[str] | None = None) -> None:
+    """Raises InputError for the first of `changed_files`."""
+    for name, problem in changed_files(folder, names):
+        raise InputError(f"{epath.Path(folder) / name}: {problem}")
 
 
 def make_folder(path: epath.PathLike) -> epath.Path:

@@ -13,11 +13,12 @@ from jaxtyping import Int16
 
 from data_pipelines import hounsfield, resample, shards
 from data_pipelines.crop import Coverage, Crop, place_grid
-from data_pipelines.errors import InputError, one_line
+from data_pipelines.errors import InputError, one_line, printable
 from data_pipelines.formats import StoredVolume, read_scan
 from data_pipelines.hounsfield import OrientedVolume
+from data_pipelines.reports import report_parts
 from data_pipelines.resample import STEPS_PER_HU
-from data_pipelines.sources.case import CaseRecord, Collection
+from data_pipelines.sources.case import UNKNOWN, CaseRecord, Collection
 
 _SHARD_BYTES = 1 << 30  # before compression
 _MIN_SHARDS = 16  # enough for the processes of one machine
@@ -59,7 +60,7 @@ class PreparedVolume:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a user must hear of this scan, each "KIND (DETAILS)"."""
-        return self.oriented.notes + self.coverage.notes
+        return tuple(map(printable, self.oriented.notes + self.coverage.notes))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +123,7 @@ def prepare_case(
         return shards.Skipped(case.volume_name, str(error))
     except Exception as error:  # a bug must not cost the other volumes
         cause = f"{type(error).__name__}: {one_line(error)}"
-        return shards.Skipped(case.volume_name, f"{case.paths[-1]}: {cause}")
+        return shards.Skipped(case.volume_name, printable(f"{case.paths[-1]}: {cause}"))
     return {
         **shards.encode_volume(prepared.volume, steps_per_hu=MODES[mode].steps_per_hu),
         "spacing": np.array(geometry.spacing, np.float32),
@@ -147,12 +148,13 @@ def prepare_scan(
 ) -> PreparedVolume:
     """Reads the file of a case and brings it onto the grid; `crop` in place of the mode's."""
     settings, path = MODES[mode], case.path()
-    scan = read_scan(path)
+    scan = read_scan(path, series=case.series)
     oriented = hounsfield.resolve_hu_and_geometry(
         scan,
         slope=case.slope,
         intercept=case.intercept,
         spacing=case.spacing,
+        stored_spacing=case.stored_spacing,
         axes=case.axes,
         trust=settings.trust,
     )
@@ -189,6 +191,7 @@ def provenance(prepared: PreparedVolume) -> dict[str, str | float | bool]:
         "spacing": "x".join(f"{millimeters:g}" for millimeters in oriented.spacing_xyz),
         "spacing_from": oriented.spacing_source,
         "spacing_disputed": oriented.spacing_disputed,
+        "orientation_disputed": oriented.orientation_disputed,
         "crop": coverage.crop,
         "outside_mm": "x".join(f"{millimeters:.0f}" for millimeters in coverage.outside_mm),
         "body_beside_percent": round(100 * coverage.body_beside, 1),
@@ -225,19 +228,24 @@ def _settings(
 
 
 def summary(rows: Sequence[Mapping], split: str) -> str:
-    """Returns a table of the decisions for a split; `rows` are its `shards.read_rows`."""
+    """Returns a table of the decisions for a split and of what it has; `rows` are its
+    `shards.read_rows`."""
     reasons = [row["reason"] for row in rows if "reason" in row]
-    decisions = [row["provenance"] for row in rows if "reason" not in row]
+    prepared = [row for row in rows if "reason" not in row]
+    decisions = [row["provenance"] for row in prepared]
+    notes = [note for row in decisions for note in row.get("notes", "").split("; ") if note]
+    has_report = [bool(report_parts(row["findings"], row["impressions"])) for row in prepared]
+    is_known = [label != UNKNOWN for row in prepared for label in row["labels"]]
     # Shards of earlier versions do not say what lies outside the grid.
     beyond = [float(row.get("outside_mm", "0").split("x")[-1]) for row in decisions]
-    notes = [note for row in decisions for note in row["notes"].split("; ") if note]
     lines = {
         "HU": Counter(row["values"] for row in decisions),
         "axes": Counter(row["axes"] for row in decisions),
         "spacing": Counter(row["spacing_from"] for row in decisions),
-        "disputed": Counter("spacing" for row in decisions if row["spacing_disputed"]),
         "crop": Counter(row["crop"] for row in decisions if "crop" in row),
         "outside": Counter(f"up to {max(beyond):.0f} mm along z in" for mm in beyond if mm),
+        "reports": Counter("present" if report else "empty" for report in has_report),
+        "labels": Counter("known" if known else "unknown" for known in is_known),
         "notes": Counter(note.split(" (", 1)[0] for note in notes),
         "skipped": Counter(map(_category, reasons)),
     }

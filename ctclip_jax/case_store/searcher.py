@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int
 
 from ctclip_jax.case_store.store import Entry, Store
 from ctclip_jax.inference.load import Model
-from data_pipelines.errors import InputError
+from data_pipelines.errors import InputError, one_line
 from data_pipelines.files import locked, publish, scratch_folder
 from data_pipelines.reports import split_sentences
 
@@ -137,7 +137,7 @@ def _load_approximate_index(folder: Path, latents: Float32[np.ndarray, "n d"]) -
     try:
         index = _import_faiss().read_index(str(path))
     except RuntimeError as error:
-        raise InputError(f"{path}: damaged ({str(error).splitlines()[0]})") from error
+        raise InputError(f"{path}: damaged ({one_line(error)})") from error
     index.nprobe = NUM_PROBED_LISTS
     if index.d != latents.shape[1] or not 0 < index.ntotal == len(latents):
         return None

@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Bool, Float32, Int8
 
-from data_pipelines.errors import InputError
+from data_pipelines.errors import InputError, one_line
 from data_pipelines.files import locked, publish_folder, read_json, scratch_folder, write_text
 from data_pipelines.reports import LABELS
 from data_pipelines.sources.case import UNKNOWN
@@ -84,7 +84,7 @@ class Segment:
         try:
             yield
         except (OSError, ValueError, TypeError, LookupError, EOFError) as error:
-            raise InputError(f"{self.folder}: damaged ({error})") from error
+            raise InputError(f"{self.folder}: damaged ({one_line(error)})") from error
 
 
 class Store:

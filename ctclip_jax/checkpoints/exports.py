@@ -1,7 +1,10 @@
 """Exports: a directory with the weights, config.json and tokenizer, for inference."""
 
+import dataclasses
 import json
+import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +21,16 @@ from ctclip_jax.checkpoints.tensor_files import (
 )
 from ctclip_jax.checkpoints.torch_convert import export_weights, has_classifier, import_weights
 from ctclip_jax.common import trees
-from ctclip_jax.common.configs import from_dict
+from ctclip_jax.common.configs import PositiveInt, from_dict
+from ctclip_jax.common.devices import check_devices
 from ctclip_jax.common.shapes import Variables
 from ctclip_jax.models.ct_clip import CTCLIPConfig
 from ctclip_jax.models.lora import merged
 from data_pipelines.errors import InputError, one_line
-from data_pipelines.files import read_json, write_text
+from data_pipelines.files import CHECKSUMS, check_unchanged, checksum_folder, read_json, write_text
+from data_pipelines.reports import ReportFormat
 
+CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 CALIBRATION_FILE = "calibration.json"
 BASELINE_FILE = "reference.npz"
@@ -41,10 +47,29 @@ RENAMED_KEYS = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class _Description:
+    """The keys of config.json, of which an export may lack some, and their types."""
+
+    model: dict | None = None
+    tokenizer: str | None = None
+    max_length: PositiveInt | None = None
+    report_format: ReportFormat = "joined"
+    pool_sentences: bool = False
+    label_informed: bool = False
+
+
 def save_export(
-    directory: Path, variables: Variables, *, config: dict[str, Any], tokenizer: Path | None = None
+    directory: Path,
+    variables: Variables,
+    *,
+    config: dict[str, Any],
+    tokenizer: Path | None = None,
+    tensors: Mapping[str, np.ndarray] | None = None,
 ) -> None:
-    """Saves an export; replaces an older one, and deletes its `DERIVED_FILES`.
+    """Saves an export with SHA256SUMS, which `load_export` compares.
+
+    It takes the place of an older one, with its `DERIVED_FILES`, once it is complete.
 
     Args:
       directory: gets variables/ (orbax), config.json and the tokenizer's file.
@@ -53,31 +78,55 @@ def save_export(
         of data_pipelines.reports, "pool_sentences": whether the latent of a report is the mean of
         its sentences', "label_informed": whether the weights were trained with labels}`.
       tokenizer: vocab.txt or *.model to copy.
+      tensors: the weights with published key names, for model.safetensors.
     """
+    check_devices()
     directory = Path(directory).absolute()
+    is_main_process = jax.process_index() == 0
+    scratch = directory / ".writing-export"  # the same for all processes
     try:
-        if jax.process_index() == 0:
-            for name in DERIVED_FILES:
-                (directory / name).unlink(missing_ok=True)
+        if is_main_process:
+            shutil.rmtree(scratch, ignore_errors=True)  # of a killed program
         with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(directory / "variables", variables, force=True)
-        if jax.process_index() == 0:
+            checkpointer.save(scratch / "variables", variables)
+        if is_main_process:
             if tokenizer is not None:
-                shutil.copyfile(tokenizer, directory / tokenizer.name)
+                shutil.copyfile(tokenizer, scratch / tokenizer.name)
+            if tensors is not None:
+                is_informed = config.get("label_informed", False)
+                write_tensors(scratch / WEIGHTS_FILE, tensors, label_informed=is_informed)
             description = {**config, "tokenizer": tokenizer.name if tokenizer else None}
-            write_text(directory / "config.json", json.dumps(description, indent=2) + "\n")
+            write_text(scratch / CONFIG_FILE, json.dumps(description, indent=2) + "\n")
+            checksum_folder(scratch)
+            _replace(directory, scratch)
     except Exception as error:  # orbax and tensorstore raise all kinds for a full disk
         raise InputError(f"{directory}: cannot be saved ({one_line(error)})") from error
+    finally:
+        if is_main_process:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _replace(directory: Path, scratch: Path) -> None:
+    """Moves a finished export from `scratch` to `directory`, in place of an older one."""
+    # The config goes first and comes last: a kill in between leaves no export, not a mixture.
+    for name in (CONFIG_FILE, CHECKSUMS, *DERIVED_FILES):
+        (directory / name).unlink(missing_ok=True)
+    shutil.rmtree(directory / "variables", ignore_errors=True)
+    for name in sorted(os.listdir(scratch), key=CONFIG_FILE.__eq__):
+        os.replace(scratch / name, directory / name)
 
 
 def load_export(directory: Path) -> tuple[Variables, dict[str, Any]]:
-    """Returns the variables of an export as numpy arrays, and its config.json.
+    """Returns the variables of an export as numpy arrays, and its config.json; if a file is not as
+    it was saved (SHA256SUMS), it raises InputError.
 
     A checkpoint of a run, WORKDIR/checkpoints/STEP, loads as the export that would be saved of it:
     with averaged weights (EMA) in place of the trained ones, and adapters multiplied in.
     """
+    check_devices()
     directory = Path(directory).absolute()
     description = describe_export(directory)
+    check_unchanged(directory)
     if _is_checkpoint(directory):
         saved = _restore(directory / "state")
         params = merged(trees.overlay(saved["params"], saved.get("ema", {})))
@@ -96,17 +145,21 @@ def describe_export(directory: Path) -> dict[str, Any]:
     """Returns config.json of an export, or what that of an export of a checkpoint would be; the
     `tokenizer` is relative to an export, and absolute for a checkpoint."""
     if _is_checkpoint(directory):
-        description = read_json(directory / METADATA).get("export")
+        file = str(METADATA)
+        description = read_json(directory / file).get("export")
         if description is None:
             raise InputError(
                 f"{directory}: a checkpoint of an earlier release, which does not describe its"
                 " export; run `main.py --export` of that release"
             )
-        return _rename_keys(description)
-    for name in ("config.json", "variables"):
-        if not (directory / name).exists():
-            raise InputError(f"{directory}: not an export: no {name} in it")
-    return _rename_keys(read_json(directory / "config.json"))
+    else:
+        file = CONFIG_FILE
+        for name in (file, "variables"):
+            if not (directory / name).exists():
+                raise InputError(f"{directory}: not an export: no {name} in it")
+        description = read_json(directory / file)
+    check_unchanged(directory, [file])
+    return _rename_keys(description, source=directory / file)
 
 
 def find_export(path: Path) -> Path:
@@ -132,7 +185,8 @@ def is_label_informed(path: Path) -> bool:
     if not path.is_dir():
         return has_classifier(read_tensor_names(path)) or is_marked_label_informed(path)
     description = describe_export(find_export(path))
-    return bool(description.get("label_informed") or description["model"].get("num_labels"))
+    model = description.get("model") or {}
+    return bool(description.get("label_informed") or model.get("num_labels"))
 
 
 def export_newest(workdir: Path) -> None:
@@ -143,13 +197,12 @@ def export_newest(workdir: Path) -> None:
     tokenizer = Path(description.pop("tokenizer"))
     if not tokenizer.exists():
         raise InputError(f"{tokenizer}: no such file, the tokenizer of {checkpoint}")
-    save_export(out, variables, config=description, tokenizer=tokenizer)
+    tensors, config = None, from_dict(CTCLIPConfig, description["model"], name=str(checkpoint))
     try:
-        config = from_dict(CTCLIPConfig, description["model"], name=f"{checkpoint}: model")
-        weights = export_weights(variables, config=config)
-        write_tensors(out / WEIGHTS_FILE, weights, label_informed=description["label_informed"])
+        tensors = export_weights(variables, config=config)
     except InputError as error:
         print(f"no {WEIGHTS_FILE}: {error}")
+    save_export(out, variables, config=description, tokenizer=tokenizer, tensors=tensors)
     print(f"{checkpoint} -> {out}")
 
 
@@ -178,8 +231,16 @@ def _restore(path: Path) -> dict:
         raise InputError(f"{path}: damaged ({one_line(error)})") from error
 
 
-def _rename_keys(config: dict[str, Any]) -> dict[str, Any]:
-    return {
-        RENAMED_KEYS.get(key, key): _rename_keys(value) if isinstance(value, dict) else value
-        for key, value in config.items()
-    }
+def _rename_keys(config: dict[str, Any], *, source: Path) -> dict[str, Any]:
+    """Gives the keys their names of now, and checks the types of their values."""
+
+    def renamed(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {RENAMED_KEYS.get(key, key): renamed(inner) for key, inner in value.items()}
+
+    description = renamed(config)
+    names = [field.name for field in dataclasses.fields(_Description)]
+    known = {name: description[name] for name in names if name in description}
+    from_dict(_Description, known, name=str(source))
+    return description

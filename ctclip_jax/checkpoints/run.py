@@ -5,6 +5,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,13 @@ from ctclip_jax.common import trees
 from ctclip_jax.common.configs import NonNegativeInt, PositiveInt
 from ctclip_jax.common.version import code_version
 from data_pipelines.errors import InputError, one_line
-from data_pipelines.files import read_json, write_text
+from data_pipelines.files import (
+    check_unchanged,
+    checksum_folder,
+    read_json,
+    renewing_checksums,
+    write_text,
+)
 from data_pipelines.loader import rescale_position
 
 Layout = dict[str, Any]
@@ -46,8 +53,10 @@ class MismatchError(InputError):
 class Checkpointer:
     """Saves state, loader position and their provenance to `directory/STEP`, asynchronously.
 
-    An interrupted save leaves nothing that looks like a checkpoint. An error while writing is
-    raised by the next call, as an InputError that names the checkpoint.
+    An interrupted save leaves nothing that looks like a checkpoint. A finished one gets SHA256SUMS
+    of its files, which `restore` compares; without, because the run was killed just before, it
+    counts as sound. An error while writing is raised by the next call, as an InputError that names
+    the checkpoint.
     """
 
     def __init__(
@@ -76,6 +85,8 @@ class Checkpointer:
             "export": export_description,
         }
         self.newest: int | None = None  # step that this run has saved or restored last
+        self._saving: Future | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._manager = ocp.CheckpointManager(
             self._directory,
             item_handlers={
@@ -102,6 +113,7 @@ class Checkpointer:
                     run=ocp.args.JsonSave(self._metadata),
                 ),
             )
+        self._saving = self._thread.submit(self._finish, self._path(step))
 
     def is_evaluated(self, step: int) -> bool:
         """Whether `record_evaluation` was called for `step`; all processes agree."""
@@ -111,7 +123,8 @@ class Checkpointer:
         """Saves the mean AUROC of `step`, if any, by which the best checkpoints are chosen."""
         self._wait()
         if jax.process_index() == 0:
-            write_text(self._path(step) / EVALUATION, json.dumps({"auroc": auroc}) + "\n")
+            with renewing_checksums(self._path(step), EVALUATION):
+                write_text(self._path(step) / EVALUATION, json.dumps({"auroc": auroc}) + "\n")
 
     def restore(self, state: dict, loader: grain.DatasetIterator) -> dict | None:
         """Returns the newest readable state, and moves `loader` to the batch after it.
@@ -130,8 +143,10 @@ class Checkpointer:
         for step in self._all_steps():
             restored, cause = None, ""
             try:
+                if jax.process_index() == 0:
+                    check_unchanged(self._path(step))
                 restored = self._load(self._path(step), state, loader)
-            except (MismatchError, MemoryError):
+            except (MismatchError, MemoryError, jax.errors.JaxRuntimeError):
                 raise
             except Exception as error:  # orbax and tensorstore raise all kinds for a damaged folder
                 if "RESOURCE_EXHAUSTED" in str(error):
@@ -156,7 +171,9 @@ class Checkpointer:
         try:
             self._wait()
         finally:  # its threads would complain at the end of a program that fails here
-            self._manager.close()
+            with contextlib.suppress(Exception):  # the error of the save again
+                self._manager.close()
+            self._thread.shutdown()
 
     def _all_steps(self) -> list[int]:
         """Steps of all checkpoints, newest first, as the first process sees them: on shared disks
@@ -170,8 +187,16 @@ class Checkpointer:
         return self._directory / str(step)
 
     def _wait(self) -> None:
-        with _naming_errors(self._path(self.newest)):
-            self._manager.wait_until_finished()
+        saving, self._saving = self._saving, None  # an error is raised once
+        if saving is not None:
+            with _naming_errors(self._path(self.newest)):
+                saving.result()
+
+    def _finish(self, path: Path) -> None:
+        """Waits for a save, then writes its checksums, while the training goes on."""
+        self._manager.wait_until_finished()
+        if jax.process_index() == 0:
+            checksum_folder(path)
 
     def _load(self, path: Path, state: dict, loader: grain.DatasetIterator) -> dict:
         saved = read_json(path / METADATA)["layout"]

@@ -11,6 +11,7 @@ import safetensors
 import safetensors.numpy
 
 from data_pipelines.errors import InputError
+from data_pipelines.files import check_unchanged
 
 TORCH_ENDINGS = (".pt", ".pth", ".bin")
 ENDINGS = (".safetensors", *TORCH_ENDINGS)
@@ -21,11 +22,13 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
     """Returns the tensors of a .safetensors or PyTorch file, memory-mapped if the format allows.
 
     The state dict may be at the top of a PyTorch file, or under 'model' or 'state_dict'. Only
-    tensors are unpickled, since other objects can run code: they are an InputError.
+    tensors are unpickled, since other objects can run code: they are an InputError, as is a file
+    that differs from a SHA256SUMS beside it.
     """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file")
+    check_unchanged(path.parent, [path.name])
     if path.suffix == ".safetensors":
         try:
             return safetensors.numpy.load_file(path)

@@ -82,6 +82,8 @@ def from_dict(cls: type[T], mapping: Mapping[str, Any], *, name: str = "config")
       InputError: an unknown or missing key, a value of another type, an unknown choice, or a number
         out of range; the message names the key.
     """
+    if not isinstance(mapping, Mapping):
+        raise InputError(f"{name}: expected an object with keys, got {mapping!r}")
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for key in mapping:
         if key not in fields:
@@ -99,7 +101,7 @@ def _one_of(classes: Sequence[type], mapping: Mapping[str, Any], *, name: str) -
     """Builds the dataclass whose `tower` the mapping names; by default the first one."""
     towers = {cls.tower: cls for cls in classes}
     tower = mapping.get("tower", classes[0].tower)
-    if tower not in towers:
+    if not isinstance(tower, str) or tower not in towers:
         raise InputError(f"{name}.tower: unknown value {tower!r}; choose from {', '.join(towers)}")
     return from_dict(towers[tower], mapping, name=name)
 

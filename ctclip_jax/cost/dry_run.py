@@ -14,6 +14,7 @@ import jax
 import pandas as pd
 from jax.experimental import topologies
 
+from ctclip_jax.common.devices import check_devices
 from ctclip_jax.common.sharding import make_mesh
 from ctclip_jax.cost import hlo
 from ctclip_jax.cost.accelerators import GIB, Accelerator, accelerator_of
@@ -141,6 +142,8 @@ def step_report(config: TrainConfig, *, topology: str = "") -> StepReport:
       InputError: an invalid config, an unknown topology, or no libtpu.
       DoesNotFit: a program needs more memory than a device has.
     """
+    if not topology:
+        check_devices()
     devices = topology_devices(topology) if topology else jax.devices()
     mesh = make_mesh(config.mesh, devices=devices)
     validate_config(config, tokenizer=None, mesh=mesh)

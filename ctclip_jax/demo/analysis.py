@@ -6,7 +6,7 @@ import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -17,6 +17,7 @@ from ctclip_jax.demo import uploads
 from ctclip_jax.inference.classifiers import Classifier, finding_prompts
 from ctclip_jax.inference.load import Model
 from data_pipelines.errors import InputError
+from data_pipelines.formats.stored import limited_volumes
 from data_pipelines.shard_tasks import provenance
 
 MAX_SCANS = 4  # in memory; a full-size one takes 250 MB with its patch features
@@ -71,12 +72,16 @@ class Analyses:
                 uploads.delete(path)
                 raise QueueFullError("too many scans are waiting; try again in a minute")
             analysis = Analysis(secrets.token_hex(8), name)
+            try:
+                self._submit(self._analyze, analysis, path)
+            except QueueFullError:
+                uploads.delete(path)
+                raise
             self._scans[analysis.id] = analysis
             self._uploads[analysis.id] = path
             finished = (id for id in list(self._scans) if id not in self._uploads)
             while len(self._scans) > max(MAX_SCANS, len(self._uploads) + 1):
                 del self._scans[next(finished)]
-        self._worker.submit(self._analyze, analysis, path)
         return analysis
 
     def get(self, id: str) -> Analysis:
@@ -94,7 +99,7 @@ class Analyses:
 
     async def run(self, function: Callable, *arguments: Any) -> Any:
         """Runs a function in the worker thread; a cancelled request leaves the queue."""
-        return await asyncio.wrap_future(self._worker.submit(function, *arguments))
+        return await asyncio.wrap_future(self._submit(function, *arguments))
 
     async def score_finding(self, analysis: Analysis, text: str) -> str:
         """Scores a finding in the user's words by zero-shot prompts, and returns its name."""
@@ -113,6 +118,12 @@ class Analyses:
         for path in paths:
             self._delete(path)
         self._worker.shutdown()
+
+    def _submit(self, function: Callable, *arguments: Any) -> Future:
+        try:
+            return self._worker.submit(function, *arguments)
+        except RuntimeError as error:  # after `close`
+            raise QueueFullError("the page is closing") from error
 
     def _analyze(self, analysis: Analysis, path: Path) -> None:
         error = ""
@@ -133,7 +144,9 @@ class Analyses:
     def _read_and_encode(self, analysis: Analysis, path: Path) -> None:
         self.get(analysis.id)  # raises InputError for a scan that was dropped while it was queued
         analysis.state = "reading"
-        prepared = self.model.prepare(uploads.unpack(path, max_bytes=self.max_upload_bytes))
+        # A small file may hold voxels for gigabytes.
+        with limited_volumes(self.max_upload_bytes):
+            prepared = self.model.prepare(uploads.unpack(path, max_bytes=self.max_upload_bytes))
         analysis.volume, analysis.provenance = prepared.volume, provenance(prepared)
         del analysis.provenance["file"], prepared
         self._delete(path)

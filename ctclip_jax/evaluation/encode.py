@@ -101,6 +101,8 @@ def encode_split(
             return None
     shutil.rmtree(out / "encoding", ignore_errors=True)
     arrays = read_arrays(out / "latents.npz")
+    if arrays["names"].tolist() != [row["volume_name"] for row in rows]:
+        raise InputError(f"{out / 'latents.npz'}: not of the volumes that {folder} holds now")
     labels = shards.preparation(folder, split)["labels"]
     latents = {"image": arrays["image"], "text": arrays.get("text")}
     return from_rows(rows, labels=labels, source=source, **latents)

@@ -14,7 +14,7 @@ from jaxtyping import Float, Float32
 from ctclip_jax.checkpoints.exports import CALIBRATION_FILE
 from ctclip_jax.common.configs import from_dict
 from data_pipelines.errors import InputError
-from data_pipelines.files import read_json, write_text
+from data_pipelines.files import read_json, renewing_checksums, write_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,8 @@ class Calibration:
 def save(folder: Path, calibration: Calibration) -> None:
     """Writes calibration.json into an export."""
     text = json.dumps(dataclasses.asdict(calibration), indent=1)
-    write_text(folder / CALIBRATION_FILE, text + "\n")
+    with renewing_checksums(folder, CALIBRATION_FILE):
+        write_text(folder / CALIBRATION_FILE, text + "\n")
 
 
 def load(folder: Path) -> Calibration | None:

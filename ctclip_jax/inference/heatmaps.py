@@ -14,8 +14,8 @@ from jaxtyping import Float32, Int16
 from ctclip_jax.checkpoints.exports import BASELINE_FILE
 from data_pipelines import slices
 from data_pipelines.errors import InputError, one_line
-from data_pipelines.files import publish, scratch_folder
-from data_pipelines.hounsfield import from_lps
+from data_pipelines.files import publish, renewing_checksums, scratch_folder
+from data_pipelines.geometry import from_lps
 from data_pipelines.resample import Geometry, grid_positions
 from data_pipelines.shard_tasks import PreparedVolume
 
@@ -36,7 +36,7 @@ class Baseline:
 
 def save_baseline(folder: Path, baseline: Baseline) -> None:
     """Writes the baseline into an export."""
-    with scratch_folder(folder) as scratch:
+    with renewing_checksums(folder, BASELINE_FILE), scratch_folder(folder) as scratch:
         path = scratch / BASELINE_FILE
         np.savez(path, unit_tokens=baseline.normalized_tokens, of=baseline.source)
         publish(path, folder / BASELINE_FILE)
@@ -128,7 +128,7 @@ def to_scan_space(
     contributions: Float32[np.ndarray, "t h w"], prepared: PreparedVolume, geometry: Geometry
 ) -> tuple[Float32[np.ndarray, "x y z"], np.ndarray]:
     """Returns the contribution of the patch that each voxel of a scan lies in, 0 outside the grid;
-    and the affine of the scan, from voxel indices to RAS mm.
+    and the affine of the scan that preparation chose, from voxel indices to RAS mm.
 
     A scan whose header has no axes is returned along Left, Posterior, Superior, as it was read.
     """
@@ -146,7 +146,7 @@ def to_scan_space(
     values = contributions.transpose(1, 2, 0)[np.ix_(*indices)]
     for axis, mask in enumerate(inside):
         values[(slice(None),) * axis + (~mask,)] = 0
-    if oriented.axes == "header":
-        return from_lps(values, prepared.scan.affine), prepared.scan.affine
+    if oriented.affine is not None:
+        return from_lps(values, oriented.orientation), oriented.affine
     dx, dy, dz = oriented.spacing_xyz
     return values, np.diag([-dx, -dy, dz, 1.0])

@@ -8,6 +8,7 @@ from ctclip_jax.checkpoints.tensor_files import read_tensors
 from ctclip_jax.checkpoints.torch_convert import import_weights
 from ctclip_jax.checkpoints.torch_geometry import Geometry
 from ctclip_jax.common.configs import from_dict
+from ctclip_jax.common.devices import check_devices
 from ctclip_jax.inference import calibration
 from ctclip_jax.inference.heatmaps import load_baseline
 from ctclip_jax.inference.model import Model
@@ -49,6 +50,7 @@ def load(
       label_informed: whether labels were used in training; None: as the folder or file says, which
         a published PyTorch file fine-tuned on labels (VocabFine) does not.
     """
+    check_devices()
     path = Path(path)
     geometry = Geometry(image_size, patch_size, temporal_patch_size, frames, text_heads, spacing)
     options = {
@@ -62,8 +64,8 @@ def load(
             raise InputError(f"{path}: an export has its own geometry; pass none")
         path = find_export(path)
         variables, export = load_export(path)
-        config = from_dict(CTCLIPConfig, export["model"], name=f"{path}: model")
-        tokenizer = tokenizer or (export["tokenizer"] and path / export["tokenizer"])
+        config = from_dict(CTCLIPConfig, export.get("model"), name=f"{path}: model")
+        tokenizer = tokenizer or (export.get("tokenizer") and path / export["tokenizer"])
         defaults = {name: export[name] for name in options if name in export}
         defaults |= {"calibration": calibration.load(path), "baseline": load_baseline(path)}
     else:

@@ -96,7 +96,7 @@ class Model:
         return float(np.exp(self._parameter("temperature")))
 
     def prepare(self, scan: str | Path | CaseRecord) -> PreparedVolume:
-        """Reads a chest CT (NIfTI, a DICOM folder or .npz) and resamples it to the model's grid.
+        """Reads a chest CT, in any format of `read_scan`, and resamples it to the model's grid.
 
         HU, axes and spacing are decided from the data and, for a `CaseRecord`, its tables. The
         `volume` of the result is int16 in steps of 1/16 HU.

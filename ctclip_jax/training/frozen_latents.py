@@ -1,5 +1,6 @@
 """Image latents of a training split, encoded once for runs whose image tower is frozen."""
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from ctclip_jax.common.shapes import Variables
 from ctclip_jax.evaluation.encoder import Encoder
 from ctclip_jax.training.config import TrainConfig
 from data_pipelines import shards
-from data_pipelines.errors import InputError
+from data_pipelines.errors import InputError, one_line
 from data_pipelines.files import publish, scratch_folder
 
 FILE = "latents.npz"
@@ -53,15 +54,20 @@ def _load(path: Path, source: list[str]) -> list[Float[np.ndarray, "n d"]]:
     try:
         with np.load(path) as file:
             arrays = dict(file)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: damaged ({error}); remove it") from error
-    if arrays.pop("source").tolist() != source:
+        is_current = arrays.pop("source").tolist() == source
+        latents = [arrays[f"folder{i}"] for i in range(len(arrays))]
+    except Exception as error:  # numpy, zipfile and zlib raise all kinds for a damaged file
+        raise InputError(f"{path}: damaged ({one_line(error)}); remove it") from error
+    if not is_current:
         raise InputError(f"{path}: latents of other volumes or weights; remove it")
-    return [arrays[f"folder{i}"] for i in range(len(arrays))]
+    return latents
 
 
 def _source(config: TrainConfig) -> list[str]:
-    """What the latents depend on."""
-    split = config.data.split
-    cases = [shards.preparation(folder, split)["cases_sha256"] for folder in config.data.folders]
-    return [config.init_from, config.model.dtype, *cases]
+    """What the latents depend on, with the volumes in their order."""
+    split, source = config.data.split, [config.init_from, config.model.dtype]
+    for folder in config.data.folders:
+        names = "\n".join(row["volume_name"] for row in shards.read_reports(folder, split))
+        digest = hashlib.sha256(names.encode()).hexdigest()
+        source += [shards.preparation(folder, split)["cases_sha256"], digest]
+    return source

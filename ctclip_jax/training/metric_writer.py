@@ -131,16 +131,18 @@ def import_wandb() -> ModuleType:
 
 
 def _lines_until(path: Path, step: int, *, is_evaluated: bool) -> list[str]:
-    """The whole lines of a metrics.jsonl up to `step`; a torn last line is dropped."""
+    """The lines of a metrics.jsonl up to `step`, without what a power failure leaves of others: a
+    torn line, or NULs in the place of some."""
     if not path.exists():
         return []
 
     def is_current(line: str) -> bool:
-        if not line.endswith("\n"):
+        try:
+            content = json.loads(line)
+            last = step if "loss" in content or is_evaluated else step - 1
+            return content["step"] <= last
+        except (TypeError, ValueError, KeyError):
             return False
-        content = json.loads(line)
-        is_evaluation = "loss" not in content
-        last = step - 1 if is_evaluation and not is_evaluated else step
-        return content["step"] <= last
 
-    return list(filter(is_current, path.read_text().splitlines(keepends=True)))
+    lines = path.read_text(errors="replace").replace("\0", "").splitlines()
+    return [f"{line}\n" for line in lines if is_current(line)]

@@ -1,8 +1,14 @@
 """Multi-process training: joining the processes, and stopping all of them at the same step."""
 
+import contextlib
 import functools
+import os
 import re
+import select
 import signal
+import sys
+import threading
+from collections.abc import Iterator
 from types import FrameType
 
 import jax
@@ -14,6 +20,13 @@ from jax.sharding import PartitionSpec as P
 from ctclip_jax.common.shapes import Array
 from data_pipelines.errors import InputError
 
+WAIT_SECONDS = 15.0  # between lines about processes that have not come yet
+CRASH = b"Terminating process because the JAX distributed service detected fatal errors"
+CRASH_LOG = re.compile(rb"coordination_service|preemption_sync_manager")  # precedes a crash
+LOST = b"""\
+error: another process of this run has ended; the same command, in all of them, continues
+"""
+ABSENT = b"error: --distributed: some of the processes did not come in time\n"
 USAGE = "expected 'auto' or HOST:PORT,PROCESSES,INDEX with INDEX from 0 to PROCESSES - 1"
 
 
@@ -27,15 +40,60 @@ def initialize(distributed: str) -> None:
     """
     if not distributed:
         return
-    if distributed != "auto":
-        jax.distributed.initialize(*parse_processes(distributed))
+    arguments = () if distributed == "auto" else parse_processes(distributed)
+    with _reporting_wait(distributed):
+        try:
+            jax.distributed.initialize(*arguments)
+        except ValueError as error:  # "coordinator_address should be defined."
+            raise InputError(
+                f"--distributed={distributed}: no TPU pod, SLURM or Open MPI found; {USAGE}"
+            ) from error
+
+
+@contextlib.contextmanager
+def _reporting_wait(distributed: str) -> Iterator[None]:
+    """Prints a line every `WAIT_SECONDS` until the block ends."""
+    done = threading.Event()
+
+    def report() -> None:
+        while not done.wait(WAIT_SECONDS):
+            print(f"--distributed={distributed}: waiting for other processes", file=sys.stderr)
+
+    threading.Thread(target=report, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+
+
+def condense_crash() -> None:
+    """Lets a child process copy stderr, and put one line in the place of a crash of jax.
+
+    When another process is lost, or none comes, jax prints a page of stack traces and aborts, from
+    a thread of its own, so that nothing in this process can prevent it.
+    """
+    reading, writing = os.pipe()
+    if os.fork():
+        os.dup2(writing, sys.stderr.fileno())
+        os.close(reading)
+        os.close(writing)
         return
     try:
-        jax.distributed.initialize()
-    except ValueError as error:  # "coordinator_address should be defined."
-        raise InputError(
-            f"--distributed=auto: no TPU pod, SLURM or Open MPI found; {USAGE}"
-        ) from error
+        for number in (signal.SIGINT, signal.SIGTERM):  # it ends with its parent
+            signal.signal(number, signal.SIG_IGN)
+        os.close(writing)
+        text = b""
+        while chunk := os.read(reading, 1 << 16):
+            text += chunk
+            if CRASH in text or (CRASH_LOG.search(text) and select.select([reading], [], [], 5)[0]):
+                continue  # the whole crash
+            os.write(sys.stderr.fileno(), text)
+            text = b""
+        if CRASH in text:
+            text = ABSENT if b"RegisterTask" in text else LOST
+        os.write(sys.stderr.fileno(), text)
+    finally:
+        os._exit(0)
 
 
 def parse_processes(distributed: str) -> tuple[str, int, int]:

@@ -18,6 +18,7 @@ Scalars = dict[str, Array]
 Batch = TypeVar("Batch")
 # The printed line mentions waiting for data from this share of the time on.
 NOTABLE_DATA_WAIT = 0.03
+GRADIENT = "gradient of "  # starts the name of a non-finite gradient
 
 
 class StepLog:
@@ -97,7 +98,12 @@ class StepLog:
         self._num_skipped = self._num_skipped + 1 if names else 0
         if self._num_skipped > self._max_skipped:
             in_a_row = f" ({self._num_skipped} steps in a row)" if self._max_skipped else ""
-            raise FloatingPointError(f"step {step}: not finite: {', '.join(names)}{in_a_row}")
+            # One layer spoils all gradients before it: the first one says as much as their list.
+            gradients = [name for name in names if name.startswith(GRADIENT)]
+            shown = [name for name in names if name not in gradients[1:]]
+            if len(gradients) > 1:
+                shown[-1] += f" and {len(gradients) - 1} more of {len(gradient_norms)} gradients"
+            raise FloatingPointError(f"step {step}: not finite: {', '.join(shown)}{in_a_row}")
 
     def _throughput(self, lap: "Lap | None") -> dict[str, float]:
         if lap is None:
@@ -132,7 +138,7 @@ def non_finite_names(scalars: dict[str, float], gradient_norms: Scalars) -> list
     """Names of the non-finite metrics and gradients of a step; [] for a finite step."""
     if math.isfinite(scalars["loss"]) and math.isfinite(scalars["gradient_norm"]):
         return []
-    norms = {f"gradient of {n}": float(norm) for n, norm in gradient_norms.items()}
+    norms = {f"{GRADIENT}{n}": float(norm) for n, norm in gradient_norms.items()}
     return [name for name, value in {**scalars, **norms}.items() if not math.isfinite(value)]
 
 

@@ -1,12 +1,14 @@
 """StoredVolume: what a file holds, in any format; checks that all formats share."""
 
 import contextlib
+import contextvars
 import dataclasses
 import math
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+import psutil
 from etils import epath
 from jaxtyping import Float, Shaped
 
@@ -14,7 +16,8 @@ from data_pipelines.errors import InputError, one_line
 
 UNKNOWN_SPACING = (1.0, 1.0, 1.0)
 """The spacing in headers whose writer did not know it."""
-_MAX_VOLUME_BYTES = 1 << 34
+_MAX_VOXELS = 2048 * 2048 * 1024  # four times those of the largest usual CT, 1024 x 1024 x 1000
+_max_bytes = contextvars.ContextVar("_max_bytes", default=math.inf)
 _MAX_MESSAGE = 300  # characters
 
 
@@ -24,8 +27,8 @@ class StoredVolume:
 
     Attributes:
       voxels: along the stored axes; their value by the file itself is `slope * voxels + intercept`.
-      affine: voxel indices to RAS mm; None if the file has no valid one.
-      spacing_xyz: the size of a voxel that the file states beside it, in mm, valid or not.
+      affines: voxel indices to RAS mm, by name, in order of precedence; finite and invertible.
+      spacing_xyz: the size of a voxel that the file states beside them, in mm, valid or not.
       sha256: of the file's bytes; for a DICOM series, of the digests of its files in their order.
       notes: what the reader decided that a user must hear of, each "KIND (DETAILS)"; kinds are
         counted in summaries.
@@ -34,7 +37,7 @@ class StoredVolume:
     voxels: Shaped[np.ndarray, "x y z"]
     slope: float = 1.0
     intercept: float = 0.0
-    affine: Float[np.ndarray, "4 4"] | None = None
+    affines: Mapping[str, Float[np.ndarray, "4 4"]] = dataclasses.field(default_factory=dict)
     spacing_xyz: tuple[float, float, float] = UNKNOWN_SPACING
     sha256: str = ""
     notes: tuple[str, ...] = ()
@@ -51,13 +54,30 @@ def naming_file(path: epath.PathLike, damage: str) -> Iterator[None]:
         raise InputError(f"{path}: {textwrap.shorten(str(error), _MAX_MESSAGE)}") from None
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except MemoryError:  # not the fault of the file
-        raise
+    except MemoryError as error:
+        raise InputError(f"{path}: out of memory ({one_line(error)})") from error
     except Exception as error:
         raise InputError(f"{path}: {damage} ({one_line(error)})") from error
 
 
-def check_size(shape: Sequence[int], dtype: np.dtype) -> None:
-    """Raises ValueError for an empty or huge volume; called before memory is allocated."""
-    if not 0 < math.prod(shape) * dtype.itemsize <= _MAX_VOLUME_BYTES:
-        raise ValueError(f"implausible shape {tuple(shape)}")
+@contextlib.contextmanager
+def limited_volumes(max_bytes: int) -> Iterator[None]:
+    """Refuses volumes whose voxels take more than `max_bytes`, whatever the size of their files."""
+    token = _max_bytes.set(max_bytes)
+    try:
+        yield
+    finally:
+        _max_bytes.reset(token)
+
+
+def check_size(shape: Sequence[int], dtype: np.dtype, *, copies: int = 1) -> None:
+    """Raises InputError for a volume that is empty, larger than any CT or than the free memory;
+    called before `copies` times the memory of the voxels is allocated."""
+    count = math.prod(shape)
+    size = "x".join(map(str, shape))
+    if not 0 < count <= _MAX_VOXELS:
+        raise InputError(f"implausible shape: {size} voxels, expected at most {_MAX_VOXELS:.2g}")
+    if (needed := count * dtype.itemsize) > (limit := _max_bytes.get()):
+        raise InputError(f"{size} voxels are {needed >> 20} MiB, expected at most {limit >> 20}")
+    if (needed := needed * copies) > (free := psutil.virtual_memory().available):
+        raise InputError(f"{size} voxels need {needed >> 20} MiB of memory; {free >> 20} are free")

@@ -26,6 +26,7 @@ from data_pipelines.shards.format import (
     Skipped,
     decode_volume,
     encode_volume,
+    naming_record,
     write_shard,
 )
 
@@ -38,6 +39,7 @@ __all__ = [
     "discard",
     "encode_volume",
     "finish",
+    "naming_record",
     "plan",
     "preparation",
     "read",

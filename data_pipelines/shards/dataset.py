@@ -10,7 +10,15 @@ from etils import epath
 from tensorflow_datasets.core.dataset_info import DatasetIdentity
 
 from data_pipelines.errors import InputError
-from data_pipelines.files import make_folder, publish, read_json, scratch_folder, sha256, write_text
+from data_pipelines.files import (
+    make_folder,
+    publish,
+    read_json,
+    scratch_folder,
+    sha256,
+    write_checksums,
+    write_text,
+)
 from data_pipelines.shards.format import (
     FEATURES,
     NAME,
@@ -19,9 +27,8 @@ from data_pipelines.shards.format import (
     Shard,
     decode_volume,
     deserialize,
+    naming_record,
 )
-
-CHECKSUMS = "SHA256SUMS"
 
 
 def begin(out: epath.PathLike, split: str, *, settings: dict) -> list[Shard]:
@@ -77,13 +84,12 @@ def finish(out: epath.PathLike) -> list[str]:
         }
         _write_tables(directory, rows)
         _write_metadata(directory, summaries)
-        # As sha256sum writes them; those of the records, large files, are in the summaries.
+        # Those of the records, large files, are in the summaries.
         digests = {
             shard.records.name: summary["sha256"] for shard, (summary, _) in contents.items()
         }
         names = sorted(files(directory, list(complete)))
-        lines = [f"{digests.get(name) or sha256(directory / name)}  {name}\n" for name in names]
-        write_text(directory / CHECKSUMS, "".join(lines))
+        write_checksums(directory, {n: digests.get(n) or sha256(directory / n) for n in names})
     return list(complete)
 
 
@@ -161,24 +167,36 @@ class ShardSource(Sequence[Record]):
     z, x, y), `window` (HU), `steps_per_hu` (of the stored volume, 1 or 16), `labels` (int8: 0, 1,
     -1 unknown; `preparation` names them), the texts `volume_name`, `patient`, `scan`, `findings`,
     `impressions`, and the dicts `strata` and `provenance`.
+
+    A record that is not the one of its row, because files were swapped, raises InputError.
     """
 
     def __init__(self, shards: epath.PathLike, split: str):
         self._builder = tfds.builder_from_directory(_finished(shards, split))
         self._source = self._builder.as_data_source(split)
+        self._places = [(path, row["volume_name"]) for path, row in _rows(shards, split)]
 
     def __len__(self) -> int:
         return len(self._source)
 
     def __getitem__(self, index: int) -> Record:
         record = self.encoded(index)
-        return record | {"volume": decode_volume(record)}
+        with naming_record(record.pop("shard"), record["volume_name"]):
+            return record | {"volume": decode_volume(record)}
 
     def encoded(self, index: int) -> Record:
-        """Returns a record for `decode_volume`."""
+        """Returns a record for `decode_volume`, with `shard`, the path of its file."""
         if not 0 <= index < len(self):
             raise IndexError(index)
-        return deserialize(self._source[index])
+        shard, name = self._places[index]
+        with naming_record(shard, name):
+            record = deserialize(self._source[index])
+        if record["volume_name"] != name:
+            raise InputError(
+                f"{shard}: holds {record['volume_name']} in the place of {name}; it or its .jsonl"
+                f" is that of another shard (python -m data_pipelines.shards verify)"
+            )
+        return record | {"shard": shard}
 
 
 def read(shards: epath.PathLike, split: str) -> ShardSource:
@@ -194,7 +212,19 @@ def read_rows(shards: epath.PathLike, split: str) -> list[dict]:
 
 def read_reports(shards: epath.PathLike, split: str) -> list[dict]:
     """Returns the records of a finished split without volumes, in their order; reads no records."""
-    return [row for row in read_rows(_finished(shards, split), split) if "reason" not in row]
+    return [row for _, row in _rows(shards, split)]
+
+
+def _rows(shards: epath.PathLike, split: str) -> list[tuple[str, dict]]:
+    """The rows of a finished split with the path of their records; no two have one name."""
+    rows, owners = [], {}
+    for shard in plan(_finished(shards, split), split):
+        for row in (row for row in shard.read()[1] if "reason" not in row):
+            if owner := owners.get(name := row["volume_name"]):
+                raise InputError(f"{shard.rows}: {name} is also in {owner}; is one a copy?")
+            owners[name] = shard.rows.name
+            rows.append((str(shard.records), row))
+    return rows
 
 
 def splits(shards: epath.PathLike) -> list[str]:

@@ -4,9 +4,10 @@ Only this module knows in which steps a volume is stored. In memory volumes are 
 Equal cases give shards of equal bytes.
 """
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numcodecs
@@ -17,6 +18,7 @@ from etils import epath
 from jaxtyping import Int16
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
+from data_pipelines.errors import InputError, one_line
 from data_pipelines.files import publish, scratch_folder, sha256
 from data_pipelines.resample import STEPS_PER_HU
 
@@ -38,6 +40,7 @@ FEATURES = tfds.features.FeaturesDict(
         **{name: tfds.features.Text() for name in (*_TEXTS, *_OBJECTS)},
     }
 )
+_ROW = {*FEATURES} - {"volume"}
 _SERIALIZER = ExampleSerializer(FEATURES.get_serialized_info())
 
 # Preparation's processes and the loader's threads share the cores already.
@@ -75,6 +78,17 @@ def decode_volume(
     return volume
 
 
+@contextlib.contextmanager
+def naming_record(shard: str, volume_name: str) -> Iterator[None]:
+    """What goes wrong with a record inside becomes an InputError that names its shard."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # ArrayRecord, tensorflow-datasets and Blosc raise all kinds
+        raise InputError(f"{shard}: {volume_name}: damaged ({one_line(error)})") from error
+
+
 def _serialize(record: Record) -> bytes:
     """Returns the bytes of a record with an encoded volume; equal records have equal bytes."""
     texts = {name: json.dumps(record[name]) for name in _OBJECTS}
@@ -91,7 +105,7 @@ def deserialize(example: Mapping[str, Any]) -> Record:
 
 def _metadata_row(record: Record) -> dict[str, Any]:
     """Returns the record without its volume, as plain types for JSON."""
-    names = [name for name in FEATURES if name != "volume" and name not in _OBJECTS]
+    names = [name for name in FEATURES if name in _ROW and name not in _OBJECTS]
     plain = {name: np.asarray(record[name]).tolist() for name in names}
     return {**plain, **{name: record[name] for name in _OBJECTS}}
 
@@ -134,8 +148,16 @@ class Shard:
 
     def read(self) -> tuple[dict[str, Any], list[dict]]:
         """Returns `volumes` (their number), `bytes` and `sha256` of the records; and the rows."""
-        lines = self.rows.read_text(encoding="utf-8").split("\n")[:-1]
-        summary, *rows = map(json.loads, lines)
+        try:
+            lines = self.rows.read_text(encoding="utf-8").split("\n")[:-1]
+            summary, *rows = map(json.loads, lines)
+            is_whole = {"volumes", "bytes", "sha256"} <= {*summary} and all(
+                {"volume_name", "reason"} <= {*row} or {*row} >= _ROW for row in rows
+            )
+        except (OSError, TypeError, ValueError) as error:
+            raise InputError(f"{self.rows}: cannot be read ({one_line(error)})") from error
+        if not is_whole:
+            raise InputError(f"{self.rows}: damaged (a key is missing)")
         return summary, rows
 
 

@@ -1,17 +1,15 @@
 """Integrity check of prepared shards: checksums, record counts, decodable volumes, unique ids."""
 
-import re
 from collections.abc import Iterator
 
 from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
 
 from data_pipelines.errors import InputError, one_line
-from data_pipelines.files import sha256
-from data_pipelines.shards.dataset import CHECKSUMS, files, plan, splits
+from data_pipelines.files import CHECKSUMS, changed_files, read_checksums, sha256
+from data_pipelines.shards.dataset import files, plan, splits
 from data_pipelines.shards.format import FEATURES, Shard, decode_volume, deserialize
 
-_CHECKSUM = re.compile(r"([0-9a-f]{64})  ([^\s/]+)")
 _DAMAGE = (AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 
 
@@ -21,18 +19,11 @@ def verify(shards: epath.PathLike) -> Iterator[str]:
     directory = epath.Path(shards)
     if not (directory / CHECKSUMS).exists():
         raise InputError(f"{shards}: no finished preparation (no {CHECKSUMS})")
-    # Malformed lines are ignored; their files are then reported to have none.
-    lines = (directory / CHECKSUMS).read_bytes().decode("ascii", errors="replace").splitlines()
-    matches = filter(None, map(_CHECKSUM.fullmatch, lines))
-    checksums = {match[2]: match[1] for match in matches}
-    problems = set()
-    for name, digest in checksums.items():
-        if not (directory / name).exists():
-            problems.add(name)
-            yield f"{directory / name}: missing"
-        elif sha256(directory / name) != digest:
-            problems.add(name)
-            yield f"{directory / name}: changed since it was written (sha256 differs)"
+    # A file whose line is malformed is reported to have none.
+    checksums, problems = read_checksums(directory), set()
+    for name, problem in changed_files(directory):
+        problems.add(name)
+        yield f"{directory / name}: {problem}"
     if any(name.endswith(".json") for name in problems):
         return  # these files list the splits and shards
     names = splits(directory)

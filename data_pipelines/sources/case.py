@@ -17,11 +17,15 @@ class CaseRecord:
     Attributes:
       scan: the exam, unique within the patient; its volumes are reconstructions.
       paths: possible locations of the file; the first that exists counts.
+      series: UID, number or description of the DICOM series, or "all"; empty: one by the rule of
+        `formats.dicom_series`.
       findings, impressions: of the report; empty if missing.
       labels: 0, 1 or UNKNOWN, in the order of the collection's.
       strata: for subgroup results: sex, age, manufacturer, kernel, ...
       slope, intercept: to HU; NaN without a claim.
-      spacing: mm (z, x, y); NaN without a claim.
+      spacing: mm (z, x, y) of the patient; NaN without a claim.
+      stored_spacing: mm along the stored axes, where a table says so; replaces `spacing`, which
+        the published modes take.
       axes: directions of the stored axes, such as "LPS"; empty without a claim.
       skip: the reason why the case must be skipped; empty if there is none.
     """
@@ -30,6 +34,7 @@ class CaseRecord:
     patient: str
     scan: str
     paths: tuple[epath.Path, ...]
+    series: str = ""
     findings: str = ""
     impressions: str = ""
     labels: tuple[int, ...] = ()
@@ -37,6 +42,10 @@ class CaseRecord:
     slope: float = math.nan
     intercept: float = math.nan
     spacing: tuple[float, float, float] = (math.nan, math.nan, math.nan)
+    # Not in repr, of which shards hold a digest (`shard_tasks.plan`).
+    stored_spacing: tuple[float, float, float] = dataclasses.field(
+        default=(math.nan, math.nan, math.nan), repr=False
+    )
     axes: str = ""
     skip: str = ""
 

@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from ctclip_jax.checkpoints.exports import (
+    CONFIG_FILE,
     DERIVED_FILES,
     describe_export,
     export_newest,
@@ -19,9 +20,11 @@ from ctclip_jax.checkpoints.exports import (
 )
 from ctclip_jax.checkpoints.run import METADATA, Checkpointer
 from ctclip_jax.common.configs import from_dict
+from ctclip_jax.inference.load import load
 from ctclip_jax.models.ct_clip import CTCLIP, CTCLIPConfig
 from ctclip_jax.train import export_description
 from data_pipelines.errors import InputError
+from data_pipelines.files import CHECKSUMS, renewing_checksums
 from tests.checkpoints.test_run import LAYOUT, batches, state
 from tests.tiny_run import tiny_config
 
@@ -93,8 +96,42 @@ def test_a_damaged_export_is_one_line(variables, tmp_path):
     for path in (tmp_path / "e" / "variables").rglob("*"):
         if path.is_file():
             path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(InputError, match="e/variables/.*: changed since it was written"):
+        load_export(tmp_path / "e")
+    (tmp_path / "e" / CHECKSUMS).unlink()  # an export of an earlier release
     with pytest.raises(InputError, match="e/variables: damaged") as error:
         load_export(tmp_path / "e")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model", None),
+        ("model", [1]),
+        ("model.image", "ct_vit"),
+        ("model.image.tower", []),
+        ("tokenizer", 5),
+        ("max_length", "long"),
+        ("max_length", 0),
+        ("report_format", "all"),
+        ("pool_sentences", "no"),
+        ("label_informed", "no"),
+    ],
+)
+def test_odd_values_of_an_export_are_one_line(key, value, variables, tmp_path):
+    config = {"model": {"image": {"tower": "ct_vit"}}, "max_length": 7, "report_format": "joined"}
+    save_export(tmp_path, variables, config=config)
+    *outer, name = key.split(".")
+    path = tmp_path / CONFIG_FILE
+    content = parent = json.loads(path.read_text())
+    for part in outer:
+        parent = parent[part]
+    parent[name] = value
+    with renewing_checksums(tmp_path, CONFIG_FILE):
+        path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=f"{tmp_path}.*{key}") as error:
+        load(tmp_path)
     assert "\n" not in str(error.value)
 
 

@@ -7,7 +7,8 @@ import pytest
 
 from data_pipelines.errors import InputError
 from data_pipelines.formats.stored import StoredVolume
-from data_pipelines.hounsfield import resolve_hu_and_geometry, to_lps
+from data_pipelines.geometry import orientation_of, resolve_geometry, to_lps
+from data_pipelines.hounsfield import resolve_hu_and_geometry
 from tests.scan_tree import chest_hu
 
 UNKNOWN = {"slope": math.nan, "intercept": math.nan, "spacing": (math.nan,) * 3}
@@ -16,7 +17,8 @@ RAS = np.array([[5.0, 0, 0, -50], [0, 5, 0, -45], [0, 0, 8, 10], [0, 0, 0, 1]])
 
 
 def scan(voxels, affine=None, spacing_xyz=(1.0, 1.0, 1.0), slope=1.0, intercept=0.0):
-    return StoredVolume(voxels, slope, intercept, affine, spacing_xyz)
+    affines = {} if affine is None else {"sform": affine}
+    return StoredVolume(voxels, slope, intercept, affines, spacing_xyz)
 
 
 def hu(oriented):
@@ -70,9 +72,9 @@ def test_axes_are_reoriented_by_a_valid_affine():
     ras = lps[::-1, ::-1]
     moved = np.transpose(ras, (2, 0, 1))[::-1]  # axes (toward Inferior, Right, Anterior)
     affine = np.array([[0.0, 5, 0, 1], [0, 0, 6, 2], [-8, 0, 0, 3], [0, 0, 0, 1]])
-    voxels, spacing = to_lps(moved, affine)
-    np.testing.assert_array_equal(voxels, lps)
-    assert spacing == (5, 6, 8)
+    assert orientation_of(affine) == "IRA"
+    np.testing.assert_array_equal(to_lps(moved, "IRA"), lps)
+    assert resolve_geometry(scan(moved, affine)).spacing_xyz == (5, 6, 8)
     found = resolve_hu_and_geometry(scan(ras, RAS), **UNKNOWN)
     assert (found.axes, found.spacing_source, found.spacing_xyz) == ("header", "header", (5, 5, 8))
     np.testing.assert_array_equal(found.voxels, lps)
@@ -135,7 +137,7 @@ def test_invalid_axes_are_an_input_error(axes):
 
 def test_float32_headers_give_decimal_millimeters():
     affine = np.diag(np.array([-0.7, -0.7, 1.1, 1], np.float32)).astype(float)
-    assert to_lps(chest_hu(), affine)[1] == (0.7, 0.7, 1.1)
+    assert resolve_geometry(scan(chest_hu(), affine)).spacing_xyz == (0.7, 0.7, 1.1)
 
 
 @pytest.mark.parametrize(("z", "disputed"), [(8.0, False), (8.05, False), (5.0, True), (0, False)])
@@ -175,6 +177,87 @@ def test_axes_of_the_table_and_spacing_of_the_header():
     stored = np.transpose(chest_hu(), (2, 1, 0))[::-1]
     found = resolve_hu_and_geometry(scan(stored, spacing_xyz=(8.0, 5.0, 6.0)), axes="IPL")
     assert (found.axes, found.spacing_source, found.spacing_xyz) == ("table", "pixdim", (6, 5, 8))
+
+
+def radius():
+    x, y = np.meshgrid(np.linspace(-1, 1, 20), np.linspace(-1, 1, 18), indexing="ij")
+    return np.broadcast_to(np.hypot(x, y)[..., None], (20, 18, 12))
+
+
+def corners():
+    """What lies outside of a circular field of view."""
+    return radius() > 1.1
+
+
+def bust():
+    """Air around a trunk with lungs; float HU."""
+    hu = np.full((20, 18, 12), -1000.0)
+    hu[radius() < 0.85] = 40
+    hu[5:9, 6:12] = hu[11:15, 6:12] = -850
+    return hu
+
+
+@pytest.mark.parametrize(("slope", "intercept"), [(1.0, 0.0), (1.0, -1024.0), (2.0, -1000.0)])
+def test_nan_outside_the_field_of_view_is_air(slope, intercept):
+    voxels = (bust() - intercept) / slope
+    voxels[corners()] = math.nan
+    found = resolve_hu_and_geometry(scan(voxels, RAS, slope=slope, intercept=intercept))
+    np.testing.assert_array_equal(hu(found), bust()[::-1, ::-1])
+    share = f"{corners().mean():.2%}"
+    assert f"NaN read as air ({share} of the voxels)" in found.notes
+    assert np.isnan(voxels).any() and found.hu_range == (-1000, 40)
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ((slice(4), slice(None)), "are no air, so that a part of the body is missing"),
+        ((slice(11), slice(None)), "55.0% are NaN; at most 50% count as air"),
+    ],
+)
+def test_nan_in_the_body_or_almost_everywhere_is_an_input_error(where, message):
+    voxels = bust()
+    voxels[where] = math.nan
+    with pytest.raises(InputError, match=f"not finite numbers.*{message}"):
+        resolve_hu_and_geometry(scan(voxels, RAS))
+
+
+def test_infinite_values_are_an_input_error():
+    voxels = bust()
+    voxels[0, 0, 0] = math.inf
+    with pytest.raises(InputError, match="infinite"):
+        resolve_hu_and_geometry(scan(voxels, RAS))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "slope", "intercept", "padding"),
+    [(np.uint16, 1.0, -1024.0, 63536), (np.uint16, 0.5, -1000.0, 65535), (np.float32, 1, 0, 3e4)],
+)
+def test_padding_above_all_metal_is_air(dtype, slope, intercept, padding):
+    voxels = ((bust() - intercept) / slope).astype(dtype)
+    voxels[corners()] = padding
+    found = resolve_hu_and_geometry(scan(voxels, RAS, slope=slope, intercept=intercept))
+    np.testing.assert_array_equal(hu(found), bust()[::-1, ::-1])
+    assert any(note.startswith("padding read as air (") for note in found.notes)
+    assert found.hu_range == (-1000, 40)
+
+
+def test_a_bright_voxel_is_no_padding():
+    voxels = bust()
+    voxels[4, 4, 4] = 25000
+    found = resolve_hu_and_geometry(scan(voxels, RAS))
+    assert hu(found).max() == 25000 and not [n for n in found.notes if "padding" in n]
+
+
+@pytest.mark.parametrize("trust", ["data", "tables"])
+def test_scan_too_short_for_a_chest_is_an_input_error_unless_as_published(trust):
+    table = TABLE | {"spacing": (10.0, 5.0, 5.0)}
+    short = scan(chest_hu()[:, :, 4:6] + np.int16(1024))
+    if trust == "tables":
+        assert resolve_hu_and_geometry(short, **table, trust=trust).voxels.shape[2] == 2
+    else:
+        with pytest.raises(InputError, match="too small for a chest .100 x 90 x 20 mm"):
+            resolve_hu_and_geometry(short, **table)
 
 
 @pytest.mark.parametrize("shape", [(20, 18, 1), (1, 18, 12)])

@@ -337,6 +337,21 @@ def test_random_shift_moves_volumes_and_not_texts(start):
     np.testing.assert_array_equal(still["input_ids"], moving["input_ids"])
 
 
+def test_random_shifts_are_all_up_to_the_largest_and_differ_between_axes(tmp_path, start):
+    volume = np.zeros((5, 5, 5), np.int16)
+    volume[2, 2, 2] = 160
+    write(tmp_path, [records.make_record("train_0_a_1.nii.gz", volume, findings=FINDINGS[0])])
+    batches = take(start(folders=(tmp_path,), batch_size=50, random_shift_voxels=2), 2)
+    images = np.concatenate([batch["image"] for batch in batches])
+    bright = np.argwhere(images == 160)
+    assert bright[:, 0].tolist() == list(range(100))
+    shifts = bright[:, 1:] - 2
+    for axis in range(3):
+        assert set(shifts[:, axis].tolist()) == {-2, -1, 0, 1, 2}
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert (shifts[:, one] != shifts[:, other]).sum() > 50
+
+
 def test_sentences_do_not_cross_parts(start, tokenizer):
     """Also where Findings end without a full stop."""
     seen = {

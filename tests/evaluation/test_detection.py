@@ -94,6 +94,12 @@ def test_order_of_volumes_does_not_matter():
         assert other["calibration"][label]["ece"] == pytest.approx(row["ece"], abs=1e-6)
 
 
+def test_a_score_at_its_threshold_is_no_positive():
+    thresholds = np.array([[0.5], [0.5], [np.nan]])
+    predictions = detection.Predictions("", thresholds, ("",))
+    assert predictions.of(np.array([[0.5], [0.51], [1.0]])).tolist() == [[False], [True], [False]]
+
+
 def test_thresholds_are_cross_fitted():
     eval_set = make_eval_set(40)
     protocol = dataclasses.replace(PROTOCOL, folds=4)

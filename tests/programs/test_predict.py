@@ -26,7 +26,8 @@ from ctclip_jax.inference.calibration import Calibration, Curve
 from ctclip_jax.models.ct_clip import CTCLIP
 from ctclip_jax.training.config import TrainConfig
 from data_pipelines.errors import InputError
-from data_pipelines.hounsfield import to_lps
+from data_pipelines.formats import read_nifti
+from data_pipelines.geometry import resolve_geometry, to_lps
 from data_pipelines.reports import LABELS, PROMPTS
 from data_pipelines.sources.case import CaseRecord
 from data_pipelines.sources.phantoms import write_samples
@@ -78,8 +79,9 @@ def reoriented(path, folder, axes):
 
 def as_dicom(path, folder):
     """A NIfTI file as the DICOM series of a scanner."""
-    image = nib.load(path)
-    voxels, (x, y, z) = to_lps(np.asarray(image.dataobj), image.affine)
+    scan = read_nifti(path)
+    geometry = resolve_geometry(scan)
+    voxels, (x, y, z) = to_lps(scan.voxels, geometry.orientation), geometry.spacing_xyz
     folder.mkdir()
     for k in range(voxels.shape[2]):
         ct = Dataset()
@@ -181,6 +183,12 @@ def test_scans_are_named_by_their_paths(tmp_path):
     assert [case.volume_name for case in scans.list_scans([], str(table), split="valid")] == [
         "y.nii"
     ]
+
+
+def test_control_characters_of_file_names_are_escaped(tmp_path):
+    (tmp_path / "a\x1b[2J\n.nii").touch()
+    (scan,) = scans.list_scans([f"{tmp_path}/*"], split="valid")
+    assert scan.volume_name == rf"{tmp_path}/a\x1b[2J\n.nii" and scan.path().exists()
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,29 @@ def batch():
     return {"scan": scan, "report": report, "normal": normal}
 
 
+@pytest.mark.parametrize(
+    ("name", "reads"),
+    [
+        ("softmax", {"texts", "volumes"}),
+        ("sigmoid", {"texts", "volumes"}),
+        ("labels", {"volumes", "labels", "classifier"}),
+        ("report_labels", {"texts", "labels"}),
+        ("prompts", {"volumes", "labels"}),
+    ],
+)
+def test_what_each_loss_reads(name, reads):
+    def describe(config):
+        has = {"texts": config.reads_texts, "volumes": config.reads_volumes}
+        has |= {"labels": config.reads_labels, "classifier": config.has_classifier}
+        return {word for word, value in has.items() if value}
+
+    assert describe(LossConfig(name)) == reads
+    assert describe(LossConfig(name, label_weight=0.5)) == reads | {"labels", "classifier"}
+    columns = LossConfig(name, mask_duplicates=True, normal_target_share=0.1).columns
+    pairs = ("scan", "report", "normal") if "texts" in reads and "volumes" in reads else ()
+    assert columns == pairs + (("labels",) if "labels" in reads else ())
+
+
 def by_hand(config, outputs, batch):
     """The loss in float64, pair by pair."""
     sim = float(outputs["temperature"]) * outputs["text"].astype(np.float64) @ outputs["image"].T
@@ -189,6 +212,20 @@ def test_accuracy_counts_texts_nearest_to_their_image(outputs):
     swapped["image"][[0, 1]] = swapped["image"][[1, 0]]
     _, metrics = make_loss(LossConfig("softmax"))(swapped, {})
     np.testing.assert_allclose(metrics["text_to_image_accuracy"], 14 / 16)
+    same = {name: np.tile(outputs[name][:1], (4, 1)) for name in ("text", "image")}
+    _, metrics = make_loss(LossConfig("softmax"))(outputs | same, {})
+    assert metrics["text_to_image_accuracy"] == 1, "a tie is not an error"
+
+
+def test_loss_of_labels_is_added_by_its_weight(outputs):
+    logits = LABEL_RNG.normal(size=(16, 4)).astype(np.float32)
+    labels = np.resize(LABELS, (16, 4))
+    alone, _ = make_loss(LossConfig("softmax"))(outputs, {})
+    with_labels = make_loss(LossConfig("softmax", label_weight=0.3, positive_weights=WEIGHTS))
+    loss, metrics = with_labels(outputs | {"logits": logits}, {"labels": labels})
+    expected = classifier_loss(logits, labels, positive_weights=WEIGHTS)
+    assert metrics["label_loss"] == pytest.approx(float(expected), rel=1e-6)
+    assert loss == pytest.approx(float(alone + 0.3 * expected), rel=1e-6)
 
 
 LABEL_RNG = np.random.default_rng(0)

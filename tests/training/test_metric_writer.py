@@ -95,3 +95,14 @@ def test_full_disk_is_an_input_error(tmp_path, monkeypatch):
     monkeypatch.setattr(writer, "_lines", Full())
     with pytest.raises(InputError, match="metrics not written .*No space left on device"):
         writer.write_scalars(1, {"loss": 1.0})
+
+
+def test_resuming_drops_what_a_power_failure_leaves(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(
+        b'{"step": 1, "loss": 1.0}\n\0\0\0\0{"step": 2, "loss": 2.0}\n{"st\n[3]\n\xff\n' + bytes(64)
+    )
+    writer = MetricWriter(tmp_path, step=5)
+    writer.write_scalars(6, {"loss": 6.0})
+    writer.close()
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 6]

@@ -17,7 +17,9 @@ from ctclip_jax.checkpoints.exports import load_export
 from ctclip_jax.common.trees import flatten
 from ctclip_jax.train import train
 from ctclip_jax.training import processes
+from ctclip_jax.training.processes import ABSENT, LOST
 from data_pipelines.errors import InputError
+from data_pipelines.files import CHECKSUMS
 from tests.tiny_run import tiny_config, write_tiny_shards
 
 ROOT = Path(__file__).parents[2]
@@ -133,6 +135,44 @@ def test_two_processes_stop_at_the_same_step_and_one_process_resumes(shards, tmp
     train(config, tmp_path)
     train(config, tmp_path / "alone")
     assert losses(tmp_path) == pytest.approx(losses(tmp_path / "alone"), abs=1e-4)
+
+
+@pytest.mark.drill
+@pytest.mark.parametrize("lost", [0, 1])
+def test_the_loss_of_a_process_is_one_line_and_the_same_command_continues(lost, shards, tmp_path):
+    changes = {"steps": 60, "checkpoint.every": 10}
+    processes = start_two(tmp_path, shards, **changes)
+    while not (tmp_path / "checkpoints" / "10" / CHECKSUMS).exists():
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.05)
+    processes[lost].kill()
+    _, errors = processes[1 - lost].communicate()  # of process 1 after jax's timeout of 100 s
+    assert errors.endswith(LOST.decode()) and errors.count("\n") == 1
+    processes[lost].communicate()
+    assert "from step 0," not in finish(start_two(tmp_path, shards, **changes))
+    assert len(losses(tmp_path)) == 60
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_processes_that_never_come_are_waited_for_and_reported(index):
+    """With shorter times, as those of jax and ours are minutes and 15 s."""
+    script = """
+import functools, sys
+import jax
+from ctclip_jax.training import processes
+processes.WAIT_SECONDS = 1
+initialize = functools.partial(jax.distributed.initialize, initialization_timeout=5)
+jax.distributed.initialize = initialize
+processes.condense_crash()
+processes.initialize(sys.argv[1])
+"""
+    distributed = f"127.0.0.1:{free_port()},2,{index}"
+    command = [sys.executable, "-c", script, distributed]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    *waiting, error = done.stderr.splitlines()
+    assert len(waiting) > 2
+    assert set(waiting) == {f"--distributed={distributed}: waiting for other processes"}
+    assert f"{error}\n" == ABSENT.decode()
 
 
 def losses(workdir: Path) -> list[float]:

@@ -132,6 +132,12 @@ def test_frozen_text_tower_has_no_dropout():
     assert loss_of(setup(), batch) != loss_of(setup(), other)
 
 
+def test_dropout_keys_differ_by_seed_and_by_volume():
+    volumes = jnp.arange(3)
+    keys = [jax.random.key_data(step_module.dropout_keys(seed, volumes)) for seed in (0, 1)]
+    assert len(np.unique(np.concatenate(keys), axis=0)) == 6
+
+
 def test_state_keeps_its_shardings():
     sharded = setup(**{"mesh.fsdp": 2})
     train_step = sharded.train_step()

@@ -161,6 +161,16 @@ def test_first_non_finite_step_stops_the_run(tmp_path):
     assert lines(tmp_path) == []
 
 
+def test_many_non_finite_gradients_are_the_first_and_a_count(tmp_path):
+    log = make_log(tmp_path)
+    norms = {f"image/{name}/kernel": np.float32(np.nan) for name in "abcd"}
+    log.add(3, NON_FINITE, norms | {"text/kernel": np.float32(1.0)})
+    with pytest.raises(FloatingPointError) as error:
+        log.flush()
+    expected = "step 3: not finite: loss, gradient of image/a/kernel and 3 more of 5 gradients"
+    assert str(error.value) == expected
+
+
 def test_max_skipped_limits_consecutive_non_finite_steps(tmp_path):
     log = make_log(tmp_path, max_skipped=2)
     for step, metrics in enumerate(

@@ -6,6 +6,7 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from ctclip_jax.common.sharding import MeshConfig, make_mesh
 from ctclip_jax.training import text_warmup
@@ -19,10 +20,15 @@ WORDS, LENGTH = 16, 4
 class BagOfWords:
     """The text tower's interface with a mean of word embeddings behind it."""
 
+    dropout: float = 0.0
+
     def encode_text(self, variables, input_ids, attention_mask, *, dropout_keys):
-        del dropout_keys
         embedding = variables["params"]["text"]["embed"]["word"]["embedding"]
         words = embedding[input_ids] * attention_mask[..., None]
+        if self.dropout:
+            shape = words.shape[1:]
+            kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - self.dropout, shape))
+            words *= kept(dropout_keys)
         latents = words.mean(axis=1) @ variables["params"]["text_projection"]["kernel"]
         return latents / jnp.linalg.norm(latents, axis=-1, keepdims=True)
 
@@ -85,3 +91,16 @@ def test_warmup_trains_only_the_text_tower(tmp_path, monkeypatch):
         )
         assert not all(np.allclose(a, b, rtol=0.05) for a, b in pairs_of_arrays), name
     jax.tree.map(np.testing.assert_array_equal, before, variables())
+
+
+def test_dropout_of_the_warmup_changes_with_the_step():
+    """Nothing is trained, so that two steps differ only by their dropout."""
+    model = BagOfWords(dropout=0.5)
+    step = text_warmup.make_warmup_step(model, optax.set_to_zero(), jax.random.key(0))
+    trainable = {name: variables()["params"][name] for name in text_warmup.TRAINABLE}
+    trainable["log_scale"] = jnp.float32(1.0)
+    batch = {name: jnp.asarray(column) for name, column in pairs().items()}
+    losses = [
+        float(step(trainable, {"count": jnp.int32(count)}, batch)[2]["loss"]) for count in (0, 0, 1)
+    ]
+    assert losses[0] == losses[1] != losses[2]

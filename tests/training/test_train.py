@@ -20,10 +20,12 @@ from ctclip_jax import train
 from ctclip_jax.checkpoints.exports import is_label_informed, load_export
 from ctclip_jax.common.sharding import make_mesh
 from ctclip_jax.convert import to_torch
+from ctclip_jax.inference import calibration
 from ctclip_jax.models.ct_clip import CTCLIP
 from ctclip_jax.training.validation import validate_shards
 from data_pipelines import shards as shard_format
 from data_pipelines.errors import InputError
+from data_pipelines.files import renewing_checksums
 from tests.records import make_record, settings
 from tests.tiny_run import tiny_config, write_tiny_shards
 
@@ -153,6 +155,33 @@ def test_interrupted_and_resumed_equals_uninterrupted(finished, start_main, full
     assert f"from step {step}" in finish(start_main(tmp_path))
     assert losses(tmp_path) == losses(finished)
     assert evaluations(tmp_path) == evaluations(finished)
+
+
+@pytest.mark.drill
+def test_of_two_runs_on_one_workdir_one_trains(finished, start_main, tmp_path):
+    runs = [start_main(tmp_path) for _ in range(2)]
+    errors = [run.communicate()[1] for run in runs]
+    refused = [run.returncode for run in runs].index(2)
+    assert runs[1 - refused].returncode == 0
+    pid = runs[1 - refused].pid
+    expected = rf"error: {tmp_path}: another process trains here \(host .*, pid {pid}\)\n"
+    assert re.fullmatch(expected, errors[refused])
+    assert losses(tmp_path) == losses(finished)
+
+
+@pytest.mark.drill
+def test_a_full_disk_in_an_export_is_one_line_and_leaves_the_older_one(
+    finished, start_main, full_disk, tmp_path
+):
+    workdir = shutil.copytree(finished, tmp_path / "copy")
+    calibration.save(workdir / "export", calibration.Calibration("zero_shot", {}, "none"))
+    before = {path: path.stat().st_size for path in (workdir / "export").rglob("*")}
+    with start_main(workdir, "--export", before=full_disk(200)) as process:
+        _, errors = process.communicate()
+    assert process.returncode == 2
+    assert errors == f"error: {workdir}/export: cannot be saved (File too large)\n"
+    assert {path: path.stat().st_size for path in (workdir / "export").rglob("*")} == before
+    load_export(workdir / "export")
 
 
 @pytest.mark.drill
@@ -294,7 +323,8 @@ def test_weights_trained_with_labels_mark_the_run_label_informed(shards, finishe
     shutil.copytree(finished / "export", informed / "export")
     (informed / "checkpoints").mkdir()
     path = informed / "export" / "config.json"
-    path.write_text(json.dumps(described | {"label_informed": True}))
+    with renewing_checksums(informed / "export", path.name):
+        path.write_text(json.dumps(described | {"label_informed": True}))
     to_torch(informed / "export", tmp_path / "weights.safetensors")
     start = {"workdir": informed, "export": informed / "export"}
     start = start.get(form, tmp_path / "weights.safetensors")

@@ -25,7 +25,8 @@ SPLITS = ("train", "valid")
 REPORT_COLUMNS = ("ClinicalInformation_EN", "Technique_EN", "Findings_EN", "Impressions_EN")
 METADATA_COLUMNS = (
     "Manufacturer", "ConvolutionKernel", "PatientSex", "PatientAge", "RescaleSlope",
-    "RescaleIntercept", "Rows", "Columns", "XYSpacing", "ZSpacing", "NumberofSlices", "StudyDate",
+    "RescaleIntercept", "ImageOrientationPatient", "Rows", "Columns", "XYSpacing", "ZSpacing",
+    "NumberofSlices", "StudyDate",
 )  # fmt: skip
 TABLES = {
     "radiology_text_reports/{table_split}_reports.csv": REPORT_COLUMNS,
@@ -156,7 +157,8 @@ def _metadata(key: ExamKey, reconstruction: Reconstruction) -> Row:
     values = (
         "Siemens Healthineers" if is_padded else "Philips", reconstruction.kernel,
         "FM"[rng.integers(2)], f"{rng.integers(18, 90):03d}Y", 1, reconstruction.intercept,
-        rows, columns, f"[{in_plane}, {in_plane}]", between, slices, 20200101 + key.visit,
+        "[1, 0, 0, 0, 1, 0]", rows, columns, f"[{in_plane}, {in_plane}]", between, slices,
+        20200101 + key.visit,
     )  # fmt: skip
     return dict(zip(METADATA_COLUMNS, values, strict=True))
 

@@ -26,7 +26,7 @@ def test_axes_are_column_row_and_slice_by_position(tmp_path):
     scan = read_dicom(write(tmp_path / "series", chest_slices()[::-1]))
     np.testing.assert_array_equal(scan.voxels, chest_hu())
     expected = [[-5, 0, 0, 50], [0, -6, 0, 60], [0, 0, 8, 70], [0, 0, 0, 1]]
-    np.testing.assert_allclose(scan.affine, expected)
+    np.testing.assert_allclose(scan.affines["DICOM"], expected)
     assert scan.spacing_xyz == SPACING_LPS
     assert scan.voxels[:, :, 3].T.flags.c_contiguous
 
@@ -35,7 +35,7 @@ def test_tilted_gantry_is_in_the_affine(tmp_path):
     slices = chest_slices()
     for k, ct in enumerate(slices):
         ct.ImagePositionPatient[1] += 2 * k
-    affine = read_dicom(write(tmp_path / "series", slices)).affine
+    affine = read_dicom(write(tmp_path / "series", slices)).affines["DICOM"]
     np.testing.assert_allclose(affine[:3, 2], [0, -2, 8])
 
 
@@ -148,7 +148,7 @@ REFUSED = {
     "short pixels": (change(3, PixelData=b"12"), f"{name_of(3)}: unreadable"),
     "undecodable": (compress, f"{name_of(3)}: unreadable.*JPEG"),
     "no rows": (change(3, Rows=None), f"{name_of(3)}: unreadable.*Rows"),
-    "two series": (change(3, SeriesInstanceUID="1.3"), r"series: 2 series \((11 \+ 1|1 \+ 11) sl"),
+    "two series": (change(3, SeriesInstanceUID="1.3"), "missing.*one of 2 series"),
     "size": (widen, f"{name_of(3)}: Rows or Columns differs"),
     "spacing": (change(3, PixelSpacing=[6, 6]), f"{name_of(3)}: PixelSpacing differs"),
     "turned": (
@@ -165,12 +165,24 @@ REFUSED = {
     "bad orientation": (change(3, ImageOrientationPatient=[0] * 6), "not two perpendicular"),
     "no spacing": (change(3, PixelSpacing=None), "no PixelSpacing"),
     "zero spacing": (change(3, PixelSpacing=[0, 5]), "PixelSpacing of 0 and 5 mm"),
-    "MR": (change(3, Modality="MR"), f"{name_of(3)}: Modality: got MR"),
-    "localizer": (change(3, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]), "a localizer"),
-    "frames": (change(3, NumberOfFrames=2), "multi-frame"),
-    "color": (change(3, SamplesPerPixel=3, PhotometricInterpretation="RGB"), "a color image"),
-    "torn text": (change(3, PhotometricInterpretation="RGB\n\nX"), "a color image"),
-    "palette": (change(3, PhotometricInterpretation="PALETTE COLOR"), "a color image"),
+    "MR": (change(3, Modality="MR"), "missing.*left out .1 MR image"),
+    "localizer": (
+        change(3, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]),
+        "missing.*left out .1 localizer",
+    ),
+    "frames": (change(3, NumberOfFrames=2), f"{name_of(3)}: multi-frame"),
+    "color": (
+        change(3, SamplesPerPixel=3, PhotometricInterpretation="RGB"),
+        "missing.*left out .1 color image",
+    ),
+    "torn text": (
+        change(3, PhotometricInterpretation="RGB\n\nX"),
+        "missing.*left out .1 color image",
+    ),
+    "palette": (
+        change(3, PhotometricInterpretation="PALETTE COLOR"),
+        "missing.*left out .1 color image",
+    ),
     "twice": (change(3, ImagePositionPatient=[-50, -60, 86]), "at the same position"),
     "gap": (lambda slices: slices.pop(3), rf"0, 16.0\] mm after {name_of(2)}.*missing"),
     "uneven": (change(3, ImagePositionPatient=[-50, -60, 95]), f"after {name_of(2)}.*displaced"),

@@ -20,7 +20,7 @@ def test_read_nifti_returns_stored_voxels_scale_and_affine(tmp_path, suffix):
     expected = nib.load(tmp_path / f"scan{suffix}").get_fdata()
     assert (scan.slope, scan.intercept) == (0.5, -3)
     np.testing.assert_array_equal(scan.voxels * scan.slope + scan.intercept, expected)
-    np.testing.assert_allclose(scan.affine, affine)
+    np.testing.assert_allclose(scan.affines["sform"], affine)
     assert scan.spacing_xyz == (2, 2, 3)
     assert scan.sha256 == hashlib.sha256((tmp_path / f"scan{suffix}").read_bytes()).hexdigest()
 
@@ -41,7 +41,7 @@ def test_nan_affine_is_ignored(tmp_path):
         image.header.write_to(file)
         file.write(chest_hu().tobytes(order="F"))
     scan = read_nifti(tmp_path / "scan.nii")
-    assert scan.affine is None
+    assert not scan.affines
     np.testing.assert_array_equal(scan.voxels, chest_hu())
 
 

@@ -17,7 +17,7 @@ def test_the_array_ct_or_the_only_one_is_read(tmp_path):
         scan = read_scan(tmp_path / name)
         np.testing.assert_array_equal(scan.voxels, chest_hu())
         assert scan.sha256 == hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
-        assert scan.affine is None
+        assert not scan.affines
 
 
 def claiming(shape):
@@ -47,7 +47,7 @@ def saved(**arrays):
         (saved(ct=np.array([[["a"]]])), "expected one 3-D volume"),
         (saved(ct=np.array([[[{}]]], object)), "expected one 3-D volume"),
         (saved(ct=chest_hu())[:-40], "damaged or not an .npz"),
-        (b"", "damaged or not an .npz"),
+        (b"", "not a scan but an empty file"),
     ],
 )
 def test_unusable_archive_is_an_input_error(tmp_path, content, cause):

@@ -1,10 +1,14 @@
 import math
 
+import nibabel as nib
+import numpy as np
 import pandas as pd
 import pytest
 
 from data_pipelines.errors import InputError
 from data_pipelines.reports import LABELS
+from data_pipelines.resample import Geometry, to_hu
+from data_pipelines.shard_tasks import prepare_scan
 from data_pipelines.sources.case import UNKNOWN
 from data_pipelines.sources.ct_rate import read_collection
 from tests.scan_tree import chest_hu, scan_path, table_path, write_nifti, write_table, write_tree
@@ -110,9 +114,49 @@ def test_volume_with_two_different_rows_is_skipped(tmp_path):
     assert not cases[same].skip and not cases[good].skip
 
 
-def test_report_that_is_not_utf_8_skips_its_volume_only(tmp_path):
-    bad, good = write_tree(tmp_path, "train", 2)
+def test_report_that_is_not_utf_8_needs_its_encoding(tmp_path):
+    write_tree(tmp_path, "train", 2)
     path = table_path(tmp_path, "train", "reports")
-    path.write_bytes(path.read_bytes().replace(b"Heart of train_1", b"Heart \xff train_1"))
-    cases = {case.volume_name: case for case in read_cases(tmp_path, "train")}
-    assert "not UTF-8" in cases[bad].skip and not cases[good].skip
+    path.write_bytes(path.read_bytes().replace(b"Heart of train_1", b"Heart \xfe train_1"))
+    with pytest.raises(InputError, match="train_reports.csv: line 2: not UTF-8; .*--encoding"):
+        read_cases(tmp_path, "train")
+    first, _ = read_collection(tmp_path, "train", encoding="cp1254").cases
+    assert first.findings.startswith("Heart ş train_1")
+
+
+DIRECTIONS = {"L": "1, 0, 0", "R": "-1, 0, 0", "P": "0, 1, 0", "A": "0, -1, 0", "I": "0, 0, -1"}
+
+
+@pytest.mark.parametrize("axes", ["LPS", "RAS", "LAI", "LIP", "RIA", "PIR", "AIL"])
+def test_first_upload_is_oriented_by_the_metadata(tmp_path, axes):
+    """Axial, prone, coronal and sagittal slices, whose normal is the third axis."""
+    names = write_tree(tmp_path, "train", 2)
+    start, end = (nib.orientations.axcodes2ornt(letters) for letters in ("LPS", axes))
+    moves = nib.orientations.ornt_transform(start, end)
+    stored = nib.orientations.apply_orientation(chest_hu() + np.int16(1024), moves)
+    write_nifti(scan_path(tmp_path, names[0], folder="train"), stored)
+    spacing = {"L": 5.0, "R": 5.0, "P": 6.0, "A": 6.0, "I": 8.0, "S": 8.0}
+    x, y, z = (spacing[letter] for letter in axes)
+    cells = {
+        "ImageOrientationPatient": f"[{DIRECTIONS[axes[0]]}, {DIRECTIONS[axes[1]]}]",
+        "XYSpacing": f"[{x}, {y}]",
+        "ZSpacing": z,
+    }
+    edit(tmp_path, "metadata", lambda table: table.assign(**cells))
+    case = read_cases(tmp_path, "train")[0]
+    assert (case.axes, case.stored_spacing, case.spacing) == (axes, (x, y, z), (z, x, x))
+    prepared = prepare_scan(case, geometry=Geometry((12, 20, 18), (8.0, 5.0, 6.0)))
+    expected = chest_hu().clip(-1000, 1000).transpose(2, 0, 1)
+    np.testing.assert_array_equal(to_hu(prepared.volume), expected)
+    assert prepared.oriented.axes == "table" and not prepared.oriented.spacing_disputed
+    published = prepare_scan(case, geometry=Geometry(), mode="published_train").oriented
+    assert (published.axes, published.spacing_xyz) == ("stored", (x, x, z))
+    np.testing.assert_array_equal(published.voxels, stored)
+
+
+@pytest.mark.parametrize("cell", ["", "[1, 0, 0]", "[0, 0, 0, 0, 0, 0]", "[1, 0, 0, 1, 0, 0]", "?"])
+def test_metadata_without_two_directions_claims_no_axes(tmp_path, cell):
+    write_tree(tmp_path, "train", 1)
+    edit(tmp_path, "metadata", lambda table: table.assign(ImageOrientationPatient=cell))
+    (case,) = read_cases(tmp_path, "train")
+    assert case.axes == "" and all(map(math.isnan, case.stored_spacing))

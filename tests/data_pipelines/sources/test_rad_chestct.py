@@ -134,7 +134,7 @@ def test_missing_or_malformed_table_is_an_input_error(tmp_path):
 
 
 def test_axes_are_reoriented(tmp_path):
-    lps = chest_hu()
+    lps = np.kron(chest_hu(), np.ones((8, 8, 8), np.int16))  # as large as a chest
     write_labels(tmp_path, "test", {"tst00001": []})
     np.savez_compressed(tmp_path / "tst00001.npz", ct=lps.transpose(2, 1, 0)[::-1])
     (case,) = read(tmp_path, "test", axes=config().axes).cases

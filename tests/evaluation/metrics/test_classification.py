@@ -109,6 +109,14 @@ def test_ties_give_the_higher_published_threshold():
     assert threshold == max(t for t in classification.THRESHOLDS if t < 0.8)
 
 
+def test_a_score_at_the_published_threshold_is_negative():
+    at = classification.THRESHOLDS[50]
+    threshold = classification.published_threshold(np.array([0, 1]), np.array([at, 1.0]))
+    assert threshold == classification.THRESHOLDS[98]
+    threshold = classification.published_threshold(np.array([0, 1]), np.array([0.0, at]))
+    assert threshold == classification.THRESHOLDS[49], "at the score itself, it is no positive"
+
+
 def test_a_threshold_is_found_where_scores_lie_close_together():
     rng = np.random.default_rng(1)
     labels = rng.integers(0, 2, 200)
