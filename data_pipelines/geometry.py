@@ -25,6 +25,7 @@ _MIN_EXTENT_MM = 50.0  # less than the chest of a newborn
 _SPACING_DECIMALS = 5
 _SPACING_TOLERANCE = 0.01
 _TILT = 0.05  # cosine, about 3 degrees
+_OBLIQUE_DEGREES = 10.0
 _AXIS_OF = {"R": 0, "L": 0, "A": 1, "P": 1, "I": 2, "S": 2}
 
 _Rank = tuple[bool, bool, int]
@@ -75,6 +76,9 @@ def resolve_geometry(
     # Unit voxels at the origin: what tools write that do not know the position.
     blank = [name for name, a in scan.affines.items() if np.allclose(np.abs(a), np.eye(4))]
     affines = {name: affine for name, affine in scan.affines.items() if name not in blank}
+    # The first is the scanner's, if any is; one to a template may be sheared, and is no claim then.
+    sheared = [name for name in [*affines][1:] if not _is_perpendicular(affines[name])]
+    affines = {name: affine for name, affine in affines.items() if name not in sheared}
     sizes = _header_sizes(scan, affines)
 
     def spacings(orientation: str) -> dict[str, Millimeters]:
@@ -121,7 +125,11 @@ def resolve_geometry(
         spacing_source="header" if spacing_source == source != "table" else spacing_source,
         orientation_disputed=bool(notes),
         spacing_disputed=bool(spacing_notes),
-        notes=(() if orientations else (_ASSUMED,)) + notes + spacing_notes,
+        notes=(() if orientations else (_ASSUMED,))
+        + tuple(f"sheared affine ignored ({name})" for name in sheared)
+        + (() if affine is None else _oblique_notes(affine))
+        + notes
+        + spacing_notes,
     )
 
 
@@ -158,10 +166,26 @@ def orientation_of(affine: Float[np.ndarray, "4 4"]) -> str:
     letters = nib.aff2axcodes(affine)
     if None in letters:
         raise InputError("ambiguous axes in the header's affine")
-    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    if not np.allclose(directions.T @ directions, np.eye(3), atol=_TILT):
+    if not _is_perpendicular(affine):
         raise InputError("axes are not perpendicular (a tilted gantry)")
     return "".join(letters)
+
+
+def _directions(affine: Float[np.ndarray, "4 4"]) -> Float[np.ndarray, "3 3"]:
+    """The unit vectors along the stored axes, one a column."""
+    return affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+
+
+def _is_perpendicular(affine: Float[np.ndarray, "4 4"]) -> bool:
+    directions = _directions(affine)
+    return np.allclose(directions.T @ directions, np.eye(3), atol=_TILT)
+
+
+def _oblique_notes(affine: Float[np.ndarray, "4 4"]) -> tuple[str, ...]:
+    """A note about stored axes that are far from those of the patient, for which they are taken."""
+    cosines = np.abs(_directions(affine)).max(axis=0).clip(max=1)
+    angle = np.degrees(np.arccos(cosines.min()))
+    return (f"oblique axes ({angle:.0f} degrees off)",) if angle > _OBLIQUE_DEGREES else ()
 
 
 def to_lps(voxels: Shaped[np.ndarray, "x y z"], orientation: str) -> Shaped[np.ndarray, "x y z"]:

@@ -31,7 +31,7 @@ _AIR_HU = -1000.0
 _TISSUE_HU = -500.0
 _MAX_NAN = 0.5  # of the voxels; outside of a circle in its square are 0.21
 _MAX_TISSUE = 0.1  # of the neighbors of NaN; the couch, an arm
-_MAX_HU = 20000.0  # above all metal
+_MAX_HU = 3500.0  # above the 3071 at which 12 bits end, so that much metal may have it
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,7 +28,7 @@ from data_pipelines.files import make_folder, publish, read_json, scratch_folder
 from data_pipelines.reports import LABELS
 from data_pipelines.sources.case import UNKNOWN
 from data_pipelines.sources.ct_rate import parse_volume_name
-from data_pipelines.sources.tables import is_number, parse_label, read_table
+from data_pipelines.sources.tables import parse_label, parse_number, read_table
 
 KEY = "VolumeName"
 _CASE_COLUMNS = ("patient", "scan", "report", *SUBGROUPS)
@@ -122,7 +122,8 @@ def with_scores(eval_set: EvalSet, folder: Path, *, table: pd.DataFrame | None =
     names, labels = eval_set.names, eval_set.label_names
     table = _read_table(path, columns=labels) if table is None else table
     cells = table.reindex(index=names, columns=labels, fill_value="").replace("", "nan")
-    scores = cells.map(lambda cell: float(cell) if is_number(cell) else np.inf).to_numpy(np.float64)
+    numbers = cells.map(parse_number)
+    scores = numbers.where(numbers.notna() | (cells == "nan"), np.inf).to_numpy(np.float64)
     for row, column in np.argwhere((scores < 0) | (scores > 1)):
         where, cell = f"{path}: {names[row]}: {labels[column]}", cells.iat[row, column]
         raise InputError(f"{where}: got {cell}, expected a probability, 0 to 1")

@@ -10,7 +10,7 @@ from data_pipelines.formats.dicom import read_dicom
 from data_pipelines.formats.itk import read_itk
 from data_pipelines.formats.nifti import find_pair, read_nifti
 from data_pipelines.formats.npz import read_npz
-from data_pipelines.formats.sniff import START_BYTES, describe_content
+from data_pipelines.formats.sniff import describe_file
 from data_pipelines.formats.stored import StoredVolume, naming_file
 from data_pipelines.formats.zipped import unzipped
 
@@ -39,9 +39,9 @@ def read_scan(path: epath.PathLike, *, series: str = "") -> StoredVolume:
         return read_dicom(path, series=series)
     # The image of a pair says nothing by itself; its header does.
     header_path = find_pair(path)[0]
-    with naming_file(header_path, "cannot be read"), header_path.open("rb") as file:
-        start = file.read(START_BYTES)
-    content = describe_content(start) or _SUFFIXES.get(path.suffix.lower(), "of unknown content")
+    with naming_file(header_path, "cannot be read"):
+        content = describe_file(header_path)
+    content = content or _SUFFIXES.get(path.suffix.lower(), "of unknown content")
     if content == "DICOM":
         return read_dicom(path, series=series)
     if content == "a zip archive":

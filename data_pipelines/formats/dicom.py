@@ -6,6 +6,7 @@ each file as a whole, which takes several times as long. It reads what is multi-
 
 import hashlib
 import io
+import itertools
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -43,6 +44,9 @@ _SHARED_TOLERANCE = 1e-4
 _SAME_POSITION_MM = 0.01
 _GAP = 0.1  # of the usual step between slices
 _ROUNDING_MM = 0.11  # positions may have been written to a tenth of a millimeter
+_SEVERAL_VOLUMES = (
+    "two acquisitions or phases in one series; move each into a folder of its own and choose one"
+)
 
 
 def read_dicom(path: epath.PathLike, *, series: str = "") -> StoredVolume:
@@ -124,8 +128,12 @@ def _sort_slices(path: epath.Path, files: Sequence[DicomFile]) -> tuple[list[Dic
             value, expected = getattr(file.plane, field), getattr(first.plane, field)
             if not np.allclose(value, expected, rtol=0, atol=_SHARED_TOLERANCE):
                 raise InputError(f"{file.path}: {name} differs from that of {first.path.name}")
+    files = sorted(files, key=lambda file: file.plane.depths[0])
+    if files[-1].plane.depths[0] - files[0].plane.depths[0] <= _SAME_POSITION_MM:
+        what = "one slice is" if len(files) == 1 else f"{len(files)} slices at one position are"
+        raise InputError(f"{path}: {what} no volume")
     ordered: list[DicomFile] = []
-    for file in sorted(files, key=lambda file: file.plane.depths[0]):
+    for file in files:
         last = ordered[-1] if ordered else None
         if not last or file.plane.depths[0] - last.plane.depths[0] > _SAME_POSITION_MM:
             ordered.append(file)
@@ -133,11 +141,11 @@ def _sort_slices(path: epath.Path, files: Sequence[DicomFile]) -> tuple[list[Dic
             number, other = (f.tags["AcquisitionNumber"] or "?" for f in (last, file))
             raise InputError(
                 f"{path}: {last.path.name} and {file.path.name} are at the same position and differ"
-                f" (AcquisitionNumber {number} and {other}): two acquisitions or phases in one"
-                " series; move each into a folder of its own and choose one"
+                f" (AcquisitionNumber {number} and {other}): {_SEVERAL_VOLUMES}"
             )
-    if len(ordered) < 2:
-        raise InputError(f"{path}: one slice is no volume")
+    numbers = [file.tags["AcquisitionNumber"] for file in ordered]
+    if len([*itertools.groupby(numbers)]) > len(set(numbers)):
+        raise InputError(f"{path}: slices take turns in AcquisitionNumber: {_SEVERAL_VOLUMES}")
     steps = np.diff([file.plane.position for file in ordered], axis=0)
     usual = np.median(steps, axis=0)
     off = np.linalg.norm(steps - usual, axis=1)

@@ -16,6 +16,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pydicom.values import convert_value
 
 from data_pipelines.errors import InputError, one_line
+from data_pipelines.formats.sniff import describe_content
 from data_pipelines.formats.stored import naming_file
 
 DAMAGE = "unreadable DICOM"
@@ -110,9 +111,11 @@ def read_header(path: epath.Path) -> DicomFile | None:
             if "SOPClassUID" not in tags and not ("Rows" in tags and "SeriesInstanceUID" in tags):
                 raise ValueError("no SOPClassUID")
         except Exception:
-            if is_certain:
-                raise
-            return None
+            if not is_certain:
+                return None
+            if (content := describe_content(start)) not in ("", "DICOM"):
+                raise InputError(f"not DICOM but {content}") from None
+            raise
         return _describe(path, tags)
 
 

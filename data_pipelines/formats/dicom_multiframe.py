@@ -28,6 +28,9 @@ def read_multiframe(file: DicomFile, *, notes: Sequence[str] = ()) -> StoredVolu
         check_size((*file.plane.shape, file.num_frames), np.dtype(np.float32))
         content = file.path.read_bytes()
         image = highdicom.imread(io.BytesIO(content))
+        if image.get_volume_geometry(allow_duplicate_positions=False) is None:
+            cause = "missing frames, several phases or a tilted gantry"
+            raise InputError(f"frames are not the evenly spaced slices of one volume ({cause})")
         slopes, intercepts, scales = zip(*_frame_scales(image), strict=True)
         notes = [*notes, *check_scales(scales, [f"frame {k + 1}" for k in range(len(scales))])]
         volume = _volume(image, rescale=True)

@@ -1,8 +1,8 @@
 """DICOM series: the CT series in a folder or on a hospital's disc, and the choice of one.
 
-The rule of `choose`, from several CT series of a patient: of at least 100 mm; axial; no projection
-(MIP); long enough for a chest (90 % of the longest, or 225 mm); the smallest distance between
-slices; a soft kernel; the first UID.
+The rule of `choose`, from several CT series of a patient: of at least 100 mm; axial; in HU, not of
+another RescaleType; no projection (MIP); long enough for a chest (90 % of the longest, or 225 mm);
+the smallest distance between slices; a soft kernel; the first UID.
 """
 
 import dataclasses
@@ -16,12 +16,14 @@ from etils import epath
 
 from data_pipelines.errors import InputError
 from data_pipelines.formats.dicom_header import DAMAGE, DicomFile, is_ignored_file, read_header
+from data_pipelines.formats.sniff import describe_file
 from data_pipelines.formats.stored import naming_file
 
 ALL = "all"
 """In place of the name of a series: each axial one."""
 _MIN_MM, _CHEST_MM, _NEARLY = 100.0, 250.0, 0.9
 _PARALLEL, _AXIAL = 0.99, 0.8  # cosines
+_OTHER_UNITS = re.compile(r"RescaleType (?!HU$)")  # such as those of a map of iodine
 _PROJECTION = re.compile(r"\b(MIP|MINIP|MAXIP|AVERAGE|AVG|PROJECTION)\b")
 # Kernels for lung and bone: by name (GE), by number from 50 on (Siemens), letter (Philips), Canon.
 _SHARP = re.compile(r"LUNG|BONE|EDGE|SHARP|DETAIL|^[A-Z]{1,2}[5-9]\d|^(L|D|E|Y[A-E])$|^FC[3589]\d")
@@ -74,8 +76,11 @@ class Series:
 def list_series(path: epath.Path) -> tuple[list[Series], Counter[str]]:
     """Returns the CT series in a folder, its subfolders too, or of one file, and how many other
     DICOM files there are of each kind."""
-    files = map(read_header, walk(path) if path.is_dir() else [path])
-    return group([file for file in files if file], path=path)
+    paths = list(walk(path)) if path.is_dir() else [path]
+    if files := [file for file in map(read_header, paths) if file]:
+        return group(files, path=path)
+    about = [f"; {one.name} is {describe_file(one) or 'of unknown content'}" for one in paths[:1]]
+    raise InputError(f"{path}: no DICOM files{''.join(about)}")
 
 
 def walk(folder: epath.Path) -> Iterator[epath.Path]:
@@ -92,8 +97,6 @@ def walk(folder: epath.Path) -> Iterator[epath.Path]:
 
 def group(files: Sequence[DicomFile], *, path: epath.Path) -> tuple[list[Series], Counter[str]]:
     """Groups the headers of files by series, and by the plane of their slices."""
-    if not files:
-        raise InputError(f"{path}: no DICOM files")
     by_uid: dict[str, list[DicomFile]] = {}
     for file in files:
         if not file.kind:
@@ -143,11 +146,16 @@ def choose(series: Sequence[Series], *, path: epath.Path) -> Series:
     longest = max((extents[s][0] for s in series if s.is_axial), default=0.0)
 
     def rank(candidate: Series) -> tuple:
-        tags, (extent, step) = candidate.first.tags, extents[candidate]
+        tags, plane, (extent, step) = (
+            candidate.first.tags,
+            candidate.first.plane,
+            extents[candidate],
+        )
         kind = f"{tags['ImageType']} {tags['SeriesDescription']}".upper()
         return (
             extent < _MIN_MM,
             not candidate.is_axial,
+            bool(plane and _OTHER_UNITS.match(plane.scale)),
             bool(_PROJECTION.search(kind)),
             extent < _NEARLY * min(longest, _CHEST_MM),
             round(step, 2),

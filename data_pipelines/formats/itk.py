@@ -10,6 +10,7 @@ import numpy as np
 from etils import epath
 
 from data_pipelines.errors import InputError
+from data_pipelines.formats.sniff import describe_file
 from data_pipelines.formats.stored import UNKNOWN_SPACING, StoredVolume, check_size, naming_file
 
 _MAX_HEADER_BYTES = 1 << 16
@@ -36,8 +37,8 @@ _FORMATS = {
         end=r"\n\r?\n|\Z",
         data_file=r"data ?file:([^\r\n]*)",
         compressed=r"^encoding: *gz",
-        spacing=r"^(?:spacings|space directions):(?!.*(?:nan|none))",
-        axes=r"^space:",
+        spacing=r"^(?:spacings|space directions): *(?:none +)?(?!.*(?:nan|none))",
+        axes=r"^space: *(?:(?:right|left)-|RAS|LAS|LPS)",
     ),
     "MetaImage": _Format(
         image_io="MetaImageIO",
@@ -83,7 +84,9 @@ def read_itk(path: epath.PathLike, kind: str) -> StoredVolume:
             sha256 = _hash(path, header, data_path, num_bytes if is_compressed else None)
             voxels = sitk.GetArrayFromImage(reader.Execute()).T
         except RuntimeError as error:
-            raise ValueError(_cause(error)) from None
+            content = "" if data_path == path else describe_file(data_path)
+            cause = f"{data_path.name} is {content}" if content else _cause(error)
+            raise ValueError(cause) from None
         spacing, has_spacing = reader.GetSpacing(), _has(patterns.spacing, header)
         if min(spacing) <= 0:
             raise InputError(f"spacing of {' x '.join(f'{mm:g}' for mm in spacing)} mm")

@@ -16,6 +16,7 @@ from etils import epath
 from isal import igzip
 from jaxtyping import Float, Shaped
 
+from data_pipelines.errors import InputError
 from data_pipelines.formats.stored import StoredVolume, check_size, naming_file
 
 # It logs what it also raises about a damaged header.
@@ -103,9 +104,9 @@ def _read_voxels(file: IO[bytes], header: nib.AnalyzeHeader) -> Shaped[np.ndarra
     """Reads the voxels of a single file of which the header has been read, or of an .img."""
     dtype, shape = header.get_data_dtype(), header.get_data_shape()
     if dtype.kind not in "iuf":
-        raise ValueError(f"voxels of type {dtype}")
+        raise InputError(f"voxels of type {dtype}, expected numbers")
     if len(shape) < 3 or math.prod(shape) != math.prod(shape[:3]):
-        raise ValueError(f"{len(shape)}-D array {shape}, expected one 3-D volume")
+        raise InputError(f"{len(shape)}-D array {shape}, expected one 3-D volume")
     check_size(shape, dtype)
     position, default = 0, 0
     if _is_single(header):

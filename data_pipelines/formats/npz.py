@@ -9,6 +9,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Shaped
 
+from data_pipelines.errors import InputError
 from data_pipelines.formats.stored import StoredVolume, check_size, naming_file
 
 _KEY = "ct"
@@ -27,7 +28,7 @@ def _read_array(archive: zipfile.ZipFile) -> Shaped[np.ndarray, "x y z"]:
     names = [name.removesuffix(".npy") for name in archive.namelist()]
     name = _KEY if _KEY in names else names[0] if len(names) == 1 else None
     if name is None:
-        raise ValueError(f"no array {_KEY!r}; the arrays are {', '.join(names) or 'none'}")
+        raise InputError(f"no array {_KEY!r}; the arrays are {', '.join(names) or 'none'}")
     member = archive.getinfo(f"{name}.npy")
     # The header first: a damaged one could make NumPy allocate far more than the file holds.
     with archive.open(member) as file:
@@ -37,7 +38,7 @@ def _read_array(archive: zipfile.ZipFile) -> Shaped[np.ndarray, "x y z"]:
             read_header = np.lib.format.read_array_header_2_0
         shape, _, dtype = read_header(file)
     if len(shape) != 3 or dtype.kind not in "iuf":
-        raise ValueError(f"{dtype} array {shape}, expected one 3-D volume of numbers")
+        raise InputError(f"{dtype} array {shape}, expected one 3-D volume of numbers")
     check_size(shape, dtype)
     if math.prod(shape) * dtype.itemsize > member.file_size:
         raise ValueError(f"{dtype} array {shape} in {member.file_size} bytes")

@@ -3,10 +3,13 @@
 import re
 import zlib
 
+from etils import epath
+
 START_BYTES = 4096
 """How much of a file `describe_content` needs."""
 
 _GZIP = b"\x1f\x8b"
+_READ_GZIPPED = ("NIfTI-1", "NIfTI-2", "Analyze 7.5", "")
 _SIGNATURES = (  # byte offset, pattern, what the file is; the first match counts
     (344, rb"n[i+]1\0", "NIfTI-1"),
     (4, rb"n[i+]2\0", "NIfTI-2"),
@@ -37,6 +40,12 @@ _SIGNATURES = (  # byte offset, pattern, what the file is; the first match count
 )
 
 
+def describe_file(path: epath.Path) -> str:
+    """`describe_content` of the start of a file."""
+    with path.open("rb") as file:
+        return describe_content(file.read(START_BYTES))
+
+
 def describe_content(start: bytes) -> str:
     """Returns what a file is by its first `START_BYTES`, such as "a PDF document"; of a gzip file,
     what is compressed in it. Empty if unknown."""
@@ -47,7 +56,10 @@ def describe_content(start: bytes) -> str:
             inner = zlib.decompressobj(wbits=31).decompress(start, START_BYTES)
         except zlib.error:
             inner = b""
-        return describe_content(inner) if inner else "a damaged gzip file"
+        if not inner or inner.startswith(_GZIP):
+            return "a gzip file in a gzip file" if inner else "a damaged gzip file"
+        content = describe_content(inner)
+        return content if content in _READ_GZIPPED else f"{content} in a gzip file"
     for offset, pattern, description in _SIGNATURES:
         if re.compile(pattern, re.DOTALL).match(start, offset):
             return description

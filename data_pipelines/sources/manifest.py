@@ -25,8 +25,8 @@ from data_pipelines.sources.case import CaseRecord, Collection
 from data_pipelines.sources.tables import (
     Row,
     first_number,
-    is_number,
     parse_label,
+    parse_number,
     read_labels,
     read_table,
     warn_of_unknown_columns,
@@ -105,7 +105,7 @@ def _reason(name: str, row: Row) -> str:
     if missing := [column for column in ("path", "split") if not row[column]]:
         return f"no {missing[0]}"
     for column in _NUMBERS:
-        if row[column] and not is_number(row[column]):
+        if row[column] and parse_number(row[column]) is None:
             return f"{column}: {row[column]!r} is not a number"
     for label in LABELS:
         if parse_label(row[label]) is None:
@@ -115,12 +115,14 @@ def _reason(name: str, row: Row) -> str:
 
 def _case(folder: epath.Path, name: str, row: Row, *, skip: str) -> CaseRecord:
     name = name if name.isprintable() else repr(name)
+    path = epath.Path(row["path"]) if "://" in row["path"] else folder / row["path"]
+    windows_paths = [folder / row["path"].replace("\\", "/")] if "\\" in row["path"] else []
     z, x, y = (first_number(row[f"spacing_{axis}"]) for axis in "zxy")
     return CaseRecord(
         volume_name=name,
         patient=row["patient"] or name,
         scan=row["scan"] or name,
-        paths=(epath.Path(row["path"]) if "://" in row["path"] else folder / row["path"],),
+        paths=(*windows_paths, path),
         series=row["series"],
         findings=row["findings"] or ("" if row["impressions"] else row["report"]),
         impressions=row["impressions"],

@@ -39,6 +39,7 @@ _MAX_HEADER, _MAX_LIST = 1 << 16, 200  # characters
 # Half of a character, which JSON can escape and UTF-8 cannot hold.
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _NUMBER = re.compile(r"[-+]?\d*\.?\d+(?:[eE][-+]?\d+)?")
+_DECIMAL_COMMA = re.compile(r"\A(\s*[-+]?\d+),(?=\d+\s*\Z)")
 
 csv.field_size_limit(1 << 24)
 
@@ -115,17 +116,16 @@ def first_number(cell: str) -> float:
 
 
 def all_numbers(cell: str) -> list[float]:
-    """Returns the numbers of a cell such as "[0.34, 0.34]"."""
-    return [float(number) for number in _NUMBER.findall(cell)]
+    """Returns the numbers of a cell such as "[0.34, 0.34]"; of "0,34" one."""
+    return [float(number) for number in _NUMBER.findall(_DECIMAL_COMMA.sub(r"\1.", cell))]
 
 
-def is_number(cell: str) -> bool:
-    """Whether the whole cell is one number, including NaN."""
+def parse_number(cell: str) -> float | None:
+    """Returns the number that the whole cell is, such as 1.5, "1,5" or NaN; else None."""
     try:
-        float(cell)
+        return float(_DECIMAL_COMMA.sub(r"\1.", cell))
     except ValueError:
-        return False
-    return True
+        return None
 
 
 def parse_label(cell: str) -> int | None:
@@ -133,8 +133,7 @@ def parse_label(cell: str) -> int | None:
     cell = cell.strip().lower()
     if cell in _LABELS:
         return _LABELS[cell]
-    number = cell.replace(",", ".")
-    label = float(number) if is_number(number) else math.nan
+    label = parse_number(cell)
     return int(label) if label in (0, 1, UNKNOWN) else None
 
 
@@ -221,11 +220,18 @@ def _workbook_text(content: bytes, path: epath.Path) -> str:
     return text.getvalue()
 
 
+def _read_header(rows: Iterable[list[str]]) -> list[str]:
+    """Returns the first row with text other than Excel's `sep=;`, which names the delimiter."""
+    return next(
+        (row for row in rows if any(map(str.strip, row)) and not row[0].startswith("sep=")), []
+    )
+
+
 def _find_delimiter(start: str, spelling: Row) -> str:
     """Returns the delimiter by which a header has most names of the caller, then most names."""
 
     def score(delimiter: str) -> tuple[int, int]:
-        header = next(csv.reader(io.StringIO(start, newline=""), delimiter=delimiter), [])
+        header = _read_header(csv.reader(io.StringIO(start, newline=""), delimiter=delimiter))
         return sum(column_key(name) in spelling for name in header), len(header)
 
     return max(_DELIMITERS, key=score)
@@ -235,7 +241,7 @@ def _read_csv(text: str, spelling: Row) -> tuple[set[str], list[_Numbered]]:
     delimiter = _find_delimiter(text[:_MAX_HEADER], spelling)
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
-        reader.fieldnames = _rename(reader.fieldnames or [], spelling)
+        reader.fieldnames = _rename(_read_header(reader.reader), spelling)
         rows = [(reader.line_num, row) for row in reader]
     except csv.Error as error:
         raise ValueError(f"after line {reader.line_num}: {error}") from error

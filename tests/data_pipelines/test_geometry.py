@@ -46,6 +46,24 @@ def test_sound_qform_and_pixdim_beat_a_wrong_sform(sform):
     np.testing.assert_array_equal(found.affine, LPS)
 
 
+def test_sheared_affine_to_a_template_is_no_claim_and_no_tilted_gantry():
+    sheared = LPS @ np.array([[1.0, 0.2, 0, 0], [0, 1, 0.1, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    found = resolve({"qform": LPS, "sform": sheared})
+    assert (found.orientation, found.spacing_xyz) == ("LPS", SPACING)
+    assert found.notes == ("sheared affine ignored (sform)",)
+    with pytest.raises(InputError, match="tilted gantry"):
+        resolve({"sform": sheared, "qform": LPS})
+
+
+@pytest.mark.parametrize("degrees", [5, 25])
+def test_oblique_axes_are_told(degrees):
+    turn = np.eye(4)
+    turn[:2, :2] = nib.eulerangles.euler2mat(z=math.radians(degrees))[:2, :2]
+    found = resolve({"DICOM": turn @ LPS})
+    assert found.orientation == "LPS"
+    assert found.notes == (("oblique axes (25 degrees off)",) if degrees == 25 else ())
+
+
 def test_identity_beside_pixdim_is_told():
     found = resolve({"sform": np.eye(4)})
     assert (found.axes, found.spacing_source) == ("stored", "pixdim") and found.spacing_disputed

@@ -231,7 +231,12 @@ def test_infinite_values_are_an_input_error():
 
 @pytest.mark.parametrize(
     ("dtype", "slope", "intercept", "padding"),
-    [(np.uint16, 1.0, -1024.0, 63536), (np.uint16, 0.5, -1000.0, 65535), (np.float32, 1, 0, 3e4)],
+    [
+        (np.uint16, 1.0, -1024.0, 63536),
+        (np.uint16, 0.5, -1000.0, 65535),
+        (np.float32, 1, 0, 3e4),
+        (np.int16, 1, 0, 9999),
+    ],
 )
 def test_padding_above_all_metal_is_air(dtype, slope, intercept, padding):
     voxels = ((bust() - intercept) / slope).astype(dtype)
@@ -242,11 +247,14 @@ def test_padding_above_all_metal_is_air(dtype, slope, intercept, padding):
     assert found.hu_range == (-1000, 40)
 
 
-def test_a_bright_voxel_is_no_padding():
+@pytest.mark.parametrize(
+    ("metal", "value"), [((4, 4, 4), 25000), (np.s_[4, 4:9], 3071)], ids=["a voxel", "over 1 %"]
+)
+def test_metal_is_no_padding(metal, value):
     voxels = bust()
-    voxels[4, 4, 4] = 25000
+    voxels[metal] = value
     found = resolve_hu_and_geometry(scan(voxels, RAS))
-    assert hu(found).max() == 25000 and not [n for n in found.notes if "padding" in n]
+    assert hu(found).max() == value and not [n for n in found.notes if "padding" in n]
 
 
 @pytest.mark.parametrize("trust", ["data", "tables"])

@@ -1,6 +1,7 @@
 """One chest in every container: NIfTI-1 and -2, pairs, Analyze, NRRD and MetaImage."""
 
 import hashlib
+import re
 import sys
 
 import nibabel as nib
@@ -27,6 +28,7 @@ NIFTI = {
     "pair_gz.img.gz": nib.Nifti1Pair,
     "pair_2.hdr": nib.nifti2.Nifti2Pair,
 }
+DIRECTIONS = "space directions: (6,0,0) (0,7,0) (0,0,9)"
 ITK = ("scan.nrrd", "scan.nhdr", "scan.mha", "scan.mhd")
 
 
@@ -107,6 +109,7 @@ def test_analyze_has_no_orientation_and_says_so(tmp_path):
     ("header", "spacing"),
     [
         ("spacings: 6 7 9", SPACING),
+        (f"space: 3D-right-handed\n{DIRECTIONS}", SPACING),  # not said of what
         ("spacings: 6 7 nan", None),
         ("", None),
     ],
@@ -124,6 +127,26 @@ def test_nrrd_without_axes_or_spacing(tmp_path, header, spacing):
         oriented = prepare(path).oriented
         assert (oriented.axes, oriented.spacing_xyz) == ("stored", spacing)
         assert "orientation assumed (" in oriented.notes[0]
+
+
+def test_nrrd_with_a_list_of_one_value(tmp_path):
+    path = write(tmp_path, "scan.nrrd")
+    header, voxels = path.read_bytes().split(b"\n\n", 1)
+    for old, new in {"dimension: 3": "dimension: 4", "sizes: ": "sizes: 1 "}.items():
+        header = header.replace(old.encode(), new.encode())
+    header = re.sub(rb"(space directions:|kinds:)", rb"\1 none", header)
+    path.write_bytes(header.replace(b"kinds: none", b"kinds: list") + b"\n\n" + voxels)
+    scan = read_scan(path)
+    np.testing.assert_array_equal(scan.voxels, chest_hu())
+    assert scan.spacing_xyz == SPACING and "NRRD" in scan.affines
+
+
+def test_pointer_in_place_of_the_voxels_is_named(tmp_path):
+    path = tmp_path / "scan.mhd"
+    sitk.WriteImage(itk_image(), path)
+    path.with_suffix(".raw").write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(InputError, match="scan.raw is a Git LFS pointer"):
+        read_scan(path)
 
 
 @pytest.mark.parametrize("suffix", [".nrrd", ".mha"])

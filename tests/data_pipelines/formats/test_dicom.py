@@ -211,11 +211,19 @@ def test_truncated_slice_is_an_input_error(tmp_path, keep):
         read_dicom(tmp_path / "series")
 
 
-@pytest.mark.parametrize("content", [b"", b"hello"])
-def test_damaged_dcm_file_is_an_input_error(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "cause"),
+    [
+        (b"", "not DICOM but an empty file"),
+        (b"hello", "not DICOM but text"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "not DICOM but a Git LFS pointer"),
+        (b"\x08\0\x05\0 torn", "unreadable DICOM"),
+    ],
+)
+def test_damaged_dcm_file_is_an_input_error(tmp_path, content, cause):
     file = write(tmp_path / "series", chest_slices()) / "last.dcm"
     file.write_bytes(content)
-    with pytest.raises(InputError, match="last.dcm: unreadable"):
+    with pytest.raises(InputError, match=f"last.dcm: {cause}"):
         read_dicom(tmp_path / "series")
 
 

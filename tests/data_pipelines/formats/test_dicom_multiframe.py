@@ -75,11 +75,11 @@ def test_frames_without_scale_are_refused(tmp_path):
         read_scan(save(tmp_path / "enhanced", enhanced(slices)))
 
 
-def test_missing_frame_is_refused(tmp_path):
+def test_missing_and_doubled_frames_are_refused(tmp_path):
     slices = chest_slices()
-    del slices[3]
-    with pytest.raises(InputError, match="IM0: unreadable"):
-        read_scan(save(tmp_path / "enhanced", enhanced(slices)))
+    for frames in (slices[:3] + slices[4:], slices + slices):
+        with pytest.raises(InputError, match="IM0: frames are not the evenly spaced slices"):
+            read_scan(save(tmp_path / "enhanced", enhanced(frames)))
 
 
 def test_part_of_a_concatenation_is_refused(tmp_path):

@@ -1,11 +1,13 @@
 """DICOM as it comes: discs, zips, odd files, duplicates, and the choice among several series."""
 
+import gzip
 import io
 import shutil
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
@@ -162,6 +164,39 @@ def test_two_acquisitions_in_a_series_are_refused(tmp_path, case):
         read_scan(folder)
 
 
+def test_acquisitions_that_take_turns_are_refused(tmp_path):
+    """Slices of two phases, each between two of the other, would be a volume of stripes."""
+    slices = chest_slices()
+    for k, ct in enumerate(slices):
+        ct.AcquisitionNumber = 1 + k // 4  # a step of the table each
+    assert read_scan(write(tmp_path / "series", slices)).voxels.shape == chest_hu().shape
+    for k, ct in enumerate(slices):
+        ct.AcquisitionNumber = 1 + k % 2
+    with pytest.raises(InputError, match="series: slices take turns in AcquisitionNumber"):
+        read_scan(write(tmp_path / "series", slices))
+
+
+def test_slices_without_positions_of_their_own_are_refused(tmp_path):
+    slices = chest_slices()
+    for ct in slices:
+        ct.ImagePositionPatient = [0, 0, 0]  # as some anonymizers do
+    with pytest.raises(InputError, match=f"{len(slices)} slices at one position are no volume"):
+        read_scan(write(tmp_path / "series", slices))
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".zip", ".dcm.gz"])
+def test_folder_without_dicom_says_what_is_in_it(tmp_path, suffix):
+    contents = {
+        ".nii": (nib.Nifti1Image(chest_hu(), np.eye(4)).to_bytes(), "NIfTI-1"),
+        ".zip": (b"PK\x03\x04", "a zip archive"),
+        ".dcm.gz": (gzip.compress(bytes(128) + b"DICM"), "DICOM in a gzip file"),
+    }
+    content, description = contents[suffix]
+    (tmp_path / f"scan{suffix}").write_bytes(content)
+    with pytest.raises(InputError, match=f"no DICOM files; scan{suffix} is {description}$"):
+        read_scan(tmp_path)
+
+
 def test_other_objects_of_a_study_are_left_out_and_told(tmp_path):
     disc = write_disc(tmp_path / "disc", series("1.2"), *([ct] for ct in other_objects()))
     scan = read_scan(disc)
@@ -201,6 +236,7 @@ def coronal(uid: str) -> list[Dataset]:
 
 RULE = {  # the series to read, 9, against another that its UID alone would put first
     "axial": (series("9"), coronal("1")),
+    "HU": (series("9"), series("1", RescaleType="MGML")),
     "no projection": (series("9"), series("1", ImageType=["DERIVED", "PRIMARY", "MIP"])),
     "chest": (thinned(series("9"), 2), series("1")[:5]),
     "thin": (series("9"), thinned(series("1"), 2)),
@@ -331,5 +367,5 @@ def test_zip_errors_name_the_zip(tmp_path):
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("../../a.dcm", b"none")
     (tmp_path / "bad.zip").write_bytes(buffer.getvalue())
-    with pytest.raises(InputError, match="^.*/bad.zip/0_a.dcm: unreadable DICOM"):
+    with pytest.raises(InputError, match="^.*/bad.zip/0_a.dcm: not DICOM but text"):
         read_scan(tmp_path / "bad.zip")

@@ -191,7 +191,7 @@ def test_missing_manifest_is_an_input_error(tmp_path):
 @pytest.mark.parametrize(
     ("column", "cell", "reason"),
     [
-        ("spacing_z", '"0,75"', "spacing_z: '0,75' is not a number"),
+        ("spacing_z", '"0,7,5"', "spacing_z: '0,7,5' is not a number"),
         ("slope", "one", "slope: 'one' is not a number"),
         (LABELS[3], "yes", f"{LABELS[3]}: 'yes' is neither 0 nor 1"),
         (LABELS[3], "2", f"{LABELS[3]}: '2' is neither 0 nor 1"),
@@ -235,3 +235,14 @@ def test_renamed_column_is_not_read_under_its_own_name_too(tmp_path):
 def test_encoding_of_a_table(tmp_path):
     table = write(tmp_path, "path;findings", "a;Größe 3 mm, links")
     assert case(table, encoding="latin-1").findings == "Größe 3 mm, links"
+
+
+def test_decimal_commas_and_paths_of_windows(tmp_path):
+    (tmp_path / "CT 1").mkdir()
+    (tmp_path / "CT 1" / "a.nii").touch()
+    rows = ("CT 1\\a.nii;1,5;-1024,0", "CT 1\\absent.nii;2;0")
+    path = write(tmp_path, "path;spacing_z;intercept", *rows)
+    case, absent = read_collection(path, "train").cases
+    assert (case.skip, case.spacing[0], case.intercept) == ("", 1.5, -1024)
+    assert case.path() == tmp_path / "CT 1" / "a.nii"
+    assert absent.path().name == "CT 1\\absent.nii"  # as written, for the message

@@ -14,9 +14,11 @@ from data_pipelines.errors import InputError
 from data_pipelines.reports import LABELS
 from data_pipelines.sources.case import UNKNOWN
 from data_pipelines.sources.tables import (
+    all_numbers,
     column_key,
     first_number,
     parse_label,
+    parse_number,
     read_labels,
     read_strata,
     read_table,
@@ -155,8 +157,15 @@ def test_first_existing_key_is_used(tmp_path):
 
 
 def test_numbers():
-    cells = ("1.5", "[0.34, 0.34]", "-1e3", "2 mm", ".5")
-    assert [first_number(cell) for cell in cells] == [1.5, 0.34, -1000, 2, 0.5]
+    cells = ("1.5", "[0.34, 0.34]", "-1e3", "2 mm", ".5", "-1,25 ")
+    assert [first_number(cell) for cell in cells] == [1.5, 0.34, -1000, 2, 0.5, -1.25]
+    assert [parse_number(cell) for cell in ("0,75", "1e3", "1,2,3", "2 mm")] == [
+        0.75,
+        1e3,
+        None,
+        None,
+    ]
+    assert all_numbers("[1,0,0]") == [1, 0, 0]
     assert math.isnan(first_number("")) and math.isnan(first_number("mm"))
 
 
@@ -244,6 +253,12 @@ def test_delimiters_and_encodings(tmp_path_factory, reports, delimiter, encoding
     path = write(tmp_path_factory.getbasetemp(), text.getvalue().encode(encoding), "clothes.csv")
     table = read_table(path, key="id", columns=("Emphysema",), encoding=encoding)
     assert [tuple(row.values()) for row in table.rows.values()] == rows and not table.faults
+
+
+@pytest.mark.parametrize("start", ["sep=;\r\n", ";;\n\n ; \n", "\n"])
+def test_what_excel_writes_above_a_header_does_not_count(tmp_path, start):
+    table = read_table(write(tmp_path, f"{start}id;text\na;b,c\n".encode()), key="id")
+    assert table.rows == {"a": {"id": "a", "text": "b,c"}}
 
 
 def test_encoding_is_for_what_is_not_utf_8(tmp_path):
