@@ -79,8 +79,9 @@ def list_series(path: epath.Path) -> tuple[list[Series], Counter[str]]:
     paths = list(walk(path)) if path.is_dir() else [path]
     if files := [file for file in map(read_header, paths) if file]:
         return group(files, path=path)
-    about = [f"; {one.name} is {describe_file(one) or 'of unknown content'}" for one in paths[:1]]
-    raise InputError(f"{path}: no DICOM files{''.join(about)}")
+    # Often a NIfTI file, a zip within a zip, or the files of an interrupted download.
+    about = "; ".join(f"{file.name} is {describe_file(file) or 'unknown'}" for file in paths[:1])
+    raise InputError(f"{path}: no DICOM files ({about or 'no files at all'})")
 
 
 def walk(folder: epath.Path) -> Iterator[epath.Path]:

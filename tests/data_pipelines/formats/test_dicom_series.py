@@ -193,7 +193,7 @@ def test_folder_without_dicom_says_what_is_in_it(tmp_path, suffix):
     }
     content, description = contents[suffix]
     (tmp_path / f"scan{suffix}").write_bytes(content)
-    with pytest.raises(InputError, match=f"no DICOM files; scan{suffix} is {description}$"):
+    with pytest.raises(InputError, match=rf"no DICOM files \(scan{suffix} is {description}\)$"):
         read_scan(tmp_path)
 
 
