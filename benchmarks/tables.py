@@ -488,9 +488,9 @@ def fuzz() -> Table:
 TABLES: dict[str, Callable[[], Table]] = {
     function.__name__: function
     for function in (
-        exactness, detection, weights, serving, preparation, chest_crop, loader, two_epochs, evaluation,
-        search, throughput, utilization, blocks, gradient_cache, fits, budgets, ablation, text_warmup,
-        heatmaps, chaos, bit_flips, fuzz,
+        exactness, detection, weights, serving, preparation, chest_crop, loader, two_epochs,
+        evaluation, search, throughput, utilization, blocks, gradient_cache, fits, budgets,
+        ablation, text_warmup, heatmaps, chaos, bit_flips, fuzz,
     )
 }  # fmt: skip
 
