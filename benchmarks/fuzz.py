@@ -8,6 +8,7 @@ folder, or left in it, as a stray.
 """
 
 import io
+import shutil
 import struct
 import tempfile
 import time
@@ -26,7 +27,7 @@ from ctclip_jax.demo import uploads
 from ctclip_jax.demo.analysis import Analyses
 from data_pipelines.errors import InputError, run_main
 from data_pipelines.sources.phantoms import write_samples
-from tests.dicom_series import chest_slices
+from tests.dicom_series import chest_slices, enhanced
 from tests.dicom_series import write as write_dicom
 from tests.tiny_run import write_tiny_export
 
@@ -42,10 +43,12 @@ def seeds(folder: Path) -> dict[str, list[bytes]]:
     image = nib.load(scan)
     small = image.slicer[::2, ::2]
     series = write_dicom(folder / "dicom", chest_slices("LPS", spacing=(12.0, 12.0, 20.0)))
-    archive, arrays = io.BytesIO(), io.BytesIO()
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
-        for path in series.iterdir():
-            file.write(path, path.name)
+    multiframe = folder / "multiframe"
+    enhanced(chest_slices("LPS", spacing=(12.0, 12.0, 20.0))).save_as(multiframe)
+    disc = write_dicom(folder / "disc" / "DICOM" / "SE1", chest_slices(series="1.3")).parents[1]
+    shutil.copytree(series, disc / "DICOM" / "SE2")
+    (disc / "DICOMDIR").write_bytes(b"an index")
+    arrays = io.BytesIO()
     np.savez(arrays, ct=np.asarray(small.dataobj))
     dicom = next(series.iterdir()).read_bytes()
     return {
@@ -58,9 +61,33 @@ def seeds(folder: Path) -> dict[str, list[bytes]]:
             itk(small, folder / f"{name}.mha", name == "packed") for name in ("plain", "packed")
         ],
         ".npz": [arrays.getvalue()],
-        ".dcm": [dicom],
-        ".zip": [archive.getvalue()],
+        ".dcm": [dicom, multiframe.read_bytes()],
+        ".zip": [zipped(series), zipped(disc)],
     }
+
+
+def zipped(folder: Path) -> bytes:
+    """An archive of a folder."""
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        for path in sorted(folder.rglob("*")):
+            file.write(path, path.relative_to(folder))
+    return archive.getvalue()
+
+
+def zip_of_damaged(content: bytes, rng: np.random.Generator) -> bytes:
+    """The archive with one of its files damaged, under a checksum that is right."""
+    archive = io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(content)) as valid,
+        zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file,
+    ):
+        names = [name for name in valid.namelist() if not name.endswith("/")]
+        chosen = names[rng.integers(len(names))]
+        for name in names:
+            member = valid.read(name)
+            file.writestr(name, damaged(member, rng) if name == chosen else member)
+    return archive.getvalue()
 
 
 def itk(image: nib.Nifti1Image, path: Path, compressed: bool) -> bytes:
@@ -127,8 +154,13 @@ def main() -> None:
         while time.monotonic() < end:
             suffix = list(valid)[rng.integers(len(valid))]
             content = valid[suffix][rng.integers(len(valid[suffix]))]
-            wild = suffix == ".zip" and rng.random() < 0.3
-            content = nasty_zip(rng) if wild else damaged(content, rng)
+            kind = rng.random() if suffix == ".zip" else 1.0
+            if kind < 0.2:
+                content = nasty_zip(rng)
+            elif kind < 0.7:
+                content = zip_of_damaged(content, rng)
+            else:
+                content = damaged(content, rng)
             path, start = inbox / f"x{suffix}", time.monotonic()
             path.write_bytes(content)
             try:

@@ -78,7 +78,8 @@ def define_flags() -> None:
     flags.DEFINE_string("store", None, "Folder of the store.", required=True)
     flags.DEFINE_string("model", None, "Any path that ctclip_jax.load opens.", required=True)
     flags.DEFINE_string("shards", None, "Folder that data_pipelines.prepare wrote.")
-    flags.DEFINE_string("scans", None, "Table of scans, CSV or .jsonl.")
+    flags.DEFINE_string("scans", None, "Table of scans.")
+    flags.DEFINE_string("encoding", "", "Of a table that is not UTF-8, such as cp1254.")
     flags.DEFINE_string("split", "valid", "Split of the shards, or of a table with a column split.")
     flags.DEFINE_integer("batch_size", 8, "Volumes encoded at a time.", lower_bound=1)
     flags.DEFINE_integer("workers", 2, "Threads that read scans.", lower_bound=1)
@@ -112,7 +113,7 @@ def index(values: flags.FlagValues, patterns: Sequence[str]) -> list[str]:
         model.config.image.check(prepared, source=values.shards, name=values.model)
         read = functools.partial(cases_of_shards, values.shards, values.split)
     else:
-        scans = list_scans(patterns, values.scans, split=values.split)
+        scans = list_scans(patterns, values.scans, split=values.split, encoding=values.encoding)
         names = [scan.volume_name for scan in scans]
         model = load(values.model)
 

@@ -3,8 +3,8 @@
     python -m ctclip_jax.label_reports --model=WORKDIR/export --reports=reports.csv --out=OUT
     python -m ctclip_jax.label_reports --model=WORKDIR/export --shards=SHARDS --out=OUT
 
-reports.csv (or .jsonl) has a column VolumeName, volume_name or path, and the report in Findings_EN
-and Impressions_EN, in findings and impressions, or in report.
+reports.csv (.jsonl, .xlsx) has a column VolumeName or path, and the report in Findings_EN and
+Impressions_EN, in findings and impressions, or in report.
 
 OUT/scores.csv      the probability of each label
 OUT/predicted.csv   1 where it is above 0.5, else 0: the form of CT-RATE's label tables, and the
@@ -27,14 +27,14 @@ from data_pipelines.errors import InputError, run_main
 from data_pipelines.reports import LABELS, report_parts, report_text
 from data_pipelines.sources.tables import read_table
 
-KEYS = (files.KEY, "volume_name", "path")
+KEYS = (files.KEY, "path")
 PARTS = (("Findings_EN", "Impressions_EN"), ("findings", "impressions"), ("report",))
 
 
-def read_table_texts(path: Path, *, form: str) -> dict[str, str]:
+def read_table_texts(path: Path, *, form: str, encoding: str = "") -> dict[str, str]:
     """The texts of a table of reports, by volume. A missing report is an error: no report is not a
-    normal report."""
-    table = read_table(path, key=KEYS)
+    normal report. `encoding`: of a table that is not UTF-8."""
+    table = read_table(path, key=KEYS, optional=sum(PARTS, ()), encoding=encoding)
     parts = next((columns for columns in PARTS if table.columns.issuperset(columns)), None)
     if parts is None:
         expected = " or ".join(map(" and ".join, PARTS))
@@ -81,6 +81,7 @@ def define_flags() -> None:
     flags.DEFINE_string("model", None, "Any path that ctclip_jax.load opens.", required=True)
     flags.DEFINE_string("tokenizer", None, "vocab.txt or *.model, if the export has none.")
     flags.DEFINE_string("reports", None, "Table of reports.")
+    flags.DEFINE_string("encoding", "", "Of a table that is not UTF-8, such as cp1254.")
     flags.DEFINE_string("shards", None, "Folder of data_pipelines.prepare.")
     flags.DEFINE_string("split", "valid", "Split of the shards.")
     flags.DEFINE_string("out", None, "Output folder.", required=True)
@@ -93,7 +94,9 @@ def main() -> None:
     out = Path(values.out)
     model = load(values.model, tokenizer=values.tokenizer)
     if values.reports:
-        texts = read_table_texts(Path(values.reports), form=model.report_format)
+        texts = read_table_texts(
+            Path(values.reports), form=model.report_format, encoding=values.encoding
+        )
     else:
         split = read_split(values.shards, values.split, form=model.report_format)
         texts = dict(zip(split.names.tolist(), split.reports, strict=True))

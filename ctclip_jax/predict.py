@@ -3,10 +3,11 @@
     python -m ctclip_jax.predict scan.nii.gz --model=EXPORT
     python -m ctclip_jax.predict 'scans/*.nii.gz' DICOM --model=EXPORT --out=OUT --heatmaps=3
 
-A scan is NIfTI, NRRD, MetaImage, .npz or a folder of DICOM files; quoted patterns are expanded.
---scans=TABLE lists scans in a column `path`, with what their files lack, such as slope, intercept
-and spacing (docs/data.md). --model is a run's WORKDIR, an export or a published weight file.
-Unreadable scans are reported and skipped; the exit status is then 1.
+A scan is NIfTI, NRRD, MetaImage, .npz or DICOM (a folder or a zip of it); quoted patterns are
+expanded. Of several DICOM series one is chosen (docs/data.md), or named by --series. --scans=TABLE
+lists scans in a column `path`, with what their files lack, such as slope, intercept and spacing
+(docs/data.md). --model is a run's WORKDIR, an export or a published weight file. Unreadable scans
+are reported and skipped; the exit status is then 1.
 
 OUT/scores.csv              probabilities, one row per scan
 OUT/calibrated.csv          calibrated probabilities, if the model has a calibration
@@ -165,10 +166,12 @@ def format_prediction(prediction: Prediction, *, is_only: bool) -> str:
     return f"{name}: {', '.join(f'{finding} {value:.2f}' for finding, value in top)}"
 
 
-def build_classifier(model: Model, *, kind: str, prompts: str | None) -> Classifier:
+def build_classifier(
+    model: Model, *, kind: str, prompts: str | None, encoding: str = ""
+) -> Classifier:
     """The classifier of --classifier and --prompts."""
     if kind == "zero_shot":
-        findings = classifiers.read_findings(Path(prompts)) if prompts else None
+        findings = classifiers.read_findings(Path(prompts), encoding=encoding) if prompts else None
         return model.zero_shot_classifier(findings)
     if prompts:
         raise InputError("--prompts: only for --classifier=zero_shot")
@@ -179,8 +182,10 @@ def define_flags() -> None:
     flags.DEFINE_string("model", None, "Any path that ctclip_jax.load opens.", required=True)
     flags.DEFINE_alias("checkpoint", "model")
     flags.DEFINE_string("tokenizer", None, "vocab.txt or *.model, if the export has none.")
-    flags.DEFINE_string("scans", None, "Table of scans, CSV or .jsonl.")
+    flags.DEFINE_string("scans", None, "Table of scans.")
+    flags.DEFINE_string("encoding", "", "Of tables that are not UTF-8, such as cp1254.")
     flags.DEFINE_string("split", "valid", "Rows of a table with a column split.")
+    flags.DEFINE_string("series", "", "DICOM series: UID, number or description; all: each.")
     flags.DEFINE_string("out", None, "Output folder.")
     kinds = ("zero_shot", "trained", "classifier")
     flags.DEFINE_enum("classifier", "zero_shot", kinds, "Prompts, or a trained (=classifier) head.")
@@ -199,9 +204,17 @@ def main(*patterns: str) -> None:
         raise InputError("--heatmaps: needs --out")
     if out and (table := next((name for name in TABLES.values() if (out / name).exists()), None)):
         raise InputError(f"{out}: already has {table}; choose another --out")
-    cases = list_scans(patterns, values.scans, split=values.split)
+    cases = list_scans(
+        patterns,
+        values.scans,
+        split=values.split,
+        encoding=values.encoding,
+        series=values.series,
+    )
     model = load(values.model, tokenizer=values.tokenizer, dtype=values.dtype)
-    classifier = build_classifier(model, kind=values.classifier, prompts=values.prompts)
+    classifier = build_classifier(
+        model, kind=values.classifier, prompts=values.prompts, encoding=values.encoding
+    )
     if out:
         check_file_names([case.volume_name for case in cases])
         check_file_names(classifier.names)

@@ -1,10 +1,12 @@
 """Error handling: InputError for bad input, one-line causes, the entry point of all programs."""
 
 import contextlib
+import functools
 import inspect
 import re
 import sys
 import textwrap
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 
 from absl import app, flags, logging
@@ -16,6 +18,25 @@ _TENSORSTORE_CAUSE = r"([^:\[]+) \[(?:tensorstore_spec='.*'\] \[)?os_error_code"
 
 class InputError(ValueError):
     """Input that cannot be used; its message is one line that names the file and the cause."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
+
+def printable(text: str) -> str:
+    """Escapes what a terminal would obey or cannot show: control characters, halves of characters,
+    marks that reverse the direction. Names of files and texts of headers may hold them."""
+
+    def is_safe(character: str) -> bool:
+        return character.isprintable() or unicodedata.category(character) == "Zs"  # a space
+
+    return "".join(c if is_safe(c) else ascii(c)[1:-1] for c in text)
+
+
+@functools.cache  # the splits of a table would repeat it
+def warn(message: str) -> None:
+    """Prints `warning: MESSAGE` to stderr, once in a process."""
+    print(f"warning: {printable(message)}", file=sys.stderr, flush=True)
 
 
 def one_line(error: BaseException) -> str:

@@ -28,12 +28,7 @@ _TILT = 0.05  # cosine, about 3 degrees
 _AXIS_OF = {"R": 0, "L": 0, "A": 1, "P": 1, "I": 2, "S": 2}
 
 _Rank = tuple[bool, bool, int]
-_REASONS = (
-    "unit voxels",
-    "not the size of a chest",
-    "fewer claims agree",
-    "lower precedence",
-)  # by _Rank
+_REASONS = ("unit voxels", "not the size of a chest", "fewer claims agree", "lower precedence")
 _ASSUMED = "orientation assumed (nothing states it: taken for Left, Posterior, Superior)"
 _LAST: _Rank = (True, True, 0)
 
@@ -104,10 +99,11 @@ def resolve_geometry(
     claims = spacings(orientation)
     ranks = {n: _rank(n, claims, shape) for n in order if n in claims and is_spacing(claims[n])}
     if not ranks:
-        listed = ", ".join(f"{name} {_text(claim)}" for name, claim in claims.items())
+        stated = {name: claim for name, claim in claims.items() if not np.isnan(claim).all()}
+        listed = ", ".join(f"{name} {_text(claim)}" for name, claim in stated.items())
         raise InputError(
-            f"no voxel spacing: {listed} (a header with 1 x 1 x 1 mm at the origin counts as"
-            " unknown); add it to the table"
+            f"no voxel spacing: {listed or 'none is stated'} (a header with 1 x 1 x 1 mm at the"
+            " origin counts as unknown); add it to the table"
         )
     if "pixdim" in claims:  # else the header is blank as a whole, and contradicts nothing
         claims |= dict.fromkeys(blank, UNKNOWN_SPACING)
@@ -227,11 +223,12 @@ def _rank(
     return size == UNKNOWN_SPACING, not fits, -agreeing
 
 
-def _agree(one: object, other: object) -> bool:
+def _agree(one: str | Millimeters, other: str | Millimeters) -> bool:
     """Whether two claims are the same: orientations, or sizes within 1 %."""
     if isinstance(one, str):
         return one == other
-    return np.allclose(one, other, rtol=_SPACING_TOLERANCE, atol=0)
+    pairs = zip(one, other, strict=True)
+    return all(math.isclose(a, b, rel_tol=_SPACING_TOLERANCE) for a, b in pairs)
 
 
 def _choose(

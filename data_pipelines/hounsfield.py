@@ -9,7 +9,7 @@ import math
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Shaped
 
 from data_pipelines.errors import InputError
 from data_pipelines.formats.stored import StoredVolume
@@ -30,7 +30,7 @@ _PADDING_FRACTION = 0.01
 _AIR_HU = -1000.0
 _TISSUE_HU = -500.0
 _MAX_NAN = 0.5  # of the voxels; outside of a circle in its square are 0.21
-_MAX_TISSUE_AT_NAN = 0.1  # of the neighbors of NaN; the couch, an arm
+_MAX_TISSUE = 0.1  # of the neighbors of NaN; the couch, an arm
 _MAX_HU = 20000.0  # above all metal
 
 
@@ -162,23 +162,17 @@ def _fill_with_air(
         notes += (f"padding read as air ({value:g} HU in {share:.2%} of the voxels)",)
     is_nan = np.isnan(voxels)
     if share := is_nan.mean():
-        if (cut := _tissue_at_border(filled * slope + intercept, is_nan)) > _MAX_TISSUE_AT_NAN:
+        from scipy import ndimage  # half a second that other scans do not pay
+
+        beside = ndimage.binary_dilation(is_nan) & ~is_nan
+        if (tissue := np.mean(filled[beside] * slope + intercept > _TISSUE_HU)) > _MAX_TISSUE:
             raise InputError(
-                f"voxels are not finite numbers (NaN in {share:.1%}, and {cut:.0%} of the voxels"
+                f"voxels are not finite numbers (NaN in {share:.1%}, and {tissue:.0%} of the voxels"
                 " beside them are no air, so that a part of the body is missing)"
             )
         filled[is_nan] = air
         notes += (f"NaN read as air ({share:.2%} of the voxels)",)
     return filled, notes
-
-
-def _tissue_at_border(hu: Float[np.ndarray, "x y z"], is_nan: Bool[np.ndarray, "x y z"]) -> float:
-    """Which part of the neighbors of NaN is above -500 HU."""
-    neighbors = []
-    for axis in range(3):
-        values, masks = np.moveaxis(hu, axis, 0), np.moveaxis(is_nan, axis, 0)
-        neighbors += [values[1:][masks[:-1] & ~masks[1:]], values[:-1][masks[1:] & ~masks[:-1]]]
-    return float(np.mean(np.concatenate(neighbors) > _TISSUE_HU))
 
 
 def _rescale(scan: StoredVolume, slope: float, intercept: float) -> tuple[float, float]:

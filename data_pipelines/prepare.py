@@ -17,12 +17,12 @@ from etils import epath
 from ml_collections import config_flags
 
 from data_pipelines import resample, runners, shard_tasks, shards
-from data_pipelines.errors import InputError, parse_slice, run_main
+from data_pipelines.errors import InputError, parse_slice, run_main, warn
 from data_pipelines.files import locked
-from data_pipelines.reports import report_text
+from data_pipelines.reports import report_parts, report_text
 from data_pipelines.shard_tasks import Task
-from data_pipelines.sources import ct_rate, manifest, rad_chestct
-from data_pipelines.sources.case import Collection
+from data_pipelines.sources import ct_rate, dicom, manifest, rad_chestct
+from data_pipelines.sources.case import UNKNOWN, Collection
 from data_pipelines.tokenizers import train_sentencepiece
 
 _POOL = "pool"
@@ -30,19 +30,31 @@ _POOL = "pool"
 _SOURCE = flags.DEFINE_enum(
     "source",
     "ct_rate",
-    ("ct_rate", "rad_chestct", "manifest", "phantoms"),
+    ("ct_rate", "rad_chestct", "manifest", "dicom", "phantoms"),
     "Layout of the data; phantoms have that of CT-RATE.",
 )
 _DATA = flags.DEFINE_string("data", None, "Folder of the data, or the manifest.", required=True)
 _OUT = flags.DEFINE_string("out", None, "Folder to write the shards to.", required=True)
 _SPLITS = flags.DEFINE_list("splits", ["train", "valid"], "Splits to prepare.")
 _COLUMNS = flags.DEFINE_list("columns", [], "Columns of a manifest, as in path=File,report=Text.")
+_ENCODING = flags.DEFINE_string("encoding", "", "Of tables that are not UTF-8, such as cp1254.")
+_SERIES = flags.DEFINE_string(
+    "series",
+    "",
+    "UID, number or description of the DICOM series to read of each study; all: every axial one.",
+)
 _MODE = flags.DEFINE_enum(
     "mode",
     "sound",
     shard_tasks.MODES,
     "sound: HU, axes and spacing decided from the data. published_train, published_inference: the "
     "arrays of the published loaders, which trust the tables and use axes as stored.",
+)
+_CROP = flags.DEFINE_enum(
+    "crop",
+    None,
+    ("chest", "center"),
+    "Scans longer than the grid: cropped around the lungs (default of sound) or around the middle.",
 )
 _GRID = flags.DEFINE_enum("grid", "240x480x480", resample.GRIDS, "Prepared voxels, z x x x y.")
 _SHAPE = flags.DEFINE_list("shape", [], "Voxels z,x,y in place of the grid's.")
@@ -79,11 +91,18 @@ def main(*beam_options: str) -> None:
             raise InputError(f"--splits: invalid name {split!r}")
     # All tables are read before anything is written.
     collections = {split: _collection(split) for split in _SPLITS.value}
+    for split, collection in collections.items():
+        _warn_of_gaps(split, collection)
     plans = {}
     with locked(_OUT.value, exclusive=is_local and count == 1):
         for split, collection in collections.items():
             plans[split] = shard_tasks.plan(
-                collection, _OUT.value, split, geometry=geometry, mode=_MODE.value
+                collection,
+                _OUT.value,
+                split,
+                geometry=geometry,
+                mode=_MODE.value,
+                crop=_CROP.value,
             )
             missing = [task for task in plans[split][index::count] if not task.shard.complete]
             if not is_local:
@@ -118,18 +137,43 @@ def _report_split(split: str, tasks: Sequence[Task]) -> str:
     return ""
 
 
+def _warn_of_gaps(split: str, collection: Collection) -> None:
+    """Says now what training or evaluation would miss after a day of preparation."""
+    cases = collection.cases
+    gaps = []
+    if not any(report_parts(case.findings, case.impressions) for case in cases):
+        gaps.append("no reports, which contrastive training needs")
+    if all(label == UNKNOWN for case in cases for label in case.labels):
+        gaps.append("no known labels, which the evaluation of detection needs")
+    if gaps:
+        warn(f"{split}: {'; '.join(gaps)}")
+
+
 def _collection(split: str) -> Collection:
+    encoding = _ENCODING.value
     if _SOURCE.value == "manifest":
         columns = dict(text.partition("=")[::2] for text in _COLUMNS.value)
         if not all(columns) or not all(columns.values()):
             raise InputError(f"--columns: got {','.join(_COLUMNS.value)}, expected OURS=THEIRS,...")
-        return manifest.read_collection(_DATA.value, split, columns=columns)
+        collection = manifest.read_collection(
+            _DATA.value, split, columns=columns, encoding=encoding
+        )
+        return Collection(collection.labels, dicom.name_series(collection.cases, _SERIES.value))
+    if _SOURCE.value == "dicom":
+        if len(_SPLITS.value) != 1:
+            raise InputError(
+                f"--splits: got {','.join(_SPLITS.value)}, expected one, such as train, for a"
+                " folder of DICOM files; a table (--source=manifest) can split them"
+            )
+        return dicom.read_collection(_DATA.value, series=_SERIES.value)
+    if _SERIES.value:
+        raise InputError("--series: only for --source=dicom and manifest")
     if _SOURCE.value == "rad_chestct":
         if (table := _LABEL_MAP.value) is None:
             raise InputError("--label_map: required, such as configs/labels/rad_chestct.py")
         labels = table.labels.to_dict()
         return rad_chestct.read_collection(_DATA.value, split, labels=labels, axes=table.axes)
-    return ct_rate.read_collection(_DATA.value, split)
+    return ct_rate.read_collection(_DATA.value, split, encoding=encoding)
 
 
 def _parse_numbers(flag: flags.FlagHolder, parse: Callable, default: tuple, expected: str) -> tuple:

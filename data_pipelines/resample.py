@@ -2,7 +2,8 @@
 
 Arrays named `voxels` have axes (x, y, z); prepared volumes have axes (z, x, y), written (f, h, w).
 The preprocessing is that of CT-CLIP (arXiv 2403.17834): HU, trilinear resampling, clipping to
-[-1000, 1000] HU, center crop, padding with -1000 HU. Division by 1000 is left to the device.
+[-1000, 1000] HU, center crop, padding with -1000 HU. Division by 1000 is left to the device. Along
+z the crop may lie elsewhere: `data_pipelines.crop` places it on the lungs.
 """
 
 import dataclasses
@@ -68,15 +69,18 @@ def preprocess(
     intercept: float,
     spacing_xyz: tuple[float, float, float],
     geometry: Geometry,
+    z_center: float | None = None,
     clip: Clip = "before_resampling",
     dtype: type[np.floating] = np.float32,
     steps_per_hu: int = STEPS_PER_HU,
 ) -> Int16[np.ndarray, "f h w"]:
     """Resamples a scan to the grid of `geometry`; the low end of the window outside the scan.
 
-    HU is `slope * voxels + intercept`, spacing is in mm. HU is rounded to multiples of
-    1 / `steps_per_hu` and returned in steps of 1/16. The published training loader clips after
-    resampling, the published inference loader before it, both in float64 (`dtype`).
+    HU is `slope * voxels + intercept`, spacing is in mm. Along z, a scan longer than the grid is
+    cropped around its slice `z_center`, as far as its ends allow; None: around its middle. HU is
+    rounded to multiples of 1 / `steps_per_hu` and returned in steps of 1/16. The published training
+    loader clips after resampling, the published inference loader before it, both in float64
+    (`dtype`).
     """
     volume = np.full(geometry.shape, to_fixed_point(geometry.window[0]), np.int16)
     planes = resampled_planes(
@@ -85,6 +89,7 @@ def preprocess(
         intercept=intercept,
         spacing_xyz=spacing_xyz,
         geometry=geometry,
+        z_center=z_center,
         clip=clip,
         dtype=dtype,
     )
@@ -105,11 +110,12 @@ def resampled_planes(
     geometry: Geometry,
     clip: Clip,
     dtype: type[np.floating],
+    z_center: float | None = None,
 ) -> Iterator[tuple[tuple[int, slice, slice], Float[np.ndarray, "h w"]]]:
     """Yields (position on the grid, HU) of every frame inside the scan, one at a time.
 
     A plane may be changed by the caller. The arguments are those of `preprocess`."""
-    x, y, z = _axes(voxels.shape, spacing_xyz, geometry)
+    x, y, z = _axes(voxels.shape, spacing_xyz, geometry, z_center)
     window = geometry.window
     lower, upper = np.empty((2, voxels.shape[1], voxels.shape[0]), dtype)
     # Along z first, so that only frames on the grid are resampled in their plane.
@@ -130,17 +136,20 @@ def resampled_planes(
 
 
 def grid_positions(
-    shape_xyz: tuple[int, int, int], spacing_xyz: tuple[float, float, float], geometry: Geometry
+    shape_xyz: tuple[int, int, int],
+    spacing_xyz: tuple[float, float, float],
+    geometry: Geometry,
+    z_center: float | None = None,
 ) -> tuple[Float[np.ndarray, " x"], Float[np.ndarray, " y"], Float[np.ndarray, " z"]]:
     """Centers of a scan's voxels along x, y and z, in voxels of the grid on which `preprocess` puts
     it. Those below -0.5, or at the grid's size - 0.5 or above, lie outside the grid."""
-    return tuple(axis.positions for axis in _axes(shape_xyz, spacing_xyz, geometry))
+    return tuple(axis.positions for axis in _axes(shape_xyz, spacing_xyz, geometry, z_center))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Axis:
     """Linear resampling along one axis: the sample at target.start + i on the grid mixes the stored
-    samples lower[i] and upper[i]. Only samples inside the center crop are computed.
+    samples lower[i] and upper[i]. Only samples inside the crop are computed.
 
     `positions`: of the stored samples on the grid."""
 
@@ -152,14 +161,19 @@ class _Axis:
 
 
 def _axes(
-    shape_xyz: tuple[int, int, int], spacing_xyz: tuple[float, float, float], geometry: Geometry
+    shape_xyz: tuple[int, int, int],
+    spacing_xyz: tuple[float, float, float],
+    geometry: Geometry,
+    z_center: float | None,
 ) -> tuple[_Axis, _Axis, _Axis]:
     z, x, y = zip(geometry.spacing, geometry.shape, strict=True)
-    axes = zip(shape_xyz, spacing_xyz, (x, y, z), strict=True)
-    return tuple(_axis(n, spacing, *target) for n, spacing, target in axes)
+    axes = zip(shape_xyz, spacing_xyz, (x, y, z), (None, None, z_center), strict=True)
+    return tuple(_axis(n, spacing, *target, center) for n, spacing, target, center in axes)
 
 
-def _axis(n_in: int, spacing: float, target_spacing: float, target: int) -> _Axis:
+def _axis(
+    n_in: int, spacing: float, target_spacing: float, target: int, center: float | None
+) -> _Axis:
     # The published loaders truncate, in this order of operations: 30 * (0.7 / 0.75) becomes 27.
     n_out = int(n_in * (spacing / target_spacing))
     if n_out < 1:
@@ -167,7 +181,10 @@ def _axis(n_in: int, spacing: float, target_spacing: float, target: int) -> _Axi
             f"thinner than one voxel of the grid ({n_in} x {spacing} mm, expected at least"
             f" {target_spacing} mm)"
         )
-    start, before = max(n_out - target, 0) // 2, max(target - n_out, 0) // 2
+    outside, before = max(n_out - target, 0), max(target - n_out, 0) // 2
+    start = outside // 2
+    if center is not None:
+        start = min(max(round((center + 0.5) * n_out / n_in - target / 2), 0), outside)
     samples = np.arange(start, start + min(n_out, target))
     # torch's align_corners=False, which the published loaders use.
     source = np.maximum((samples + 0.5) * (n_in / n_out) - 0.5, 0.0)

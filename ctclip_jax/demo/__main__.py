@@ -56,12 +56,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("port", 7860, "Port; 0: any free one.", 0, 65535)
     flags.DEFINE_string("folder", None, "Folder of the uploads; default: a temporary one.")
     flags.DEFINE_bool("keep_uploads", False, "Leave uploads in --folder.")
-    flags.DEFINE_integer(
-        "max_upload_mb",
-        1024,
-        "Largest upload and largest volume, in MiB.",
-        lower_bound=1,
-    )
+    flags.DEFINE_integer("max_upload_mb", 1024, "Largest upload or volume, MiB.", lower_bound=1)
     flags.DEFINE_bool("open_browser", True, "Open the page in a browser.")
 
 

@@ -2,16 +2,13 @@
 
 import secrets
 import shutil
-import zipfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 from data_pipelines.errors import InputError
-from data_pipelines.formats.dicom import is_ignored_file
+from data_pipelines.formats.zipped import unzip
 
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".npz", ".dcm", ".zip")
-MAX_ZIP_FILES = 5000
-CHUNK_BYTES = 1 << 20
 
 
 class TooLargeError(InputError):
@@ -47,7 +44,7 @@ async def receive(
 
 
 def check_size(num_bytes: int, max_bytes: int) -> None:
-    """Raises TooLargeError for an upload, or its unzipped contents, of more than `max_bytes`."""
+    """Raises TooLargeError for an upload of more than `max_bytes`."""
     if num_bytes > max_bytes:
         raise TooLargeError(f"more than {max_bytes / 2**20:g} MiB; see --max_upload_mb")
 
@@ -57,34 +54,9 @@ def unpack(path: Path, *, max_bytes: int) -> Path:
     DICOM series that was unzipped beside it."""
     if path.suffix != ".zip":
         return path
-    folder, num_bytes = path.with_suffix(""), 0
+    folder = path.with_suffix("")
     folder.mkdir()
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = [member for member in archive.infolist() if not member.is_dir()]
-            if len(members) > MAX_ZIP_FILES:
-                raise InputError(f"zip: got {len(members)} files, expected at most {MAX_ZIP_FILES}")
-            for number, member in enumerate(members):
-                name = member.filename.replace("\\", "/").rpartition("/")[2]
-                if is_ignored_file(name):
-                    continue
-                # Numbers, because names in a zip may lead out of the folder. The suffix stays:
-                # read_scan takes a file with it for DICOM without looking inside.
-                suffix = ".dcm" if name.lower().endswith(".dcm") else ""
-                target = folder / f"IM{number}{suffix}"
-                with archive.open(member) as source, target.open("wb") as file:
-                    while chunk := source.read(CHUNK_BYTES):
-                        # Counted while unzipping: the sizes that a zip declares may be lies.
-                        num_bytes += len(chunk)
-                        check_size(num_bytes, max_bytes)
-                        file.write(chunk)
-    except InputError:
-        raise
-    except OSError as error:
-        raise InputError(f"zip: cannot be unpacked ({error.strerror or error})") from error
-    except Exception as error:  # zipfile and zlib raise many types for a damaged file
-        cause = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"damaged or no zip file ({cause})") from error
+    unzip(path, folder, max_bytes=max_bytes)
     return folder
 
 

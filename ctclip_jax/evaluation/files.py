@@ -25,14 +25,14 @@ from ctclip_jax.evaluation.dataset import SUBGROUPS, EvalSet
 from ctclip_jax.evaluation.estimates import named_estimates
 from data_pipelines.errors import InputError
 from data_pipelines.files import make_folder, publish, read_json, scratch_folder, write_text
+from data_pipelines.reports import LABELS
 from data_pipelines.sources.case import UNKNOWN
 from data_pipelines.sources.ct_rate import parse_volume_name
-from data_pipelines.sources.tables import is_number, read_table
+from data_pipelines.sources.tables import is_number, parse_label, read_table
 
 KEY = "VolumeName"
-LABEL_CELLS = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
-LABEL_CELLS |= dict.fromkeys(("", "-1", "-1.0"), UNKNOWN)
-INVALID = -2
+_CASE_COLUMNS = ("patient", "scan", "report", *SUBGROUPS)
+INVALID = -2  # a cell of labels.csv that is not a label
 # Keys of source.json that may differ between two runs into one folder.
 CHANGEABLE = ("model", "shards", "scores", "prompts", "ensemble")
 
@@ -119,8 +119,8 @@ def with_scores(eval_set: EvalSet, folder: Path, *, table: pd.DataFrame | None =
     """Adds what scores.csv of the folder (`table`, if it is read already) has for its volumes and
     labels."""
     path = folder / "scores.csv"
-    table = _read_table(path) if table is None else table
     names, labels = eval_set.names, eval_set.label_names
+    table = _read_table(path, columns=labels) if table is None else table
     cells = table.reindex(index=names, columns=labels, fill_value="").replace("", "nan")
     scores = cells.map(lambda cell: float(cell) if is_number(cell) else np.inf).to_numpy(np.float64)
     for row, column in np.argwhere((scores < 0) | (scores > 1)):
@@ -204,7 +204,7 @@ def _read_labeled(
     """Reads labels.csv and cases.csv for the volumes `names` (sorted), which have `what`; only the
     columns `scored`, if there are scores."""
     path = folder / "labels.csv"
-    table = _read_table(path)
+    table = _read_table(path, columns=scored or ())
     unlabeled = names[~np.isin(names, table.index.to_numpy(str))]
     if len(unlabeled) == len(names):
         raise InputError(
@@ -225,11 +225,10 @@ def _read_labeled(
         notes.append(f"labels.csv: no label{condition}, and not used: {_quoted(unused)}")
     cases = pd.DataFrame()
     if (folder / "cases.csv").exists():
-        cases = _read_table(folder / "cases.csv")
+        cases = _read_table(folder / "cases.csv", columns=_CASE_COLUMNS)
         if "patient" not in cases:
             notes.append("cases.csv has no column patient")
-    columns = ["patient", "scan", "report", *SUBGROUPS]
-    cases = cases.reindex(index=names, columns=columns, fill_value="").astype(object)
+    cases = cases.reindex(index=names, columns=list(_CASE_COLUMNS), fill_value="").astype(object)
     # As in CT-RATE, or else a patient of its own.
     parsed = [parse_volume_name(name) or (name, name) for name in names]
     ids = cases[["patient", "scan"]]
@@ -249,15 +248,15 @@ def _read_labeled(
 
 def _label_values(table: pd.DataFrame, path: Path, *, scored: Sequence[str] | None) -> pd.DataFrame:
     """The label columns of labels.csv as 0, 1 or -1. A column with a 0 or 1 is a label and has
-    nothing else; other columns, and those without a name, are ignored."""
+    nothing else; other columns are ignored."""
     candidates = [name for name in table if scored is None or name in scored]
     if not candidates:
         raise InputError(
             f"{path}: has no column of a label that has scores; it has"
             f" {_quoted(list(table)[:5])}, scores.csv {_quoted(scored[:5])}"
         )
-    values = table[[name for name in candidates if name]].map(
-        lambda cell: LABEL_CELLS.get(cell.strip().lower(), INVALID)
+    values = table[candidates].map(
+        lambda cell: INVALID if (value := parse_label(cell)) is None else value
     )
     is_invalid = values == INVALID
     for label in values.columns[is_invalid.any() & values.isin((0, 1)).any()]:
@@ -271,9 +270,10 @@ def _label_values(table: pd.DataFrame, path: Path, *, scored: Sequence[str] | No
     return labels
 
 
-def _read_table(path: Path) -> pd.DataFrame:
-    """Reads the cells of a table, as strings by VolumeName; any unusable row is an InputError."""
-    table = read_table(path, key=KEY)
+def _read_table(path: Path, *, columns: Sequence[str] = ()) -> pd.DataFrame:
+    """Reads the cells of a table, as strings by VolumeName, with the names of LABELS and `columns`
+    in their spelling; any unusable row is an InputError."""
+    table = read_table(path, key=KEY, optional=(*LABELS, *columns))
     for name, fault in table.faults.items():
         raise InputError(f"{fault} ({name})")
     if not table.rows:

@@ -17,7 +17,7 @@ from jaxtyping import Float, Float32
 from ctclip_jax.inference.calibration import Calibration
 from data_pipelines.errors import InputError
 from data_pipelines.reports import LABELS, PROMPTS, prompt_text
-from data_pipelines.sources.tables import read_table
+from data_pipelines.sources.tables import read_table, warn_of_unknown_columns
 
 ClassifierKind = Literal["zero_shot", "trained"]
 Ensemble = Literal["latents", "probabilities"]
@@ -38,10 +38,12 @@ def finding_prompts(name: str, templates: Sequence[PromptPair] = (PROMPTS,)) -> 
     return Finding(name, tuple(pairs))
 
 
-def read_findings(path: Path) -> list[Finding]:
-    """Reads a CSV or .jsonl table: a column `finding` and, for findings that the published prompts
-    do not fit, columns `present` and `absent`."""
-    table = read_table(path, key="finding")
+def read_findings(path: Path, *, encoding: str = "") -> list[Finding]:
+    """Reads a table: a column `finding` and, for findings that the published prompts do not fit,
+    columns `present` and `absent`. `encoding`: of a table that is not UTF-8."""
+    columns = ("finding", "present", "absent")
+    table = read_table(path, key="finding", optional=columns, encoding=encoding)
+    warn_of_unknown_columns(path, table, columns)
     for name, fault in table.faults.items():
         raise InputError(f"{path}: {name}: {fault}")
     findings = []

@@ -133,7 +133,9 @@ def to_scan_space(
     A scan whose header has no axes is returned along Left, Posterior, Superior, as it was read.
     """
     oriented = prepared.oriented
-    x, y, z = grid_positions(oriented.voxels.shape, oriented.spacing_xyz, geometry)
+    x, y, z = grid_positions(
+        oriented.voxels.shape, oriented.spacing_xyz, geometry, prepared.coverage.z_center
+    )
     indices, inside = [], []
     # Patches have the axes (z, x, y) of the grid, voxels (x, y, z).
     for axis, positions in ((1, x), (2, y), (0, z)):

@@ -10,14 +10,19 @@ from pathlib import Path
 from etils import epath
 
 from ctclip_jax.inference.model import Model
-from data_pipelines.errors import InputError, one_line
+from data_pipelines.errors import InputError, one_line, printable
 from data_pipelines.shard_tasks import PreparedVolume
-from data_pipelines.sources import manifest
+from data_pipelines.sources import dicom, manifest
 from data_pipelines.sources.case import CaseRecord
 
 
 def list_scans(
-    patterns: Sequence[str], table: str | None = None, *, split: str
+    patterns: Sequence[str],
+    table: str | None = None,
+    *,
+    split: str,
+    encoding: str = "",
+    series: str = "",
 ) -> list[CaseRecord]:
     """The scans of paths and glob patterns, named by their paths, and those of a table.
 
@@ -25,13 +30,18 @@ def list_scans(
       patterns: files, folders, or patterns of them.
       table: a manifest (data_pipelines.sources.manifest).
       split: which rows of the table count, if it has a column `split`.
+      encoding: of a table that is not UTF-8.
+      series: UID, number or description of the DICOM series, or "all"; empty: one by rule.
     """
     if not patterns and not table:
         raise InputError("no scan: pass paths, or --scans=TABLE with a column path")
     paths = dict.fromkeys(path for pattern in patterns for path in expand(pattern))
     cases = [_case_of_path(path) for path in paths]
     if table:
-        cases += manifest.read_collection(table, split, default_split=split).cases
+        cases += manifest.read_collection(
+            table, split, default_split=split, encoding=encoding
+        ).cases
+    cases = dicom.name_series(cases, series)
     names = set()
     for name in (case.volume_name for case in cases):
         if name in names:
@@ -51,8 +61,8 @@ def expand(pattern: str) -> list[Path]:
 
 
 def _case_of_path(path: Path) -> CaseRecord:
-    # File names may hold bytes that are not UTF-8; names go into tables, which cannot.
-    name = str(path).encode("utf-8", "backslashreplace").decode()
+    # File names may hold any bytes; names go into tables and onto the terminal.
+    name = printable(str(path))
     return CaseRecord(volume_name=name, patient=name, scan=name, paths=(epath.Path(path),))
 
 
@@ -89,5 +99,5 @@ def read_ahead(
             elif isinstance(error, InputError):
                 on_skip(str(error))
             else:  # a bug of ours must not cost the other scans
-                on_skip(f"{case.path()}: {type(error).__name__}: {one_line(error)}")
+                on_skip(printable(f"{case.path()}: {type(error).__name__}: {one_line(error)}"))
             pending += submit(1)

@@ -40,7 +40,8 @@ def begin(out: epath.PathLike, split: str, *, settings: dict) -> list[Shard]:
     path = _settings_path(directory, split)
     if path.exists() and (existing := read_json(path)) != settings:
         names = {"cases_sha256": "contents of the tables"}
-        changed = [names.get(n, n) for n in settings if settings[n] != existing.get(n)]
+        both = settings | existing
+        changed = [names.get(n, n) for n in both if settings.get(n) != existing.get(n)]
         raise InputError(
             f"{out}: holds another preparation of {split} ({', '.join(changed)} differ); "
             "delete it or choose another folder"

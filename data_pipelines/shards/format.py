@@ -40,6 +40,7 @@ FEATURES = tfds.features.FeaturesDict(
         **{name: tfds.features.Text() for name in (*_TEXTS, *_OBJECTS)},
     }
 )
+_ROW = {*FEATURES} - {"volume"}
 _SERIALIZER = ExampleSerializer(FEATURES.get_serialized_info())
 
 # Preparation's processes and the loader's threads share the cores already.
@@ -104,7 +105,7 @@ def deserialize(example: Mapping[str, Any]) -> Record:
 
 def _metadata_row(record: Record) -> dict[str, Any]:
     """Returns the record without its volume, as plain types for JSON."""
-    names = [name for name in FEATURES if name != "volume" and name not in _OBJECTS]
+    names = [name for name in FEATURES if name in _ROW and name not in _OBJECTS]
     plain = {name: np.asarray(record[name]).tolist() for name in names}
     return {**plain, **{name: record[name] for name in _OBJECTS}}
 
@@ -147,8 +148,16 @@ class Shard:
 
     def read(self) -> tuple[dict[str, Any], list[dict]]:
         """Returns `volumes` (their number), `bytes` and `sha256` of the records; and the rows."""
-        lines = self.rows.read_text(encoding="utf-8").split("\n")[:-1]
-        summary, *rows = map(json.loads, lines)
+        try:
+            lines = self.rows.read_text(encoding="utf-8").split("\n")[:-1]
+            summary, *rows = map(json.loads, lines)
+            is_whole = {"volumes", "bytes", "sha256"} <= {*summary} and all(
+                {"volume_name", "reason"} <= {*row} or {*row} >= _ROW for row in rows
+            )
+        except (OSError, TypeError, ValueError) as error:
+            raise InputError(f"{self.rows}: cannot be read ({one_line(error)})") from error
+        if not is_whole:
+            raise InputError(f"{self.rows}: damaged (a key is missing)")
         return summary, rows
 
 

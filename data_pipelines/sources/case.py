@@ -17,6 +17,8 @@ class CaseRecord:
     Attributes:
       scan: the exam, unique within the patient; its volumes are reconstructions.
       paths: possible locations of the file; the first that exists counts.
+      series: UID, number or description of the DICOM series, or "all"; empty: one by the rule of
+        `formats.dicom_series`.
       findings, impressions: of the report; empty if missing.
       labels: 0, 1 or UNKNOWN, in the order of the collection's.
       strata: for subgroup results: sex, age, manufacturer, kernel, ...
@@ -32,6 +34,7 @@ class CaseRecord:
     patient: str
     scan: str
     paths: tuple[epath.Path, ...]
+    series: str = ""
     findings: str = ""
     impressions: str = ""
     labels: tuple[int, ...] = ()

@@ -27,15 +27,15 @@ from data_pipelines.sources.tables import (
 )
 
 _TABLE_NAME = {"train": "train", "valid": "validation"}
-_KEY = "VolumeName"
+_KEY, _ORIENTATION = "VolumeName", "ImageOrientationPatient"
 _VOLUME_NAME = re.compile(r"(?P<scan>(?P<patient>[a-z]+_\d+)_[a-z]+)_\d+\.nii\.gz")
 
 
-def read_collection(tree: epath.PathLike, split: str) -> Collection:
+def read_collection(tree: epath.PathLike, split: str, *, encoding: str = "") -> Collection:
     """Reads the cases of `split` ("train" or "valid"): the volumes in its table of reports.
 
     `tree` is the folder that holds `dataset/`, or that folder itself. If both uploads of a volume
-    are there, the v2 file is used.
+    are there, the v2 file is used. `encoding` is that of tables that are not UTF-8.
     """
     if split not in _TABLE_NAME:
         raise InputError(f"split: unknown {split!r}; CT-RATE has {', '.join(_TABLE_NAME)}")
@@ -43,7 +43,9 @@ def read_collection(tree: epath.PathLike, split: str) -> Collection:
     root = root / "dataset" if (root / "dataset").is_dir() else root
     name = _TABLE_NAME[split]
     reports, labels, metadata = (
-        read_table(root / path, key=_KEY, columns=columns)
+        read_table(
+            root / path, key=_KEY, columns=columns, optional=[_ORIENTATION], encoding=encoding
+        )
         for path, columns in (
             (f"radiology_text_reports/{name}_reports.csv", ("Findings_EN", "Impressions_EN")),
             (f"multi_abnormality_labels/{split}_predicted_labels.csv", LABELS),
@@ -83,7 +85,7 @@ def _case(
         reasons += ["in CT-RATE's list of scans without a chest"]
     z, xy = first_number(metadata.get("ZSpacing", "")), metadata.get("XYSpacing", "")
     x, y = first_number(xy), next(iter(all_numbers(xy)[1:2]), first_number(xy))
-    axes = _stored_axes(metadata.get("ImageOrientationPatient", ""))
+    axes = _stored_axes(metadata.get(_ORIENTATION, ""))
     return CaseRecord(
         volume_name=volume_name,
         patient=patient,

@@ -1,6 +1,7 @@
-"""Manifest: a table of a lab's own data, CSV with a header or JSON lines, one row per volume.
+"""Manifest: a table of a lab's own data, CSV, JSON lines or .xlsx, one row per volume.
 
-path            scan file or DICOM folder: absolute, or relative to the folder of the table
+path            scan file, or folder or zip of DICOM: absolute, or relative to the table's folder
+series          of DICOM: UID, number, description or all; default: --series, else by rule
 volume_name     id of the volume; default: the path as written
 patient, scan   default: the name of the volume; scans of two patients may have the same name
 split           without this column all rows belong to "train"
@@ -10,7 +11,8 @@ slope, intercept, spacing_z, spacing_x, spacing_y (default: spacing_x), axes
                 to HU; mm; directions of the stored axes, such as LPS (data_pipelines.hounsfield)
 the 18 labels   1, 0; empty or -1: unknown
 
-Only `path` is required. Other columns are ignored.
+Only `path` is required. Other columns are ignored, with a warning. Capitals, spaces, hyphens and
+underscores in the names of columns do not count, nor do spaces around cells.
 """
 
 from collections.abc import Mapping
@@ -19,13 +21,21 @@ from etils import epath
 
 from data_pipelines.errors import InputError
 from data_pipelines.reports import LABELS
-from data_pipelines.sources.case import UNKNOWN, CaseRecord, Collection
-from data_pipelines.sources.tables import Row, first_number, is_number, read_labels, read_table
+from data_pipelines.sources.case import CaseRecord, Collection
+from data_pipelines.sources.tables import (
+    Row,
+    first_number,
+    is_number,
+    parse_label,
+    read_labels,
+    read_table,
+    warn_of_unknown_columns,
+)
 
 _STRATA = ("sex", "age", "manufacturer", "model", "kernel", "date")
 _NUMBERS = ("slope", "intercept", "spacing_z", "spacing_x", "spacing_y")
 _TEXTS = ("findings", "impressions", "report")
-_OTHERS = ("path", "volume_name", "patient", "scan", "split", "axes")
+_OTHERS = ("path", "volume_name", "patient", "scan", "split", "axes", "series")
 COLUMNS = (*_OTHERS, *_TEXTS, *_STRATA, *_NUMBERS, *LABELS)
 _ONLY_SPLIT = "train"
 
@@ -36,12 +46,14 @@ def read_collection(
     *,
     columns: Mapping[str, str] = {},
     default_split: str = _ONLY_SPLIT,
+    encoding: str = "",
 ) -> Collection:
     """Reads the cases of `split`.
 
     `columns` maps names of COLUMNS to the table's own, such as {"path": "NiftiFile"}. An unusable
     row becomes a case to skip; if its split cannot be read, in every split. All rows are of
     `default_split` if the table has no splits. A table without rows of `split` is an InputError.
+    `encoding` is that of a table that is not UTF-8.
     """
     if unknown := [name for name in columns if name not in COLUMNS]:
         raise InputError(
@@ -51,10 +63,13 @@ def read_collection(
     table = read_table(
         path,
         key=(theirs["volume_name"], theirs["path"]),
-        columns=(theirs["path"], *columns.values()),
+        columns=(*columns.values(), theirs["path"]),
+        optional=tuple(theirs.values()),
+        encoding=encoding,
     )
+    warn_of_unknown_columns(path, table, theirs.values())
     rows = {
-        name: {ours: row.get(column, "") for ours, column in theirs.items()}
+        name: {ours: row.get(column, "").strip() for ours, column in theirs.items()}
         for name, row in table.rows.items()
     }
     if theirs["split"] not in table.columns:
@@ -93,7 +108,7 @@ def _reason(name: str, row: Row) -> str:
         if row[column] and not is_number(row[column]):
             return f"{column}: {row[column]!r} is not a number"
     for label in LABELS:
-        if row[label] not in ("", "-1") and UNKNOWN in read_labels(row, [label]):
+        if parse_label(row[label]) is None:
             return f"{label}: {row[label]!r} is neither 0 nor 1 nor -1, unknown"
     return ""
 
@@ -106,6 +121,7 @@ def _case(folder: epath.Path, name: str, row: Row, *, skip: str) -> CaseRecord:
         patient=row["patient"] or name,
         scan=row["scan"] or name,
         paths=(epath.Path(row["path"]) if "://" in row["path"] else folder / row["path"],),
+        series=row["series"],
         findings=row["findings"] or ("" if row["impressions"] else row["report"]),
         impressions=row["impressions"],
         labels=read_labels(row, LABELS),

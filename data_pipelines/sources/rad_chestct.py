@@ -18,7 +18,14 @@ from etils import epath
 
 from data_pipelines.errors import InputError
 from data_pipelines.sources.case import CaseRecord, Collection
-from data_pipelines.sources.tables import Row, Table, read_labels, read_strata, read_table
+from data_pipelines.sources.tables import (
+    Row,
+    Table,
+    column_key,
+    read_labels,
+    read_strata,
+    read_table,
+)
 
 _SPLITS = ("train", "valid", "test")
 _KEY, _PATIENT = "NoteAcc_DEID", "MRN_DEID"
@@ -74,7 +81,8 @@ def _columns(table: Table, abnormalities: Sequence[str], *, path: epath.Path) ->
     """Returns the columns of the abnormalities, which have one for each location."""
     columns = []
     for abnormality in abnormalities:
-        locations = [name for name in table.columns if name.startswith(f"{abnormality}*")]
+        start = column_key(f"{abnormality}*")
+        locations = [name for name in table.columns if column_key(name).startswith(start)]
         if not locations:
             raise InputError(f"{path}: no columns for the abnormality {abnormality!r}")
         columns += locations

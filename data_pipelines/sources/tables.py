@@ -1,23 +1,27 @@
-"""Reading tables, CSV or JSON lines: a bad row is reported and does not cost the table."""
+"""Reading tables, CSV, JSON lines or .xlsx: a bad row is reported and does not cost the table."""
 
+import codecs
 import csv
 import dataclasses
+import difflib
 import io
 import json
 import math
 import re
 import textwrap
+import warnings
 from collections.abc import Iterable, Sequence
 
 from etils import epath
 
-from data_pipelines.errors import InputError, one_line
+from data_pipelines.errors import InputError, one_line, warn
+from data_pipelines.formats.sniff import START_BYTES, describe_content
 from data_pipelines.sources.case import UNKNOWN
 
 Row = dict[str, str]
 _Numbered = tuple[int, dict]
 
-_DICOM_STRATA = {
+DICOM_STRATA = {
     "sex": "PatientSex",
     "age": "PatientAge",
     "manufacturer": "Manufacturer",
@@ -27,10 +31,12 @@ _DICOM_STRATA = {
 }
 """Strata of results -> their columns in tables that were made from DICOM headers."""
 
-_MISSING = {"", "na", "n/a", "nan", "null", "none"}
-_MAX_LIST = 200  # characters
-_BOOLEAN = {"true": "1", "false": "0"}
-# Bytes that are not UTF-8 are decoded to these, which UTF-8 text cannot contain.
+_MISSING = {"", "na", "n/a", "#n/a", "nan", "null", "none"}
+_EXCEL_ERRORS = {"#name?", "#ref!", "#value!", "#div/0!", "#num!", "#null!"}
+_LABELS = {"true": 1, "false": 0, "": UNKNOWN}
+_DELIMITERS = ",;\t"
+_MAX_HEADER, _MAX_LIST = 1 << 16, 200  # characters
+# Half of a character, which JSON can escape and UTF-8 cannot hold.
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _NUMBER = re.compile(r"[-+]?\d*\.?\d+(?:[eE][-+]?\d+)?")
 
@@ -47,32 +53,60 @@ class Table:
 
 
 def read_table(
-    path: epath.PathLike, *, key: str | Sequence[str], columns: Sequence[str] = ()
+    path: epath.PathLike,
+    *,
+    key: str | Sequence[str],
+    columns: Sequence[str] = (),
+    optional: Sequence[str] = (),
+    encoding: str = "",
 ) -> Table:
-    """Reads a UTF-8 table: a .jsonl file with an object per line, or a CSV file with a header.
+    """Reads JSON lines, the first sheet of an Excel workbook, or text with a header and commas,
+    semicolons or tabs between cells.
 
-    `key` is a column, or several candidates of which the first present one counts. Missing cells
-    (empty, NA, null, ...) become empty strings. A row is a fault if it differs from another row
-    with its key, is not UTF-8, or has too many or too few cells. A table that lacks the column
-    `key` or one of `columns`, or in which a broken quote hides the ends of rows, is an InputError.
+    `key` is a column, or several candidates of which the first present one counts. Columns are
+    called as in `columns`, `key` or `optional` if they differ in capitals, spaces, hyphens and
+    underscores at most. Missing cells (empty, NA, null, ...) become empty strings. A row is a fault
+    if it differs from another row with its key, has too many or too few cells or an error of Excel.
+    A table that lacks the column `key` or one of `columns`, in which a broken quote hides the ends
+    of rows, or whose text is neither UTF-8 nor in `encoding`, is an InputError.
     """
     path = epath.Path(path)
+    keys = [key] if isinstance(key, str) else key
+    names = (*columns, *keys, *optional, *DICOM_STRATA.values())
+    # Reversed, so that of two names that are alike the first counts.
+    spelling = {column_key(name): name for name in reversed(names)}
     try:
-        text = path.read_bytes().decode("utf-8-sig", errors="surrogateescape")
+        header, rows = _read_rows(path, spelling, encoding=encoding)
     except FileNotFoundError:
         raise InputError(f"{path}: no such table") from None
-    except OSError as error:
+    except (InputError, OSError) as error:
         raise InputError(f"{path}: {one_line(error)}") from error
-    try:
-        header, rows = (_read_json if path.suffix == ".jsonl" else _read_csv)(text)
-    except ValueError as error:
+    except (RecursionError, ValueError) as error:
         raise InputError(f"{path}: not a table ({error})") from error
-    keys = [key] if isinstance(key, str) else key
     key = next((name for name in keys if name in header), keys[-1])
     if missing := [name for name in dict.fromkeys((key, *columns)) if name not in header]:
         names = textwrap.shorten(", ".join(sorted(header)), _MAX_LIST)
         raise InputError(f"{path}: no column {', '.join(missing)}; the columns are {names}")
     return Table(*_by_key(rows, key=key, path=path), frozenset(header))
+
+
+def warn_of_unknown_columns(path: epath.PathLike, table: Table, known: Iterable[str]) -> None:
+    """Warns of the columns that are not `known`, those first that resemble one that is."""
+    by_key = {column_key(name): name for name in known}
+    alike, others = [], []
+    for name in sorted(table.columns.difference(by_key.values())):
+        if near := difflib.get_close_matches(column_key(name), by_key, n=1):
+            alike.append(f"{name!r} (did you mean {by_key[near[0]]!r}?)")
+        else:
+            others.append(repr(name))
+    if alike or others:
+        names = textwrap.shorten(", ".join(alike + others), _MAX_LIST)
+        warn(f"{path}: unknown columns are ignored: {names}")
+
+
+def column_key(name: str) -> str:
+    """What counts of the name of a column: no capitals, spaces, hyphens or underscores."""
+    return re.sub(r"[\s_-]+", "", name).casefold()
 
 
 def first_number(cell: str) -> float:
@@ -94,45 +128,137 @@ def is_number(cell: str) -> bool:
     return True
 
 
+def parse_label(cell: str) -> int | None:
+    """Returns 0, 1 or UNKNOWN, of a cell such as 1, 0.0, "1,0", -1, true or empty; else None."""
+    cell = cell.strip().lower()
+    if cell in _LABELS:
+        return _LABELS[cell]
+    number = cell.replace(",", ".")
+    label = float(number) if is_number(number) else math.nan
+    return int(label) if label in (0, 1, UNKNOWN) else None
+
+
 def read_labels(row: Row, labels: Iterable[str]) -> tuple[int, ...]:
-    """Returns 0 (or False), 1 (or True) or UNKNOWN (all else) of the columns `labels`."""
-    cells = (row.get(label, "") for label in labels)
-    numbers = (first_number(_BOOLEAN.get(cell.strip().lower(), cell)) for cell in cells)
-    return tuple(int(number) if number in (0, 1) else UNKNOWN for number in numbers)
+    """Returns 0, 1 or UNKNOWN (also of what is not a label) of the columns `labels`."""
+    values = (parse_label(row.get(label, "")) for label in labels)
+    return tuple(UNKNOWN if value is None else value for value in values)
 
 
 def read_strata(row: Row) -> dict[str, str]:
     """Returns stratum -> value of a row of a table that was made from DICOM headers."""
-    return {name: row[column] for name, column in _DICOM_STRATA.items() if row.get(column)}
+    return {name: row[column] for name, column in DICOM_STRATA.items() if row.get(column)}
 
 
-def _read_csv(text: str) -> tuple[set[str], list[_Numbered]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+def _rename(header: Iterable[str], spelling: Row) -> list[str]:
+    """Returns the names of columns, in the spelling of the caller where they are alike."""
+    names = [name.strip() for name in header]
+    written: Row = {}
+    for name in filter(None, names):
+        if (key := column_key(name)) in written:
+            raise ValueError(f"two columns {written[key]!r} and {name!r}, which are one name")
+        written[key] = name
+    return [spelling.setdefault(column_key(name), name) for name in names]
+
+
+def _read_rows(path: epath.Path, spelling: Row, *, encoding: str) -> tuple[set, list[_Numbered]]:
+    content = path.read_bytes()
+    is_gzip = content.startswith(b"\x1f\x8b")
+    kind = "a gzip file" if is_gzip else describe_content(content[:START_BYTES])
+    if kind == "an Excel workbook" or path.suffix.lower() == ".xlsx":
+        header, rows = _read_csv(_workbook_text(content, path), spelling)
+        # A row may be several lines of text.
+        return header, [(number, row) for number, (_, row) in enumerate(rows, start=2)]
+    if kind not in ("", "text", "UTF-16 text"):
+        raise InputError(f"{kind}; expected CSV, JSON lines or an Excel workbook (.xlsx)")
+    text = _decode(content, encoding)
+    is_json = text.lstrip().startswith(("{", "["))
+    return (_read_json if is_json else _read_csv)(text, spelling)
+
+
+def _decode(content: bytes, encoding: str) -> str:
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        encodings = ["utf-16"]
+    elif encoding and content.isascii():  # as UTF-16 and ISO 2022 can be
+        encodings = [encoding]
+    else:  # UTF-8 first: almost any bytes are text in a code page
+        encodings = ["utf-8-sig", encoding] if encoding else ["utf-8-sig"]
+    for name in encodings:
+        try:
+            text = content.decode(name)
+        except LookupError:
+            raise InputError(f"--encoding: unknown encoding {name!r}") from None
+        except UnicodeDecodeError as error:
+            failed, start = name, error.start
+        else:
+            if "\0" not in text:
+                return text
+            failed, start = name, content.find(b"\0")
+    line = content[:start].count(b"\n") + 1
+    raise InputError(
+        f"line {line}: not {failed.removesuffix('-sig').upper()}; pass its encoding, such as"
+        " --encoding=cp1254, or save it as UTF-8"
+    )
+
+
+def _workbook_text(content: bytes, path: epath.Path) -> str:
+    """Returns the first sheet of an Excel workbook as CSV."""
     try:
+        import openpyxl
+
+        with warnings.catch_warnings(action="ignore"):  # of what it leaves out, such as styles
+            book = openpyxl.load_workbook(io.BytesIO(content), data_only=True)
+    except ImportError:
+        raise InputError(
+            "an Excel workbook; pip install 'ctclip-jax[formats]', or save it as CSV"
+        ) from None
+    except Exception as error:  # of zip, XML or openpyxl
+        raise InputError(f"damaged or no Excel workbook ({one_line(error)})") from error
+    sheet, *others = book.worksheets
+    if others:
+        warn(f"{path}: only the first of {len(others) + 1} sheets is read, {sheet.title!r}")
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(sheet.values)
+    return text.getvalue()
+
+
+def _find_delimiter(start: str, spelling: Row) -> str:
+    """Returns the delimiter by which a header has most names of the caller, then most names."""
+
+    def score(delimiter: str) -> tuple[int, int]:
+        header = next(csv.reader(io.StringIO(start, newline=""), delimiter=delimiter), [])
+        return sum(column_key(name) in spelling for name in header), len(header)
+
+    return max(_DELIMITERS, key=score)
+
+
+def _read_csv(text: str, spelling: Row) -> tuple[set[str], list[_Numbered]]:
+    delimiter = _find_delimiter(text[:_MAX_HEADER], spelling)
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        reader.fieldnames = _rename(reader.fieldnames or [], spelling)
         rows = [(reader.line_num, row) for row in reader]
     except csv.Error as error:
         raise ValueError(f"after line {reader.line_num}: {error}") from error
-    columns = reader.fieldnames or []
-    if twice := [name for name in columns if columns.count(name) > 1]:
-        raise ValueError(f"two columns {twice[0]!r}")
-    return set(columns), rows
+    return set(reader.fieldnames) - {""}, rows
 
 
-def _read_json(text: str) -> tuple[set[str], list[_Numbered]]:
+def _read_json(text: str, spelling: Row) -> tuple[set[str], list[_Numbered]]:
     rows = []
     # Not splitlines: JSON strings may hold characters that end a line for it, such as U+2028.
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"line {number}: {error.msg}") from error
-            if not isinstance(row, dict) or not isinstance(row.get("labels") or {}, dict):
-                raise ValueError(f"line {number}: not an object, or its labels are not")
-            labels = row.pop("labels", None) or {}
-            cells = row | labels
-            rows.append((number, {name: _json_cell(cell) for name, cell in cells.items()}))
-    return {name for _, row in rows for name in row}, rows
+                if not isinstance(row, dict) or not isinstance(row.get("labels") or {}, dict):
+                    raise ValueError("not an object, or its labels are not")
+                labels = row.pop("labels", None) or {}
+                names = _rename([*row, *labels], spelling)
+            except ValueError as error:
+                raise ValueError(f"line {number}: {getattr(error, 'msg', error)}") from error
+            cells = map(_json_cell, [*row.values(), *labels.values()])
+            rows.append((number, dict(zip(names, cells, strict=True))))
+    header = dict.fromkeys((name for _, row in rows for name in row), "")
+    return set(header), [(number, header | row) for number, row in rows]
 
 
 def _json_cell(cell: object) -> str:
@@ -149,10 +275,13 @@ def _check_row(row: dict) -> tuple[Row, str]:
     cells = {
         name: "" if cell is None or cell.strip().lower() in _MISSING else cell
         for name, cell in row.items()
-        if name is not None
+        if name
     }
-    if any(map(_SURROGATE.search, cells.values())):
-        fault = "not UTF-8"
+    for name, cell in cells.items():
+        if cell.strip().lower() in _EXCEL_ERRORS:
+            fault = f"{name}: an error of Excel, {cell.strip()}"
+        elif _SURROGATE.search(cell):
+            fault = "not Unicode text"
     return cells, fault
 
 
@@ -161,8 +290,10 @@ def _by_key(
 ) -> tuple[dict[str, Row], dict[str, str]]:
     good, faults = {}, {}
     for number, cells in rows:
+        if not any(cells.values()):
+            continue  # delimiters only, as Excel leaves below a table
         row, fault = _check_row(cells)
-        name = row.get(key, "")
+        name = row[key] = row[key].strip()
         if not name:
             fault = f"no {key}"
         if not name or _SURROGATE.search(name):

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from data_pipelines.errors import InputError, one_line, parse_slice
+from data_pipelines.errors import InputError, one_line, parse_slice, printable, warn
 
 TRACEBACK = "Error:\nTraceback (most recent call last):\n  File x, line 1\nValueError: no: such\n"
 
@@ -75,3 +75,13 @@ def test_invalid_command_line_is_one_line(argument, message):
     assert result.returncode == 2
     assert re.match(message, result.stderr.splitlines()[-1])
     assert "Traceback" not in result.stderr
+
+
+def test_control_characters_never_reach_the_terminal(capsys):
+    name = "a\x1b[2J\r\n\x9b\u202ecod.nii\udcfcö\u3000\u200b"
+    escaped = r"a\x1b[2J\r\n\x9b\u202ecod.nii\udcfc" + "ö\u3000" + r"\u200b"
+    assert printable(name) == str(InputError(name)) == escaped
+    assert one_line(InputError("x\x1b[2J\u202e.nii")) == r"x\x1b[2J\u202e.nii"
+    warn(name)
+    warn(name)
+    assert capsys.readouterr().err == f"warning: {escaped}\n"

@@ -70,9 +70,8 @@ def head(tree, name):
     (tree / "dataset/metadata/no_chest_train.txt").write_text(name)
 
 
-def not_utf_8(tree, name):
-    path = table_path(tree, "train", "reports")
-    path.write_bytes(path.read_bytes().replace(f"Heart of {name}".encode(), b"Heart \xff"))
+def error_of_excel(tree, name):
+    edit(tree, "reports", name, Findings_EN="#NAME?")
 
 
 def two_rows(tree, name):
@@ -111,10 +110,10 @@ SKIPPED = {
     absent: "no such file",
     blank_header_without_table: "no voxel spacing",
     cut: "damaged",
+    error_of_excel: "an error of Excel, #NAME?",
     four_dimensions: "4-D",
     head: "list of scans without a chest",
     missing_z_spacing: "no voxel spacing",
-    not_utf_8: "not UTF-8",
     two_rows: "a second, different row",
     zeros: "every voxel is 0",
 }
@@ -145,20 +144,23 @@ def test_every_defect_of_ct_rate_is_skipped_with_its_reason_or_repaired(tmp_path
 
 
 def test_every_defect_of_a_manifest_is_skipped_with_its_reason(tmp_path):
-    for name in ("good", "cut", "mixed"):
+    for name in ("good", "cut", "mixed", "phases"):
         write(tmp_path / name, chest_slices(spacing=SPACING))
     slice_file = sorted((tmp_path / "cut").iterdir())[5]
     slice_file.write_bytes(slice_file.read_bytes()[:-100])
     write(tmp_path / "mixed", chest_slices(spacing=SPACING, series="1.3"), prefix="other")
+    later = chest_slices(spacing=SPACING, hu=chest_hu() + np.int16(9))
+    write(tmp_path / "phases", later, prefix="later")
     np.savez(tmp_path / "good.npz", ct=np.ascontiguousarray(chest_hu().transpose(2, 1, 0)))
     np.savez(tmp_path / "flat.npz", ct=np.zeros((9, 9, 9)))
     write_nifti(tmp_path / "good.nii.gz", chest_hu(), LPS)
     paths = ["good", "cut", "mixed", "good.npz", "flat.npz", "good.nii.gz", "absent.nii.gz"]
+    paths += ["phases"]
     columns = {
         "path": paths,
-        "axes": ["", "", "", "SPL", "SPL", "", ""],
-        "spacing_z": [None, None, None, 8, 8, None, None],
-        "spacing_x": [None, None, None, 5, 5, None, None],
+        "axes": ["", "", "", "SPL", "SPL", "", "", ""],
+        "spacing_z": [None, None, None, 8, 8, None, None, None],
+        "spacing_x": [None, None, None, 5, 5, None, None, None],
         "report": "No nodule.",
     }
     write_table(tmp_path / "scans.csv", columns)
@@ -168,12 +170,13 @@ def test_every_defect_of_a_manifest_is_skipped_with_its_reason(tmp_path):
         "absent.nii.gz": "no such file",
         "cut": f"{slice_file}: unreadable DICOM",
         "flat.npz": "every voxel is",
-        "mixed": "2 series (12 + 12 slices)",
+        "phases": "are at the same position and differ",
     }
     assert skipped.keys() == reasons.keys()
     for name, reason in reasons.items():
         assert reason in skipped[name]
-    assert prepared.keys() == {"good", "good.npz", "good.nii.gz"}
+    assert prepared.keys() == {"good", "mixed", "good.npz", "good.nii.gz"}
+    assert prepared["mixed"]["provenance"]["notes"].startswith("one of 2 series (read: series ?:")
     for record in prepared.values():
         np.testing.assert_array_equal(record["volume"], prepared["good"]["volume"])
         assert record["findings"] == "No nodule."
@@ -182,10 +185,10 @@ def test_every_defect_of_a_manifest_is_skipped_with_its_reason(tmp_path):
 def test_bug_in_a_reader_is_a_skip(tmp_path, monkeypatch):
     write_tree(tmp_path, "train", 2)
 
-    def broken(path):
+    def broken(path, **options):
         if "train_1_" in str(path):
             raise ZeroDivisionError("division by zero")
-        return read(path)
+        return read(path, **options)
 
     read = shard_tasks.read_scan
     monkeypatch.setattr(shard_tasks, "read_scan", broken)

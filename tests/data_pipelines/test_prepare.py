@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
@@ -150,6 +151,29 @@ def test_split_without_usable_volume_can_be_retried_and_does_not_cost_the_other(
     assert shards.splits(out) == ["train", "valid"]
 
 
+def test_summary_counts_reports_and_labels_and_what_a_split_lacks_is_said_first(tmp_path):
+    write_nifti(tmp_path / "a.nii", chest_hu(), np.diag([-5.0, -5, 8, 1]))
+    table = tmp_path / "scans.csv"
+    table.write_text("path;split;raport;Lung nodule\n" + "a.nii;valid;Größe.;\n")
+    common = f"--source=manifest --splits=valid --encoding=latin-1 --data={table}"
+    run = run_lines(command_line(tmp_path, tmp_path / "none", common))
+    lines = run[1].splitlines()
+    assert lines[0].endswith("unknown columns are ignored: 'raport' (did you mean 'report'?)")
+    assert lines[1] == (
+        "warning: valid: no reports, which contrastive training needs;"
+        " no known labels, which the evaluation of detection needs"
+    )
+    assert "  reports   empty 1\n  labels    unknown 18" in run[1]
+    table.write_text("path;report;Lung nodule\na.nii;Größe.;1\nA.nii;;0\n", encoding="latin-1")
+    (tmp_path / "A.nii").write_bytes((tmp_path / "a.nii").read_bytes())
+    common = f"--source=manifest --splits=train --encoding=latin-1 --data={table}"
+    results, printed = run_lines(command_line(tmp_path, tmp_path / "some", common))
+    assert results == ["accepted"] and "warning" not in printed
+    assert "  reports   empty 1 · present 1\n  labels    unknown 34 · known 2" in printed
+    reports = shards.read_reports(tmp_path / "some", "train")
+    assert [row["findings"] for row in reports] == ["", "Größe."]
+
+
 def test_missing_data_is_one_line(tmp_path):
     result = run_program(f"--data={tmp_path}", f"--out={tmp_path / 'out'}")
     assert result.returncode == 2
@@ -182,8 +206,13 @@ def test_record_has_volume_report_and_provenance(tmp_path):
         "spacing_from": "table",
         "spacing_disputed": False,
         "orientation_disputed": False,
+        "crop": "none",
+        "outside_mm": "0x0x0",
+        "body_beside_percent": 0.0,
+        "lung_liters": 0.12,
         "notes": "orientation assumed (nothing states it: taken for Left, Posterior, Superior)"
-        "; unusual extent (100 x 90 x 96 mm, a chest has 100 to 1000 mm)",
+        "; unusual extent (100 x 90 x 96 mm, a chest has 100 to 1000 mm)"
+        "; no lung inside the grid (0.12 of 0.12 l in the scan)",
     }
     provenance = pd.read_csv(tmp_path / "out/provenance.csv")
     assert provenance.VolumeName.tolist() == [name] and provenance.spacing_from[0] == "table"
@@ -198,6 +227,28 @@ def test_both_uploads_of_a_scan_give_the_same_volume(tmp_path):
     first, second = shards.read(tmp_path / "out", "train")
     assert [r["provenance"]["values"] for r in (first, second)] == ["rescaled", "stored"]
     np.testing.assert_array_equal(first["volume"], second["volume"])
+
+
+def test_disputes_are_in_provenance_and_counted_in_the_summary(tmp_path):
+    *names, good = write_tree(tmp_path, "train", 3)
+    image = nib.Nifti1Image(chest_hu(), None)
+    image.set_qform(np.diag([-5.0, -5, 8, 1]), code=1, update_affine=False)
+    unit_vectors = np.diag([-1.0, -1, 1, 1])
+    unit_vectors[:3, 3] = (50, 45, 10)
+    for name, sform in zip(names, (unit_vectors, np.eye(4)), strict=True):
+        image.set_sform(sform, code=1, update_affine=False)
+        path = scan_path(tmp_path, name, folder="train_fixed")
+        path.parent.mkdir(parents=True)
+        nib.save(image, path)
+    prepare(tmp_path, tmp_path / "out")
+    rows = shards.read_rows(tmp_path / "out", "train")
+    provenance = {row["volume_name"]: row["provenance"] for row in rows}
+    assert [provenance[name]["spacing_disputed"] for name in (*names, good)] == [True, True, False]
+    assert "spacing disputed (" in provenance[names[0]]["notes"]
+    records = {record["volume_name"]: record for record in shards.read(tmp_path / "out", "train")}
+    for name in names:
+        np.testing.assert_array_equal(records[name]["volume"], records[good]["volume"])
+    assert "spacing disputed 2" in shard_tasks.summary(rows, "train")
 
 
 @pytest.mark.parametrize(
@@ -247,7 +298,7 @@ def test_bad_scans_are_skipped_with_a_reason(tmp_path):
     rows = shards.read_rows(tmp_path / "out", "train")
     reasons = {row["volume_name"]: row["reason"] for row in rows if "reason" in row}
     expected = ["damaged", "no such file", "4-D", "every voxel is 0", "finite", "no chest in HU"]
-    expected += ["damaged", "without a chest", "no voxel spacing"]
+    expected += ["an empty file", "without a chest", "no voxel spacing"]
     assert len(reasons) == 9
     for name, reason in zip(names, expected, strict=True):
         assert reason in reasons[name], name
@@ -275,6 +326,43 @@ def test_other_geometry_in_the_same_folder_is_an_input_error(tmp_path):
     prepare(tmp_path, tmp_path / "out")
     with pytest.raises(InputError, match="another preparation of train .spacing differ"):
         prepare(tmp_path, tmp_path / "out", geometry=resample.Geometry((8, 14, 12), (9, 7, 7)))
+
+
+def test_long_scans_are_cropped_around_their_lungs(tmp_path):
+    """By the program, and its summary says how much is lost."""
+    hu = np.full((40, 36, 120), -1000, np.int16)
+    hu[4:36, 4:32] = 40
+    hu[8:32, 8:28, 96:116] = -850
+    for name in ("a", "b"):
+        write_nifti(tmp_path / f"{name}.nii.gz", hu, np.diag([-5.0, -5, 8, 1]))
+    write_table(tmp_path / "scans.csv", {"path": ["a.nii.gz", "b.nii.gz"]})
+    shared = f"--source=manifest --data={tmp_path}/scans.csv --splits=train --processes=1"
+    shared += " --shape=20,40,36 --spacing=8,5,5"
+    outcomes, _ = run_lines(
+        f"{shared} --out={tmp_path}/chest",
+        f"{shared} --out={tmp_path}/center --crop=center",
+        f"{shared} --out={tmp_path}/chest --crop=center",
+        f"{shared} --out={tmp_path}/center",
+        f"{shared} --out={tmp_path}/published --crop=chest --mode=published_train",
+    )
+    assert outcomes[:2] == ["accepted", "accepted"]
+    assert all("another preparation of train (crop differ)" in line for line in outcomes[2:4])
+    assert outcomes[4] == "--crop: got chest, expected center, as published_train crops"
+    volumes = {}
+    for crop, liters in (("chest", 1.92), ("center", 0.0)):
+        rows = shards.read_rows(tmp_path / crop, "train")
+        assert [row["provenance"]["crop"] for row in rows] == [crop, crop]
+        assert {row["provenance"]["outside_mm"] for row in rows} == {"0x0x800"}
+        assert rows[0]["provenance"]["lung_liters"] == pytest.approx(liters, abs=0.1)
+        volumes[crop] = shards.read(tmp_path / crop, "train")[0]["volume"]
+        text = shard_tasks.summary(rows, "train")
+        assert f"crop      {crop} 2" in text
+        assert "outside   up to 800 mm along z in 2" in text
+        assert "outside the grid 2" in text and ("no lung" in text) == (crop == "center")
+    assert volumes["chest"].min() == -1000 * 16 and np.median(volumes["chest"]) < 0
+    np.testing.assert_array_equal(volumes["center"][:, 10, 10], np.full(20, 40 * 16))
+    # Shards of earlier versions were cropped around the middle, and no setting said so.
+    assert "crop" not in shards.preparation(tmp_path / "center", "train")
 
 
 needs_real_ct = pytest.mark.skipif(

@@ -4,10 +4,19 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from data_pipelines.errors import InputError
 from data_pipelines.formats import read_nifti
-from data_pipelines.resample import GRIDS, Geometry, preprocess, resampled_planes, to_hu
+from data_pipelines.resample import (
+    GRIDS,
+    Geometry,
+    grid_positions,
+    preprocess,
+    resampled_planes,
+    to_hu,
+)
 from tests.scan_tree import chest_hu
 
 COARSE = Geometry(shape=(8, 14, 10), spacing=(12, 7.5, 7.5))
@@ -72,6 +81,29 @@ def test_volumes_are_sixteenths_rounded_to_the_given_steps(steps_per_hu, max_err
     assert volume.dtype == np.int16 and volume.min() == -1000 * 16
     assert not np.any(volume % (16 // steps_per_hu))
     assert np.abs(to_hu(volume) - exact_hu(chest_hu(), **CHEST)).max() < max_error
+
+
+@given(
+    slices=st.integers(24, 80),
+    spacing=st.floats(4.0, 16.0),
+    center=st.floats(-20.0, 100.0),
+)
+def test_a_crop_elsewhere_is_a_part_of_the_whole(slices, spacing, center):
+    """Bit for bit, and where `grid_positions` says."""
+    hu = np.random.default_rng(0).integers(-1000, 1000, (6, 5, slices), np.int16)
+    size = int(slices * (spacing / 12))
+    whole, grid = (Geometry((n, 6, 5), (12, 5, 5)) for n in (size, min(8, size)))
+    options = {"slope": 1, "intercept": 0, "spacing_xyz": (5, 5, spacing)}
+    volume = preprocess(hu, geometry=grid, z_center=center, **options)
+    positions = grid_positions(hu.shape, (5, 5, spacing), grid, center)[2]
+    start = round(grid_positions(hu.shape, (5, 5, spacing), whole)[2][0] - positions[0])
+    assert 0 <= start <= size - grid.shape[0]
+    np.testing.assert_array_equal(
+        volume, preprocess(hu, geometry=whole, **options)[start : start + grid.shape[0]]
+    )
+    middle = np.interp(center, np.arange(slices), positions) - (grid.shape[0] - 1) / 2
+    at_an_end = start in (0, size - grid.shape[0])
+    assert abs(middle) <= 0.51 or at_an_end
 
 
 def test_hu_are_clipped_to_the_window():

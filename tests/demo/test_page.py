@@ -2,6 +2,7 @@
 
 import shutil
 
+import nibabel as nib
 import numpy as np
 import pytest
 from selenium import webdriver
@@ -147,6 +148,24 @@ def test_a_visit(browser, page, scans):
 
     assert not list(page.folder.iterdir())
     assert [line for line in browser.get_log("browser") if line["level"] == "SEVERE"] == []
+
+
+def test_warnings_about_a_scan_stand_above_its_findings(browser, page, scans, tmp_path):
+    image = nib.load(scans[0])
+    shape = (*image.shape[:2], 4 * image.shape[2])
+    legs = np.random.default_rng(0).integers(20, 60, shape, np.int16)
+    legs[:20] -= 1040
+    legs[-20:] -= 1040
+    nib.save(nib.Nifti1Image(legs, image.affine), tmp_path / "legs.nii.gz")
+    browser.get(page.address)
+    find(browser, "#file").send_keys(str(tmp_path / "legs.nii.gz"))
+    wait(browser, lambda b: find(b, "#name").text == "legs.nii.gz")
+    warnings = [item.text for item in browser.find_elements(By.CSS_SELECTOR, "#warnings li")]
+    assert warnings == list(page.model.prepare(tmp_path / "legs.nii.gz").notes)
+    assert "outside the grid" in warnings[0] and "no lung inside the grid" in warnings[-1]
+    find(browser, "#file").send_keys(str(scans[1]))
+    wait(browser, lambda b: find(b, "#name").text == scans[1].name)
+    assert "no lung" not in find(browser, "#warnings").text
 
 
 def test_markup_stays_text(browser, page, scans, tmp_path):

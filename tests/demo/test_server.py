@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import errno
+import gzip
 import http.client
 import io
 import json
@@ -17,6 +18,7 @@ import zipfile
 from unittest import mock
 from urllib.parse import quote
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -24,6 +26,7 @@ from ctclip_jax.demo import uploads
 from ctclip_jax.demo.__main__ import listen
 from ctclip_jax.demo.analysis import MAX_QUEUED, MAX_SCANS, Analyses, QueueFullError
 from data_pipelines.errors import InputError
+from data_pipelines.formats.zipped import MAX_FILES
 from data_pipelines.reports import LABELS
 from data_pipelines.resample import to_hu
 from data_pipelines.sources.phantoms import write_samples
@@ -149,6 +152,11 @@ def zipped(files):
     return buffer.getvalue()
 
 
+def bomb():
+    """16 MB of voxels in a file of 16 kB."""
+    return gzip.compress(nib.Nifti1Image(np.zeros((200,) * 3, np.int16), np.eye(4)).to_bytes())
+
+
 def test_names_in_a_zip_lead_nowhere(page, tmp_path):
     series = write_dicom(tmp_path / "dicom", chest_slices("LPS", spacing=(12.0, 12.0, 20.0)))
     files = {f"../../{i}/../x": p.read_bytes() for i, p in enumerate(sorted(series.iterdir()))}
@@ -167,10 +175,12 @@ def test_names_in_a_zip_lead_nowhere(page, tmp_path):
         ("x.zip", zipped({"a.dcm": b"none"}), "DICOM"),
         ("x.npz", zipped({"a.npy": b"none"}), "x.npz"),
         ("x.dcm", b"none", "x.dcm"),
+        ("x.nii.gz", bomb(), "x.nii.gz: 200x200x200 voxels are 15 MiB, expected at most 4"),
+        ("x.nrrd", b"NRRD0004\ndata file: ../secret\n\n", "x.nrrd: voxels in '../secret'"),
         ("x.zip", zipped({"a": b"0" * (MAX_BYTES + 1)}), "more than 4 MiB"),
-        ("x.zip", zipped({str(i): b"" for i in range(uploads.MAX_ZIP_FILES + 1)}), "at most 5000"),
+        ("x.zip", zipped({str(i): b"" for i in range(MAX_FILES + 1)}), "at most 20000"),
     ],
-    ids=range(8),
+    ids=range(10),
 )
 def test_an_unreadable_scan_is_one_line_without_our_paths(page, name, content, error):
     state, analysis = upload(page, name, content)
@@ -201,7 +211,7 @@ def test_a_full_disk_is_one_line(page, monkeypatch, tmp_path):
     monkeypatch.setattr(uploads, "receive", mock.Mock(side_effect=full))
     assert upload(page, "x.nii", b"none") == (507, "cannot be stored (No space left on device)")
     (tmp_path / "x.zip").write_bytes(zipped({"a": b"none"}))
-    monkeypatch.setattr(uploads.zipfile.ZipFile, "open", mock.Mock(side_effect=full))
+    monkeypatch.setattr(zipfile.ZipFile, "open", mock.Mock(side_effect=full))
     with pytest.raises(InputError, match="unpacked .No space left on device"):
         uploads.unpack(tmp_path / "x.zip", max_bytes=100)
 

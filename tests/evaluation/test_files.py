@@ -113,9 +113,15 @@ def test_labels_are_the_common_columns(eval_set, folder):
 def test_different_spelling_of_labels(folder):
     scores = pd.read_csv(folder / "scores.csv").rename(columns=str.lower)
     scores.rename(columns={"volumename": "VolumeName"}).to_csv(folder / "scores.csv", index=False)
-    message = "it has 'Emphysema', 'Cardiomegaly', scores.csv 'emphysema', 'cardiomegaly'"
-    with pytest.raises(InputError, match=message):
+    assert files.read_scores(folder).label_names == ("Emphysema", "Cardiomegaly")
+    scores.columns = ["VolumeName", "Stent clip", "ILD"]
+    scores.to_csv(folder / "scores.csv", index=False)
+    with pytest.raises(InputError, match="it has 'Emphysema', .*, scores.csv 'Stent clip', 'ILD'"):
         files.read_scores(folder)
+    labels = pd.read_csv(folder / "labels.csv")
+    labels.columns = ["volume_name", "stent_clip", "ild "]
+    labels.to_csv(folder / "labels.csv", index=False)
+    assert files.read_scores(folder).label_names == ("Stent clip", "ILD")
 
 
 def test_names_saved_as_objects(eval_set, folder):
@@ -131,7 +137,8 @@ def test_cases_without_patients_are_noted(eval_set, folder):
 
 
 @pytest.mark.parametrize(
-    ("cells", "expected"), [("0,1", [0, 1]), ("False,TRUE", [0, 1]), ("1.0,-1", [1, -1])]
+    ("cells", "expected"),
+    [("0,1", [0, 1]), ("False,TRUE", [0, 1]), ("1.0,-1", [1, -1]), (" 1,NaN", [1, -1])],
 )
 def test_label_cells(folder, eval_set, cells, expected):
     edit(

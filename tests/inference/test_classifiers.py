@@ -122,6 +122,14 @@ def test_contributions_and_bias_sum_to_the_logit(model, volumes, kind):
     np.testing.assert_allclose(1 / (1 + np.exp(-logits)), expected, atol=1e-5)
 
 
+def test_unknown_columns_of_a_table_of_findings_are_warned_of(tmp_path, capsys):
+    table = tmp_path / "findings.csv"
+    table.write_text("Finding,presnt\nStent,A stent.\n")
+    (finding,) = classifiers.read_findings(table)
+    assert finding.prompts == (("Stent is present.", "Stent is not present."),)
+    assert "'presnt' (did you mean 'present'?)" in capsys.readouterr().err
+
+
 def test_table_of_findings(model, volumes, tmp_path):
     table = tmp_path / "findings.csv"
     table.write_text("finding,present,absent\nEmphysema,,\nStent,A stent.,No stent.\n")

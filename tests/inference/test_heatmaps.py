@@ -26,10 +26,10 @@ def prepared(path):
     return prepare_scan(case, geometry=GEOMETRY)
 
 
-def nifti(folder, axes="LPS"):
+def nifti(folder, axes="LPS", hu=None):
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ np.diag([*SPACING_XYZ, 1.0])
     affine[:3, 3] = (30, -20, 10)
-    image = nib.Nifti1Image(chest_hu().astype(np.int16), affine)
+    image = nib.Nifti1Image(chest_hu().astype(np.int16) if hu is None else hu, affine)
     start, end = (nib.orientations.axcodes2ornt(codes) for codes in ("LPS", axes))
     image = image.as_reoriented(nib.orientations.ornt_transform(start, end))
     nib.save(image, folder / f"{axes}.nii.gz")
@@ -55,6 +55,37 @@ def test_a_voxel_has_the_contribution_of_its_patch(tmp_path, contributions):
     covered = np.abs(prepared_again + 1) > 1e-6
     close = np.abs(prepared_again - np.clip(inside, -1, 1)) < 1e-4
     assert close[covered].all() and covered.mean() > 0.25
+
+
+@pytest.mark.parametrize("axes", ["LPS", "SAR"])
+def test_heatmaps_of_a_crop_around_the_lungs_lie_over_the_lungs(tmp_path, contributions, axes):
+    """The lungs are near the top of a scan four times as long as the grid."""
+    hu = np.full((20, 18, 72), -1000, np.int16)
+    hu[2:18, 2:16] = 40
+    hu[4:16, 4:14, 50:62] = -850
+    scan = prepared(nifti(tmp_path, axes, hu))
+    assert scan.coverage.crop == "chest"
+    ones = np.ones_like(contributions)
+    for maps in (ones, contributions):
+        values, affine = heatmaps.to_scan_space(maps, scan, GEOMETRY)
+        values = to_lps(values, orientation_of(affine))
+        volume = preprocess(
+            values * 1000,
+            slope=1,
+            intercept=0,
+            spacing_xyz=SPACING_XYZ,
+            geometry=GEOMETRY,
+            z_center=scan.coverage.z_center,
+        )
+        # Inside of patches, away from their neighbors.
+        inside = (to_hu(volume) / 1000).reshape(4, 4, 3, 4, 5, 4)[:, 1:3, :, 1:3, :, 1:3]
+        patches = maps[:, None, :, None, :, None] * np.ones(inside.shape)
+        covered = np.abs(inside + 1) > 1e-6
+        assert (np.abs(inside - np.clip(patches, -1, 1)) < 1e-4)[covered].all()
+        assert covered.mean() > 0.25
+        slices = np.flatnonzero(values.any((0, 1)))
+        # 144 mm of the grid are 18 slices of 8 mm, and 12 have lung.
+        assert len(slices) == 18 and slices[0] < 50 and slices[-1] >= 61
 
 
 @pytest.mark.parametrize("axes", ["RAS", "SAL", "PIR", "dicom"])

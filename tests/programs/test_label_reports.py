@@ -115,6 +115,10 @@ def test_invalid_input_is_an_error(model, tmp_path):
     write(path, [{"volume_name": "b", "findings": "Not given.", "impressions": ""}])
     with pytest.raises(InputError, match=r"reports.csv: b: no report"):
         label_reports.read_table_texts(path, form="joined")
+    path = tmp_path / "renamed.jsonl"
+    path.write_text('{"path": "a", "report": "Normal."}\n{"path": "b", "text": "Normal."}\n')
+    with pytest.raises(InputError, match=r"renamed.jsonl: b: no report"):
+        label_reports.read_table_texts(path, form="joined")
     other = {
         name: array for name, array in model.variables["params"].items() if "classifier" not in name
     }

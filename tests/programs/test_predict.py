@@ -185,6 +185,12 @@ def test_scans_are_named_by_their_paths(tmp_path):
     ]
 
 
+def test_control_characters_of_file_names_are_escaped(tmp_path):
+    (tmp_path / "a\x1b[2J\n.nii").touch()
+    (scan,) = scans.list_scans([f"{tmp_path}/*"], split="valid")
+    assert scan.volume_name == rf"{tmp_path}/a\x1b[2J\n.nii" and scan.path().exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -118,6 +118,7 @@ async function show(analysis, isLatest) {
   $("scale").hidden = true;
   viewer.show(volume, scan.shape, scan.spacing);
   listFindings();
+  $("warnings").replaceChildren(...scan.provenance.notes.split("; ").filter(Boolean).map((note) => element("li", note)));
   $("provenance").replaceChildren(...Object.entries(scan.provenance).flatMap(([name, value]) =>
     [element("dt", name.replaceAll("_", " ")), element("dd", String(value))]));
   if (about.num_cases) showHits("Similar cases", request(`/api/scans/${scan.id}/similar`));

@@ -10,6 +10,7 @@ import SimpleITK as sitk
 
 from data_pipelines.errors import InputError
 from data_pipelines.formats import read_scan
+from data_pipelines.geometry import orientation_of
 from data_pipelines.resample import Geometry
 from data_pipelines.shard_tasks import prepare_scan
 from data_pipelines.sources.case import CaseRecord
@@ -123,6 +124,24 @@ def test_nrrd_without_axes_or_spacing(tmp_path, header, spacing):
         oriented = prepare(path).oriented
         assert (oriented.axes, oriented.spacing_xyz) == ("stored", spacing)
         assert "orientation assumed (" in oriented.notes[0]
+
+
+@pytest.mark.parametrize("suffix", [".nrrd", ".mha"])
+def test_a_millimeter_is_a_size_if_the_header_states_it(tmp_path, suffix):
+    image = itk_image("RAS")
+    image.SetSpacing((1.0, 1.0, 1.0))
+    sitk.WriteImage(image, tmp_path / f"scan{suffix}")
+    scan = read_scan(tmp_path / f"scan{suffix}")
+    (affine,) = scan.affines.values()
+    assert scan.spacing_xyz == (1, 1, 1) and orientation_of(affine) == "RAS"
+
+
+def test_header_that_names_two_files_is_refused(tmp_path):
+    """As SimpleITK might take the other one."""
+    path = write(tmp_path, "scan.mha")
+    path.write_bytes(b"Comment = ElementDataFile = ../secret\n" + path.read_bytes())
+    with pytest.raises(InputError, match="expected one file beside the header"):
+        read_scan(path)
 
 
 @pytest.mark.parametrize("name", ["../scan.raw", "/etc/hostname", "LIST", "scan_%03d.raw 1 9 1"])

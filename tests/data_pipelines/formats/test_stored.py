@@ -62,7 +62,7 @@ def test_exhausted_memory_is_one_line_about_the_scan(scans, monkeypatch):
         ("a.nii.gz", b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
         ("a.nii.gz", b"<!DOCTYPE html><html>", "an HTML page"),
         ("a.nii", b"", "an empty file"),
-        ("a.nii.gz", gzip.compress(b"name,report\n"), "text"),
+        ("a.nii.gz", gzip.compress(b"name,report\n", mtime=0), "text"),
         ("a.dcm", b"%PDF-1.7", "a PDF document"),
         ("a.jpg", b"\xff\xd8\xff\xe0", "a JPEG image"),
         ("a.raw", np.random.default_rng(0).bytes(999), "of unknown content"),

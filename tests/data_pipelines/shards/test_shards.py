@@ -241,6 +241,17 @@ def test_damaged_rows_are_detected(written, content):
     assert any(line.startswith(f"{path}: changed") for line in problems)
 
 
+@pytest.mark.parametrize("key", ["volumes", "volume_name", "findings"])
+def test_renamed_key_of_rows_is_one_line(written, key):
+    path = written / "train-00000-of-00002.jsonl"
+    path.write_text(path.read_text().replace(f'"{key}"', '"renamed"'))
+    with pytest.raises(InputError, match=f"{path}: damaged .a key is missing"):
+        shards.read_rows(written, "train")
+    path.write_text("{")
+    with pytest.raises(InputError, match=f"{path}: cannot be read"):
+        shards.read_rows(written, "train")
+
+
 def test_id_in_two_shards_is_detected(tmp_path):
     first, second = shards.begin(tmp_path, "train", settings=SETTINGS)
     for shard in (first, second):

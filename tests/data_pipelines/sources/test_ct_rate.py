@@ -114,12 +114,14 @@ def test_volume_with_two_different_rows_is_skipped(tmp_path):
     assert not cases[same].skip and not cases[good].skip
 
 
-def test_report_that_is_not_utf_8_skips_its_volume_only(tmp_path):
-    bad, good = write_tree(tmp_path, "train", 2)
+def test_report_that_is_not_utf_8_needs_its_encoding(tmp_path):
+    write_tree(tmp_path, "train", 2)
     path = table_path(tmp_path, "train", "reports")
-    path.write_bytes(path.read_bytes().replace(b"Heart of train_1", b"Heart \xff train_1"))
-    cases = {case.volume_name: case for case in read_cases(tmp_path, "train")}
-    assert "not UTF-8" in cases[bad].skip and not cases[good].skip
+    path.write_bytes(path.read_bytes().replace(b"Heart of train_1", b"Heart \xfe train_1"))
+    with pytest.raises(InputError, match="train_reports.csv: line 2: not UTF-8; .*--encoding"):
+        read_cases(tmp_path, "train")
+    first, _ = read_collection(tmp_path, "train", encoding="cp1254").cases
+    assert first.findings.startswith("Heart ş train_1")
 
 
 DIRECTIONS = {"L": "1, 0, 0", "R": "-1, 0, 0", "P": "0, 1, 0", "A": "0, -1, 0", "I": "0, 0, -1"}

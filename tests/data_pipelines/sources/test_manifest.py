@@ -135,7 +135,7 @@ def test_bad_rows_are_skipped_in_every_split(tmp_path):
         "twice,b,valid,",
         "short",
         "long,c,train,,",
-        "latin,d,train,Größe",
+        "excel,d,train,#NAME?",
         ",e,train,",
         "splitless,f,,",
         "pathless,,train,",
@@ -145,7 +145,7 @@ def test_bad_rows_are_skipped_in_every_split(tmp_path):
         "twice": "second, different row",
         "short": "too few cells",
         "long": "too many cells",
-        "latin": "not UTF-8",
+        "excel": "an error of Excel",
         "line 8": "no volume_name",
         "splitless": "no split",
     }
@@ -175,6 +175,7 @@ def test_unprintable_name_is_skipped(tmp_path):
         (("volume_name", "a"), "no column path"),
         (("path,split",), "no rows"),
         (("path", '"a'), "not a table"),
+        (("path,findings", "a,Größe"), "line 2: not UTF-8; pass its encoding"),
     ],
 )
 def test_malformed_manifest_is_an_input_error(tmp_path, lines, message):
@@ -194,6 +195,7 @@ def test_missing_manifest_is_an_input_error(tmp_path):
         ("slope", "one", "slope: 'one' is not a number"),
         (LABELS[3], "yes", f"{LABELS[3]}: 'yes' is neither 0 nor 1"),
         (LABELS[3], "2", f"{LABELS[3]}: '2' is neither 0 nor 1"),
+        (LABELS[3], "1 mm", f"{LABELS[3]}: '1 mm' is neither 0 nor 1"),
     ],
 )
 def test_invalid_cells_are_skips(tmp_path, column, cell, reason):
@@ -202,5 +204,34 @@ def test_invalid_cells_are_skips(tmp_path, column, cell, reason):
     assert reason in skipped["a.nii"] and not skipped["b.nii"]
 
 
-def test_unknown_label(tmp_path):
-    assert case(write(tmp_path, f"path,{LABELS[0]}", "a.nii,-1")).labels[0] == UNKNOWN
+@pytest.mark.parametrize("cell", ["-1", "-1.0", "nan", ""])
+def test_unknown_label(tmp_path, cell):
+    assert case(write(tmp_path, f"path,{LABELS[0]}", f"a.nii,{cell}")).labels[0] == UNKNOWN
+
+
+def test_spellings_of_columns_and_spaces_around_cells(tmp_path, capsys):
+    found = case(write(tmp_path, "Path, Report ,lung-nodule,SPACING Z", "a.nii , Clear. , 1.0, 2 "))
+    assert (found.path().name, found.findings, found.spacing[0]) == ("a.nii", "Clear.", 2)
+    assert found.labels[9] == 1 and not found.skip and not capsys.readouterr().err
+
+
+def test_unknown_columns_are_warned_of_once(tmp_path, capsys):
+    table = write(tmp_path, "path,split,Lung noduls,comment", "a,train,1,x", "b,valid,1,x")
+    for split in ("train", "valid"):
+        assert case(table, split).labels == (UNKNOWN,) * len(LABELS)
+    near = "'Lung noduls' (did you mean 'Lung nodule'?), 'comment'"
+    warning = f"warning: {table}: unknown columns are ignored: {near}\n"
+    assert capsys.readouterr().err == warning
+    case(write(tmp_path, "path,Lung noduls", "c,1"), columns={LABELS[9]: "lung_noduls"})
+    assert not capsys.readouterr().err
+
+
+def test_renamed_column_is_not_read_under_its_own_name_too(tmp_path):
+    table = write(tmp_path, "path,Report,Text", "a,Left.,Right.")
+    found = case(table, columns={"impressions": "report", "findings": "TEXT"})
+    assert (found.findings, found.impressions) == ("Right.", "Left.")
+
+
+def test_encoding_of_a_table(tmp_path):
+    table = write(tmp_path, "path;findings", "a;Größe 3 mm, links")
+    assert case(table, encoding="latin-1").findings == "Größe 3 mm, links"
