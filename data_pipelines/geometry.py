@@ -171,20 +171,14 @@ def orientation_of(affine: Float[np.ndarray, "4 4"]) -> str:
     return "".join(letters)
 
 
-def _directions(affine: Float[np.ndarray, "4 4"]) -> Float[np.ndarray, "3 3"]:
-    """The unit vectors along the stored axes, one a column."""
-    return affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-
-
 def _is_perpendicular(affine: Float[np.ndarray, "4 4"]) -> bool:
-    directions = _directions(affine)
+    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     return np.allclose(directions.T @ directions, np.eye(3), atol=_TILT)
 
 
 def _oblique_notes(affine: Float[np.ndarray, "4 4"]) -> tuple[str, ...]:
     """A note about stored axes that are far from those of the patient, for which they are taken."""
-    cosines = np.abs(_directions(affine)).max(axis=0).clip(max=1)
-    angle = np.degrees(np.arccos(cosines.min()))
+    angle = np.degrees(nib.affines.obliquity(affine).max())
     return (f"oblique axes ({angle:.0f} degrees off)",) if angle > _OBLIQUE_DEGREES else ()
 
 

@@ -35,7 +35,7 @@ def read_scan(path: epath.PathLike, *, series: str = "") -> StoredVolume:
     # A pipe would be waited for. os.path, as epath takes it for a file.
     if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
         raise InputError(f"{path}: not a regular file")
-    if path.is_dir():
+    if path.is_dir() or path.name.upper() == "DICOMDIR":
         return read_dicom(path, series=series)
     # The image of a pair says nothing by itself; its header does.
     header_path = find_pair(path)[0]

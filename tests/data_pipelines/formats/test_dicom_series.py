@@ -92,6 +92,8 @@ def test_disc_and_its_zip_are_read(tmp_path):
     for scan in map(read_scan, paths):
         np.testing.assert_array_equal(scan.voxels, chest_hu())
         assert not scan.notes
+    (disc / "DICOMDIR").write_bytes(b"torn")  # the folder counts, not its index
+    np.testing.assert_array_equal(read_scan(disc / "DICOMDIR").voxels, chest_hu())
 
 
 def test_links_in_a_tree_do_not_lead_around(tmp_path):
