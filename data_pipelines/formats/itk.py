@@ -19,9 +19,7 @@ _HEADER_END = {"NRRD": r"\n\r?\n|\Z", "MetaImage": r"ElementDataFile\s*[=:].*\n?
 # What SimpleITK does not tell; fields are `name: value` in NRRD, `Name = value` in MetaImage.
 _DATA_FILE = r"(?:data ?file:|ElementDataFile\s*[=:])([^\r\n]*)"
 _COMPRESSED = r"^(?:encoding: *gz|CompressedData\s*[=:]\s*T)"
-_SPACING = (
-    r"^(?:(?:spacings|space directions):(?!.*(?:nan|none))|Element(?:Spacing|Size)\s*[=:])"
-)
+_SPACING = r"^(?:(?:spacings|space directions):(?!.*(?:nan|none))|Element(?:Spacing|Size)\s*[=:])"
 _AXES = r"^(?:space:|(?:TransformMatrix|Rotation|Orientation)\s*[=:])"
 
 
