@@ -5,13 +5,13 @@ from collections.abc import Callable
 
 from etils import epath
 
-from data_pipelines.errors import InputError
+from data_pipelines.errors import InputError, naming_file
 from data_pipelines.formats.dicom import read_dicom
 from data_pipelines.formats.itk import read_itk
 from data_pipelines.formats.nifti import find_pair, read_nifti
 from data_pipelines.formats.npz import read_npz
 from data_pipelines.formats.sniff import START_BYTES, describe_content
-from data_pipelines.formats.stored import StoredVolume, naming_file
+from data_pipelines.formats.stored import StoredVolume
 from data_pipelines.formats.zipped import unzipped
 
 DICOM, ZIP = "DICOM", "a zip archive"

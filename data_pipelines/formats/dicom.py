@@ -15,7 +15,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float, Shaped
 
-from data_pipelines.errors import InputError
+from data_pipelines.errors import InputError, naming_file
 from data_pipelines.formats import dicom_series
 from data_pipelines.formats.dicom_header import DAMAGE, DicomFile, read_dataset
 from data_pipelines.formats.dicom_multiframe import read_multiframe
@@ -27,7 +27,7 @@ from data_pipelines.formats.dicom_values import (
     padding_note,
     stored_air,
 )
-from data_pipelines.formats.stored import StoredVolume, check_size, naming_file
+from data_pipelines.formats.stored import StoredVolume, check_size
 
 _SHARED = {  # fields of Plane that are equal in all slices, and their tags
     "shape": "Rows or Columns",
@@ -90,9 +90,9 @@ def _read_series(path: epath.Path, series: Series, *, notes: Sequence[str]) -> S
     if num_duplicates:
         notes.append(f"duplicate slices, counted once ({num_duplicates})")
     first = slices[0].plane
-    is_one_scale = len(
-        {(f.plane.slope, f.plane.intercept, f.plane.pixel_type) for f in slices}
-    ) == 1
+    is_one_scale = (
+        len({(f.plane.slope, f.plane.intercept, f.plane.pixel_type) for f in slices}) == 1
+    )
     padding = next((file.plane.padding for file in slices if file.plane.padding), None)
     # As stored, which takes half of the memory, unless the slices differ or air cannot be stored.
     air = stored_air(first) if is_one_scale else None

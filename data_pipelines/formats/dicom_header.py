@@ -14,8 +14,7 @@ from pydicom.multival import MultiValue
 from pydicom.tag import Tag
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from data_pipelines.errors import InputError
-from data_pipelines.formats.stored import naming_file
+from data_pipelines.errors import InputError, naming_file
 
 DAMAGE = "unreadable DICOM"
 _MAGIC, _MAGIC_AT = b"DICM", 128
@@ -121,7 +120,11 @@ def read_header(path: epath.Path) -> DicomFile | None:
             return DicomFile(path, texts, num_frames, kind=kind)
     try:
         with naming_file(path, DAMAGE):
-            plane = _read_plane(tags) if num_frames == 1 else _read_frames(tags)
+            if num_frames > 1 or "PerFrameFunctionalGroupsSequence" in tags:
+                plane = _read_frames(tags)
+            else:
+                position = _numbers(tags, "ImagePositionPatient", 3)
+                plane = _read_plane(tags, positions=position[None])
             return DicomFile(path, texts, num_frames, plane=plane)
     except InputError as error:
         if not texts["SeriesInstanceUID"]:
@@ -171,26 +174,24 @@ def _kind(tags: pydicom.Dataset) -> str:
     return "" if is_ct else name
 
 
-def _read_plane(tags: pydicom.Dataset) -> Plane:
-    return _plane(tags, positions=_numbers(tags, "ImagePositionPatient", 3)[None])
-
-
 def _read_frames(tags: pydicom.Dataset) -> Plane:
-    """Of a multi-frame file; the scale of its frames is left to its reader."""
+    """Of a multi-frame file, the scale that of its first frame; it may have one frame only."""
     if int(_read_text(tags, "InConcatenationTotalNumber") or 1) > 1:
         raise InputError("a part of a concatenation (one volume in several multi-frame files)")
     frames = tags.get("PerFrameFunctionalGroupsSequence")
     if not frames:
         raise InputError("multi-frame, but neither Enhanced CT nor Legacy Converted Enhanced CT")
     shared = tags.SharedFunctionalGroupsSequence[0]
-    for name in ("PlaneOrientationSequence", "PixelMeasuresSequence"):
-        source = frames[0] if name in frames[0] else shared
-        tags.update(source[name].value[0])
+    groups = ("PlaneOrientation", "PixelMeasures", "PixelValueTransformation")
+    for name in (f"{group}Sequence" for group in groups):
+        for source in (shared, frames[0]):
+            if name in source:
+                tags.update(source[name].value[0])
     positions = [frame.PlanePositionSequence[0].ImagePositionPatient for frame in frames]
-    return _plane(tags, positions=np.array(positions, np.float64))
+    return _read_plane(tags, positions=np.array(positions, np.float64))
 
 
-def _plane(tags: pydicom.Dataset, *, positions: Float[np.ndarray, "frames 3"]) -> Plane:
+def _read_plane(tags: pydicom.Dataset, *, positions: Float[np.ndarray, "frames 3"]) -> Plane:
     directions = _numbers(tags, "ImageOrientationPatient", 6).reshape(2, 3)
     if not np.allclose(directions @ directions.T, np.eye(2), atol=_UNIT_TOLERANCE):
         raise InputError("ImageOrientationPatient is not two perpendicular unit vectors")
@@ -199,6 +200,8 @@ def _plane(tags: pydicom.Dataset, *, positions: Float[np.ndarray, "frames 3"]) -
     if min(between_rows, between_columns) <= 0:
         raise InputError(f"PixelSpacing of {between_rows:g} and {between_columns:g} mm")
     slope, intercept, scale = read_scale(tags)
+    names = ("PixelPaddingValue", "PixelPaddingRangeLimit")
+    padding = [int(_numbers(tags, name, 1)[0]) for name in names if _read_text(tags, name)]
     return Plane(
         shape=(int(tags.Columns), int(tags.Rows)),
         spacing=np.array([between_columns, between_rows]),
@@ -210,7 +213,7 @@ def _plane(tags: pydicom.Dataset, *, positions: Float[np.ndarray, "frames 3"]) -
         intercept=intercept,
         scale=scale,
         pixel_type=np.dtype(f"{'ui'[tags.PixelRepresentation]}{tags.BitsAllocated // 8}"),
-        padding=_read_padding(tags),
+        padding=(padding[0], padding[-1]) if padding else None,
     )
 
 
@@ -228,12 +231,6 @@ def read_scale(tags: pydicom.Dataset) -> tuple[float, float, str]:
         return slope, intercept, f"no {' and no '.join(missing)}"
     units = _read_text(tags, "RescaleType").upper()
     return slope, intercept, f"RescaleType {units}" if units else SCALE_TO_HU
-
-
-def _read_padding(tags: pydicom.Dataset) -> tuple[int, int] | None:
-    names = ("PixelPaddingValue", "PixelPaddingRangeLimit")
-    values = [int(_numbers(tags, name, 1)[0]) for name in names if _read_text(tags, name)]
-    return (values[0], values[-1]) if values else None
 
 
 def _numbers(tags: pydicom.Dataset, name: str, count: int) -> Float[np.ndarray, " n"]:

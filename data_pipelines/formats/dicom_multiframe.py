@@ -10,10 +10,10 @@ import nibabel as nib
 import numpy as np
 import pydicom
 
-from data_pipelines.errors import InputError
+from data_pipelines.errors import InputError, naming_file
 from data_pipelines.formats.dicom_header import DAMAGE, DicomFile, read_scale
 from data_pipelines.formats.dicom_values import AIR_HU, check_scales, fill_padding, padding_note
-from data_pipelines.formats.stored import StoredVolume, check_size, naming_file
+from data_pipelines.formats.stored import StoredVolume, check_size
 
 
 def read_multiframe(file: DicomFile, *, notes: Sequence[str] = ()) -> StoredVolume:

@@ -14,9 +14,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from etils import epath
 
-from data_pipelines.errors import InputError
+from data_pipelines.errors import InputError, naming_file
 from data_pipelines.formats.dicom_header import DAMAGE, DicomFile, is_ignored_file, read_header
-from data_pipelines.formats.stored import naming_file
 
 ALL = "all"
 """In place of the name of a series: each axial one."""
@@ -121,17 +120,12 @@ def _stacks(files: Sequence[DicomFile]) -> list[Series]:
 
 def select(series: Sequence[Series], name: str, *, path: epath.Path) -> list[Series]:
     """The series that a user names by UID, number or description; all without a name."""
-    named = [
-        one
-        for one in series
-        if name.casefold()
-        in (
-            "",
-            one.uid,
-            one.first.tags["SeriesNumber"],
-            one.first.tags["SeriesDescription"].casefold(),
-        )
-    ]
+
+    def names(one: Series) -> tuple[str, str, str]:
+        tags = one.first.tags
+        return one.uid, tags["SeriesNumber"], tags["SeriesDescription"].casefold()
+
+    named = [one for one in series if not name or name.casefold() in names(one)]
     if not named:
         raise InputError(f"{path}: no series {name!r}; there are {describe(series)}")
     return named

@@ -8,8 +8,8 @@ import zlib
 import numpy as np
 from etils import epath
 
-from data_pipelines.errors import InputError
-from data_pipelines.formats.stored import UNKNOWN_SPACING, StoredVolume, check_size, naming_file
+from data_pipelines.errors import InputError, naming_file
+from data_pipelines.formats.stored import UNKNOWN_SPACING, StoredVolume, check_size
 
 _MAX_HEADER_BYTES = 1 << 16
 _READ_BYTES = 1 << 22

@@ -16,7 +16,8 @@ from etils import epath
 from isal import igzip
 from jaxtyping import Float, Shaped
 
-from data_pipelines.formats.stored import StoredVolume, check_size, naming_file
+from data_pipelines.errors import naming_file
+from data_pipelines.formats.stored import StoredVolume, check_size
 
 # It logs what it also raises about a damaged header.
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL + 1)
