@@ -208,8 +208,8 @@ def _settings(
     cases = [
         dataclasses.replace(case, paths=(), skip=str(bool(case.skip))) for case in collection.cases
     ]
-    # The class was called Case when the first shards were written; their digests stay valid.
-    texts = [repr(case).replace("CaseRecord", "Case", 1) for case in cases]
+    # Digests of the first shards stay valid, whose class was called Case and named no series.
+    texts = [repr(case).replace("CaseRecord", "Case", 1) + case.series for case in cases]
     digest = hashlib.sha256(f"[{', '.join(texts)}]".encode("utf-8", "backslashreplace"))
     per_shard = min(_SHARD_BYTES // (2 * math.prod(geometry.shape)), -(-num_cases // _MIN_SHARDS))
     return {
