@@ -26,9 +26,9 @@ _MIN_SHARDS = 16  # enough for the processes of one machine
 
 @dataclasses.dataclass(frozen=True)
 class Mode:
-    """Which claims are trusted (`resolve_hu_and_geometry`), how a scan longer than the grid is
-    cropped unless told otherwise, how a volume is computed and rounded (`resample.preprocess`) and
-    in which steps it is stored."""
+    """Which claims are trusted (`resolve_hu_and_geometry`), the default crop of a scan longer than
+    the grid, how a volume is computed and rounded (`resample.preprocess`) and in which steps it is
+    stored."""
 
     trust: hounsfield.Trust
     crop: Crop

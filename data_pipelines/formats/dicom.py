@@ -63,10 +63,13 @@ def read_dicom(path: epath.PathLike, *, series: str = "") -> StoredVolume:
 def _selection_notes(
     chosen: Series, named: Sequence[Series], candidates: Sequence[Series], left_out: Counter[str]
 ) -> list[str]:
-    """Tells of other series, named alike or of the same study, and of files that are no slices."""
+    """Lists other series, of the same name or study, and counts files that are not CT slices."""
     study = chosen.first.tags["StudyInstanceUID"]
-    rivals = [s for s in candidates if s in named or s.first.tags["StudyInstanceUID"] == study]
-    others = [s for s in rivals if s.uid != chosen.uid]
+    others = [
+        s
+        for s in candidates
+        if s.uid != chosen.uid and (s in named or s.first.tags["StudyInstanceUID"] == study)
+    ]
     stacks = [s for s in candidates if s.uid == chosen.uid and s is not chosen]
     left_out = left_out + Counter({"slice of another plane": sum(s.num_slices for s in stacks)})
     notes = []

@@ -26,7 +26,7 @@ def read_multiframe(file: DicomFile, *, notes: Sequence[str] = ()) -> StoredVolu
             raise InputError(
                 "Enhanced CT (multi-frame DICOM): pip install 'ctclip-jax[formats]' to read it"
             ) from None
-        check_size((*file.plane.shape, file.num_frames), np.dtype(np.float32))
+        check_size((*file.plane.shape, file.num_frames), np.dtype(np.float32), copies=2)
         content = file.path.read_bytes()
         image = highdicom.imread(io.BytesIO(content))
         slopes, intercepts, scales = zip(*_frame_scales(image), strict=True)

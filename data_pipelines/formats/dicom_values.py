@@ -28,7 +28,7 @@ def check_scales(scales: Sequence[str], names: Sequence[str]) -> list[str]:
         (usual, _), *_, (odd, _) = counts
         raise InputError(
             f"{names[scales.index(odd)]} has {odd}, but {names[scales.index(usual)]} has {usual}; "
-            "RescaleSlope, RescaleIntercept and RescaleType must be alike in all slices"
+            "RescaleSlope, RescaleIntercept and RescaleType must be the same kind in all slices"
         )
     return [] if counts[0][0] == SCALE_TO_HU else [f"values may not be HU ({counts[0][0]})"]
 

@@ -16,7 +16,7 @@ _READ_BYTES = 1 << 22
 _LOCAL = "LOCAL"  # the voxels follow the header
 _IMAGE_IO = {"NRRD": "NrrdImageIO", "MetaImage": "MetaImageIO"}
 _HEADER_END = {"NRRD": r"\n\r?\n|\Z", "MetaImage": r"ElementDataFile\s*[=:].*\n?"}
-# What SimpleITK does not tell; fields are `name: value` in NRRD, `Name = value` in MetaImage.
+# What SimpleITK does not expose; fields are `name: value` in NRRD, `Name = value` in MetaImage.
 _DATA_FILE = r"(?:data ?file:|ElementDataFile\s*[=:])([^\r\n]*)"
 _COMPRESSED = r"^(?:encoding: *gz|CompressedData\s*[=:]\s*T)"
 _SPACING = r"^(?:(?:spacings|space directions):(?!.*(?:nan|none))|Element(?:Spacing|Size)\s*[=:])"
