@@ -257,14 +257,16 @@ def _read_json(text: str, spelling: Row) -> tuple[set[str], list[_Numbered]]:
                 raise ValueError(f"line {number}: {getattr(error, 'msg', error)}") from error
             # Of columns that the caller does not name, the first spelling counts.
             spelling = {column_key(name): name for name in names} | spelling
-            values = [*row.values(), *labels.values()]
-            cells = [
-                "" if value is None else value if isinstance(value, str) else json.dumps(value)
-                for value in values
-            ]
+            cells = map(_json_cell, [*row.values(), *labels.values()])
             rows.append((number, dict(zip(names, cells, strict=True))))
     header = dict.fromkeys((name for _, row in rows for name in row), "")
     return set(header), [(number, header | row) for number, row in rows]
+
+
+def _json_cell(cell: object) -> str:
+    if isinstance(cell, str):
+        return cell
+    return "" if cell is None else json.dumps(cell).replace("true", "1").replace("false", "0")
 
 
 def _check_row(row: dict) -> tuple[Row, str]:
