@@ -85,12 +85,13 @@ def place_grid(oriented: OrientedVolume, geometry: Geometry, crop: Crop) -> Cove
     outside = [float(np.sum(~mask)) for mask in inside]
     x, y, z = (m[s // 2 :: s][: len(m) // s] for m, s in zip(inside, steps, strict=True))
     body = body[:, :, z]
+    num_beside = body.sum() - body[np.ix_(x, y)].sum()
     return Coverage(
         crop=method,
         z_center=z_center,
         scan_mm=tuple(np.multiply(shape, spacing).tolist()),
         outside_mm=tuple(np.multiply(outside, spacing).tolist()),
-        body_beside=1 - float(body[np.ix_(x, y)].sum() / max(1, body.sum())),
+        body_beside=float(num_beside / max(1, body.sum())),
         lung_liters=liters * float(lungs[np.ix_(x, y, z)].sum()),
         scan_lung_liters=float(profile.sum()),
     )
