@@ -1,7 +1,7 @@
 """Settings of every test: eight simulated CPU devices, no silent rank promotion, no deadlines.
 
-The first two are environment variables, set before jax is imported, so that programs that a test starts
-inherit them.
+The first two are environment variables, set before jax is imported, so that programs that a test
+starts inherit them.
 """
 
 import atexit
