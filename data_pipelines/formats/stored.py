@@ -4,21 +4,18 @@ import contextlib
 import contextvars
 import dataclasses
 import math
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import psutil
-from etils import epath
 from jaxtyping import Float, Shaped
 
-from data_pipelines.errors import InputError, one_line
+from data_pipelines.errors import InputError
 
 UNKNOWN_SPACING = (1.0, 1.0, 1.0)
 """The spacing in headers whose writer did not know it."""
 _MAX_VOXELS = 2048 * 2048 * 1024  # four times those of the largest usual CT, 1024 x 1024 x 1000
 _max_bytes = contextvars.ContextVar("_max_bytes", default=math.inf)
-_MAX_MESSAGE = 300  # characters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,23 +38,6 @@ class StoredVolume:
     spacing_xyz: tuple[float, float, float] = UNKNOWN_SPACING
     sha256: str = ""
     notes: tuple[str, ...] = ()
-
-
-@contextlib.contextmanager
-def naming_file(path: epath.PathLike, damage: str) -> Iterator[None]:
-    """Turns errors about a file into an InputError `PATH: CAUSE`, or `PATH: damage (CAUSE)` for
-    those of libraries, which raise exceptions of all kinds."""
-    try:
-        yield
-    except InputError as error:
-        # It may quote a value of a damaged file, which can be anything.
-        raise InputError(f"{path}: {textwrap.shorten(str(error), _MAX_MESSAGE)}") from None
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except MemoryError as error:
-        raise InputError(f"{path}: out of memory ({one_line(error)})") from error
-    except Exception as error:
-        raise InputError(f"{path}: {damage} ({one_line(error)})") from error
 
 
 @contextlib.contextmanager

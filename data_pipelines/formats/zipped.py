@@ -25,11 +25,8 @@ def unzipped(path: epath.Path) -> Iterator[epath.Path]:
             unzip(path, Path(folder))
             yield epath.Path(folder)
         except InputError as error:
-            message = str(error)
-            message = (
-                message.replace(folder, str(path)) if folder in message else f"{path}: {message}"
-            )
-            raise InputError(message) from error
+            message = str(error) if folder in str(error) else f"{path}: {error}"
+            raise InputError(message.replace(folder, str(path))) from error
 
 
 def unzip(path: epath.Path | Path, folder: Path, *, max_bytes: int = MAX_BYTES) -> None:
