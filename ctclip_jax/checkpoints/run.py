@@ -32,6 +32,14 @@ Layout = dict[str, Any]
 METADATA = Path("run") / "metadata"  # JSON below a checkpoint: config, code, layout, export
 EVALUATION = "evaluation.json"  # in a checkpoint: the mean AUROC of its step
 MAX_CHECKPOINTS = 1000  # the newest ones that `restore` considers
+# Below this, one device writes a replicated array: else the first save would compile a program for
+# every shape and slice, to let each device write its part.
+MIN_SLICE_BYTES = 1 << 20
+ocp.type_handlers.register_type_handler(
+    jax.Array,
+    ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=MIN_SLICE_BYTES),
+    override=True,
+)
 
 
 @dataclasses.dataclass(frozen=True)
