@@ -33,10 +33,19 @@ FLIPS, SEED = 200, 0
 TIMED_BYTES = 1 << 30
 
 
+def random_state() -> dict[str, Any]:
+    """A state whose weights, unlike small integers, are not compressible."""
+    tree = state(1, rows=1024)
+    parent = tree["params"]["image_projection"]
+    values = np.random.default_rng(SEED).normal(size=parent["kernel"].shape)
+    parent["kernel"] = jax.device_put(values.astype(np.float32), parent["kernel"].sharding)
+    return tree
+
+
 def load_checkpoint(folder: Path) -> dict[str, Any]:
     """What a run restores of its newest checkpoint: arrays, and the batch that follows."""
     checkpointer, loader = checkpoints(folder), batches()
-    restored = checkpointer.restore(abstract(state(1)), loader)
+    restored = checkpointer.restore(abstract(random_state()), loader)
     checkpointer.close()
     return trees.flatten(jax.device_get(restored)) | {"batch": next(loader)}
 
@@ -97,7 +106,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         checkpointer = checkpoints(folder / "run" / "sound")
-        checkpointer.save(2, state(1), batches())
+        checkpointer.save(2, random_state(), batches())
         checkpointer.close()
         export = write_tiny_export(folder)
         calibration.save(export, calibration.Calibration("zero_shot", {}, "no volumes"))

@@ -68,7 +68,7 @@ def test_heatmaps_of_a_crop_around_the_lungs_lie_over_the_lungs(tmp_path, contri
     ones = np.ones_like(contributions)
     for maps in (ones, contributions):
         values, affine = heatmaps.to_scan_space(maps, scan, GEOMETRY)
-        values, _ = to_lps(values, affine)
+        values = to_lps(values, orientation_of(affine))
         volume = preprocess(
             values * 1000,
             slope=1,
