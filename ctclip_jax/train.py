@@ -284,7 +284,4 @@ def is_evaluation_due(step: int, config: TrainConfig) -> bool:
 
 def write_config(config: TrainConfig, workdir: Path) -> None:
     """Writes WORKDIR/config.json: the config of the newest start."""
-    try:
-        write_text(workdir / "config.json", json.dumps(dataclasses.asdict(config), indent=2) + "\n")
-    except OSError as error:
-        raise InputError(f"{workdir}/config.json: not written ({error})") from error
+    write_text(workdir / "config.json", json.dumps(dataclasses.asdict(config), indent=2) + "\n")

@@ -32,14 +32,6 @@ Layout = dict[str, Any]
 METADATA = Path("run") / "metadata"  # JSON below a checkpoint: config, code, layout, export
 EVALUATION = "evaluation.json"  # in a checkpoint: the mean AUROC of its step
 MAX_CHECKPOINTS = 1000  # the newest ones that `restore` considers
-# Below this, one device writes a replicated array: else the first save would compile a program for
-# every shape and slice, to let each device write its part.
-MIN_SLICE_BYTES = 1 << 20
-ocp.type_handlers.register_type_handler(
-    jax.Array,
-    ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=MIN_SLICE_BYTES),
-    override=True,
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +87,10 @@ class Checkpointer:
         self.newest: int | None = None  # step that this run has saved or restored last
         self._saving: Future | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        # One device writes a replicated array of less than 1 MiB a device: to have each write its
+        # part, orbax compiles a program for every shape and slice before the first save.
+        arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=1 << 20)
+        ocp.type_handlers.register_type_handler(jax.Array, arrays, override=True)
         self._manager = ocp.CheckpointManager(
             self._directory,
             item_handlers={

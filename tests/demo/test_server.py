@@ -26,6 +26,7 @@ from ctclip_jax.demo import uploads
 from ctclip_jax.demo.__main__ import listen
 from ctclip_jax.demo.analysis import MAX_QUEUED, MAX_SCANS, Analyses, QueueFullError
 from data_pipelines.errors import InputError
+from data_pipelines.formats import read_scan
 from data_pipelines.formats.zipped import MAX_FILES
 from data_pipelines.reports import LABELS
 from data_pipelines.resample import to_hu
@@ -213,7 +214,7 @@ def test_a_full_disk_is_one_line(page, monkeypatch, tmp_path):
     (tmp_path / "x.zip").write_bytes(zipped({"a": b"none"}))
     monkeypatch.setattr(zipfile.ZipFile, "open", mock.Mock(side_effect=full))
     with pytest.raises(InputError, match="unpacked .No space left on device"):
-        uploads.unpack(tmp_path / "x.zip", max_bytes=100)
+        read_scan(tmp_path / "x.zip")
 
 
 def test_other_hosts_and_pages_are_refused(page):
