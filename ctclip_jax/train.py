@@ -42,7 +42,6 @@ from ctclip_jax.training.step_log import StepLog
 from ctclip_jax.training.text_warmup import warm_up_text
 from ctclip_jax.training.validation import validate_config, validate_shards
 from data_pipelines import loader
-from data_pipelines.errors import InputError
 from data_pipelines.files import write_text
 from data_pipelines.shards import preparation
 from data_pipelines.tokenizers import Tokenizer, load_tokenizer

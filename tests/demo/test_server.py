@@ -171,7 +171,8 @@ def test_names_in_a_zip_lead_nowhere(page, tmp_path):
     ("name", "content", "error"),
     [
         ("../x.nii.gz", b"none", "x.nii.gz: not a scan but text"),
-        ("x.zip", b"none", "damaged or no zip file"),
+        ("x.zip", b"none", "x.zip: not a scan but text"),
+        ("x.zip", b"PK\x03\x04", "damaged or no zip file"),
         ("x.zip", zipped({"a": b"none"}), "x.zip"),
         ("x.zip", zipped({"a.dcm": b"none"}), "DICOM"),
         ("x.npz", zipped({"a.npy": b"none"}), "x.npz"),
@@ -181,7 +182,7 @@ def test_names_in_a_zip_lead_nowhere(page, tmp_path):
         ("x.zip", zipped({"a": b"0" * (MAX_BYTES + 1)}), "more than 4 MiB"),
         ("x.zip", zipped({str(i): b"" for i in range(MAX_FILES + 1)}), "at most 20000"),
     ],
-    ids=range(10),
+    ids=range(11),
 )
 def test_an_unreadable_scan_is_one_line_without_our_paths(page, name, content, error):
     state, analysis = upload(page, name, content)
