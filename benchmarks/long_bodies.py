@@ -44,7 +44,7 @@ class LongBody:
     @property
     def scan(self) -> StoredVolume:
         x, y, z = SPACING_XYZ
-        return StoredVolume(self.hu, affine=np.diag([-x, -y, z, 1.0]))
+        return StoredVolume(self.hu, affines={"sform": np.diag([-x, -y, z, 1.0])})
 
     def lung_inside(self, is_inside: Bool[np.ndarray, " z"]) -> float:
         """The share of the lungs in some of the slices."""

@@ -26,19 +26,22 @@ from data_pipelines.errors import InputError, run_main
 ROOT = Path(__file__).parents[1]
 SEED, TIMEOUT_S = 0, 600
 _METRICS = "evaluation/metrics evaluation/test_detection.py evaluation/test_retrieval.py"
+_LOSSES = "training/test_losses.py training/test_step.py"
+_PREPARATION = "data_pipelines/test_geometry.py data_pipelines/test_hounsfield.py"
 TESTS = {
-    "ctclip_jax/training/losses.py": "training/test_losses.py training/test_step.py",
-    "ctclip_jax/training/pairwise.py": "training/test_losses.py training/test_step.py",
+    "ctclip_jax/training/losses.py": _LOSSES,
+    "ctclip_jax/training/pairwise.py": _LOSSES,
     "ctclip_jax/training/step.py": "training/test_step.py training/test_train.py",
     "ctclip_jax/training/gradient_cache.py": "training/test_step.py",
-    "ctclip_jax/evaluation/metrics/bootstrap.py": _METRICS,
-    "ctclip_jax/evaluation/metrics/classification.py": _METRICS,
-    "ctclip_jax/evaluation/metrics/delong.py": _METRICS,
-    "ctclip_jax/evaluation/metrics/label_overlap.py": _METRICS,
-    "ctclip_jax/evaluation/metrics/ranking.py": _METRICS,
-    "ctclip_jax/evaluation/metrics/reliability.py": _METRICS,
-    "data_pipelines/hounsfield.py": "data_pipelines/test_hounsfield.py data_pipelines/test_faults.py",
-    "data_pipelines/geometry.py": "data_pipelines/test_geometry.py data_pipelines/test_hounsfield.py",
+    **{
+        f"ctclip_jax/evaluation/metrics/{name}.py": _METRICS
+        for name in (
+            *("bootstrap", "classification", "delong"),
+            *("label_overlap", "ranking", "reliability"),
+        )
+    },
+    "data_pipelines/hounsfield.py": _PREPARATION,
+    "data_pipelines/geometry.py": _PREPARATION,
     "data_pipelines/loader.py": "data_pipelines/test_loader.py",
     "data_pipelines/resample.py": "data_pipelines/test_resample.py data_pipelines/test_prepare.py",
 }
@@ -48,32 +51,39 @@ _COUNT = flags.DEFINE_integer("count", 200, "Mutants to try.", lower_bound=1)
 _MODULES = flags.DEFINE_list("modules", list(TESTS), "Of TESTS.")
 
 
-def all_mutants(module: str) -> list[tuple[str, str]]:
-    """(line of the change, source) of every mutant that differs in more than annotations."""
+def find_candidates(module: str) -> list[tuple[str, str, int]]:
+    """(module, operator, occurrence) of every place that an operator could change."""
     try:
         from cosmic_ray.ast import ast_nodes, get_ast
-        from cosmic_ray.mutating import mutate_code
         from cosmic_ray.plugins import get_operator, operator_names
     except ImportError:
         raise InputError("cosmic-ray is missing; pip install cosmic-ray") from None
-    source = (ROOT / module).read_text()
-    meaning, nodes, mutants = _without_annotations(source), list(ast_nodes(get_ast(source))), []
+    nodes, candidates = list(ast_nodes(get_ast((ROOT / module).read_text()))), []
     for name in operator_names():
-        operator_class = get_operator(name)
-        if operator_class.arguments():  # it has nothing to do without a configuration
-            continue
-        operator = operator_class()
-        positions = [start for node in nodes for start, _ in operator.mutation_positions(node)]
-        for occurrence, (line, _) in enumerate(positions):
-            mutant = mutate_code(source, operator, occurrence)
-            if mutant and _without_annotations(mutant) != meaning:
-                mutants.append((f"{module}:{line} {_changed_line(source, mutant)}", mutant))
-    return mutants
+        if not get_operator(name).arguments():  # else it does nothing without a configuration
+            positions = (get_operator(name)().mutation_positions(node) for node in nodes)
+            count = sum(1 for of_node in positions for _ in of_node)
+            candidates += [(module, name, occurrence) for occurrence in range(count)]
+    return candidates
+
+
+def mutate(module: str, operator: str, occurrence: int) -> str:
+    """The source with one mutation; "" if that is no Python, or differs in annotations only."""
+    from cosmic_ray.mutating import mutate_code
+    from cosmic_ray.plugins import get_operator
+
+    source = (ROOT / module).read_text()
+    mutant = mutate_code(source, get_operator(operator)(), occurrence) or ""
+    return mutant if _without_annotations(mutant) not in ("", _without_annotations(source)) else ""
 
 
 def _without_annotations(source: str) -> str:
-    """The syntax tree without type annotations, which change nothing at run time."""
-    tree = ast.parse(source)
+    """The syntax tree without type annotations, which change nothing at run time; "" of no Python,
+    such as another sign in place of the `*` of a signature."""
+    try:
+        tree = ast.parse(source)
+    except SyntaxError:
+        return ""
     for node in ast.walk(tree):
         if isinstance(node, ast.arg | ast.AnnAssign):
             node.annotation = ast.Constant(None)
@@ -113,8 +123,8 @@ def is_killed(copy: Path, module: str, mutant: str) -> bool:
 def main() -> None:
     if unknown := [name for name in _MODULES.value if name not in TESTS]:
         raise InputError(f"--modules: unknown module {unknown[0]}; choose from {', '.join(TESTS)}")
-    candidates = [(name, *mutant) for name in _MODULES.value for mutant in all_mutants(name)]
-    drawn = random.Random(SEED).sample(candidates, min(_COUNT.value, len(candidates)))
+    candidates = [place for name in _MODULES.value for place in find_candidates(name)]
+    random.Random(SEED).shuffle(candidates)
     tried, survivors = Counter(), []
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy"
@@ -123,18 +133,22 @@ def main() -> None:
         for module in _MODULES.value:
             if is_killed(copy, module, (copy / module).read_text()):
                 raise InputError(f"{module}: its tests fail without any mutation")
-        for number, (module, change, mutant) in enumerate(drawn, start=1):
+        for module, operator, occurrence in candidates:
+            if not (mutant := mutate(module, operator, occurrence)):
+                continue
             tried[module] += 1
             if not is_killed(copy, module, mutant):
-                survivors.append(change)
-                print(f"survived: {change}")
-            print(f"{number} of {len(drawn)} tried, {len(survivors)} survived", flush=True)
+                change = _changed_line((ROOT / module).read_text(), mutant)
+                survivors.append(f"{module}: {change}")
+                print(f"survived: {survivors[-1]}")
+            print(f"{tried.total()} tried, {len(survivors)} survived", flush=True)
+            if tried.total() == _COUNT.value:
+                break
     measure.save(
         "mutations",
         {
-            "candidates": len(candidates),
             "tried": dict(tried),
-            "killed_percent": round(100 * (1 - len(survivors) / len(drawn)), 1),
+            "killed_percent": round(100 * (1 - len(survivors) / tried.total()), 1),
             "survivors": survivors,
         },
     )

@@ -187,6 +187,23 @@ def preparation() -> Table:
     return Table(("a CT of 512 x 512 x 300, one core", ""), rows, ["preparation"])
 
 
+def chest_crop() -> Table:
+    results = load("chest_crop")
+    shares = {
+        crop: {"all": inside["all"], **inside["by_condition"]}
+        for crop, inside in results["lungs_inside"].items()
+    }
+    rows = [
+        (name, *(f"{100 * shares[crop][name]:.1f} %" for crop in shares))
+        for name in results["conditions"]
+    ]
+    rows += [("**all**", *(f"{100 * share['all']:.1f} %" for share in shares.values()))]
+    columns = (
+        f"{results['phantoms']} bodies of 300 to 1,800 mm", *(f"`--crop={crop}`" for crop in shares)
+    )  # fmt: skip
+    return Table(columns, rows, ["chest_crop"])
+
+
 def loader() -> Table:
     results = load("loader")
     rate, megabytes = results["volumes_per_second"], results["mb_per_second"]
@@ -471,9 +488,9 @@ def fuzz() -> Table:
 TABLES: dict[str, Callable[[], Table]] = {
     function.__name__: function
     for function in (
-        exactness, detection, weights, serving, preparation, loader, two_epochs, evaluation, search,
-        throughput, utilization, blocks, gradient_cache, fits, budgets, ablation, text_warmup,
-        heatmaps, chaos, bit_flips, fuzz,
+        exactness, detection, weights, serving, preparation, chest_crop, loader, two_epochs,
+        evaluation, search, throughput, utilization, blocks, gradient_cache, fits, budgets,
+        ablation, text_warmup, heatmaps, chaos, bit_flips, fuzz,
     )
 }  # fmt: skip
 

@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Shaped
+from scipy import ndimage
 
 from data_pipelines.errors import InputError
 from data_pipelines.formats.stored import StoredVolume
@@ -162,8 +163,6 @@ def _fill_with_air(
         notes += (f"padding read as air ({value:g} HU in {share:.2%} of the voxels)",)
     is_nan = np.isnan(voxels)
     if share := is_nan.mean():
-        from scipy import ndimage  # half a second that other scans do not pay
-
         beside = ndimage.binary_dilation(is_nan) & ~is_nan
         if (tissue := np.mean(filled[beside] * slope + intercept > _TISSUE_HU)) > _MAX_TISSUE:
             raise InputError(

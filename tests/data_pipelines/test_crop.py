@@ -21,7 +21,7 @@ KINDS = list(itertools.product(CONDITIONS, ARMS))
 
 def oriented(hu, spacing=SPACING_XYZ):
     x, y, z = spacing
-    return resolve_hu_and_geometry(StoredVolume(hu, affine=np.diag([-x, -y, z, 1.0])))
+    return resolve_hu_and_geometry(StoredVolume(hu, affines={"sform": np.diag([-x, -y, z, 1.0])}))
 
 
 def lung_inside(body, coverage, scan, geometry):
