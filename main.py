@@ -29,6 +29,7 @@ from ctclip_jax.train import train
 from ctclip_jax.training import processes
 from ctclip_jax.training.config import TrainConfig
 from data_pipelines.errors import InputError, run_main
+from data_pipelines.files import make_folder
 
 configs.define()
 _WORKDIR = flags.DEFINE_string("workdir", "", "Directory of checkpoints, metrics and export.")
@@ -62,7 +63,8 @@ def main() -> None:
         raise InputError("--topology: only with --dry_run")
     workdir = _workdir()
     if not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compiled"))
+        cache = make_folder(workdir / "compiled").absolute()
+        jax.config.update("jax_compilation_cache_dir", str(cache))
     if _DISTRIBUTED.value:
         processes.condense_crash()
     processes.initialize(_DISTRIBUTED.value)

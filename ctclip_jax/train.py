@@ -42,7 +42,6 @@ from ctclip_jax.training.step_log import StepLog
 from ctclip_jax.training.text_warmup import warm_up_text
 from ctclip_jax.training.validation import validate_config, validate_shards
 from data_pipelines import loader
-from data_pipelines.errors import InputError
 from data_pipelines.files import write_text
 from data_pipelines.shards import preparation
 from data_pipelines.tokenizers import Tokenizer, load_tokenizer
@@ -284,7 +283,4 @@ def is_evaluation_due(step: int, config: TrainConfig) -> bool:
 
 def write_config(config: TrainConfig, workdir: Path) -> None:
     """Writes WORKDIR/config.json: the config of the newest start."""
-    try:
-        write_text(workdir / "config.json", json.dumps(dataclasses.asdict(config), indent=2) + "\n")
-    except OSError as error:
-        raise InputError(f"{workdir}/config.json: not written ({error})") from error
+    write_text(workdir / "config.json", json.dumps(dataclasses.asdict(config), indent=2) + "\n")

@@ -21,8 +21,9 @@ import grain
 import numpy as np
 from jaxtyping import Int16
 
+from data_pipelines.errors import naming_file
 from data_pipelines.resample import to_fixed_point
-from data_pipelines.shards import Record, decode_volume, naming_record
+from data_pipelines.shards import Record, decode_volume
 
 Batch = dict[str, np.ndarray]
 
@@ -58,7 +59,7 @@ class EncodedVolume:
 
     def decode_into(self, out: Int16[np.ndarray, "f h w"]) -> None:
         """Writes the volume into `out`."""
-        with naming_record(self.record["shard"], self.record["volume_name"]):
+        with naming_file(f"{self.record['shard']}: {self.record['volume_name']}", "damaged"):
             decode_volume(self.record, out)
         if any(self.offsets):
             air = to_fixed_point(float(self.record["window"][0]))

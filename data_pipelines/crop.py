@@ -74,23 +74,24 @@ def place_grid(oriented: OrientedVolume, geometry: Geometry, crop: Crop) -> Cove
     body, lungs = find_body_and_lungs(_coarse_hu(oriented, steps), voxel_liters=liters)
     profile = liters * lungs.sum((0, 1))
 
-    inside, z_center, used = _inside(oriented, geometry, None), None, "none"
+    inside, z_center, method = _inside(oriented, geometry, None), None, "none"
     if not inside[2].all():
-        used = "center"
+        method = "center"
         if crop == "chest" and profile.sum() >= _WARN_LUNG_LITERS:
             length = round(geometry.shape[0] * geometry.spacing[0] / (steps[2] * spacing[2]))
             center = _center_of_most(profile, max(1, length))
             z_center = float((center + 0.5) * steps[2] - 0.5)
-            inside, used = _inside(oriented, geometry, z_center), "chest"
+            inside, method = _inside(oriented, geometry, z_center), "chest"
     outside = [float(np.sum(~mask)) for mask in inside]
     x, y, z = (m[s // 2 :: s][: len(m) // s] for m, s in zip(inside, steps, strict=True))
     body = body[:, :, z]
+    num_beside = body.sum() - body[np.ix_(x, y)].sum()
     return Coverage(
-        crop=used,
+        crop=method,
         z_center=z_center,
         scan_mm=tuple(np.multiply(shape, spacing).tolist()),
         outside_mm=tuple(np.multiply(outside, spacing).tolist()),
-        body_beside=1 - float(body[np.ix_(x, y)].sum() / max(1, body.sum())),
+        body_beside=float(num_beside / max(1, body.sum())),
         lung_liters=liters * float(lungs[np.ix_(x, y, z)].sum()),
         scan_lung_liters=float(profile.sum()),
     )

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import inspect
+import os
 import re
 import sys
 import textwrap
@@ -60,6 +61,23 @@ def one_line(error: BaseException) -> str:
     if not isinstance(error, InputError):
         line = textwrap.shorten(line, _MAX_CAUSE)
     return line or type(error).__name__
+
+
+@contextlib.contextmanager
+def naming_file(path: str | os.PathLike, damage: str) -> Iterator[None]:
+    """Turns errors about a file into an InputError `PATH: CAUSE`, or `PATH: damage (CAUSE)` for
+    those of libraries, which raise exceptions of all kinds."""
+    try:
+        yield
+    except InputError as error:
+        # It may quote a value of a damaged file, which can be anything.
+        raise InputError(f"{path}: {textwrap.shorten(str(error), _MAX_CAUSE)}") from None
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except MemoryError as error:
+        raise InputError(f"{path}: out of memory ({one_line(error)})") from error
+    except Exception as error:
+        raise InputError(f"{path}: {damage} ({one_line(error)})") from error
 
 
 def run_main(main: Callable[..., None], define_flags: Callable[[], None] = lambda: None) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from etils import epath
 
-from data_pipelines.errors import InputError, one_line
+from data_pipelines.errors import InputError, naming_file, one_line
 
 CHECKSUMS = "SHA256SUMS"  # as sha256sum writes it: `sha256sum --check SHA256SUMS`
 _CHECKSUM = re.compile(r"([0-9a-f]{64})  (\S.*)")
@@ -172,12 +172,8 @@ def write_text(target: epath.PathLike, text: str) -> None:
 
 def read_json(path: epath.PathLike) -> dict[str, Any]:
     """Reads the object of a JSON file."""
-    try:
+    with naming_file(path, "cannot be read"):
         content = json.loads(epath.Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({one_line(error)})") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: not a JSON object")
+        if not isinstance(content, dict):
+            raise InputError("not a JSON object")
     return content

@@ -83,9 +83,10 @@ def resolve_geometry(
 
     def spacings(orientation: str) -> dict[str, Millimeters]:
         """All claims, in mm along the stored axes, if these have this orientation."""
-        is_stored = all(map(math.isfinite, stored_spacing))
-        table = stored_spacing if is_stored else _along_stored(spacing, orientation)
-        return sizes | {"table": table}
+        if all(map(math.isfinite, stored_spacing)):
+            return sizes | {"table": stored_spacing}
+        z, x, y = spacing
+        return sizes | {"table": tuple((x, y, z)[_AXIS_OF[letter]] for letter in orientation)}
 
     orientations = {name: orientation_of(affine) for name, affine in affines.items()}
     if axes:
@@ -117,11 +118,13 @@ def resolve_geometry(
         # Of an affine with another spacing, the directions and the position.
         affine = affine.copy()
         affine[:3, :3] *= np.divide(claims[spacing_source], nib.affines.voxel_sizes(affine))
+    stored = zip(orientation, claims[spacing_source], strict=True)
+    by_axis = {_AXIS_OF[letter]: size for letter, size in stored}
     return ScanGeometry(
         orientation=orientation,
         affine=affine,
         axes="header" if affine is not None else source,
-        spacing_xyz=_along_lps(claims[spacing_source], orientation),
+        spacing_xyz=(by_axis[0], by_axis[1], by_axis[2]),
         spacing_source="header" if spacing_source == source != "table" else spacing_source,
         orientation_disputed=bool(notes),
         spacing_disputed=bool(spacing_notes),
@@ -212,18 +215,6 @@ def _header_sizes(scan: StoredVolume, affines: Mapping[str, np.ndarray]) -> dict
         name: tuple(round(float(value), _SPACING_DECIMALS) for value in size)
         for name, size in sizes.items()
     }
-
-
-def _along_lps(sizes: Millimeters, orientation: str) -> Millimeters:
-    """Reorders sizes along the stored axes to those along Left, Posterior, Superior."""
-    by_axis = {_AXIS_OF[letter]: size for letter, size in zip(orientation, sizes, strict=True)}
-    return by_axis[0], by_axis[1], by_axis[2]
-
-
-def _along_stored(spacing: Millimeters, orientation: str) -> Millimeters:
-    """Reorders a table's sizes along z, x, y of the patient to those along the stored axes."""
-    z, x, y = spacing
-    return tuple((x, y, z)[_AXIS_OF[letter]] for letter in orientation)
 
 
 def _rank(

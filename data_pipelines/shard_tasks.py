@@ -26,9 +26,9 @@ _MIN_SHARDS = 16  # enough for the processes of one machine
 
 @dataclasses.dataclass(frozen=True)
 class Mode:
-    """Which claims are trusted (`resolve_hu_and_geometry`), how a scan longer than the grid is
-    cropped unless told otherwise, how a volume is computed and rounded (`resample.preprocess`) and
-    in which steps it is stored."""
+    """Which claims are trusted (`resolve_hu_and_geometry`), the default crop of a scan longer than
+    the grid, how a volume is computed and rounded (`resample.preprocess`) and in which steps it is
+    stored."""
 
     trust: hounsfield.Trust
     crop: Crop
@@ -208,8 +208,8 @@ def _settings(
     cases = [
         dataclasses.replace(case, paths=(), skip=str(bool(case.skip))) for case in collection.cases
     ]
-    # The class was called Case when the first shards were written; their digests stay valid.
-    texts = [repr(case).replace("CaseRecord", "Case", 1) for case in cases]
+    # Digests of the first shards stay valid, whose class was called Case and named no series.
+    texts = [repr(case).replace("CaseRecord", "Case", 1) + case.series for case in cases]
     digest = hashlib.sha256(f"[{', '.join(texts)}]".encode("utf-8", "backslashreplace"))
     per_shard = min(_SHARD_BYTES // (2 * math.prod(geometry.shape)), -(-num_cases // _MIN_SHARDS))
     return {

@@ -1,7 +1,7 @@
-"""Settings of every test: eight simulated CPU devices, and no silent rank promotion.
+"""Settings of every test: eight simulated CPU devices, no silent rank promotion, no deadlines.
 
-They are environment variables, set before jax is imported, so that programs that a test starts
-inherit them.
+The first two are environment variables, set before jax is imported, so that programs that a test
+starts inherit them.
 """
 
 import atexit
@@ -11,7 +11,12 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# An example may take a second on a busy machine.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"

@@ -27,7 +27,14 @@ from ctclip_jax.common.shapes import Variables
 from ctclip_jax.models.ct_clip import CTCLIPConfig
 from ctclip_jax.models.lora import merged
 from data_pipelines.errors import InputError, one_line
-from data_pipelines.files import CHECKSUMS, check_unchanged, checksum_folder, read_json, write_text
+from data_pipelines.files import (
+    CHECKSUMS,
+    check_unchanged,
+    checksum_folder,
+    make_folder,
+    read_json,
+    write_text,
+)
 from data_pipelines.reports import ReportFormat
 
 CONFIG_FILE = "config.json"
@@ -87,6 +94,7 @@ def save_export(
     try:
         if is_main_process:
             shutil.rmtree(scratch, ignore_errors=True)  # of a killed program
+            make_folder(scratch)
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(scratch / "variables", variables)
         if is_main_process:

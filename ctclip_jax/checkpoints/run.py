@@ -87,6 +87,10 @@ class Checkpointer:
         self.newest: int | None = None  # step that this run has saved or restored last
         self._saving: Future | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        # One device writes a replicated array of less than 1 MiB a device: to have each write its
+        # part, orbax compiles a program for every shape and slice before the first save.
+        arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=1 << 20)
+        ocp.type_handlers.register_type_handler(jax.Array, arrays, override=True)
         self._manager = ocp.CheckpointManager(
             self._directory,
             item_handlers={

@@ -12,9 +12,9 @@ def check_devices() -> None:
     """
     try:
         jax.devices()
-    except Exception as error:  # RuntimeError, or of a missing plugin an empty AssertionError
+    except Exception as error:  # RuntimeError, or without a plugin an AssertionError without text
         platforms = jax.config.jax_platforms or ""
-        cause = one_line(error).partition(" (set JAX_PLATFORMS")[0]
+        cause = one_line(error).partition(" (set JAX_PLATFORMS")[0] if str(error) else "no plugin"
         raise InputError(
             f"JAX_PLATFORMS={platforms}: no such device can be used ({cause}); JAX_PLATFORMS=cpu"
             " computes without an accelerator"

@@ -99,6 +99,7 @@ def main() -> None:
             folder = make_folder(values.folder)
         else:
             folder = cleanup.enter_context(tempfile.TemporaryDirectory(prefix="ctclip-jax-"))
+        tempfile.tempdir = str(folder)  # zips are unpacked there
         # After the folder, so that uploads are deleted before it is.
         cleanup.enter_context(contextlib.closing(analyses))
         address = f"http://{HOST}:{listener.getsockname()[1]}"

@@ -13,11 +13,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float, Float32, Int16
 
-from ctclip_jax.demo import uploads
 from ctclip_jax.inference.classifiers import Classifier, finding_prompts
 from ctclip_jax.inference.load import Model
 from data_pipelines.errors import InputError
-from data_pipelines.formats.stored import limited_volumes
+from data_pipelines.formats.stored import limited_bytes
 from data_pipelines.shard_tasks import provenance
 
 MAX_SCANS = 4  # in memory; a full-size one takes 250 MB with its patch features
@@ -68,14 +67,13 @@ class Analyses:
     def start(self, path: Path, *, name: str) -> Analysis:
         """Queues an upload, whose file is deleted as soon as it has been read."""
         with self._lock:
-            if len(self._uploads) >= MAX_QUEUED:
-                uploads.delete(path)
-                raise QueueFullError("too many scans are waiting; try again in a minute")
             analysis = Analysis(secrets.token_hex(8), name)
             try:
+                if len(self._uploads) >= MAX_QUEUED:
+                    raise QueueFullError("too many scans are waiting; try again in a minute")
                 self._submit(self._analyze, analysis, path)
             except QueueFullError:
-                uploads.delete(path)
+                path.unlink()
                 raise
             self._scans[analysis.id] = analysis
             self._uploads[analysis.id] = path
@@ -131,8 +129,7 @@ class Analyses:
             self._read_and_encode(analysis, path)
         except InputError as problem:
             # The user knows the name of the file, not that of our copy.
-            stored_as = str(path.with_suffix("") if path.suffix == ".zip" else path)
-            error = str(problem).replace(stored_as, analysis.name)
+            error = str(problem).replace(str(path), analysis.name)
         except Exception as bug:  # must not end the page
             error = f"internal error: {type(bug).__name__}: {bug}"
         finally:
@@ -144,9 +141,9 @@ class Analyses:
     def _read_and_encode(self, analysis: Analysis, path: Path) -> None:
         self.get(analysis.id)  # raises InputError for a scan that was dropped while it was queued
         analysis.state = "reading"
-        # A small file may hold voxels for gigabytes.
-        with limited_volumes(self.max_upload_bytes):
-            prepared = self.model.prepare(uploads.unpack(path, max_bytes=self.max_upload_bytes))
+        # A small file may hold gigabytes.
+        with limited_bytes(self.max_upload_bytes):
+            prepared = self.model.prepare(path)
         analysis.volume, analysis.provenance = prepared.volume, provenance(prepared)
         del analysis.provenance["file"], prepared
         self._delete(path)
@@ -178,4 +175,4 @@ class Analyses:
 
     def _delete(self, path: Path) -> None:
         if not self.keep_uploads:
-            uploads.delete(path)
+            path.unlink(missing_ok=True)

@@ -1,12 +1,10 @@
-"""Uploaded files: stored under random names in one folder, limited in size, safely unzipped."""
+"""Uploaded files: stored under random names in one folder, limited in size."""
 
 import secrets
-import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 from data_pipelines.errors import InputError
-from data_pipelines.formats.zipped import unzip
 
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".npz", ".dcm", ".zip")
 
@@ -47,21 +45,3 @@ def check_size(num_bytes: int, max_bytes: int) -> None:
     """Raises TooLargeError for an upload of more than `max_bytes`."""
     if num_bytes > max_bytes:
         raise TooLargeError(f"more than {max_bytes / 2**20:g} MiB; see --max_upload_mb")
-
-
-def unpack(path: Path, *, max_bytes: int) -> Path:
-    """The path that `data_pipelines.formats.read_scan` opens: the upload, or the folder of a
-    DICOM series that was unzipped beside it."""
-    if path.suffix != ".zip":
-        return path
-    folder = path.with_suffix("")
-    folder.mkdir()
-    unzip(path, folder, max_bytes=max_bytes)
-    return folder
-
-
-def delete(path: Path) -> None:
-    """Deletes an upload and its unzipped contents."""
-    path.unlink(missing_ok=True)
-    if path.suffix == ".zip":
-        shutil.rmtree(path.with_suffix(""), ignore_errors=True)

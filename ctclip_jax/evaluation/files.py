@@ -12,7 +12,6 @@ without cases.csv, patients and scans come from volume names as in CT-RATE.
 
 import dataclasses
 import json
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from jaxtyping import Float
 
 from ctclip_jax.evaluation.dataset import SUBGROUPS, EvalSet
 from ctclip_jax.evaluation.estimates import named_estimates
-from data_pipelines.errors import InputError
+from data_pipelines.errors import InputError, one_line
 from data_pipelines.files import make_folder, publish, read_json, scratch_folder, write_text
 from data_pipelines.reports import LABELS
 from data_pipelines.sources.case import UNKNOWN
@@ -188,9 +187,9 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             return dict(file)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+    except Exception as error:  # numpy, zipfile and zlib raise all kinds for a damaged file
         hint = "; save names as strings: names.astype(str)" if "Object arrays" in str(error) else ""
-        raise InputError(f"{path}: not a file of arrays ({error}{hint})") from error
+        raise InputError(f"{path}: not a file of arrays ({one_line(error)}{hint})") from error
 
 
 def read_source(folder: Path) -> dict[str, Any]:

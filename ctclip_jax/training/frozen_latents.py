@@ -10,10 +10,10 @@ from jaxtyping import Float
 
 from ctclip_jax.common.shapes import Variables
 from ctclip_jax.evaluation.encoder import Encoder
+from ctclip_jax.evaluation.files import read_arrays, write_arrays
 from ctclip_jax.training.config import TrainConfig
 from data_pipelines import shards
-from data_pipelines.errors import InputError, one_line
-from data_pipelines.files import publish, scratch_folder
+from data_pipelines.errors import InputError
 
 FILE = "latents.npz"
 
@@ -35,7 +35,10 @@ def frozen_latents(
     path, split = workdir / FILE, config.data.split
     source = _source(config)
     if path.exists():
-        return _load(path, source)
+        arrays = read_arrays(path)
+        if arrays.pop("source", np.array([])).tolist() != source:
+            raise InputError(f"{path}: latents of other volumes or weights; remove it")
+        return [arrays[f"folder{i}"] for i in range(len(arrays))]
     variables, latents = initial_variables(), []
     for folder in config.data.folders:
         rows = range(len(shards.read_reports(folder, split)))
@@ -44,22 +47,7 @@ def frozen_latents(
             print(f"{folder}: encoded {len(rows)} volumes with the frozen image tower", flush=True)
     if jax.process_index() == 0:
         arrays = {f"folder{i}": array for i, array in enumerate(latents)}
-        with scratch_folder(workdir) as scratch:
-            np.savez(scratch / FILE, source=np.array(source), **arrays)
-            publish(scratch / FILE, path)
-    return latents
-
-
-def _load(path: Path, source: list[str]) -> list[Float[np.ndarray, "n d"]]:
-    try:
-        with np.load(path) as file:
-            arrays = dict(file)
-        is_current = arrays.pop("source").tolist() == source
-        latents = [arrays[f"folder{i}"] for i in range(len(arrays))]
-    except Exception as error:  # numpy, zipfile and zlib raise all kinds for a damaged file
-        raise InputError(f"{path}: damaged ({one_line(error)}); remove it") from error
-    if not is_current:
-        raise InputError(f"{path}: latents of other volumes or weights; remove it")
+        write_arrays(path, source=np.array(source), **arrays)
     return latents
 
 

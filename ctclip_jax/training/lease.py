@@ -1,16 +1,14 @@
 """The lease of a run on its workdir: one run at a time trains there.
 
-WORKDIR/.lease-N belongs to the process that has created it, and says which one that is; its
-heartbeat counts up in the file. When N was given back, or its process is dead, the next run creates
-N + 1. All that this needs is that a file can be created only once, as on shared disks and in
-buckets: no common clock, and no flock, which `data_pipelines.files.locked` uses since several
-preparations can share a folder.
+WORKDIR/.lease-N names the process that created it, and counts its heartbeats. Once that process has
+released it or is dead, the next run creates N + 1. A file can be created only once, also on shared
+disks and in buckets; nothing else is needed, neither a common clock nor the locks of
+`data_pipelines.files.locked`, which such disks lack, or keep after their host has gone.
 """
 
 import json
 import os
 import socket
-import sys
 import threading
 import time
 from pathlib import Path
@@ -20,7 +18,7 @@ import numpy as np
 import psutil
 from jax.experimental import multihost_utils
 
-from data_pipelines.errors import InputError, one_line
+from data_pipelines.errors import InputError, one_line, warn
 from data_pipelines.files import make_folder
 
 BEAT_SECONDS = 5.0
@@ -32,10 +30,8 @@ class Lease:
 
     def __init__(self, workdir: Path, *, is_holder: bool = True):
         """Raises InputError if another run trains in `workdir`, or it cannot be written."""
-        self._workdir, refusal = workdir, ""
-        self._number: int | None = None
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
+        self._workdir, self._number, refusal = workdir, 0, ""
+        self._is_released = threading.Event()
         if is_holder:
             try:
                 self._acquire()
@@ -47,24 +43,23 @@ class Lease:
 
     def check(self) -> None:
         """Raises InputError if another run has taken over, because this one stood still."""
-        if self._number not in (None, _newest(self._workdir)):
+        if self._number and self._number != _newest(self._workdir):
             raise InputError(f"{self._workdir}: another run took over while this one stood still")
 
     def release(self) -> None:
-        """Gives the lease back; its file stays, so that the number is never used again."""
-        if self._thread.is_alive():
-            self._stop.set()
+        """Its file stays, so that the number is never used again."""
+        if self._number:
+            self._is_released.set()
             self._thread.join()
             self._write(released=True)
 
     def _acquire(self) -> None:
         make_folder(self._workdir)
-        while self._number is None:
+        while not self._number:
             newest = _newest(self._workdir)
-            holder = _read(_path(self._workdir, newest))
-            if newest and _is_alive(_path(self._workdir, newest), holder):
-                who = f"host {holder.get('host')}, pid {holder.get('pid')}"
-                raise InputError(f"{self._workdir}: another process trains here ({who})")
+            path = _path(self._workdir, newest)
+            if newest and (holder := _living_holder(path)):
+                raise InputError(f"{self._workdir}: another process trains here ({holder})")
             try:
                 _path(self._workdir, newest + 1).touch(exist_ok=False)
                 self._number = newest + 1
@@ -75,6 +70,7 @@ class Lease:
                 raise InputError(f"{self._workdir}: cannot be written ({cause})") from error
         self._record = {**_myself(), "host": socket.gethostname(), "beat": 0}
         self._write()
+        self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
         self._thread.start()
         # The one before stays: a run that lists the folder right now sees one of the two.
         for number in range(self._number - 2, 0, -1):
@@ -83,7 +79,7 @@ class Lease:
             _path(self._workdir, number).unlink(missing_ok=True)
 
     def _beat(self) -> None:
-        while not self._stop.wait(BEAT_SECONDS):
+        while not self._is_released.wait(BEAT_SECONDS):
             self._write(beat=self._record["beat"] + 1)
 
     def _write(self, **changes: Any) -> None:
@@ -96,36 +92,34 @@ class Lease:
             pass
 
 
-def _is_alive(path: Path, holder: dict[str, Any]) -> bool:
-    """Whether the process that holds a lease runs: of another machine, whether its heart beats."""
-    if holder.get("released"):
-        return False
-    if holder.get("machine") == _myself()["machine"]:
-        started = _start_time(holder["pid"])  # another one may have its pid by now
-        return started is not None and abs(started - holder["started"]) < 2
-    host = holder.get("host", "unknown")
-    print(
-        f"{path}: a run on host {host} has not ended there; waiting {SILENCE_SECONDS:.0f} s for a"
-        " sign of it",
-        file=sys.stderr,
-        flush=True,
-    )
+def _living_holder(path: Path) -> str:
+    """Host and pid of the process that holds a lease; "" if it has released it or is dead."""
+    record, myself = _read(path), _myself()
+    holder = f"host {record.get('host')}, pid {record.get('pid')}"
+    if record.get("released"):
+        return ""
+    if record.get("machine") == myself["machine"]:
+        started = _start_time(record["pid"])
+        if started is None:
+            return ""
+        if started == record["started"]:
+            return holder
+        # Another process has its pid by now, or the clock was set.
+    warn(f"{path}: not released by {holder}; waiting {SILENCE_SECONDS:.0f} s for its heartbeat")
     deadline = time.monotonic() + SILENCE_SECONDS
     while time.monotonic() < deadline:
         time.sleep(BEAT_SECONDS / 5)
-        if (current := _read(path)) != holder:
-            return not current.get("released")
-    return False
+        if (current := _read(path)) != record:
+            return "" if current.get("released") else holder
+    return ""
 
 
 def _myself() -> dict[str, Any]:
     """This process, and its machine: host, boot and process namespace, in which a pid counts."""
     machine = [socket.gethostname()]
-    try:
-        machine.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
-        machine.append(os.readlink("/proc/self/ns/pid"))
-    except OSError:  # no Linux
-        pass
+    if os.path.exists("/proc/self/ns/pid"):  # Linux
+        boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        machine += [boot_id, os.readlink("/proc/self/ns/pid")]
     return {"machine": machine, "pid": os.getpid(), "started": _start_time(os.getpid())}
 
 

@@ -16,24 +16,19 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float, Shaped
 
-from data_pipelines.errors import InputError
+from data_pipelines.errors import InputError, naming_file
 from data_pipelines.formats import dicom_series
-from data_pipelines.formats.dicom_header import (
-    DAMAGE,
-    DicomFile,
-    Plane,
-    read_dataset,
-)
+from data_pipelines.formats.dicom_header import DAMAGE, DicomFile, read_dataset
 from data_pipelines.formats.dicom_multiframe import read_multiframe
 from data_pipelines.formats.dicom_series import Series
 from data_pipelines.formats.dicom_values import (
     AIR_HU,
     check_scales,
-    find_padding,
+    fill_padding,
     padding_note,
     stored_air,
 )
-from data_pipelines.formats.stored import StoredVolume, check_size, naming_file
+from data_pipelines.formats.stored import StoredVolume, check_size
 
 _SHARED = {  # fields of Plane that are equal in all slices, and their tags
     "shape": "Rows or Columns",
@@ -58,8 +53,6 @@ def read_dicom(path: epath.PathLike, *, series: str = "") -> StoredVolume:
     unreadable or not evenly spaced planes of one volume are an InputError.
     """
     path = epath.Path(path)
-    if path.name.upper() == "DICOMDIR" and not path.is_dir():
-        path = path.parent
     with warnings.catch_warnings(action="ignore"):
         candidates, left_out = dicom_series.list_series(path)
         named = dicom_series.select(candidates, series, path=path)
@@ -74,10 +67,13 @@ def read_dicom(path: epath.PathLike, *, series: str = "") -> StoredVolume:
 def _selection_notes(
     chosen: Series, named: Sequence[Series], candidates: Sequence[Series], left_out: Counter[str]
 ) -> list[str]:
-    """Tells of other series, named alike or of the same study, and of files that are no slices."""
+    """Lists other series, of the same name or study, and counts files that are not CT slices."""
     study = chosen.first.tags["StudyInstanceUID"]
-    rivals = [s for s in candidates if s in named or s.first.tags["StudyInstanceUID"] == study]
-    others = [s for s in rivals if s.uid != chosen.uid]
+    others = [
+        s
+        for s in candidates
+        if s.uid != chosen.uid and (s in named or s.first.tags["StudyInstanceUID"] == study)
+    ]
     stacks = [s for s in candidates if s.uid == chosen.uid and s is not chosen]
     left_out = left_out + Counter({"slice of another plane": sum(s.num_slices for s in stacks)})
     notes = []
@@ -91,7 +87,7 @@ def _selection_notes(
 
 def _read_series(path: epath.Path, series: Series, *, notes: Sequence[str]) -> StoredVolume:
     if fault := next((file for file in series.files if file.fault), None):
-        raise InputError(f"{fault.path}: {fault.fault}")
+        raise InputError(fault.fault)
     if series.first.num_frames > 1:
         return read_multiframe(series.first, notes=notes)
     slices, num_duplicates = _sort_slices(path, series.files)
@@ -100,17 +96,22 @@ def _read_series(path: epath.Path, series: Series, *, notes: Sequence[str]) -> S
         notes = [*notes, *check_scales(scales, [file.path.name for file in slices])]
     if num_duplicates:
         notes.append(f"duplicate slices, counted once ({num_duplicates})")
-    scales = {(f.plane.slope, f.plane.intercept, f.plane.pixel_type) for f in slices}
-    rescale = len(scales) > 1 or not all(_has_stored_air(file.plane) for file in slices)
-    voxels, num_padding, sha256 = _read_pixels(slices, rescale=rescale)
+    first = slices[0].plane
+    is_one_scale = (
+        len({(f.plane.slope, f.plane.intercept, f.plane.pixel_type) for f in slices}) == 1
+    )
+    padding = next((file.plane.padding for file in slices if file.plane.padding), None)
+    # As stored, which takes half of the memory, unless the slices differ or air cannot be stored.
+    air = stored_air(first) if is_one_scale else None
+    rescale = not is_one_scale or (padding is not None and air is None)
+    voxels, num_padding, sha256 = _read_pixels(slices, rescale=rescale, air=air)
     if num_padding:
-        padding = next(file.plane.padding for file in slices if file.plane.padding)
         notes.append(padding_note(padding, num_padding / voxels.size))
     affine = _affine(slices)
     return StoredVolume(
         voxels=voxels,
-        slope=1.0 if rescale else slices[0].plane.slope,
-        intercept=0.0 if rescale else slices[0].plane.intercept,
+        slope=1.0 if rescale else first.slope,
+        intercept=0.0 if rescale else first.intercept,
         affines={"DICOM": affine},
         spacing_xyz=tuple(map(float, nib.affines.voxel_sizes(affine))),
         sha256=sha256,
@@ -163,17 +164,9 @@ def _is_duplicate(file: DicomFile, other: DicomFile) -> bool:
     a, b = file.plane, other.plane
     is_same_scale = (a.slope, a.intercept, a.scale) == (b.slope, b.intercept, b.scale)
     is_same_place = np.allclose(a.position, b.position, rtol=0, atol=_SAME_POSITION_MM)
-    return (
-        is_same_scale
-        and is_same_place
-        and np.array_equal(_read_stored(file)[0], _read_stored(other)[0])
-    )
-
-
-def _has_stored_air(plane: Plane) -> bool:
-    """Whether padding can be replaced by a stored value that is air."""
-    scale = {"slope": plane.slope, "intercept": plane.intercept}
-    return plane.padding is None or stored_air(plane.pixel_type, **scale) is not None
+    if not (is_same_scale and is_same_place):
+        return False
+    return np.array_equal(_read_stored(file)[0], _read_stored(other)[0])
 
 
 def _affine(ordered: Sequence[DicomFile]) -> Float[np.ndarray, "4 4"]:
@@ -195,27 +188,22 @@ def _read_stored(file: DicomFile) -> tuple[Shaped[np.ndarray, "y x"], bytes]:
 
 
 def _read_pixels(
-    ordered: Sequence[DicomFile], *, rescale: bool
+    ordered: Sequence[DicomFile], *, rescale: bool, air: int | None
 ) -> tuple[Shaped[np.ndarray, "x y z"], int, str]:
-    """Returns the stored values, or with `rescale` those by each slice's own scale; how many of
-    them were padding and are air now; and the digest of the file digests."""
+    """Returns the stored values, in which padding becomes `air`, or with `rescale` HU by each
+    slice's own scale; the number of voxels that were padding; the digest of the file digests."""
     voxels, num_padding, digests = None, 0, hashlib.sha256()
     for k, file in enumerate(ordered):
         stored, content = _read_stored(file)
         with naming_file(file.path, DAMAGE):
-            scale = {"slope": file.plane.slope, "intercept": file.plane.intercept}
-            plane = stored
+            values = stored
             if rescale:
-                plane = stored.astype(np.float32) * scale["slope"] + scale["intercept"]
-            padding = find_padding(stored, file.plane.padding, **scale)
-            if padding is not None:
-                air = AIR_HU if rescale else stored_air(stored.dtype, **scale)
-                plane = np.where(padding, plane.dtype.type(air), plane)
-                num_padding += np.count_nonzero(padding)
+                values = stored.astype(np.float32) * file.plane.slope + file.plane.intercept
+            num_padding += fill_padding(values, stored, file.plane, air=AIR_HU if rescale else air)
             if voxels is None:
-                shape, dtype = (*file.plane.shape, len(ordered)), plane.dtype.newbyteorder("=")
+                shape, dtype = (*file.plane.shape, len(ordered)), values.dtype.newbyteorder("=")
                 check_size(shape, dtype)
                 voxels = np.empty(shape, dtype, order="F")
-            voxels[:, :, k] = plane.T
+            voxels[:, :, k] = values.T
         digests.update(hashlib.sha256(content).hexdigest().encode())
     return voxels, num_padding, digests.hexdigest()

@@ -13,11 +13,9 @@ from pydicom.datadict import dictionary_VR
 from pydicom.multival import MultiValue
 from pydicom.tag import Tag
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
-from pydicom.values import convert_value
 
-from data_pipelines.errors import InputError, one_line
+from data_pipelines.errors import InputError, naming_file
 from data_pipelines.formats.sniff import describe_content
-from data_pipelines.formats.stored import naming_file
 
 DAMAGE = "unreadable DICOM"
 _MAGIC, _MAGIC_AT = b"DICM", 128
@@ -26,24 +24,27 @@ _FIRST_GROUPS = (b"\x02\x00", b"\x08\x00")
 _UNIT_TOLERANCE = 1e-3
 _CT_CLASSES = ("CT Image", "Enhanced CT Image", "Legacy Converted Enhanced CT Image")
 SCALE_TO_HU = "RescaleType HU"  # also where none is written
-_BINARY = ("FD", "FL", "SL", "SS", "UL", "US")
-_SERIES_TAGS = (
+_ASCII = ("AS", "CS", "DA", "DS", "IS", "UI")
+_TEXTS = (
     *("PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription"),
-    *("ConvolutionKernel", "AcquisitionNumber", "ImageType"),
+    *("ConvolutionKernel", "AcquisitionNumber", "ImageType", "StudyDate", "PatientSex"),
+    *("PatientAge", "Manufacturer", "ManufacturerModelName"),
 )
-# Only these are parsed, which is faster.
-_TAGS = [
-    *_SERIES_TAGS,
-    *("SOPClassUID", "Modality", "NumberOfFrames", "InConcatenationTotalNumber"),
-    *("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing", "Rows", "Columns"),
-    *("SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "PixelRepresentation"),
-    *("RescaleSlope", "RescaleIntercept", "RescaleType"),
-    *("PixelPaddingValue", "PixelPaddingRangeLimit"),
-    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
-]
-_TAG_OF = {name: Tag(name) for name in _TAGS}
+_TAGS = {  # pydicom finds elements by tag faster than by name
+    name: Tag(name)
+    for name in (
+        *_TEXTS,
+        *("SOPClassUID", "Modality", "NumberOfFrames", "InConcatenationTotalNumber"),
+        *("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing", "Rows", "Columns"),
+        *("SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "PixelRepresentation"),
+        *("RescaleSlope", "RescaleIntercept", "RescaleType"),
+        *("PixelPaddingValue", "PixelPaddingRangeLimit"),
+        *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+    )
+}
 
-# It logs a line for every odd value of every slice, which absl would print.
+# It logs or warns of every odd value of every slice; what matters of them is checked here.
+pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
 
@@ -77,7 +78,7 @@ class DicomFile:
     """One DICOM file.
 
     Attributes:
-      tags: what tells of its series, as text; empty where there is none.
+      tags: texts about its series and patient; empty where there is none.
       kind: what the file holds in place of CT slices, such as "localizer"; empty for those.
       plane: None if there is a `kind` or a `fault`, the reason why a CT slice cannot be used.
     """
@@ -85,7 +86,7 @@ class DicomFile:
     path: epath.Path
     tags: Mapping[str, str]
     num_frames: int
-    kind: str
+    kind: str = ""
     plane: Plane | None = None
     fault: str = ""
 
@@ -99,7 +100,7 @@ def read_header(path: epath.Path) -> DicomFile | None:
     """Reads the header of a file; None for one that is not DICOM.
 
     By content, with or without preamble. A damaged file that has one, or is named .dcm, is an
-    InputError: without its slice a volume is incomplete."""
+    InputError, as is a damaged slice of an unknown series: without it a volume is incomplete."""
     with naming_file(path, DAMAGE), path.open("rb") as file:
         start = file.read(_MAGIC_AT + len(_MAGIC))
         is_certain = start[_MAGIC_AT:] == _MAGIC or path.suffix.lower() == ".dcm"
@@ -107,7 +108,7 @@ def read_header(path: epath.Path) -> DicomFile | None:
             return None
         file.seek(0)
         try:
-            tags = read_dataset(file, stop_before_pixels=True, specific_tags=_TAGS)
+            tags = read_dataset(file, is_header=True)
             if "SOPClassUID" not in tags and not ("Rows" in tags and "SeriesInstanceUID" in tags):
                 raise ValueError("no SOPClassUID")
         except Exception:
@@ -116,12 +117,29 @@ def read_header(path: epath.Path) -> DicomFile | None:
             if (content := describe_content(start)) not in ("", "DICOM"):
                 raise InputError(f"not DICOM but {content}") from None
             raise
-        return _describe(path, tags)
+        texts = {name: _read_text(tags, name) for name in _TEXTS}
+        num_frames = int(_read_text(tags, "NumberOfFrames") or 1)
+        if kind := _kind(tags):
+            return DicomFile(path, texts, num_frames, kind=kind)
+    try:
+        with naming_file(path, DAMAGE):
+            if num_frames > 1 or "PerFrameFunctionalGroupsSequence" in tags:
+                plane = _read_frames(tags)
+            else:
+                position = _numbers(tags, "ImagePositionPatient", 3)
+                plane = _read_plane(tags, positions=position[None])
+            return DicomFile(path, texts, num_frames, plane=plane)
+    except InputError as error:
+        if not texts["SeriesInstanceUID"]:
+            raise
+        return DicomFile(path, texts, num_frames, fault=str(error))
 
 
-def read_dataset(file: IO[bytes], **options) -> pydicom.Dataset:
-    """`pydicom.dcmread`, also of files without preamble or meta information."""
-    tags = pydicom.dcmread(file, force=True, **options)
+def read_dataset(file: IO[bytes], *, is_header: bool = False) -> pydicom.Dataset:
+    """`pydicom.dcmread`, also of files without preamble or meta information; with `is_header` only
+    the elements that this module reads, which is faster."""
+    names = list(_TAGS.values()) if is_header else None
+    tags = pydicom.dcmread(file, force=True, stop_before_pixels=is_header, specific_tags=names)
     if "TransferSyntaxUID" not in tags.file_meta:
         is_implicit, _ = tags.original_encoding
         tags.file_meta.TransferSyntaxUID = (
@@ -130,85 +148,53 @@ def read_dataset(file: IO[bytes], **options) -> pydicom.Dataset:
     return tags
 
 
-def read_text(tags: pydicom.Dataset, name: str) -> str:
-    r"""Returns an element as written, in which "\" separates values; empty if there is none.
-
-    Not by pydicom's types: writers use other value representations, and decimal commas."""
-    tag = _TAG_OF[name] if name in _TAG_OF else Tag(name)  # which is slow
-    if tag not in tags:
+def _read_text(tags: pydicom.Dataset, name: str) -> str:
+    r"""Returns an element as text, in which "\" separates values; empty if there is none."""
+    if (element := tags.get_item(tag := _TAGS[name])) is None:
         return ""
-    element = tags.get_item(tag)
-    vr = dictionary_VR(name)[:2] if element.VR in (None, "UN") else element.VR  # "US or SS"
-    value = element.value
-    if vr in _BINARY and isinstance(value, bytes):
-        value = convert_value(vr, element)
-    if isinstance(value, bytes):
-        try:
-            value = value.decode()
-        except UnicodeDecodeError:
-            value = value.decode("latin-1")
-    if not isinstance(value, str):
-        values = value if isinstance(value, (list, MultiValue)) else [value]
-        value = "\\".join("" if part is None else str(part) for part in values)
-    if not value.isprintable():
-        value = "".join(char if char.isprintable() else " " for char in value)
-    return value.strip()
-
-
-def _describe(path: epath.Path, tags: pydicom.Dataset) -> DicomFile:
-    num_frames = int(read_text(tags, "NumberOfFrames") or 1)
-    texts = {name: read_text(tags, name) for name in _SERIES_TAGS}
-    file = DicomFile(path, texts, num_frames, _kind(tags))
-    if file.kind:
-        return file
-    try:
-        plane = _read_plane(tags) if num_frames == 1 else _read_frames(tags)
-        return dataclasses.replace(file, plane=plane)
-    except Exception as error:
-        cause = one_line(error)
-        fault = cause if isinstance(error, InputError) else f"{DAMAGE} ({cause})"
-    if not texts["SeriesInstanceUID"]:
-        raise InputError(fault)
-    return dataclasses.replace(file, fault=fault)
+    if (element.VR or dictionary_VR(tag)) in _ASCII and isinstance(element.value, bytes):
+        # As written: pydicom, which is slower too, takes decimal commas for an error.
+        return element.value.decode("latin-1").strip(" \0")
+    value = tags[tag].value
+    values = value if isinstance(value, (list, MultiValue)) else [value]
+    return "\\".join("" if part is None else str(part) for part in values).strip()
 
 
 def _kind(tags: pydicom.Dataset) -> str:
     """What a file holds in place of CT slices, in the words of its SOP class; empty for those."""
-    sop_class = UID(read_text(tags, "SOPClassUID"))
+    sop_class = UID(_read_text(tags, "SOPClassUID"))
     name = sop_class.name.removesuffix(" Storage")
-    modality = read_text(tags, "Modality") or "CT"
+    modality = _read_text(tags, "Modality") or "CT"
     if modality != "CT":
         return name if name != sop_class.name and name not in _CT_CLASSES else f"{modality} image"
-    if "LOCALIZER" in read_text(tags, "ImageType").upper().split("\\"):
+    if "LOCALIZER" in _read_text(tags, "ImageType").upper().split("\\"):
         return "localizer"
-    photometric = read_text(tags, "PhotometricInterpretation") or "MONOCHROME2"
-    if (read_text(tags, "SamplesPerPixel") or "1") != "1" or "MONOCHROME" not in photometric:
+    photometric = _read_text(tags, "PhotometricInterpretation") or "MONOCHROME2"
+    if (_read_text(tags, "SamplesPerPixel") or "1") != "1" or "MONOCHROME" not in photometric:
         return "color image"
     # Some converters write CT slices as Secondary Capture: those have positions.
     is_ct = not sop_class or name in _CT_CLASSES or "ImagePositionPatient" in tags
     return "" if is_ct else name
 
 
-def _read_plane(tags: pydicom.Dataset) -> Plane:
-    return _plane(tags, positions=_numbers(tags, "ImagePositionPatient", 3)[None])
-
-
 def _read_frames(tags: pydicom.Dataset) -> Plane:
-    """Of a multi-frame file; the scale of its frames is left to its reader."""
-    if int(read_text(tags, "InConcatenationTotalNumber") or 1) > 1:
+    """Of a multi-frame file, the scale that of its first frame; it may have one frame only."""
+    if int(_read_text(tags, "InConcatenationTotalNumber") or 1) > 1:
         raise InputError("a part of a concatenation (one volume in several multi-frame files)")
     frames = tags.get("PerFrameFunctionalGroupsSequence")
     if not frames:
         raise InputError("multi-frame, but neither Enhanced CT nor Legacy Converted Enhanced CT")
     shared = tags.SharedFunctionalGroupsSequence[0]
-    for name in ("PlaneOrientationSequence", "PixelMeasuresSequence"):
-        source = frames[0] if name in frames[0] else shared
-        tags.update(source[name].value[0])
+    groups = ("PlaneOrientation", "PixelMeasures", "PixelValueTransformation")
+    for name in (f"{group}Sequence" for group in groups):
+        for source in (shared, frames[0]):
+            if name in source:
+                tags.update(source[name].value[0])
     positions = [frame.PlanePositionSequence[0].ImagePositionPatient for frame in frames]
-    return _plane(tags, positions=np.array(positions, np.float64))
+    return _read_plane(tags, positions=np.array(positions, np.float64))
 
 
-def _plane(tags: pydicom.Dataset, *, positions: Float[np.ndarray, "frames 3"]) -> Plane:
+def _read_plane(tags: pydicom.Dataset, *, positions: Float[np.ndarray, "frames 3"]) -> Plane:
     directions = _numbers(tags, "ImageOrientationPatient", 6).reshape(2, 3)
     if not np.allclose(directions @ directions.T, np.eye(2), atol=_UNIT_TOLERANCE):
         raise InputError("ImageOrientationPatient is not two perpendicular unit vectors")
@@ -217,6 +203,8 @@ def _plane(tags: pydicom.Dataset, *, positions: Float[np.ndarray, "frames 3"]) -
     if min(between_rows, between_columns) <= 0:
         raise InputError(f"PixelSpacing of {between_rows:g} and {between_columns:g} mm")
     slope, intercept, scale = read_scale(tags)
+    names = ("PixelPaddingValue", "PixelPaddingRangeLimit")
+    padding = [int(_numbers(tags, name, 1)[0]) for name in names if _read_text(tags, name)]
     return Plane(
         shape=(int(tags.Columns), int(tags.Rows)),
         spacing=np.array([between_columns, between_rows]),
@@ -228,14 +216,14 @@ def _plane(tags: pydicom.Dataset, *, positions: Float[np.ndarray, "frames 3"]) -
         intercept=intercept,
         scale=scale,
         pixel_type=np.dtype(f"{'ui'[tags.PixelRepresentation]}{tags.BitsAllocated // 8}"),
-        padding=_read_padding(tags),
+        padding=(padding[0], padding[-1]) if padding else None,
     )
 
 
 def read_scale(tags: pydicom.Dataset) -> tuple[float, float, str]:
     """Returns `slope`, `intercept` and `scale` of a `Plane`."""
     defaults = {"RescaleSlope": 1.0, "RescaleIntercept": 0.0}
-    missing = [name for name in defaults if not read_text(tags, name)]
+    missing = [name for name in defaults if not _read_text(tags, name)]
     slope, intercept = (
         default if name in missing else float(_numbers(tags, name, 1)[0])
         for name, default in defaults.items()
@@ -244,18 +232,12 @@ def read_scale(tags: pydicom.Dataset) -> tuple[float, float, str]:
         raise InputError("RescaleSlope: got 0")
     if missing:
         return slope, intercept, f"no {' and no '.join(missing)}"
-    units = read_text(tags, "RescaleType").upper()
+    units = _read_text(tags, "RescaleType").upper()
     return slope, intercept, f"RescaleType {units}" if units else SCALE_TO_HU
 
 
-def _read_padding(tags: pydicom.Dataset) -> tuple[int, int] | None:
-    names = ("PixelPaddingValue", "PixelPaddingRangeLimit")
-    values = [int(_numbers(tags, name, 1)[0]) for name in names if read_text(tags, name)]
-    return (values[0], values[-1]) if values else None
-
-
 def _numbers(tags: pydicom.Dataset, name: str, count: int) -> Float[np.ndarray, " n"]:
-    if not (text := read_text(tags, name)):
+    if not (text := _read_text(tags, name)):
         raise InputError(f"no {name}")
     try:
         numbers = np.array([float(part.replace(",", ".")) for part in text.split("\\")])

@@ -1,5 +1,6 @@
 """Enhanced CT: a series in one multi-frame DICOM file, read by highdicom (extra `formats`)."""
 
+import dataclasses
 import hashlib
 import io
 from collections.abc import Iterator, Sequence
@@ -9,10 +10,10 @@ import nibabel as nib
 import numpy as np
 import pydicom
 
-from data_pipelines.errors import InputError
+from data_pipelines.errors import InputError, naming_file
 from data_pipelines.formats.dicom_header import DAMAGE, DicomFile, read_scale
-from data_pipelines.formats.dicom_values import AIR_HU, check_scales, find_padding, padding_note
-from data_pipelines.formats.stored import StoredVolume, check_size, naming_file
+from data_pipelines.formats.dicom_values import AIR_HU, check_scales, fill_padding, padding_note
+from data_pipelines.formats.stored import StoredVolume, check_size
 
 
 def read_multiframe(file: DicomFile, *, notes: Sequence[str] = ()) -> StoredVolume:
@@ -25,7 +26,7 @@ def read_multiframe(file: DicomFile, *, notes: Sequence[str] = ()) -> StoredVolu
             raise InputError(
                 "Enhanced CT (multi-frame DICOM): pip install 'ctclip-jax[formats]' to read it"
             ) from None
-        check_size((*file.plane.shape, file.num_frames), np.dtype(np.float32))
+        check_size((*file.plane.shape, file.num_frames), np.dtype(np.float32), copies=2)
         content = file.path.read_bytes()
         image = highdicom.imread(io.BytesIO(content))
         if image.get_volume_geometry(allow_duplicate_positions=False) is None:
@@ -37,14 +38,9 @@ def read_multiframe(file: DicomFile, *, notes: Sequence[str] = ()) -> StoredVolu
         if file.plane.padding is not None:
             # Padding is recognized by stored values; those of tissue by the first frame's scale.
             stored = _volume(image, rescale=False).array.astype(file.plane.pixel_type)
-            num_padding = 0
-            for hu, plane in zip(volume.array, stored, strict=True):
-                padding = find_padding(
-                    plane, file.plane.padding, slope=slopes[0], intercept=intercepts[0]
-                )
-                if padding is not None:
-                    hu[padding] = AIR_HU
-                    num_padding += np.count_nonzero(padding)
+            plane = dataclasses.replace(file.plane, slope=slopes[0], intercept=intercepts[0])
+            frames = zip(volume.array, stored, strict=True)
+            num_padding = sum(fill_padding(*frame, plane, air=AIR_HU) for frame in frames)
             if num_padding:
                 notes.append(padding_note(file.plane.padding, num_padding / stored.size))
     if volume.affine[:3, 0] @ file.plane.normal < 0:  # slices along the normal, as in a series

@@ -14,10 +14,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from etils import epath
 
-from data_pipelines.errors import InputError
+from data_pipelines.errors import InputError, naming_file
 from data_pipelines.formats.dicom_header import DAMAGE, DicomFile, is_ignored_file, read_header
 from data_pipelines.formats.sniff import describe_file
-from data_pipelines.formats.stored import naming_file
 
 ALL = "all"
 """In place of the name of a series: each axial one."""
@@ -61,11 +60,6 @@ class Series:
         step = float(np.median(np.diff(depths)))
         return float(np.ptp(depths)) + step, step
 
-    def names(self) -> set[str]:
-        """By which a user can choose it."""
-        tags = self.first.tags
-        return {self.uid, tags["SeriesNumber"], tags["SeriesDescription"].casefold()}
-
     def __str__(self) -> str:
         names = ("SeriesNumber", "SeriesDescription", "ConvolutionKernel")
         number, description, kernel = (self.first.tags[name] for name in names)
@@ -74,8 +68,10 @@ class Series:
 
 
 def list_series(path: epath.Path) -> tuple[list[Series], Counter[str]]:
-    """Returns the CT series in a folder, its subfolders too, or of one file, and how many other
-    DICOM files there are of each kind."""
+    """Returns the CT series of one file, or in a folder, its subfolders too, that a path names or
+    a DICOMDIR lies in; and how many other DICOM files there are of each kind."""
+    if path.name.upper() == "DICOMDIR" and not path.is_dir():
+        path = path.parent
     paths = list(walk(path)) if path.is_dir() else [path]
     if files := [file for file in map(read_header, paths) if file]:
         return group(files, path=path)
@@ -115,23 +111,25 @@ def _stacks(files: Sequence[DicomFile]) -> list[Series]:
     for file in files:
         if file.plane is None:
             continue
-        normal = file.plane.normal
-        parallel = (
-            stack
-            for stack in stacks
-            if max(file.num_frames, stack[0].num_frames) == 1
-            and abs(stack[0].plane.normal @ normal) > _PARALLEL
-        )
-        if (stack := next(parallel, None)) is None:
-            stacks.append(stack := [])
-        stack.append(file)
+        for stack in stacks:
+            is_slice = file.num_frames == stack[0].num_frames == 1
+            if is_slice and abs(stack[0].plane.normal @ file.plane.normal) > _PARALLEL:
+                stack.append(file)
+                break
+        else:
+            stacks.append([file])
     faults = [file for file in files if file.plane is None]
     return [Series((*stack, *faults)) for stack in stacks or [[]]]
 
 
 def select(series: Sequence[Series], name: str, *, path: epath.Path) -> list[Series]:
     """The series that a user names by UID, number or description; all without a name."""
-    named = [s for s in series if not name or name.casefold() in s.names()]
+
+    def names(one: Series) -> tuple[str, str, str]:
+        tags = one.first.tags
+        return one.uid, tags["SeriesNumber"], tags["SeriesDescription"].casefold()
+
+    named = [one for one in series if not name or name.casefold() in names(one)]
     if not named:
         raise InputError(f"{path}: no series {name!r}; there are {describe(series)}")
     return named

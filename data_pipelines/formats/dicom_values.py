@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Num
 
 from data_pipelines.errors import InputError
-from data_pipelines.formats.dicom_header import SCALE_TO_HU
+from data_pipelines.formats.dicom_header import SCALE_TO_HU, Plane
 
 AIR_HU = -1000.0
 _TISSUE_HU = (-900.0, 3000.0)
@@ -28,7 +28,7 @@ def check_scales(scales: Sequence[str], names: Sequence[str]) -> list[str]:
         (usual, _), *_, (odd, _) = counts
         raise InputError(
             f"{names[scales.index(odd)]} has {odd}, but {names[scales.index(usual)]} has {usual}; "
-            "RescaleSlope, RescaleIntercept and RescaleType must be alike in all slices"
+            "RescaleSlope, RescaleIntercept and RescaleType must be the same kind in all slices"
         )
     return [] if counts[0][0] == SCALE_TO_HU else [f"values may not be HU ({counts[0][0]})"]
 
@@ -60,10 +60,21 @@ def find_padding(
     return _from_border(mask)
 
 
-def stored_air(dtype: np.dtype, *, slope: float, intercept: float) -> int | None:
-    """The stored value of air, to a HU step; None if the integer type has none."""
-    value = round((AIR_HU - intercept) / slope)
-    limits = np.iinfo(dtype)
+def fill_padding(
+    values: Num[np.ndarray, "y x"], stored: Num[np.ndarray, "y x"], plane: Plane, *, air: float
+) -> int:
+    """Replaces padding of a slice by `air` in `values`; returns the number of its voxels."""
+    scale = {"slope": plane.slope, "intercept": plane.intercept}
+    if (mask := find_padding(stored, plane.padding, **scale)) is None:
+        return 0
+    values[mask] = air
+    return np.count_nonzero(mask)
+
+
+def stored_air(plane: Plane) -> int | None:
+    """The stored value of air, to a HU step; None if the integer type of the slice has none."""
+    value = round((AIR_HU - plane.intercept) / plane.slope)
+    limits = np.iinfo(plane.pixel_type)
     return value if limits.min <= value <= limits.max else None
 
 

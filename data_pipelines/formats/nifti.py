@@ -16,8 +16,8 @@ from etils import epath
 from isal import igzip
 from jaxtyping import Float, Shaped
 
-from data_pipelines.errors import InputError
-from data_pipelines.formats.stored import StoredVolume, check_size, naming_file
+from data_pipelines.errors import InputError, naming_file
+from data_pipelines.formats.stored import StoredVolume, check_size
 
 # It logs what it also raises about a damaged header.
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL + 1)
@@ -133,17 +133,15 @@ def _read_voxels(file: IO[bytes], header: nib.AnalyzeHeader) -> Shaped[np.ndarra
 def _affines(header: nib.Nifti1Header) -> dict[str, Float[np.ndarray, "4 4"]]:
     """Returns the sform and the qform that are set, finite and invertible; those to the scanner
     before those to a template."""
-    affines, codes = {}, {}
+    candidates = []
     for name, read in (("sform", header.get_sform), ("qform", header.get_qform)):
         try:
             affine, code = read(coded=True)
         except ValueError:  # raised by nibabel for NaN quaternions
             continue
         if code and np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 1e-9:
-            affines[name], codes[name] = affine, code
-    return {
-        name: affines[name] for name in sorted(affines, key=lambda n: codes[n] in _TEMPLATE_CODES)
-    }
+            candidates.append((code in _TEMPLATE_CODES, name, affine))
+    return {name: affine for _, name, affine in sorted(candidates, key=lambda c: c[0])}
 
 
 class _HashedFile(io.RawIOBase):

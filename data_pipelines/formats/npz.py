@@ -9,8 +9,8 @@ import numpy as np
 from etils import epath
 from jaxtyping import Shaped
 
-from data_pipelines.errors import InputError
-from data_pipelines.formats.stored import StoredVolume, check_size, naming_file
+from data_pipelines.errors import InputError, naming_file
+from data_pipelines.formats.stored import StoredVolume, check_size
 
 _KEY = "ct"
 

@@ -4,21 +4,18 @@ import contextlib
 import contextvars
 import dataclasses
 import math
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import psutil
-from etils import epath
 from jaxtyping import Float, Shaped
 
-from data_pipelines.errors import InputError, one_line
+from data_pipelines.errors import InputError
 
 UNKNOWN_SPACING = (1.0, 1.0, 1.0)
 """The spacing in headers whose writer did not know it."""
 _MAX_VOXELS = 2048 * 2048 * 1024  # four times those of the largest usual CT, 1024 x 1024 x 1000
-_max_bytes = contextvars.ContextVar("_max_bytes", default=math.inf)
-_MAX_MESSAGE = 300  # characters
+max_bytes = contextvars.ContextVar("max_bytes", default=math.inf)  # see `limited_bytes`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,30 +41,13 @@ class StoredVolume:
 
 
 @contextlib.contextmanager
-def naming_file(path: epath.PathLike, damage: str) -> Iterator[None]:
-    """Turns errors about a file into an InputError `PATH: CAUSE`, or `PATH: damage (CAUSE)` for
-    those of libraries, which raise exceptions of all kinds."""
-    try:
-        yield
-    except InputError as error:
-        # It may quote a value of a damaged file, which can be anything.
-        raise InputError(f"{path}: {textwrap.shorten(str(error), _MAX_MESSAGE)}") from None
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except MemoryError as error:
-        raise InputError(f"{path}: out of memory ({one_line(error)})") from error
-    except Exception as error:
-        raise InputError(f"{path}: {damage} ({one_line(error)})") from error
-
-
-@contextlib.contextmanager
-def limited_volumes(max_bytes: int) -> Iterator[None]:
-    """Refuses volumes whose voxels take more than `max_bytes`, whatever the size of their files."""
-    token = _max_bytes.set(max_bytes)
+def limited_bytes(limit: int) -> Iterator[None]:
+    """Refuses voxels, and contents of zips, of more bytes, whatever the size of their files."""
+    token = max_bytes.set(limit)
     try:
         yield
     finally:
-        _max_bytes.reset(token)
+        max_bytes.reset(token)
 
 
 def check_size(shape: Sequence[int], dtype: np.dtype, *, copies: int = 1) -> None:
@@ -77,7 +57,7 @@ def check_size(shape: Sequence[int], dtype: np.dtype, *, copies: int = 1) -> Non
     size = "x".join(map(str, shape))
     if not 0 < count <= _MAX_VOXELS:
         raise InputError(f"implausible shape: {size} voxels, expected at most {_MAX_VOXELS:.2g}")
-    if (needed := count * dtype.itemsize) > (limit := _max_bytes.get()):
+    if (needed := count * dtype.itemsize) > (limit := max_bytes.get()):
         raise InputError(f"{size} voxels are {needed >> 20} MiB, expected at most {limit >> 20}")
     if (needed := needed * copies) > (free := psutil.virtual_memory().available):
         raise InputError(f"{size} voxels need {needed >> 20} MiB of memory; {free >> 20} are free")

@@ -10,6 +10,7 @@ from pathlib import Path
 from etils import epath
 
 from data_pipelines.errors import InputError, one_line
+from data_pipelines.formats import stored
 from data_pipelines.formats.dicom_header import is_ignored_file
 
 MAX_FILES = 20_000
@@ -25,19 +26,16 @@ def unzipped(path: epath.Path) -> Iterator[epath.Path]:
             unzip(path, Path(folder))
             yield epath.Path(folder)
         except InputError as error:
-            message = str(error)
-            message = (
-                message.replace(folder, str(path)) if folder in message else f"{path}: {message}"
-            )
-            raise InputError(message) from error
+            message = str(error) if folder in str(error) else f"{path}: {error}"
+            raise InputError(message.replace(folder, str(path))) from error
 
 
-def unzip(path: epath.Path | Path, folder: Path, *, max_bytes: int = MAX_BYTES) -> None:
+def unzip(path: epath.Path, folder: Path) -> None:
     """Writes the files of a zip into `folder`, without its subfolders.
 
     Paths in a zip may lead out of the folder, or be links: files are numbered, and only letters,
     digits and dots of their names stay."""
-    num_bytes = 0
+    num_bytes, max_bytes = 0, min(MAX_BYTES, stored.max_bytes.get())
     try:
         with path.open("rb") as content, zipfile.ZipFile(content) as archive:
             members = [member for member in archive.infolist() if not member.is_dir()]

@@ -26,7 +26,6 @@ from data_pipelines.shards.format import (
     Skipped,
     decode_volume,
     encode_volume,
-    naming_record,
     write_shard,
 )
 
@@ -39,7 +38,6 @@ __all__ = [
     "discard",
     "encode_volume",
     "finish",
-    "naming_record",
     "plan",
     "preparation",
     "read",

@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 from tensorflow_datasets.core.dataset_info import DatasetIdentity
 
-from data_pipelines.errors import InputError
+from data_pipelines.errors import InputError, naming_file
 from data_pipelines.files import (
     make_folder,
     publish,
@@ -27,7 +27,6 @@ from data_pipelines.shards.format import (
     Shard,
     decode_volume,
     deserialize,
-    naming_record,
 )
 
 
@@ -181,7 +180,7 @@ class ShardSource(Sequence[Record]):
 
     def __getitem__(self, index: int) -> Record:
         record = self.encoded(index)
-        with naming_record(record.pop("shard"), record["volume_name"]):
+        with naming_file(f"{record.pop('shard')}: {record['volume_name']}", "damaged"):
             return record | {"volume": decode_volume(record)}
 
     def encoded(self, index: int) -> Record:
@@ -189,7 +188,7 @@ class ShardSource(Sequence[Record]):
         if not 0 <= index < len(self):
             raise IndexError(index)
         shard, name = self._places[index]
-        with naming_record(shard, name):
+        with naming_file(f"{shard}: {name}", "damaged"):
             record = deserialize(self._source[index])
         if record["volume_name"] != name:
             raise InputError(

@@ -4,10 +4,9 @@ Only this module knows in which steps a volume is stored. In memory volumes are 
 Equal cases give shards of equal bytes.
 """
 
-import contextlib
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numcodecs
@@ -18,7 +17,7 @@ from etils import epath
 from jaxtyping import Int16
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-from data_pipelines.errors import InputError, one_line
+from data_pipelines.errors import InputError, naming_file
 from data_pipelines.files import publish, scratch_folder, sha256
 from data_pipelines.resample import STEPS_PER_HU
 
@@ -76,17 +75,6 @@ def decode_volume(
         if scale > 1:
             target *= scale
     return volume
-
-
-@contextlib.contextmanager
-def naming_record(shard: str, volume_name: str) -> Iterator[None]:
-    """What goes wrong with a record inside becomes an InputError that names its shard."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:  # ArrayRecord, tensorflow-datasets and Blosc raise all kinds
-        raise InputError(f"{shard}: {volume_name}: damaged ({one_line(error)})") from error
 
 
 def _serialize(record: Record) -> bytes:
@@ -148,16 +136,13 @@ class Shard:
 
     def read(self) -> tuple[dict[str, Any], list[dict]]:
         """Returns `volumes` (their number), `bytes` and `sha256` of the records; and the rows."""
-        try:
+        with naming_file(self.rows, "cannot be read"):
             lines = self.rows.read_text(encoding="utf-8").split("\n")[:-1]
             summary, *rows = map(json.loads, lines)
-            is_whole = {"volumes", "bytes", "sha256"} <= {*summary} and all(
+            if not {"volumes", "bytes", "sha256"} <= {*summary} or not all(
                 {"volume_name", "reason"} <= {*row} or {*row} >= _ROW for row in rows
-            )
-        except (OSError, TypeError, ValueError) as error:
-            raise InputError(f"{self.rows}: cannot be read ({one_line(error)})") from error
-        if not is_whole:
-            raise InputError(f"{self.rows}: damaged (a key is missing)")
+            ):
+                raise InputError("damaged (a key is missing)")
         return summary, rows
 
 

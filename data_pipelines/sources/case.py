@@ -34,7 +34,8 @@ class CaseRecord:
     patient: str
     scan: str
     paths: tuple[epath.Path, ...]
-    series: str = ""
+    # Not in repr, nor is `stored_spacing`: shards hold a digest of it (`shard_tasks.plan`).
+    series: str = dataclasses.field(default="", repr=False)
     findings: str = ""
     impressions: str = ""
     labels: tuple[int, ...] = ()
@@ -42,7 +43,6 @@ class CaseRecord:
     slope: float = math.nan
     intercept: float = math.nan
     spacing: tuple[float, float, float] = (math.nan, math.nan, math.nan)
-    # Not in repr, of which shards hold a digest (`shard_tasks.plan`).
     stored_spacing: tuple[float, float, float] = dataclasses.field(
         default=(math.nan, math.nan, math.nan), repr=False
     )

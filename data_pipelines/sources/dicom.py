@@ -6,7 +6,6 @@ relative to the root; patients are digests of PatientID. Studies may share a fol
 reads the headers of all its files.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 from collections import Counter
@@ -14,14 +13,15 @@ from collections.abc import Sequence
 
 from etils import epath
 
-from data_pipelines.errors import InputError
+from data_pipelines import formats
+from data_pipelines.errors import InputError, printable
 from data_pipelines.formats import dicom_series
-from data_pipelines.formats.dicom_header import DicomFile, read_dataset, read_header, read_text
+from data_pipelines.formats.dicom_header import DicomFile, read_header
 from data_pipelines.formats.dicom_series import ALL, Series
 from data_pipelines.formats.zipped import unzipped
 from data_pipelines.reports import LABELS
 from data_pipelines.sources.case import UNKNOWN, CaseRecord, Collection
-from data_pipelines.sources.tables import DICOM_STRATA, read_strata
+from data_pipelines.sources.tables import read_strata
 
 
 def read_collection(root: epath.PathLike, *, series: str = "") -> Collection:
@@ -34,12 +34,13 @@ def read_collection(root: epath.PathLike, *, series: str = "") -> Collection:
     damaged: dict[epath.Path, str] = {}
     for path in dicom_series.walk(root):
         try:
-            if file := read_header(path):
-                by_study.setdefault(file.tags["StudyInstanceUID"] or str(path.parent), []).append(
-                    file
-                )
+            file = read_header(path)
         except InputError as error:
             damaged[path] = str(error)
+            continue
+        if file:
+            study = file.tags["StudyInstanceUID"] or str(path.parent)
+            by_study.setdefault(study, []).append(file)
     folders = {study: _common_folder(files) for study, files in by_study.items()}
     num_studies = Counter(folders.values())
     cases = []
@@ -47,7 +48,22 @@ def read_collection(root: epath.PathLike, *, series: str = "") -> Collection:
         name = _name(folders[study], root)
         if num_studies[folders[study]] > 1:
             name = f"{name}/{study}"
-        cases += _cases_of_study(files, name=name, folder=folders[study], series=series)
+        patient = files[0].tags["PatientID"]
+        case = CaseRecord(
+            volume_name=name,
+            patient=hashlib.sha256(patient.encode()).hexdigest()[:16] if patient else name,
+            scan=files[0].tags["StudyInstanceUID"] or name,
+            paths=(folders[study],),
+            labels=(UNKNOWN,) * len(LABELS),
+        )
+        try:
+            candidates, _ = dicom_series.group(files, path=folders[study])
+            selected = _select(case, candidates, series)
+        except InputError as error:
+            cases.append(dataclasses.replace(case, skip=str(error)))
+            continue
+        strata = {one.uid: read_strata(one.first.tags) for one in candidates}
+        cases += [dataclasses.replace(one, strata=strata[one.series]) for one in selected]
     cases += [
         CaseRecord(_name(path, root), _name(path, root), "", (path,), skip=reason)
         for path, reason in damaged.items()
@@ -65,67 +81,38 @@ def name_series(cases: Sequence[CaseRecord], series: str) -> list[CaseRecord]:
 
 
 def _expand(case: CaseRecord) -> list[CaseRecord]:
+    """Returns a case for each axial series of its folder, zip or file; of no DICOM, itself."""
     path = case.path()
-    is_zip = path.suffix.lower() == ".zip"
-    if not is_zip and not path.is_dir():
-        return [dataclasses.replace(case, series="")]
     try:
-        with unzipped(path) if is_zip else contextlib.nullcontext(path) as folder:
-            return _one_case_each(case, dicom_series.list_series(folder)[0])
+        content = formats.scan_format(path)
+        if content == formats.ZIP:
+            with unzipped(path) as folder:
+                return _select(case, dicom_series.list_series(folder)[0], ALL)
+        if content == formats.DICOM:
+            return _select(case, dicom_series.list_series(path)[0], ALL)
     except InputError as error:
         return [dataclasses.replace(case, skip=case.skip or str(error))]
+    return [dataclasses.replace(case, series="")]
 
 
-def _one_case_each(case: CaseRecord, series: Sequence[Series]) -> list[CaseRecord]:
-    """A case per axial series; several add their numbers to the name, or UIDs if those are not
-    unique."""
-    by_uid = {one.uid: one.first.tags["SeriesNumber"] for one in dicom_series.axial(series)}
-    is_unique = len({*by_uid.values()} - {""}) == len(by_uid)
+def _select(case: CaseRecord, candidates: Sequence[Series], series: str) -> list[CaseRecord]:
+    """Returns the case of one series; of "all", one of each axial series. Several add their numbers
+    to the name of the volume, or UIDs if those are not unique."""
+    path = case.path()
+    if series == ALL:
+        selected = dicom_series.axial(candidates)
+    else:
+        named = dicom_series.select(candidates, series, path=path)
+        selected = [dicom_series.choose(named, path=path)]
+    if len(selected) == 1:
+        return [dataclasses.replace(case, series=selected[0].uid)]
+    names = [one.first.tags["SeriesNumber"] for one in selected]
+    if len({*names} - {""}) < len(names):
+        names = [one.uid for one in selected]
     return [
-        dataclasses.replace(
-            case,
-            volume_name=case.volume_name
-            if len(by_uid) == 1
-            else f"{case.volume_name}/{number if is_unique else uid}",
-            series=uid,
-        )
-        for uid, number in by_uid.items()
+        dataclasses.replace(case, volume_name=f"{case.volume_name}/{name}", series=one.uid)
+        for name, one in zip(names, selected, strict=True)
     ]
-
-
-def _cases_of_study(
-    files: Sequence[DicomFile], *, name: str, folder: epath.Path, series: str
-) -> list[CaseRecord]:
-    patient, study = (files[0].tags[tag] for tag in ("PatientID", "StudyInstanceUID"))
-    case = CaseRecord(
-        volume_name=name,
-        patient=hashlib.sha256(patient.encode()).hexdigest()[:16] if patient else name,
-        scan=study or name,
-        paths=(folder,),
-        labels=(UNKNOWN,) * len(LABELS),
-    )
-    try:
-        candidates, _ = dicom_series.group(files, path=folder)
-        if series == ALL:
-            by_uid = {one.uid: one for one in candidates}
-            cases = _one_case_each(case, candidates)
-        else:
-            named = dicom_series.select(candidates, series, path=folder)
-            chosen = dicom_series.choose(named, path=folder)
-            by_uid = {chosen.uid: chosen}
-            cases = [dataclasses.replace(case, series=chosen.uid)]
-    except InputError as error:
-        return [dataclasses.replace(case, skip=str(error))]
-    return [
-        dataclasses.replace(case, strata=_strata(by_uid[case.series].first.path)) for case in cases
-    ]
-
-
-def _strata(path: epath.Path) -> dict[str, str]:
-    names = list(DICOM_STRATA.values())
-    with path.open("rb") as file:
-        tags = read_dataset(file, stop_before_pixels=True, specific_tags=names)
-    return read_strata({name: read_text(tags, name) for name in names})
 
 
 def _common_folder(files: Sequence[DicomFile]) -> epath.Path:
@@ -136,7 +123,5 @@ def _common_folder(files: Sequence[DicomFile]) -> epath.Path:
 
 
 def _name(path: epath.Path, root: epath.Path) -> str:
-    """A path below the root, as text that can be printed and encoded; the root itself by name."""
-    name = path.name if path == root else path.relative_to(root).as_posix()
-    name = name.encode("utf-8", "backslashreplace").decode()
-    return name if name.isprintable() else repr(name)
+    """A path below the root; the root itself by name."""
+    return printable(path.name if path == root else path.relative_to(root).as_posix())

@@ -74,7 +74,7 @@ def read_table(
     path = epath.Path(path)
     keys = [key] if isinstance(key, str) else key
     names = (*columns, *keys, *optional, *DICOM_STRATA.values())
-    # Reversed, so that of two names that are alike the first counts.
+    # Reversed, so that of two names with the same key the first counts.
     spelling = {column_key(name): name for name in reversed(names)}
     try:
         header, rows = _read_rows(path, spelling, encoding=encoding)
@@ -94,14 +94,14 @@ def read_table(
 def warn_of_unknown_columns(path: epath.PathLike, table: Table, known: Iterable[str]) -> None:
     """Warns of the columns that are not `known`, those first that resemble one that is."""
     by_key = {column_key(name): name for name in known}
-    alike, others = [], []
+    similar, others = [], []
     for name in sorted(table.columns.difference(by_key.values())):
         if near := difflib.get_close_matches(column_key(name), by_key, n=1):
-            alike.append(f"{name!r} (did you mean {by_key[near[0]]!r}?)")
+            similar.append(f"{name!r} (did you mean {by_key[near[0]]!r}?)")
         else:
             others.append(repr(name))
-    if alike or others:
-        names = textwrap.shorten(", ".join(alike + others), _MAX_LIST)
+    if similar or others:
+        names = textwrap.shorten(", ".join(similar + others), _MAX_LIST)
         warn(f"{path}: unknown columns are ignored: {names}")
 
 
@@ -149,14 +149,14 @@ def read_strata(row: Row) -> dict[str, str]:
 
 
 def _rename(header: Iterable[str], spelling: Row) -> list[str]:
-    """Returns the names of columns, in the spelling of the caller where they are alike."""
+    """Returns the names of columns, in the spelling of the caller if they have the same key."""
     names = [name.strip() for name in header]
     written: Row = {}
     for name in filter(None, names):
         if (key := column_key(name)) in written:
             raise ValueError(f"two columns {written[key]!r} and {name!r}, which are one name")
         written[key] = name
-    return [spelling.setdefault(column_key(name), name) for name in names]
+    return [spelling.get(column_key(name), name) for name in names]
 
 
 def _read_rows(path: epath.Path, spelling: Row, *, encoding: str) -> tuple[set, list[_Numbered]]:
@@ -261,6 +261,8 @@ def _read_json(text: str, spelling: Row) -> tuple[set[str], list[_Numbered]]:
                 names = _rename([*row, *labels], spelling)
             except ValueError as error:
                 raise ValueError(f"line {number}: {getattr(error, 'msg', error)}") from error
+            # Of columns that the caller does not name, the first spelling counts.
+            spelling = {column_key(name): name for name in names} | spelling
             cells = map(_json_cell, [*row.values(), *labels.values()])
             rows.append((number, dict(zip(names, cells, strict=True))))
     header = dict.fromkeys((name for _, row in rows for name in row), "")

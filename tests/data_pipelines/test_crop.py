@@ -1,5 +1,6 @@
 """crop=chest: the lungs are inside the grid, and what lies outside is said."""
 
+import dataclasses
 import itertools
 
 import nibabel as nib
@@ -179,3 +180,9 @@ def test_in_plane_the_body_counts_not_the_air_beside_it():
     assert notes[160] == ((), 0.0)
     # Of an ellipse with half axis 245 mm, 17 % lies more than 180 mm from its middle.
     assert notes[245][0] == () and notes[245][1] == pytest.approx(0.17, abs=0.02)
+
+
+def test_without_a_body_none_of_it_is_beside_the_grid(whole):
+    scan = resolve_hu_and_geometry(whole.scan)
+    air = dataclasses.replace(scan, voxels=np.full_like(scan.voxels, -1000))
+    assert place_grid(air, COARSE, "chest").body_beside == 0

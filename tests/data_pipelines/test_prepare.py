@@ -1,5 +1,6 @@
 """Preparation from a CT-RATE tree to shards: the program, modes, skips, resuming."""
 
+import dataclasses
 import hashlib
 import json
 import subprocess
@@ -10,12 +11,14 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from etils import epath
 
 from data_pipelines import resample, shard_tasks, shards
 from data_pipelines.errors import InputError
 from data_pipelines.formats import read_nifti
 from data_pipelines.hounsfield import resolve_hu_and_geometry
 from data_pipelines.shards.verify import verify
+from data_pipelines.sources.case import CaseRecord, Collection
 from data_pipelines.sources.ct_rate import read_collection
 from data_pipelines.tokenizers import load_tokenizer
 from tests.scan_tree import chest_hu, scan_path, table_path, write_nifti, write_table, write_tree
@@ -326,6 +329,20 @@ def test_other_geometry_in_the_same_folder_is_an_input_error(tmp_path):
     prepare(tmp_path, tmp_path / "out")
     with pytest.raises(InputError, match="another preparation of train .spacing differ"):
         prepare(tmp_path, tmp_path / "out", geometry=resample.Geometry((8, 14, 12), (9, 7, 7)))
+
+
+def test_preparations_of_earlier_versions_can_be_continued(tmp_path):
+    """If this digest moves, they are refused as if their tables had changed."""
+    case = CaseRecord("v", "p", "s", (epath.Path("/x"),), labels=(1,), axes="LPS")
+    other = dataclasses.replace(case, series="2")
+    digests = [
+        shard_tasks._settings(
+            Collection(("a",), [one]), geometry=GEOMETRY, mode="published_train", crop="center"
+        )["cases_sha256"]
+        for one in (case, other)
+    ]
+    assert digests[0] == "9017a52224000c3a1cce2e34ff6f44526eebbf077b7d583dbeac50e3e7b6c918"
+    assert digests[1] != digests[0]
 
 
 def test_long_scans_are_cropped_around_their_lungs(tmp_path):

@@ -84,7 +84,7 @@ def test_a_visit(browser, page, scans):
 
     # a bad scan is a line, and a good one can follow it
     find(browser, "#file").send_keys(str(bad_scan(scans)))
-    wait(browser, lambda b: "damaged or not a NIfTI file" in find(b, "#status").text)
+    wait(browser, lambda b: "not a scan but" in find(b, "#status").text)
     find(browser, "#file").send_keys(str(scans[1]))
     wait(browser, lambda b: find(b, "#exam").is_displayed())
     volume = page.model.prepare(scans[1]).volume
@@ -203,7 +203,7 @@ def test_the_later_of_two_uploads_is_shown(browser, page, scans):
 
     # its similar cases leave the page with it
     find(browser, "#file").send_keys(str(bad_scan(scans)))
-    wait(browser, lambda b: "damaged or not a NIfTI file" in find(b, "#status").text)
+    wait(browser, lambda b: "not a scan but" in find(b, "#status").text)
     assert find(browser, "#cases-title").text == "Cases"
     assert not browser.find_elements(By.CSS_SELECTOR, "#hits li")
 

@@ -54,6 +54,15 @@ def test_each_frame_has_its_own_scale(tmp_path):
     np.testing.assert_array_equal(scan.voxels, chest_hu())
 
 
+def test_files_of_one_frame_are_slices(tmp_path):
+    for k, ct in enumerate(chest_slices()):
+        ct.RescaleIntercept = -100
+        store(ct, ct.pixel_array + np.int16(100))
+        save(tmp_path / "series", enhanced([ct]), f"IM{k}")
+    scan = read_scan(tmp_path / "series")
+    np.testing.assert_array_equal(scan.voxels + scan.intercept, chest_hu())
+
+
 def test_padding_of_frames_is_air(tmp_path):
     slices = chest_slices()
     for ct in slices:

@@ -294,6 +294,12 @@ def test_series_by_name(tmp_path):
         read_scan(archive, series="7")
 
 
+def test_series_by_a_description_in_its_character_set(tmp_path):
+    slices = series("1.3", SpecificCharacterSet="ISO_IR 144", SeriesDescription="Лёгкие 1.0")
+    disc = write_disc(tmp_path / "disc", series("1.2"), marked(slices, 702))
+    assert (read_scan(disc, series="лёгкие 1.0").voxels == 702).any()
+
+
 def test_other_patients_in_a_folder_are_refused_unless_named(tmp_path):
     disc = write_disc(tmp_path / "disc", series("1.2"), marked(series("1.3", PatientID="P2"), 702))
     with pytest.raises(

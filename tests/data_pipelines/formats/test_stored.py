@@ -42,7 +42,7 @@ def test_limit_counts_voxels_and_not_the_bytes_of_the_file(tmp_path):
     path = tmp_path / "scan.nii.gz"
     nib.save(nib.Nifti1Image(np.zeros((300, 300, 300), np.int16), np.eye(4)), path)
     assert path.stat().st_size < 1 << 20
-    with stored.limited_volumes(1 << 20), pytest.raises(InputError, match="51 MiB.*at most 1"):
+    with stored.limited_bytes(1 << 20), pytest.raises(InputError, match="51 MiB.*at most 1"):
         read_scan(path)
     read_scan(path)
 

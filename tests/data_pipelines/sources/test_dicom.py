@@ -105,15 +105,19 @@ def test_folder_without_dicom_is_an_input_error(tmp_path):
 def test_series_of_a_manifest(tmp_path):
     study(tmp_path / "CT", "P1", "1.1")
     shutil.make_archive(str(tmp_path / "CT"), "zip", tmp_path / "CT")
+    (tmp_path / "CT" / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
     write_nifti(tmp_path / "a.nii", np.zeros((3, 3, 3)))
     table = tmp_path / "scans.csv"
     table.write_text(
-        "path,series,volume_name\nCT,Series 1,one\nCT.zip,all,each\nCT,,rule\na.nii,all,a\n"
+        "path,series,volume_name\nCT,Series 1,one\nCT.zip,all,each\nCT/DICOMDIR,all,disc\n"
+        "CT,,rule\na.nii,all,a\n"
     )
     cases = manifest.read_collection(table, "train").cases
     named = [(case.volume_name, case.series) for case in dicom.name_series(cases, "3")]
     assert named == [
         ("a", ""),
+        ("disc/1", "1.1.1"),
+        ("disc/2", "1.1.2"),
         ("each/1", "1.1.1"),
         ("each/2", "1.1.2"),
         ("one", "Series 1"),
