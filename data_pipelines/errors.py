@@ -106,9 +106,17 @@ def run_main(main: Callable[..., None], define_flags: Callable[[], None] = lambd
                 raise InputError(f"{error}; got {' '.join(argv[1:]) or 'none'}") from None
             main(*argv[1:])
 
+    sys.unraisablehook = _report_unraisable
     with _exit_on(*bad_config):
         define_flags()  # ml_collections applies overrides to a config with a default right here
     app.run(run, flags_parser=parse)
+
+
+def _report_unraisable(unraisable) -> None:
+    # On the first error, such as a full disk, orbax closes its event loop; each of tensorstore's
+    # threads that still reports to it would print a traceback.
+    if "Event loop is closed" not in str(unraisable.exc_value):
+        sys.__unraisablehook__(unraisable)
 
 
 @contextlib.contextmanager

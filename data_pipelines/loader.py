@@ -63,11 +63,7 @@ def train_loader(
     """
     if random_shift_voxels < 0:
         raise InputError(f"random_shift_voxels: got {random_shift_voxels}, expected 0 or more")
-    if mixture_weights and (len(mixture_weights) != len(folders) or min(mixture_weights) <= 0):
-        raise InputError(
-            f"mixture_weights: got {tuple(mixture_weights)} for {len(folders)} folders, expected"
-            " one number above 0 for each"
-        )
+    check_mixture_weights(mixture_weights, folders)
     geometry = common_geometry(folders, split)
     rows_of_folders = [shards.read_reports(folder, split) for folder in folders]
     if latents:
@@ -103,6 +99,15 @@ def train_loader(
     examples = mixed.seed(seed).random_map(example)[process_index::process_count]
     shape = tuple(geometry["shape"])
     return batches(examples, batch_size, shape=shape, num_workers=num_workers, ahead=ahead)
+
+
+def check_mixture_weights(weights: Sequence[float], folders: Sequence[epath.PathLike]) -> None:
+    """Raises InputError unless `weights` are empty, or one number above 0 for each folder."""
+    if weights and (len(weights) != len(folders) or min(weights) <= 0):
+        raise InputError(
+            f"mixture_weights: got {tuple(weights)} for {len(folders)} folders, expected one number"
+            " above 0 for each"
+        )
 
 
 def rescale_position(state: dict, process_count: int, new_process_count: int) -> dict:

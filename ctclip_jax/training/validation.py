@@ -19,7 +19,7 @@ from ctclip_jax.models.vit import ViTConfig
 from ctclip_jax.training.config import TrainConfig
 from ctclip_jax.training.metric_writer import import_wandb
 from data_pipelines.errors import InputError
-from data_pipelines.loader import common_geometry
+from data_pipelines.loader import check_mixture_weights, common_geometry
 from data_pipelines.reports import LABELS, SENTENCE_FORMATS, prompt_text
 from data_pipelines.shards import preparation, read_reports
 from data_pipelines.tokenizers import Tokenizer
@@ -52,6 +52,7 @@ def validate_shards(config: TrainConfig) -> None:
     """
     loss = config.loss
     _validate_volumes(config, config.data.folders, config.data.split)
+    check_mixture_weights(config.data.mixture_weights, config.data.folders)
     for folder in config.data.folders:
         labels = tuple(preparation(folder, config.data.split)["labels"])
         if loss.normal_target_share and not labels:
