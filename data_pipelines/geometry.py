@@ -21,6 +21,7 @@ NO_SPACING = (math.nan, math.nan, math.nan)
 
 _SPACING_MM = (0.05, 20.0)
 _CHEST_EXTENT_MM = (100.0, 1000.0)
+_BODY_LENGTH_MM = 2100.0
 _MIN_EXTENT_MM = 50.0  # less than the chest of a newborn
 _SPACING_DECIMALS = 5
 _SPACING_TOLERANCE = 0.01
@@ -223,11 +224,12 @@ def _rank(
     """Ranks a claim; the smallest tuple is the most credible one.
 
     First come claims other than unit voxels, which mean "unknown" in many headers; then those with
-    which the array is as large as a chest; then those with the same spacing as most other `claims`;
+    which the array is as large as a chest, or as long as a whole body; then those with the same spacing as most other `claims`;
     `agreeing` is added to these."""
     size = claims[name]
-    extent = np.multiply(size, shape)
-    fits = np.all((_CHEST_EXTENT_MM[0] <= extent) & (extent <= _CHEST_EXTENT_MM[1]))
+    shortest, middle, longest = np.sort(np.multiply(size, shape))
+    smallest, largest = _CHEST_EXTENT_MM
+    fits = smallest <= shortest and middle <= largest and longest <= _BODY_LENGTH_MM
     agreeing += sum(_agree(size, other) for other in claims.values())
     return size == UNKNOWN_SPACING, not fits, -agreeing
 

@@ -100,6 +100,14 @@ def test_stored_spacing_of_the_table_is_that_of_the_stored_axes():
     assert (found.axes, found.orientation, found.spacing_xyz) == ("table", "LIP", SPACING)
 
 
+def test_a_whole_body_is_no_reason_against_a_spacing():
+    body = np.broadcast_to(np.int16(0), (48, 40, 150))
+    short = LPS @ np.diag([1, 1, 0.5, 1])
+    scan = StoredVolume(body, affines={"sform": short, "qform": LPS}, spacing_xyz=SPACING)
+    found = resolve_geometry(scan)
+    assert found.spacing_xyz == SPACING and found.spacing_disputed
+
+
 def test_size_of_a_chest():
     assert check_extent((512, 512, 300), (0.7, 0.7, 1.0)) == ()
     for shape, spacing in (((512, 512, 30), (0.7, 0.7, 3.0)), ((512, 512, 99), (3.0, 3.0, 3.0))):
