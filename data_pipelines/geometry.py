@@ -224,8 +224,8 @@ def _rank(
     """Ranks a claim; the smallest tuple is the most credible one.
 
     First come claims other than unit voxels, which mean "unknown" in many headers; then those with
-    which the array is as large as a chest, or as long as a whole body; then those with the same spacing as most other `claims`;
-    `agreeing` is added to these."""
+    which the array is as large as a chest, or a whole body; then those with the same spacing as
+    most other `claims`; `agreeing` is added to these."""
     size = claims[name]
     shortest, middle, longest = np.sort(np.multiply(size, shape))
     smallest, largest = _CHEST_EXTENT_MM
