@@ -45,7 +45,7 @@ BEAM_VENV := $(VENV)-beam
 $(BEAM_VENV)/done: requirements-beam.txt
 	$(PYTHON) -m venv $(BEAM_VENV)
 	$(BEAM_VENV)/bin/python -m pip install --no-compile --requirement requirements-beam.txt \
-		"pytest>=8.3,<10" "pandas>=2.2,<4"
+		"pytest>=8.3,<10" "hypothesis>=6.100,<7" "pandas>=2.2,<4"
 	@touch $@
 
 test-beam: $(BEAM_VENV)/done
