@@ -23,9 +23,9 @@ from absl import flags, logging
 
 import ctclip_jax
 from benchmarks import measure
-from ctclip_jax.demo import uploads
 from ctclip_jax.demo.analysis import Analyses
 from data_pipelines.errors import InputError, run_main
+from data_pipelines.formats.stored import limited_bytes
 from data_pipelines.sources.phantoms import write_samples
 from tests.dicom_series import chest_slices, enhanced
 from tests.dicom_series import write as write_dicom
@@ -164,7 +164,8 @@ def main() -> None:
             path, start = inbox / f"x{suffix}", time.monotonic()
             path.write_bytes(content)
             try:
-                model.prepare(uploads.unpack(path, max_bytes=MAX_BYTES))
+                with limited_bytes(MAX_BYTES):
+                    model.prepare(path)
                 counts[f"{suffix} read"] += 1
             except InputError as error:
                 counts[f"{suffix} refused"] += 1
@@ -174,7 +175,7 @@ def main() -> None:
                 crashes.append(f"{suffix}: {type(error).__name__}: {error}"[:300])
                 (folder / f"crash_{len(crashes)}{suffix}").write_bytes(content)
                 elsewhere.add(folder / f"crash_{len(crashes)}{suffix}")
-            uploads.delete(path)
+            path.unlink()
             if rng.random() < 0.05:  # also through the worker of the page
                 path.write_bytes(content)
                 analysis = analyses.start(path, name=f"x{suffix}")
