@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from data_pipelines.errors import InputError
 from data_pipelines.formats import read_nifti
 from data_pipelines.formats.stored import StoredVolume
-from data_pipelines.geometry import check_extent, orientation_of, resolve_geometry, to_lps
+from data_pipelines.geometry import (
+    check_extent,
+    is_spacing,
+    orientation_of,
+    resolve_geometry,
+    to_lps,
+)
 from tests.data_pipelines.test_orientations import ORIENTATIONS
 
 SPACING = (8.0, 9.0, 12.0)  # mm, x y z
@@ -106,6 +112,11 @@ def test_a_whole_body_is_no_reason_against_a_spacing():
     scan = StoredVolume(body, affines={"sform": short, "qform": LPS}, spacing_xyz=SPACING)
     found = resolve_geometry(scan)
     assert found.spacing_xyz == SPACING and found.spacing_disputed
+
+
+def test_largest_and_smallest_spacing():
+    assert is_spacing((0.05, 20.0, 20.0))
+    assert not is_spacing((0.049, 1.0, 1.0)) and not is_spacing((1.0, 1.0, 20.01))
 
 
 def test_size_of_a_chest():

@@ -147,3 +147,10 @@ def test_scan_thinner_than_one_voxel_is_an_input_error():
         preprocess(
             np.zeros((9, 9, 1)), slope=1, intercept=0, spacing_xyz=(1, 1, 1), geometry=Geometry()
         )
+
+
+def test_scan_of_one_voxel_of_the_grid_is_resampled():
+    geometry = Geometry((3, 4, 4), (2.0, 1.0, 1.0))
+    scan = np.full((4, 4, 2), 40, np.int16)
+    volume = preprocess(scan, slope=1, intercept=0, spacing_xyz=(1.0, 1.0, 1.0), geometry=geometry)
+    assert to_hu(volume)[:, 0, 0].tolist() == [-1000, 40, -1000]
