@@ -222,6 +222,14 @@ def test_nan_in_the_body_or_almost_everywhere_is_an_input_error(where, message):
         resolve_hu_and_geometry(scan(voxels, RAS))
 
 
+def test_nan_beside_fat_is_in_the_body():
+    voxels = bust()
+    voxels[voxels == 40] = -100
+    voxels[:4] = math.nan
+    with pytest.raises(InputError, match="a part of the body is missing"):
+        resolve_hu_and_geometry(scan(voxels, RAS))
+
+
 def test_infinite_values_are_an_input_error():
     voxels = bust()
     voxels[0, 0, 0] = math.inf
