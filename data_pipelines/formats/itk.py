@@ -19,6 +19,7 @@ _IMAGE_IO = {"NRRD": "NrrdImageIO", "MetaImage": "MetaImageIO"}
 _HEADER_END = {"NRRD": r"\n\r?\n|\Z", "MetaImage": r"ElementDataFile\s*[=:].*\n?"}
 # What SimpleITK does not expose; fields are `name: value` in NRRD, `Name = value` in MetaImage.
 _DATA_FILE = r"(?:data ?file:|ElementDataFile\s*[=:])([^\r\n]*)"
+_DIMENSIONS = r"^(?:NDims\s*[=:]|dimension:)\s*(\S*)"
 _COMPRESSED = r"^(?:encoding: *gz|CompressedData\s*[=:]\s*T)"
 _NRRD_SPACING = r"(?:spacings|space directions): *(?:none +)?(?!.*(?:nan|none))"  # none: of a list
 _SPACING = rf"^(?:{_NRRD_SPACING}|Element(?:Spacing|Size)\s*[=:])"
@@ -92,6 +93,10 @@ def _read_header(path: epath.Path, kind: str) -> tuple[str, epath.Path]:
     end = re.search(_HEADER_END[kind], start)
     if not end or end.end() == _MAX_HEADER_BYTES:
         raise ValueError("no end of the header")
+    # SimpleITK would count to any number of dimensions.
+    for number in re.findall(_DIMENSIONS, start, re.MULTILINE | re.IGNORECASE):
+        if not re.fullmatch(r"\d{1,2}", number):
+            raise InputError(f"{number} dimensions, expected 3")
     names = {name.strip() for name in re.findall(_DATA_FILE, start, re.IGNORECASE)}
     name = " and ".join(names) or _LOCAL
     # SimpleITK would follow any path, out of the folder of an upload as well.

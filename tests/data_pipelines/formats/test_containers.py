@@ -193,6 +193,19 @@ def test_damaged_voxels_are_an_input_error(tmp_path, name):
             read_scan(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    ("name", "field"), [("scan.mha", b"NDims = 3"), ("scan.nrrd", b"dimension: 3")]
+)
+def test_countless_dimensions_are_refused_and_not_counted(tmp_path, name, field):
+    """SimpleITK would not return."""
+    path = write(tmp_path, name)
+    content = path.read_bytes()
+    assert content.count(field) == 1
+    path.write_bytes(content.replace(field, field + b"997177124023"))
+    with pytest.raises(InputError, match="3997177124023 dimensions, expected 3"):
+        read_scan(path)
+
+
 def test_image_without_its_header_names_the_header(tmp_path):
     (tmp_path / "scan.img").write_bytes(bytes(5000))
     with pytest.raises(InputError, match="scan.hdr: no such file"):
