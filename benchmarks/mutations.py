@@ -26,6 +26,14 @@ from data_pipelines.errors import InputError, run_main
 ROOT = Path(__file__).parents[1]
 SEED, TIMEOUT_S = 0, 600
 _METRICS = "evaluation/metrics evaluation/test_detection.py evaluation/test_retrieval.py"
+METRIC_MODULES = (
+    "bootstrap",
+    "classification",
+    "delong",
+    "label_overlap",
+    "ranking",
+    "reliability",
+)
 _LOSSES = "training/test_losses.py training/test_step.py"
 _PREPARATION = "data_pipelines/test_geometry.py data_pipelines/test_hounsfield.py"
 TESTS = {
@@ -33,13 +41,7 @@ TESTS = {
     "ctclip_jax/training/pairwise.py": _LOSSES,
     "ctclip_jax/training/step.py": "training/test_step.py training/test_train.py",
     "ctclip_jax/training/gradient_cache.py": "training/test_step.py",
-    **{
-        f"ctclip_jax/evaluation/metrics/{name}.py": _METRICS
-        for name in (
-            *("bootstrap", "classification", "delong"),
-            *("label_overlap", "ranking", "reliability"),
-        )
-    },
+    **{f"ctclip_jax/evaluation/metrics/{name}.py": _METRICS for name in METRIC_MODULES},
     "data_pipelines/hounsfield.py": _PREPARATION,
     "data_pipelines/geometry.py": _PREPARATION,
     "data_pipelines/loader.py": "data_pipelines/test_loader.py",

@@ -18,6 +18,7 @@ from data_pipelines.errors import InputError, naming_file, one_line
 
 CHECKSUMS = "SHA256SUMS"  # as sha256sum writes it: `sha256sum --check SHA256SUMS`
 _CHECKSUM = re.compile(r"([0-9a-f]{64})  (\S.*)")
+_DIGEST_LENGTH = 66  # with the two characters after it
 _SCRATCH = ".writing-"
 
 
@@ -42,11 +43,16 @@ def write_checksums(folder: epath.PathLike, digests: Mapping[str, str]) -> None:
 
 @contextlib.contextmanager
 def renewing_checksums(folder: Path, *names: str) -> Iterator[None]:
-    """Within, files of a folder are written anew; they have no checksum until they are whole."""
-    others = {n: digest for n, digest in read_checksums(folder).items() if n not in names}
-    write_checksums(folder, others)
+    """Within, files of a folder are written anew; they have no checksum until they are whole.
+
+    All other lines of SHA256SUMS stay, as it may be a user's own, of other downloads."""
+    path = folder / CHECKSUMS
+    with naming_file(path, "cannot be read"):
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    others = "".join(f"{line}\n" for line in lines if line[_DIGEST_LENGTH:] not in names)
+    write_text(path, others)
     yield
-    write_checksums(folder, others | {name: sha256(folder / name) for name in names})
+    write_text(path, others + "".join(f"{sha256(folder / name)}  {name}\n" for name in names))
 
 
 def read_checksums(folder: epath.PathLike) -> dict[str, str]:

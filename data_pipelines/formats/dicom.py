@@ -25,7 +25,7 @@ from data_pipelines.formats.dicom_values import (
     AIR_HU,
     check_scales,
     fill_padding,
-    padding_note,
+    padding_notes,
     stored_air,
 )
 from data_pipelines.formats.stored import StoredVolume, check_size
@@ -100,13 +100,13 @@ def _read_series(path: epath.Path, series: Series, *, notes: Sequence[str]) -> S
     is_one_scale = (
         len({(f.plane.slope, f.plane.intercept, f.plane.pixel_type) for f in slices}) == 1
     )
-    padding = next((file.plane.padding for file in slices if file.plane.padding), None)
+    padded = next((file.plane for file in slices if file.plane.padding), None)
     # As stored, which takes half of the memory, unless the slices differ or air cannot be stored.
     air = stored_air(first) if is_one_scale else None
-    rescale = not is_one_scale or (padding is not None and air is None)
+    rescale = not is_one_scale or (padded is not None and air is None)
     voxels, num_padding, sha256 = _read_pixels(slices, rescale=rescale, air=air)
-    if num_padding:
-        notes.append(padding_note(padding, num_padding / voxels.size))
+    if padded:
+        notes += padding_notes(padded, num_padding / voxels.size)
     affine = _affine(slices)
     return StoredVolume(
         voxels=voxels,

@@ -12,7 +12,7 @@ import pydicom
 
 from data_pipelines.errors import InputError, naming_file
 from data_pipelines.formats.dicom_header import DAMAGE, DicomFile, read_scale
-from data_pipelines.formats.dicom_values import AIR_HU, check_scales, fill_padding, padding_note
+from data_pipelines.formats.dicom_values import AIR_HU, check_scales, fill_padding, padding_notes
 from data_pipelines.formats.stored import StoredVolume, check_size
 
 
@@ -41,8 +41,7 @@ def read_multiframe(file: DicomFile, *, notes: Sequence[str] = ()) -> StoredVolu
             plane = dataclasses.replace(file.plane, slope=slopes[0], intercept=intercepts[0])
             frames = zip(volume.array, stored, strict=True)
             num_padding = sum(fill_padding(*frame, plane, air=AIR_HU) for frame in frames)
-            if num_padding:
-                notes.append(padding_note(file.plane.padding, num_padding / stored.size))
+            notes += padding_notes(plane, num_padding / stored.size)
     if volume.affine[:3, 0] @ file.plane.normal < 0:  # slices along the normal, as in a series
         volume = volume.flip_spatial(0)
     affine = volume.affine[:, [2, 1, 0, 3]]  # highdicom's axes are slices, rows, columns

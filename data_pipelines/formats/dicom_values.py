@@ -52,8 +52,7 @@ def find_padding(
     mask = plane == low if low == high else (plane >= low) & (plane <= high)
     if not mask.any():
         return None
-    dark, bright = sorted(slope * value + intercept for value in (low, high))
-    if bright <= _TISSUE_HU[0] or dark >= _TISSUE_HU[1]:
+    if not _is_tissue(low, high, slope=slope, intercept=intercept):
         return mask
     if not mask[[0, -1]][:, [0, -1]].all():
         return None
@@ -85,6 +84,12 @@ def _as_stored(value: int, dtype: np.dtype) -> int | None:
     return next((bits for bits in same_bits if limits.min <= bits <= limits.max), None)
 
 
+def _is_tissue(low: int, high: int, *, slope: float, intercept: float) -> bool:
+    """Whether tissue can have one of the stored values from `low` to `high`."""
+    dark, bright = sorted(slope * value + intercept for value in (low, high))
+    return bright > _TISSUE_HU[0] and dark < _TISSUE_HU[1]
+
+
 def _from_border(mask: Bool[np.ndarray, "y x"]) -> Bool[np.ndarray, "y x"]:
     """Straight runs of the mask that begin at a border: all that lies around a convex field."""
     reached = np.zeros_like(mask)
@@ -94,7 +99,16 @@ def _from_border(mask: Bool[np.ndarray, "y x"]) -> Bool[np.ndarray, "y x"]:
     return reached
 
 
-def padding_note(padding: tuple[int, int], share: float) -> str:
-    """Tells the value or range of padding, and how much of a volume it was."""
-    value = " to ".join(map(str, dict.fromkeys(padding)))
-    return f"padding read as air (PixelPaddingValue {value}, {share:.1%} of the voxels)"
+def padding_notes(plane: Plane, share: float) -> list[str]:
+    """The value or range of padding, and how much of a volume was read as air; what is said too if
+    tissue can have it, as it then is tissue inside of the field of view."""
+    limits = [_as_stored(value, plane.pixel_type) for value in plane.padding or ()]
+    if not limits or None in limits:
+        return []
+    scale = {"slope": plane.slope, "intercept": plane.intercept}
+    is_tissue = _is_tissue(min(limits), max(limits), **scale)
+    if not share and not is_tissue:
+        return []
+    value = " to ".join(map(str, dict.fromkeys(plane.padding)))
+    where = ", only around the field of view, as tissue can have it" if is_tissue else ""
+    return [f"padding read as air (PixelPaddingValue {value}, {share:.1%} of the voxels{where})"]

@@ -1,5 +1,6 @@
 """SHA256SUMS of checkpoints and exports: a changed bit is damage."""
 
+import hashlib
 import shutil
 import subprocess
 from pathlib import Path
@@ -99,6 +100,17 @@ def test_a_weight_file_is_compared_with_the_checksums_beside_it(name, tmp_path):
     flip_bit(path)
     with pytest.raises(InputError, match=f"{path}: changed since it was written"):
         read_tensors(path)
+
+
+def test_lines_about_other_files_stay(tmp_path):
+    """Also those in forms that are not compared, such as that of `sha256sum --binary`."""
+    others = f"# downloads\n{'0' * 64} *scan.zip\n{'1' * 64}  b\n"
+    (tmp_path / CHECKSUMS).write_text(others + f"{'2' * 64} *a\n")
+    (tmp_path / "a").write_text("a")
+    with renewing_checksums(tmp_path, "a"):
+        pass
+    digest = hashlib.sha256(b"a").hexdigest()
+    assert (tmp_path / CHECKSUMS).read_text() == f"{others}{digest}  a\n"
 
 
 def test_a_file_that_is_half_rewritten_has_no_checksum(tmp_path):

@@ -1,4 +1,4 @@
-"""Affines, pixdim and tables that contradict each other: the right one wins, and it is told."""
+"""Contradicting affines, pixdim and tables: the credible claim wins, a note names the others."""
 
 import math
 

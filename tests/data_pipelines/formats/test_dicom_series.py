@@ -340,7 +340,7 @@ MIXTURE = st.lists(
 @settings(max_examples=8, deadline=None)
 @given(mixture=MIXTURE, others=st.sets(st.integers(0, 3)), order=st.randoms())
 def test_any_mixture_gives_the_same_choice_in_any_order(tmp_path_factory, mixture, others, order):
-    """One series is read as if it were alone, an axial one if there is any, and all are told."""
+    """One series is read as if it were alone, an axial one if possible; notes list all others."""
     stacks = []
     for k, (axes, step, kernel, is_projection) in enumerate(mixture):
         slices = thinned(chest_slices(axes, series=f"1.{k}", spacing=SPACING), step)

@@ -145,6 +145,15 @@ def test_range_of_padding(tmp_path):
     assert (scan.voxels[-2:] == AIR_HU).all() and "-2000 to -3100" in scan.notes[0]
 
 
+def test_a_number_of_tissue_stays_tissue_and_a_note_says_so(tmp_path):
+    slices = chest_slices()
+    for ct in slices:
+        ct.add_new("PixelPaddingValue", "SS", 40)
+    scan = read_dicom(write(tmp_path / "series", slices))
+    np.testing.assert_array_equal(scan.voxels, chest_hu())
+    assert "PixelPaddingValue 40, 0.0% of the voxels, only around" in scan.notes[0]
+
+
 def test_padding_that_does_not_occur_is_not_told(tmp_path):
     slices = chest_slices()
     for ct in slices:
