@@ -19,7 +19,9 @@ Crop = Literal["chest", "center"]
 _COARSE_MM = (5.0, 5.0, 8.0)  # x, y, z
 _TISSUE_HU = -250.0  # fat and all that is denser
 _AIR_HU = -300.0  # lungs too, in expiration or with ground glass
-_GAS_HU = -975.0  # the median of gas in bowel is below it, that of lungs with emphysema above
+# The median of gas in bowel is below the first, that of most lungs above. That of lungs with air
+# trapping and emphysema may be as low, but a quarter of such a large piece is denser than any gas.
+_GAS_HU, _DENSE_HU, _LARGE_LITERS = -975.0, -900.0, 0.5
 _MIN_CORE_LITERS = 0.02  # sinuses, mastoids and stool come in smaller pieces
 _RIM = np.ones((3, 3, 1), bool)
 _MOST = 0.97  # so that no small piece far from the lungs moves their center
@@ -113,9 +115,12 @@ def find_body_and_lungs(
     # Without their rims, which are half tissue and half gas, no wall of gas is taken for lung.
     cores = ndimage.binary_erosion(air, _RIM)
     pieces, _ = ndimage.label(cores)
-    is_lung = np.bincount(pieces[cores], minlength=1) * voxel_liters >= _MIN_CORE_LITERS
+    liters = np.bincount(pieces[cores], minlength=1) * voxel_liters
+    is_lung = liters >= _MIN_CORE_LITERS
     for piece in np.flatnonzero(is_lung):
-        is_lung[piece] = np.median(hu[pieces == piece]) > _GAS_HU
+        median, dense = np.percentile(hu[pieces == piece], (50, 75))
+        is_large = liters[piece] >= _LARGE_LITERS
+        is_lung[piece] = median > _GAS_HU or (is_large and dense > _DENSE_HU)
     return tissue | enclosed, air & ndimage.binary_dilation(is_lung[pieces], _RIM)
 
 

@@ -154,6 +154,17 @@ def test_gas_and_foam_are_not_lung():
     assert place_grid(oriented(hu, (5.0, 5.0, 6.0)), COARSE, "chest").scan_lung_liters == 0
 
 
+def test_air_trapping_is_lung(whole):
+    """Lungs of which six tenths are as dark as gas, in lobules, and the rest is dense."""
+    x, y, z = np.indices(whole.hu.shape) // 6
+    lobules = (7 * x + 5 * y + 3 * z) % 10
+    hu = np.where(whole.lungs > 0.9, np.where(lobules < 6, -1010, -780), whole.hu)
+    expected = place_grid(resolve_hu_and_geometry(whole.scan), COARSE, "chest")
+    coverage = place_grid(oriented(hu.astype(np.int16)), COARSE, "chest")
+    assert coverage.z_center == pytest.approx(expected.z_center, abs=3)
+    assert coverage.scan_lung_liters == pytest.approx(expected.scan_lung_liters, rel=0.1)
+
+
 def test_thin_noisy_slices_and_a_narrow_field_of_view(whole):
     """Voxels of a third of the size, and a scan that cuts the arms and the sides of the chest."""
     expected = place_grid(resolve_hu_and_geometry(whole.scan), COARSE, "chest")
