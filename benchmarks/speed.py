@@ -18,7 +18,8 @@ from absl import flags
 from benchmarks import measure
 from configs import ct_clip, vit
 from ctclip_jax.common.configs import from_dict
-from ctclip_jax.models.layers import AttentionImplementation, Remat
+from ctclip_jax.models.kernels.attention import AttentionImplementation
+from ctclip_jax.models.layers import Remat
 from ctclip_jax.models.vit import ViTConfig
 from ctclip_jax.training.config import TrainConfig
 

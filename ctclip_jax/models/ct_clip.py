@@ -15,8 +15,8 @@ from ctclip_jax.common.shapes import Array, Float, Int, Key, Num, Variables
 from ctclip_jax.models import nnx_bridge, vector_quantizer
 from ctclip_jax.models.bert import Bert, BertConfig
 from ctclip_jax.models.ct_vit import CTViT, CTViTConfig, pool_tokens
+from ctclip_jax.models.kernels.attention import AttentionImplementation
 from ctclip_jax.models.layers import (
-    AttentionImplementation,
     Dtype,
     Remat,
     dropout,

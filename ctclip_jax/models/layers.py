@@ -5,7 +5,6 @@ position bias are float32 whatever `dtype` is.
 """
 
 import functools
-from itertools import product
 from typing import Literal
 
 import jax
@@ -14,13 +13,14 @@ from einops import rearrange
 from flax import nnx
 
 from ctclip_jax.common.shapes import Array, Float, Key
+from ctclip_jax.models.kernels.attention import attention
+from ctclip_jax.models.kernels.depthwise_conv import causal_depthwise_conv
 
 ATTENTION_SCALE = 8.0  # a constant of the published model, not a function of the head size
 
 # The choices of the configurations (`CTCLIPConfig`).
 Dtype = Literal["float32", "bfloat16"]
 Remat = Literal["none", "full", "dots"]
-AttentionImplementation = Literal["xla", "cudnn"]
 
 # Rematerialization: what the backward pass recomputes of a layer. Nothing; all of it; or all but
 # the products of tokens with weights, which are saved.
@@ -87,51 +87,6 @@ def split_keys(keys: Key, count: int) -> Key:
     return jax.vmap(lambda key: jax.random.split(key, count), out_axes=1)(keys)
 
 
-def _windows(
-    x: Float[Array, "b t h w d"], *, time_padding: tuple[int, int]
-) -> list[Float[Array, "b t h w d"]]:
-    """The 27 shifts of x under a 3x3x3 kernel, in the kernel's row-major order."""
-    _, t, h, w, _ = x.shape
-    padded = jnp.pad(x, ((0, 0), time_padding, (1, 1), (1, 1), (0, 0)))
-    return [padded[:, i : i + t, j : j + h, k : k + w] for i, j, k in product(range(3), repeat=3)]
-
-
-def _weighted_sum(
-    windows: list[Float[Array, "b t h w d"]], kernel: Float[Array, "3 3 3 d"]
-) -> Float[Array, "b t h w d"]:
-    taps = kernel.reshape(27, 1, 1, 1, 1, -1)
-    return sum(window * tap for window, tap in zip(windows, taps, strict=True))
-
-
-@jax.custom_vjp
-def causal_depthwise_conv(
-    x: Float[Array, "b t h w d"], kernel: Float[Array, "3 3 3 d"]
-) -> Float[Array, "b t h w d"]:
-    """Depthwise cross-correlation, zero-padded; causal along t: two steps back, none ahead.
-
-    27 shifted multiply-adds: equal to the grouped convolution and many times faster on CPU. The
-    gradient is written out because the automatic one stores every shifted copy.
-    """
-    return _weighted_sum(_windows(x, time_padding=(2, 0)), kernel)
-
-
-def _conv_forward(x, kernel):
-    return causal_depthwise_conv(x, kernel), (x, kernel)
-
-
-def _conv_backward(residuals, grad):
-    x, kernel = residuals
-    grad_x = _weighted_sum(_windows(grad, time_padding=(0, 2)), kernel[::-1, ::-1, ::-1])
-    taps = [
-        jnp.einsum("bthwd,bthwd->d", window, grad, preferred_element_type=jnp.float32)
-        for window in _windows(x, time_padding=(2, 0))
-    ]
-    return grad_x, jnp.stack(taps).reshape(kernel.shape).astype(kernel.dtype)
-
-
-causal_depthwise_conv.defvjp(_conv_forward, _conv_backward)
-
-
 class PositionEncodingGenerator(nnx.Module):
     """Conditional position encoding, a causal depthwise 3x3x3 convolution (arXiv 2102.10882)."""
 
@@ -145,33 +100,6 @@ class PositionEncodingGenerator(nnx.Module):
     def __call__(self, x: Float[Array, "b t h w d"]) -> Float[Array, "b t h w d"]:
         bias = self.bias[...].astype(x.dtype)[None, None, None, None]
         return causal_depthwise_conv(x, self.kernel[...].astype(x.dtype)) + bias
-
-
-def attention(
-    query: Float[Array, "g m heads c"],
-    key: Float[Array, "g n heads c"],
-    value: Float[Array, "g n heads c"],
-    bias: Float[Array, "heads m n"] | None,
-    *,
-    implementation: AttentionImplementation,
-    scale: float = ATTENTION_SCALE,
-) -> Float[Array, "g m heads c"]:
-    """softmax(scale * query key^T + bias) value, for groups g of tokens.
-
-    "xla" runs everywhere. The fused "cudnn" runs on NVIDIA GPUs, in bfloat16, for c a multiple of 8
-    up to 128 and an even n, and rounds the bias to bfloat16.
-    """
-    if implementation == "cudnn":
-        # Its gradient with respect to a float32 bias is not finite (jax issue 32242).
-        bias = None if bias is None else bias[None].astype(query.dtype)
-        return jax.nn.dot_product_attention(
-            query, key, value, bias, scale=scale, implementation="cudnn"
-        )
-    logits = jnp.einsum("gihc,gjhc->ghij", scale * query, key, preferred_element_type=jnp.float32)
-    if bias is not None:
-        logits = logits + bias[None]
-    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-    return jnp.einsum("ghij,gjhc->gihc", weights, value)
 
 
 class CosineAttention(nnx.Module):
@@ -205,7 +133,9 @@ class CosineAttention(nnx.Module):
             (l2_normalize(x.astype(jnp.float32)) * scale[...][None, None, None]).astype(value.dtype)
             for x, scale in ((query, self.query_scale), (key, self.key_scale))
         )
-        mixed = attention(query, key, value, bias, implementation=self.implementation)
+        mixed = attention(
+            query, key, value, bias, scale=ATTENTION_SCALE, implementation=self.implementation
+        )
         return self.out(rearrange(mixed, "g n heads c -> g n (heads c)"))
 
 

@@ -17,7 +17,8 @@ from flax import nnx
 from ctclip_jax.common.configs import FractionBelowOne, PositiveInt
 from ctclip_jax.common.shapes import Array, Float, Int, Key, Num
 from ctclip_jax.models import nnx_bridge
-from ctclip_jax.models.layers import REMAT, attention, layer_norm, linear
+from ctclip_jax.models.kernels.attention import attention
+from ctclip_jax.models.layers import REMAT, layer_norm, linear
 from ctclip_jax.models.patch_embed import PatchEmbedding, PatchGrid, normalize_intensity, patchify
 
 
@@ -85,8 +86,8 @@ class Attention(nnx.Module):
             key.astype(value.dtype),
             value,
             None,
-            implementation=self.implementation,
             scale=query.shape[-1] ** -0.5,
+            implementation=self.implementation,
         )
         return self.out(rearrange(mixed, "b m heads c -> b m (heads c)"))
 

@@ -9,8 +9,9 @@ import pytest
 from einops import rearrange
 from flax import nnx
 
-from ctclip_jax.models import layers, nnx_bridge, vector_quantizer
+from ctclip_jax.models import nnx_bridge, vector_quantizer
 from ctclip_jax.models.ct_vit import Block, CTViT
+from ctclip_jax.models.kernels.depthwise_conv import causal_depthwise_conv
 from ctclip_jax.models.patch_embed import PatchEmbedding, normalize_intensity, patchify
 
 TOKEN = 1e-4
@@ -118,12 +119,12 @@ def swapped_halves(block, x):
 
 def flipped_kernel(block, x):
     kernel = block.peg.kernel[...][::-1, ::-1, ::-1]
-    return layers.causal_depthwise_conv(x.reshape(-1, *block.grid, x.shape[-1]), kernel)
+    return causal_depthwise_conv(x.reshape(-1, *block.grid, x.shape[-1]), kernel)
 
 
 def transposed_kernel(block, x):
     kernel = block.peg.kernel[...].transpose(0, 2, 1, 3)
-    return layers.causal_depthwise_conv(x.reshape(-1, *block.grid, x.shape[-1]), kernel)
+    return causal_depthwise_conv(x.reshape(-1, *block.grid, x.shape[-1]), kernel)
 
 
 def normalized_keys(block, x, bias):
@@ -160,29 +161,6 @@ def test_goldens_catch_a_temporal_peg_on_the_true_grid(tower, golden):
     block = jax.tree.map(lambda leaf: leaf[0], tower[0].temporal.blocks)
     wrong = block.peg(golden["out/spatial_out"])
     assert largest_difference(wrong, golden["out/layers/temporal0_peg"]) > 0.01
-
-
-def test_causal_depthwise_conv_is_the_grouped_convolution():
-    rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.normal(size=(2, 3, 5, 4, 6)), jnp.float32)
-    kernel = jnp.asarray(rng.normal(size=(3, 3, 3, 6)), jnp.float32)
-
-    def grouped(x, kernel):
-        return jax.lax.conv_general_dilated(
-            x,
-            kernel[..., None, :],
-            window_strides=(1, 1, 1),
-            padding=((2, 0), (1, 1), (1, 1)),
-            dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
-            feature_group_count=6,
-        )
-
-    ours, theirs = (
-        jax.value_and_grad(lambda *a, f=f: jnp.sum(jnp.sin(f(*a))), argnums=(0, 1))(x, kernel)
-        for f in (layers.causal_depthwise_conv, grouped)
-    )
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("window", [(-1000.0, 1000.0), (-1350.0, 150.0)])

@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ctclip_jax.models import layers
+from ctclip_jax.models.kernels.attention import AttentionImplementation, attention
+from ctclip_jax.models.layers import l2_normalize
 
 GROUPS, TOKENS, HEADS, SIZE = 2, 6, 3, 8
+SCALE = 8.0
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +19,7 @@ def inputs():
     """Query, key and value of unit length, and a bias."""
     keys = jax.random.split(jax.random.key(0), 4)
     vectors = (jax.random.normal(key, (GROUPS, TOKENS, HEADS, SIZE)) for key in keys[:3])
-    return *map(layers.l2_normalize, vectors), jax.random.normal(keys[3], (HEADS, TOKENS, TOKENS))
+    return *map(l2_normalize, vectors), jax.random.normal(keys[3], (HEADS, TOKENS, TOKENS))
 
 
 def value_and_gradients(attend, inputs):
@@ -31,12 +33,12 @@ def value_and_gradients(attend, inputs):
 def jax_attention(query, key, value, bias):
     """jax's own attention, through the function whose cuDNN implementation we use."""
     return jax.nn.dot_product_attention(
-        query, key, value, bias[None], scale=layers.ATTENTION_SCALE, implementation="xla"
+        query, key, value, bias[None], scale=SCALE, implementation="xla"
     )
 
 
 def our_attention(implementation):
-    return lambda *inputs: layers.attention(*inputs, implementation=implementation)
+    return lambda *inputs: attention(*inputs, scale=SCALE, implementation=implementation)
 
 
 def test_attention_equals_jax(inputs):
@@ -47,8 +49,8 @@ def test_attention_equals_jax(inputs):
 
 def test_attention_without_a_bias_has_a_bias_of_zero(inputs):
     *vectors, bias = inputs
-    with_zero = layers.attention(*vectors, 0 * bias, implementation="xla")
-    without = layers.attention(*vectors, None, implementation="xla")
+    with_zero = attention(*vectors, 0 * bias, scale=SCALE, implementation="xla")
+    without = attention(*vectors, None, scale=SCALE, implementation="xla")
     np.testing.assert_array_equal(with_zero, without)
 
 
@@ -64,5 +66,5 @@ def test_fused_attention_is_as_accurate_as_ours(inputs):
         leaves = jax.tree.leaves(value_and_gradients(our_attention(name), rounded))
         return [float(jnp.abs(a - b).max()) for a, b in zip(leaves, truth, strict=True)]
 
-    ours, fused = map(errors, typing.get_args(layers.AttentionImplementation))
+    ours, fused = map(errors, typing.get_args(AttentionImplementation))
     assert all(theirs <= 2 * mine for mine, theirs in zip(ours, fused, strict=True)), (ours, fused)
