@@ -22,7 +22,7 @@ from ctclip_jax.models.patch_embed import patchify
 def ours(config: CTCLIPConfig, variables: Variables, batch: dict, *, gradient: bool) -> Functions:
     """Our blocks on one batch; with `gradient`, forward and backward (inputs and parameters)."""
     params, image = variables["params"], config.image
-    options = dict(dtype=config.dtype, remat="none")
+    options = dict(dtype=config.dtype, remat="none", scan=config.scan_layers)
     vit = nnx_bridge.bind(
         lambda rngs: CTViT(image, rngs, attention=config.attention, **options), params["image"]
     )

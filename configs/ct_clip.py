@@ -54,6 +54,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
             dtype="float32",
             remat="none",
             attention="xla",
+            scan_layers=False,
         ),
         data=dict(
             shards="",

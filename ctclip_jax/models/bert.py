@@ -10,6 +10,7 @@ from flax import nnx
 from ctclip_jax.common.configs import FractionBelowOne, PositiveInt
 from ctclip_jax.common.shapes import Array, Float, Int, Key
 from ctclip_jax.models import nnx_bridge
+from ctclip_jax.models.kernels.products import float32_einsum
 from ctclip_jax.models.layers import REMAT, dropout, layer_norm, split_keys
 
 EPSILON = 1e-12  # of BERT's layer norms
@@ -69,9 +70,7 @@ class SelfAttention(nnx.Module):
             rearrange(project(x), "b l (heads c) -> b heads l c", heads=self.heads)
             for project in (self.query, self.key, self.value)
         )
-        logits = jnp.einsum(
-            "bhic,bhjc->bhij", query, key, preferred_element_type=jnp.float32
-        ) / jnp.sqrt(query.shape[-1])
+        logits = float32_einsum("bhic,bhjc->bhij", query, key) / jnp.sqrt(query.shape[-1])
         # The smallest finite number, not -inf: a row without any token has a finite softmax.
         masked = jnp.where(mask[:, None, None, :] != 0, logits, jnp.finfo(jnp.float32).min)
         weights = dropout(jax.nn.softmax(masked, axis=-1), self.dropout, dropout_keys)
@@ -107,13 +106,13 @@ class Block(nnx.Module):
 class Bert(nnx.Module):
     """Text tower: token ids to the last hidden states."""
 
-    def __init__(self, config: BertConfig, rngs: nnx.Rngs, *, dtype: str, remat: str):
+    def __init__(self, config: BertConfig, rngs: nnx.Rngs, *, dtype: str, remat: str, scan: bool):
         self.embed = Embeddings(config, rngs)
         self.blocks = nnx_bridge.stack(
             lambda rngs: Block(config, rngs, dtype=dtype), rngs, config.num_layers
         )
         self.depth, self.dropout = config.num_layers, config.dropout
-        self.dtype, self.remat = dtype, remat
+        self.dtype, self.remat, self.scan = dtype, remat, scan
 
     def __call__(
         self,
@@ -130,9 +129,11 @@ class Bert(nnx.Module):
 
         def layer(x, block_and_keys):
             block, block_keys = block_and_keys
-            return block(x, mask, block_keys), None
+            return block(x, mask, block_keys)
 
         # (blocks stacked on the layer axis, (layers, b) keys): one of each in every round.
         layers = (self.blocks, None if keys is None else keys[1:])
-        x, _ = jax.lax.scan(REMAT[self.remat](layer), embedded.astype(self.dtype), layers)
+        x = nnx_bridge.apply_layers(
+            REMAT[self.remat](layer), embedded.astype(self.dtype), layers, scan=self.scan
+        )
         return x.astype(jnp.float32)

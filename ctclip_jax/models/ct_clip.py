@@ -4,6 +4,7 @@ A `CTCLIP` holds no arrays: its variables are a plain dict `{'params': ..., 'cod
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from ctclip_jax.models import nnx_bridge, vector_quantizer
 from ctclip_jax.models.bert import Bert, BertConfig
 from ctclip_jax.models.ct_vit import CTViT, CTViTConfig, pool_tokens
 from ctclip_jax.models.kernels.attention import AttentionImplementation
+from ctclip_jax.models.kernels.products import float32_einsum
 from ctclip_jax.models.layers import (
     Dtype,
     Remat,
@@ -42,6 +44,8 @@ class CTCLIPConfig:
       dtype: of the large matrix products.
       remat: activations that the backward pass recomputes (layers.REMAT); same numbers.
       attention: kernel of the attention in the image tower; the same function.
+      scan_layers: compile a layer once for all of its tower (`lax.scan`): compiles faster, trains
+        more slowly; the same numbers.
     """
 
     image: CTViTConfig | ViTConfig = CTViTConfig()
@@ -55,6 +59,7 @@ class CTCLIPConfig:
     dtype: Dtype = "float32"
     remat: Remat = "none"
     attention: AttentionImplementation = "xla"
+    scan_layers: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,23 +253,24 @@ class CTCLIP:
     def _image_tower(self, rngs: nnx.Rngs) -> CTViT | ViT:
         config = self.config
         tower = CTViT if self.quantizes else ViT
-        return tower(
-            config.image, rngs, dtype=config.dtype, remat=config.remat, attention=config.attention
-        )
+        return tower(config.image, rngs, attention=config.attention, **self._execution)
 
     def _bind_image_tower(self, variables: Variables) -> CTViT | ViT:
         return nnx_bridge.bind(self._image_tower, variables["params"]["image"])
 
     def _text_tower(self, rngs: nnx.Rngs) -> Bert:
-        return Bert(self.config.text, rngs, dtype=self.config.dtype, remat=self.config.remat)
+        return Bert(self.config.text, rngs, **self._execution)
+
+    @property
+    def _execution(self) -> dict[str, Any]:
+        config = self.config
+        return dict(dtype=config.dtype, remat=config.remat, scan=config.scan_layers)
 
     def _project(
         self, features: Float[Array, "b c"], kernel: Float[Array, "c d"]
     ) -> Float[Array, "b d"]:
         dtype = self.config.dtype
-        product = jnp.matmul(
-            features.astype(dtype), kernel.astype(dtype), preferred_element_type=jnp.float32
-        )
+        product = float32_einsum("bc,cd->bd", features.astype(dtype), kernel.astype(dtype))
         return l2_normalize(product)
 
 

@@ -24,7 +24,7 @@ from ctclip_jax.models.layers import (
     layer_norm,
     linear,
 )
-from ctclip_jax.models.patch_embed import PatchEmbedding, PatchGrid, normalize_intensity, patchify
+from ctclip_jax.models.patch_embed import PatchEmbedding, PatchGrid, patchify
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Block(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """Blocks under `lax.scan`, and a final norm."""
+    """Blocks one after the other, and a final norm."""
 
     def __init__(
         self,
@@ -135,45 +135,58 @@ class Transformer(nnx.Module):
         dtype: str,
         remat: str,
         attention: str,
+        scan: bool,
     ):
         self.blocks = nnx_bridge.stack(
             lambda rngs: Block(config, rngs, dtype=dtype, attention=attention), rngs, depth
         )
         self.norm = layer_norm(config.dim, rngs, bias=False)
-        self.remat = remat
+        self.remat, self.scan = remat, scan
 
     def __call__(
         self, x: Float[Array, "b g n d"], bias: Float[Array, "heads n n"] | None
     ) -> Float[Array, "b g n d"]:
-        def layer(x, block):
-            return block(x, bias), None
-
-        x, _ = jax.lax.scan(REMAT[self.remat](layer), x, self.blocks)
-        return self.norm(x)
+        layer = REMAT[self.remat](lambda x, block: block(x, bias))
+        return self.norm(nnx_bridge.apply_layers(layer, x, self.blocks, scan=self.scan))
 
 
 class CTViT(nnx.Module):
     """Image tower: chest CT volumes to a grid of tokens, before quantization."""
 
     def __init__(
-        self, config: CTViTConfig, rngs: nnx.Rngs, *, dtype: str, remat: str, attention: str
+        self,
+        config: CTViTConfig,
+        rngs: nnx.Rngs,
+        *,
+        dtype: str,
+        remat: str,
+        attention: str,
+        scan: bool,
     ):
-        self.patch_embed = PatchEmbedding(config.patch_voxels, config.dim, rngs, dtype=dtype)
+        self.patch_embed = PatchEmbedding(
+            config.patch_voxels, config.dim, rngs, window=config.window, dtype=dtype
+        )
         self.position_bias = PositionBias(config.dim, config.heads, rngs)
         self.spatial, self.temporal = (
-            Transformer(config, rngs, depth=depth, dtype=dtype, remat=remat, attention=attention)
+            Transformer(
+                config,
+                rngs,
+                depth=depth,
+                dtype=dtype,
+                remat=remat,
+                attention=attention,
+                scan=scan,
+            )
             for depth in (config.spatial_depth, config.temporal_depth)
         )
         self.grid, self.patch = config.grid, config.patch
-        self.window = config.window
         self.dtype = dtype
 
     def __call__(self, volume: Num[Array, "b f h w"]) -> Float[Array, "b t h w d"]:
         """Volumes in [-1, 1], or integer in steps of 1/16 HU, to float32 tokens."""
         t, h, w = self.grid
         with jax.named_scope("patch_embed"):
-            patches = patchify(normalize_intensity(volume, self.window), self.patch)
-            x = self.patch_embed(patches).astype(self.dtype)
+            x = self.patch_embed(patchify(volume, self.patch)).astype(self.dtype)
         with jax.named_scope("spatial"):
             bias = self.position_bias(h, w)
             x = self.spatial(rearrange(x, "b t h w d -> b t (h w) d"), bias).astype(self.dtype)

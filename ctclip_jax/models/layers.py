@@ -18,17 +18,24 @@ from ctclip_jax.models.kernels.depthwise_conv import causal_depthwise_conv
 
 ATTENTION_SCALE = 8.0  # a constant of the published model, not a function of the head size
 
+LANES = 128  # widths of matrix units are multiples of it
+
 # The choices of the configurations (`CTCLIPConfig`).
 Dtype = Literal["float32", "bfloat16"]
 Remat = Literal["none", "full", "dots"]
 
 # Rematerialization: what the backward pass recomputes of a layer. Nothing; all of it; or all but
-# the products of tokens with weights, which are saved.
+# the products of tokens with weights and the results of kernels (`checkpoint_name`), which are
+# saved.
 REMAT = {
     "none": lambda layer: layer,
     "full": jax.checkpoint,
     "dots": functools.partial(
-        jax.checkpoint, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        jax.checkpoint,
+        policy=jax.checkpoint_policies.save_from_both_policies(
+            jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+            jax.checkpoint_policies.save_only_these_names("peg", "attention"),
+        ),
     ),
 }
 
@@ -149,5 +156,23 @@ class GatedFeedForward(nnx.Module):
         self.down = linear(inner, dim, rngs, dtype=dtype)
 
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
-        value, gate = jnp.split(self.up(self.norm(x)), 2, axis=-1)
-        return self.down(jax.nn.gelu(gate, approximate=False) * value)
+        dtype = self.up.dtype
+        x = self.norm(x).astype(dtype)
+        value, gate = (x @ kernel for kernel in self._up_kernels())
+        hidden = jax.nn.gelu(gate.astype(jnp.float32), approximate=False) * value
+        return hidden.astype(dtype) @ _pad_to_lanes(self.down.kernel[...].astype(dtype), axis=0)
+
+    def _up_kernels(self) -> list[Float[Array, "d c"]]:
+        """The kernels of value and gate.
+
+        The published width of 1365 is odd: unpadded, XLA pads the tokens anew for every product.
+        """
+        kernels = jnp.split(self.up.kernel[...].astype(self.up.dtype), 2, axis=-1)
+        return [_pad_to_lanes(kernel, axis=1) for kernel in kernels]
+
+
+def _pad_to_lanes(kernel: Float[Array, "c d"], *, axis: int) -> Float[Array, "c d"]:
+    """The kernel with zeros up to a multiple of 128 along `axis`."""
+    padding = [(0, 0), (0, 0)]
+    padding[axis] = (0, -kernel.shape[axis] % LANES)
+    return jnp.pad(kernel, padding)

@@ -19,7 +19,7 @@ from ctclip_jax.common.shapes import Array, Float, Int, Key, Num
 from ctclip_jax.models import nnx_bridge
 from ctclip_jax.models.kernels.attention import attention
 from ctclip_jax.models.layers import REMAT, layer_norm, linear
-from ctclip_jax.models.patch_embed import PatchEmbedding, PatchGrid, normalize_intensity, patchify
+from ctclip_jax.models.patch_embed import PatchEmbedding, PatchGrid, patchify
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,15 +143,24 @@ class ViT(nnx.Module):
     """Image tower: chest CT volumes to one vector each."""
 
     def __init__(
-        self, config: ViTConfig, rngs: nnx.Rngs, *, dtype: str, remat: str, attention: str
+        self,
+        config: ViTConfig,
+        rngs: nnx.Rngs,
+        *,
+        dtype: str,
+        remat: str,
+        attention: str,
+        scan: bool,
     ):
-        self.patch_embed = PatchEmbedding(config.patch_voxels, config.dim, rngs, dtype=dtype)
+        self.patch_embed = PatchEmbedding(
+            config.patch_voxels, config.dim, rngs, window=config.window, dtype=dtype
+        )
         self.blocks = nnx_bridge.stack(
             lambda rngs: Block(config, rngs, dtype=dtype, attention=attention), rngs, config.depth
         )
         self.norm = layer_norm(config.dim, rngs)
         self.pool = AttentionPool(config, rngs, dtype=dtype)
-        self.config, self.dtype, self.remat = config, dtype, remat
+        self.config, self.dtype, self.remat, self.scan = config, dtype, remat, scan
 
     def __call__(
         self, volume: Num[Array, "b f h w"], *, patch_dropout_keys: Key | None = None
@@ -165,19 +174,15 @@ class ViT(nnx.Module):
         with jax.named_scope("patch_embed"):
             patches = rearrange(patchify(volume, config.patch), "b t h w p -> b (t h w) p")
             positions = jnp.asarray(position_embedding(config.grid, config.dim), jnp.float32)[None]
-            # Patches are dropped as they are read, before anything is computed of them, and
-            # converted to float32 only after it.
+            # Patches are dropped as they are read, before anything is computed of them.
             if patch_dropout_keys is not None and config.patch_dropout:
                 visible = jax.vmap(self._draw_visible)(patch_dropout_keys)
                 patches = jnp.take_along_axis(patches, visible[..., None], axis=1)
                 positions = positions[0][visible]
-            embedded = self.patch_embed(normalize_intensity(patches, config.window))
-            x = (embedded + positions).astype(self.dtype)
+            x = (self.patch_embed(patches) + positions).astype(self.dtype)
 
-        def layer(x, block):
-            return block(x), None
-
-        x, _ = jax.lax.scan(REMAT[self.remat](layer), x, self.blocks)
+        layer = REMAT[self.remat](lambda x, block: block(x))
+        x = nnx_bridge.apply_layers(layer, x, self.blocks, scan=self.scan)
         with jax.named_scope("pool"):
             return self.pool(self.norm(x).astype(self.dtype)).astype(jnp.float32)
 

@@ -11,7 +11,7 @@ from ctclip_jax.models.bert import Bert
 @pytest.fixture(scope="module")
 def tower(tiny):
     model, variables, _ = tiny
-    make = lambda rngs: Bert(model.config.text, rngs, dtype="float32", remat="none")  # noqa: E731
+    make = lambda rngs: Bert(model.config.text, rngs, dtype="float32", remat="none", scan=True)  # noqa: E731
     return jax.jit(nnx_bridge.bind(make, variables["params"]["text"]))
 
 

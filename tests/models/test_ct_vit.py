@@ -26,7 +26,7 @@ def tower(tiny):
     model, variables, batch = tiny
     tower = nnx_bridge.bind(
         lambda rngs: CTViT(
-            model.config.image, rngs, dtype="float32", remat="none", attention="xla"
+            model.config.image, rngs, dtype="float32", remat="none", attention="xla", scan=True
         ),
         variables["params"]["image"],
     )

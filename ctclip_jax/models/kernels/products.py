@@ -1,0 +1,35 @@
+"""Matrix products with float32 sums, whose gradients are products in the dtype of the factors."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from ctclip_jax.common.shapes import Array, Float
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def float32_einsum(
+    subscripts: str, x: Float[Array, "..."], y: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    """`jnp.einsum` of two arrays of one dtype, to float32.
+
+    jax's own gradient multiplies the float32 cotangent: of bfloat16 factors that are products in
+    float32, without tensor cores. Here the cotangent is rounded to the dtype of the factors, as
+    fused attention kernels do.
+    """
+    return jnp.einsum(subscripts, x, y, preferred_element_type=jnp.float32, precision="highest")
+
+
+def _forward(subscripts, x, y):
+    return float32_einsum(subscripts, x, y), (x, y)
+
+
+def _backward(subscripts, factors, cotangent):
+    # The precision is said again: the gradient is traced outside of the model's context.
+    product = functools.partial(jnp.einsum, subscripts, precision="highest")
+    _, pull_back = jax.vjp(product, *factors)
+    return pull_back(cotangent.astype(factors[0].dtype))
+
+
+float32_einsum.defvjp(_forward, _backward)
