@@ -11,7 +11,7 @@ from ctclip_jax.common.configs import FractionBelowOne, PositiveInt
 from ctclip_jax.common.shapes import Array, Float, Int, Key
 from ctclip_jax.models import nnx_bridge
 from ctclip_jax.models.kernels.products import float32_einsum
-from ctclip_jax.models.layers import REMAT, dropout, layer_norm, split_keys
+from ctclip_jax.models.layers import REMAT, cast_kernels, dropout, layer_norm, split_keys
 
 EPSILON = 1e-12  # of BERT's layer norms
 
@@ -67,16 +67,16 @@ class SelfAttention(nnx.Module):
         self, x: Float[Array, "b l d"], mask: Int[Array, "b l"], dropout_keys: Key | None
     ) -> Float[Array, "b l d"]:
         query, key, value = (
-            rearrange(project(x), "b l (heads c) -> b heads l c", heads=self.heads)
+            rearrange(project(x), "b l (heads c) -> b l heads c", heads=self.heads)
             for project in (self.query, self.key, self.value)
         )
-        logits = float32_einsum("bhic,bhjc->bhij", query, key) / jnp.sqrt(query.shape[-1])
+        logits = float32_einsum("bihc,bjhc->bhij", query, key) / jnp.sqrt(query.shape[-1])
         # The smallest finite number, not -inf: a row without any token has a finite softmax.
         masked = jnp.where(mask[:, None, None, :] != 0, logits, jnp.finfo(jnp.float32).min)
         weights = dropout(jax.nn.softmax(masked, axis=-1), self.dropout, dropout_keys)
         weights = weights.astype(value.dtype)
-        mixed = jnp.einsum("bhij,bhjc->bhic", weights, value)
-        return self.out(rearrange(mixed, "b heads l c -> b l (heads c)"))
+        mixed = jnp.einsum("bhij,bjhc->bihc", weights, value)
+        return self.out(rearrange(mixed, "b l heads c -> b l (heads c)"))
 
 
 class Block(nnx.Module):
@@ -132,7 +132,8 @@ class Bert(nnx.Module):
             return block(x, mask, block_keys)
 
         # (blocks stacked on the layer axis, (layers, b) keys): one of each in every round.
-        layers = (self.blocks, None if keys is None else keys[1:])
+        blocks = cast_kernels(self.blocks, self.dtype)
+        layers = (blocks, None if keys is None else keys[1:])
         x = nnx_bridge.apply_layers(
             REMAT[self.remat](layer), embedded.astype(self.dtype), layers, scan=self.scan
         )

@@ -21,6 +21,7 @@ from ctclip_jax.models.layers import (
     CosineAttention,
     GatedFeedForward,
     PositionEncodingGenerator,
+    cast_kernels,
     layer_norm,
     linear,
 )
@@ -141,13 +142,14 @@ class Transformer(nnx.Module):
             lambda rngs: Block(config, rngs, dtype=dtype, attention=attention), rngs, depth
         )
         self.norm = layer_norm(config.dim, rngs, bias=False)
-        self.remat, self.scan = remat, scan
+        self.dtype, self.remat, self.scan = dtype, remat, scan
 
     def __call__(
         self, x: Float[Array, "b g n d"], bias: Float[Array, "heads n n"] | None
     ) -> Float[Array, "b g n d"]:
         layer = REMAT[self.remat](lambda x, block: block(x, bias))
-        return self.norm(nnx_bridge.apply_layers(layer, x, self.blocks, scan=self.scan))
+        blocks = cast_kernels(self.blocks, self.dtype)
+        return self.norm(nnx_bridge.apply_layers(layer, x, blocks, scan=self.scan))
 
 
 class CTViT(nnx.Module):

@@ -59,6 +59,16 @@ def linear(
     )
 
 
+def cast_kernels(layers: nnx.Module, dtype: str) -> nnx.Module:
+    """The layers with their kernels in `dtype`: cast once, not again by each product and layer."""
+
+    def cast(path, leaf):
+        is_kernel = "kernel" in jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+        return leaf.astype(dtype) if is_kernel else leaf
+
+    return jax.tree_util.tree_map_with_path(cast, layers)
+
+
 def layer_norm(
     features: int, rngs: nnx.Rngs, *, bias: bool = True, epsilon: float = 1e-5
 ) -> nnx.LayerNorm:

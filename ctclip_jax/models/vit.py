@@ -18,7 +18,7 @@ from ctclip_jax.common.configs import FractionBelowOne, PositiveInt
 from ctclip_jax.common.shapes import Array, Float, Int, Key, Num
 from ctclip_jax.models import nnx_bridge
 from ctclip_jax.models.kernels.attention import attention
-from ctclip_jax.models.layers import REMAT, layer_norm, linear
+from ctclip_jax.models.layers import REMAT, cast_kernels, layer_norm, linear
 from ctclip_jax.models.patch_embed import PatchEmbedding, PatchGrid, patchify
 
 
@@ -182,7 +182,8 @@ class ViT(nnx.Module):
             x = (self.patch_embed(patches) + positions).astype(self.dtype)
 
         layer = REMAT[self.remat](lambda x, block: block(x))
-        x = nnx_bridge.apply_layers(layer, x, self.blocks, scan=self.scan)
+        blocks = cast_kernels(self.blocks, self.dtype)
+        x = nnx_bridge.apply_layers(layer, x, blocks, scan=self.scan)
         with jax.named_scope("pool"):
             return self.pool(self.norm(x).astype(self.dtype)).astype(jnp.float32)
 

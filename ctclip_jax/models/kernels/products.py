@@ -26,10 +26,13 @@ def _forward(subscripts, x, y):
 
 
 def _backward(subscripts, factors, cotangent):
+    x, y = factors
     # The precision is said again: the gradient is traced outside of the model's context.
     product = functools.partial(jnp.einsum, subscripts, precision="highest")
-    _, pull_back = jax.vjp(product, *factors)
-    return pull_back(cotangent.astype(factors[0].dtype))
+    cotangent = cotangent.astype(x.dtype)
+    (x_gradient,) = jax.linear_transpose(lambda x: product(x, y), x)(cotangent)
+    (y_gradient,) = jax.linear_transpose(lambda y: product(x, y), y)(cotangent)
+    return x_gradient, y_gradient
 
 
 float32_einsum.defvjp(_forward, _backward)
