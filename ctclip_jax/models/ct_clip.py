@@ -41,7 +41,8 @@ class CTCLIPConfig:
       num_report_labels: outputs of a classifier on the text latents; 0: none.
       dtype: of the large matrix products.
       remat: activations that the backward pass recomputes (layers.REMAT); same numbers.
-      attention: kernel of the attention in the image tower; the same function.
+      attention: kernel of attention (kernels/attention.py), the same function; "auto" is that of
+        the platform.
     """
 
     image: CTViTConfig | ViTConfig = CTViTConfig()
@@ -54,7 +55,7 @@ class CTCLIPConfig:
     num_report_labels: NonNegativeInt = 0
     dtype: Dtype = "float32"
     remat: Remat = "none"
-    attention: AttentionImplementation = "xla"
+    attention: AttentionImplementation = "auto"
 
 
 @dataclasses.dataclass(frozen=True)
