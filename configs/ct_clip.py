@@ -53,7 +53,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
             num_report_labels=0,
             dtype="float32",
             remat="none",
-            attention="xla",
+            attention="auto",
             scan_layers=False,
         ),
         data=dict(

@@ -8,6 +8,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Int
 
+from ctclip_jax.models.kernels.placement import use_mesh
 from data_pipelines.errors import InputError
 
 # Texts are padded to a multiple of this, so that few shapes compile.
@@ -27,7 +28,9 @@ def map_batches(compute: Callable, mesh: Mesh, *arrays: np.ndarray, batch_size: 
     results = []
     for start in range(0, num_rows, size):
         batch = [_pad(array[start : start + size], size) for array in arrays]
-        result = compute(*jax.device_put(batch, NamedSharding(mesh, P("data"))))
+        rows = jax.device_put(batch, NamedSharding(mesh, P("data")))
+        with use_mesh(mesh):
+            result = compute(*rows)
         results.append(jax.tree.map(np.asarray, result))
     return jax.tree.map(lambda *parts: np.concatenate(parts)[:num_rows], *results)
 

@@ -43,7 +43,8 @@ class CTCLIPConfig:
       num_report_labels: outputs of a classifier on the text latents; 0: none.
       dtype: of the large matrix products.
       remat: activations that the backward pass recomputes (layers.REMAT); same numbers.
-      attention: kernel of the attention in the image tower; the same function.
+      attention: kernel of attention (kernels/attention.py), the same function; "auto" is that of
+        the platform.
       scan_layers: compile a layer once for all of its tower (`lax.scan`): compiles faster, trains
         more slowly; the same numbers.
     """
@@ -58,7 +59,7 @@ class CTCLIPConfig:
     num_report_labels: NonNegativeInt = 0
     dtype: Dtype = "float32"
     remat: Remat = "none"
-    attention: AttentionImplementation = "xla"
+    attention: AttentionImplementation = "auto"
     scan_layers: bool = False
 
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from ctclip_jax.common.shapes import Array, Float, Key
 from ctclip_jax.models.kernels.attention import attention
@@ -105,7 +106,10 @@ def split_keys(keys: Key, count: int) -> Key:
 
 
 class PositionEncodingGenerator(nnx.Module):
-    """Conditional position encoding, a causal depthwise 3x3x3 convolution (arXiv 2102.10882)."""
+    """Conditional position encoding, a causal depthwise 3x3x3 convolution (arXiv 2102.10882).
+
+    A remat policy can save the result by its name, "peg".
+    """
 
     def __init__(self, dim: int, rngs: nnx.Rngs):
         bound = 27**-0.5
@@ -116,7 +120,8 @@ class PositionEncodingGenerator(nnx.Module):
 
     def __call__(self, x: Float[Array, "b t h w d"]) -> Float[Array, "b t h w d"]:
         bias = self.bias[...].astype(x.dtype)[None, None, None, None]
-        return causal_depthwise_conv(x, self.kernel[...].astype(x.dtype)) + bias
+        encoded = causal_depthwise_conv(x, self.kernel[...].astype(x.dtype)) + bias
+        return checkpoint_name(encoded, "peg")
 
 
 class CosineAttention(nnx.Module):

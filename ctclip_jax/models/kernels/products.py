@@ -18,7 +18,9 @@ def float32_einsum(
     float32, without tensor cores. Here the cotangent is rounded to the dtype of the factors, as
     fused attention kernels do.
     """
-    return jnp.einsum(subscripts, x, y, preferred_element_type=jnp.float32, precision="highest")
+    return jnp.einsum(
+        subscripts, x, y, precision=_precision(x.dtype), preferred_element_type=jnp.float32
+    )
 
 
 def _forward(subscripts, x, y):
@@ -27,12 +29,16 @@ def _forward(subscripts, x, y):
 
 def _backward(subscripts, factors, cotangent):
     x, y = factors
-    # The precision is said again: the gradient is traced outside of the model's context.
-    product = functools.partial(jnp.einsum, subscripts, precision="highest")
+    product = functools.partial(jnp.einsum, subscripts, precision=_precision(x.dtype))
     cotangent = cotangent.astype(x.dtype)
     (x_gradient,) = jax.linear_transpose(lambda x: product(x, y), x)(cotangent)
     (y_gradient,) = jax.linear_transpose(lambda y: product(x, y), y)(cotangent)
     return x_gradient, y_gradient
+
+
+def _precision(dtype: jnp.dtype) -> str:
+    """Said here, because `default_matmul_precision` of the model does not reach its gradient."""
+    return "highest" if dtype == jnp.float32 else "default"
 
 
 float32_einsum.defvjp(_forward, _backward)
