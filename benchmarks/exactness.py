@@ -48,7 +48,9 @@ def differences() -> dict[str, float]:
         variables["params"]["image"],
     )
     text_tower = nnx_bridge.bind(
-        lambda rngs: Bert(model.config.text, rngs, dtype="float32", remat="none", scan=True),
+        lambda rngs: Bert(
+            model.config.text, rngs, dtype="float32", remat="none", attention="xla", scan=True
+        ),
         variables["params"]["text"],
     )
     texts = batch["input_ids"], batch["attention_mask"]

@@ -10,7 +10,7 @@ from flax import nnx
 from ctclip_jax.common.configs import FractionBelowOne, PositiveInt
 from ctclip_jax.common.shapes import Array, Float, Int, Key
 from ctclip_jax.models import nnx_bridge
-from ctclip_jax.models.kernels.products import float32_einsum
+from ctclip_jax.models.kernels.attention import attention
 from ctclip_jax.models.layers import REMAT, cast_kernels, dropout, layer_norm, split_keys
 
 EPSILON = 1e-12  # of BERT's layer norms
@@ -18,7 +18,11 @@ EPSILON = 1e-12  # of BERT's layer norms
 
 @dataclasses.dataclass(frozen=True)
 class BertConfig:
-    """Size of the text tower; the defaults are CXR-BERT's. `dropout` acts in training only."""
+    """Size of the text tower; the defaults are CXR-BERT's. Dropout acts in training only.
+
+    `attention_dropout` is that of the attention weights, by default (None) the same as `dropout`.
+    Fused kernels of attention have none: 0 lets them train.
+    """
 
     vocab_size: PositiveInt = 30522
     hidden_size: PositiveInt = 768
@@ -28,6 +32,7 @@ class BertConfig:
     max_positions: PositiveInt = 512
     token_types: PositiveInt = 2
     dropout: FractionBelowOne = 0.0
+    attention_dropout: FractionBelowOne | None = None
 
 
 def _init(hidden_size: int) -> nnx.Initializer:
@@ -55,13 +60,17 @@ class Embeddings(nnx.Module):
 class SelfAttention(nnx.Module):
     """Multi-head attention to the tokens whose mask is not 0."""
 
-    def __init__(self, config: BertConfig, rngs: nnx.Rngs, *, dtype: str):
+    def __init__(self, config: BertConfig, rngs: nnx.Rngs, *, dtype: str, attention: str):
         size, init = config.hidden_size, _init(config.hidden_size)
         self.query, self.key, self.value, self.out = (
             nnx.Linear(size, size, dtype=jnp.dtype(dtype), kernel_init=init, rngs=rngs)
             for _ in range(4)
         )
-        self.heads, self.dropout = config.num_heads, config.dropout
+        self.heads = config.num_heads
+        # The fused kernels of the image tower do not take every length of texts.
+        self.implementation = "xla" if attention == "xla" else "auto"
+        rate = config.attention_dropout
+        self.dropout = config.dropout if rate is None else rate
 
     def __call__(
         self, x: Float[Array, "b l d"], mask: Int[Array, "b l"], dropout_keys: Key | None
@@ -70,21 +79,29 @@ class SelfAttention(nnx.Module):
             rearrange(project(x), "b l (heads c) -> b l heads c", heads=self.heads)
             for project in (self.query, self.key, self.value)
         )
-        logits = float32_einsum("bihc,bjhc->bhij", query, key) / jnp.sqrt(query.shape[-1])
-        # The smallest finite number, not -inf: a row without any token has a finite softmax.
-        masked = jnp.where(mask[:, None, None, :] != 0, logits, jnp.finfo(jnp.float32).min)
-        weights = dropout(jax.nn.softmax(masked, axis=-1), self.dropout, dropout_keys)
-        weights = weights.astype(value.dtype)
-        mixed = jnp.einsum("bhij,bjhc->bihc", weights, value)
+
+        def drop(weights: Float[Array, "b heads l l"]) -> Float[Array, "b heads l l"]:
+            return dropout(weights, self.dropout, dropout_keys)
+
+        mixed = attention(
+            query,
+            key,
+            value,
+            None,
+            mask=mask != 0,
+            scale=query.shape[-1] ** -0.5,
+            implementation=self.implementation,
+            dropout=None if dropout_keys is None or not self.dropout else drop,
+        )
         return self.out(rearrange(mixed, "b l heads c -> b l (heads c)"))
 
 
 class Block(nnx.Module):
     """Post-norm transformer layer."""
 
-    def __init__(self, config: BertConfig, rngs: nnx.Rngs, *, dtype: str):
+    def __init__(self, config: BertConfig, rngs: nnx.Rngs, *, dtype: str, attention: str):
         size, inner, init = config.hidden_size, config.intermediate_size, _init(config.hidden_size)
-        self.attn = SelfAttention(config, rngs, dtype=dtype)
+        self.attn = SelfAttention(config, rngs, dtype=dtype, attention=attention)
         self.attn_norm = layer_norm(size, rngs, epsilon=EPSILON)
         self.up = nnx.Linear(size, inner, dtype=jnp.dtype(dtype), kernel_init=init, rngs=rngs)
         self.down = nnx.Linear(inner, size, dtype=jnp.dtype(dtype), kernel_init=init, rngs=rngs)
@@ -106,10 +123,21 @@ class Block(nnx.Module):
 class Bert(nnx.Module):
     """Text tower: token ids to the last hidden states."""
 
-    def __init__(self, config: BertConfig, rngs: nnx.Rngs, *, dtype: str, remat: str, scan: bool):
+    def __init__(
+        self,
+        config: BertConfig,
+        rngs: nnx.Rngs,
+        *,
+        dtype: str,
+        remat: str,
+        attention: str,
+        scan: bool,
+    ):
         self.embed = Embeddings(config, rngs)
         self.blocks = nnx_bridge.stack(
-            lambda rngs: Block(config, rngs, dtype=dtype), rngs, config.num_layers
+            lambda rngs: Block(config, rngs, dtype=dtype, attention=attention),
+            rngs,
+            config.num_layers,
         )
         self.depth, self.dropout = config.num_layers, config.dropout
         self.dtype, self.remat, self.scan = dtype, remat, scan

@@ -252,9 +252,8 @@ class CTCLIP:
         return vector_quantizer.update(codebook, statistics, decay=self.config.image.codebook_decay)
 
     def _image_tower(self, rngs: nnx.Rngs) -> CTViT | ViT:
-        config = self.config
         tower = CTViT if self.quantizes else ViT
-        return tower(config.image, rngs, attention=config.attention, **self._execution)
+        return tower(self.config.image, rngs, **self._execution)
 
     def _bind_image_tower(self, variables: Variables) -> CTViT | ViT:
         return nnx_bridge.bind(self._image_tower, variables["params"]["image"])
@@ -265,7 +264,12 @@ class CTCLIP:
     @property
     def _execution(self) -> dict[str, Any]:
         config = self.config
-        return dict(dtype=config.dtype, remat=config.remat, scan=config.scan_layers)
+        return dict(
+            dtype=config.dtype,
+            remat=config.remat,
+            attention=config.attention,
+            scan=config.scan_layers,
+        )
 
     def _project(
         self, features: Float[Array, "b c"], kernel: Float[Array, "c d"]

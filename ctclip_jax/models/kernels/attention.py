@@ -1,5 +1,6 @@
-"""Attention with an additive bias or a mask of the keys: a plain form, and fused ones by platform."""
+"""Attention with an additive bias or a mask of the keys, by platform."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -23,8 +24,11 @@ def attention(
     scale: float,
     implementation: AttentionImplementation,
     mask: Bool[Array, "g n"] | None = None,
+    dropout: Callable[[Array], Array] | None = None,
 ) -> Float[Array, "g m heads c"]:
     """softmax(scale * query key^T + bias) value, for groups g of tokens, over unmasked keys.
+
+    `dropout` is applied to the weights (g heads m n); no fused kernel has one.
 
     "xla" runs everywhere. "cudnn" runs on NVIDIA GPUs (`fits_cudnn`) and rounds the bias to
     bfloat16, relative to the largest of its row. "pallas" runs on TPUs (attention_tpu.py). "auto"
@@ -34,14 +38,19 @@ def attention(
     """
     if implementation == "auto":
         implementation = choose(query, key, bias, mask)
+    if dropout is not None:
+        implementation = "xla"
     if implementation == "pallas":
         if mask is not None:
             raise ValueError("attention: 'pallas' takes no mask")
         if bias is None:
             bias = jnp.zeros((query.shape[2], query.shape[1], key.shape[1]))
         return attention_tpu.attention(query, key, value, bias, scale=scale)
-    compute = _cudnn if implementation == "cudnn" else _plain
-    return checkpoint_name(compute(query, key, value, bias, mask, scale=scale), "attention")
+    if implementation == "cudnn":
+        mixed = _cudnn(query, key, value, bias, mask, scale=scale)
+    else:
+        mixed = _plain(query, key, value, bias, mask, scale=scale, dropout=dropout)
+    return checkpoint_name(mixed, "attention")
 
 
 def choose(
@@ -66,15 +75,17 @@ def fits_cudnn(dtype: jnp.dtype, m: int, n: int, c: int) -> bool:
     return dtype == jnp.bfloat16 and c % 8 == 0 and c <= 128 and m % 2 == 0 and n % 2 == 0
 
 
-def _plain(query, key, value, bias, mask, *, scale):
+def _plain(query, key, value, bias, mask, *, scale, dropout):
     logits = float32_einsum("gihc,gjhc->ghij", scale * query, key)
     if bias is not None:
         logits = logits + bias[None]
     if mask is not None:
         # The smallest finite number, not -inf: a row without any token has a finite softmax.
         logits = jnp.where(mask[:, None, None, :], logits, jnp.finfo(logits.dtype).min)
-    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-    return jnp.einsum("ghij,gjhc->gihc", weights, value)
+    weights = jax.nn.softmax(logits, axis=-1)
+    if dropout is not None:
+        weights = dropout(weights)
+    return jnp.einsum("ghij,gjhc->gihc", weights.astype(value.dtype), value)
 
 
 def _cudnn(query, key, value, bias, mask, *, scale):

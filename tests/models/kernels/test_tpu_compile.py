@@ -14,6 +14,8 @@ from ctclip_jax.models.kernels.attention import attention
 from ctclip_jax.models.kernels.depthwise_conv import causal_depthwise_conv
 from ctclip_jax.models.kernels.placement import use_mesh
 
+WHOLE = P()
+
 pytest.importorskip("libtpu")
 
 
@@ -21,7 +23,7 @@ def test_a_layer_compiles_and_saves_what_it_should():
     """One call of each kernel, forward and backward: a saved attention does not run again."""
     mesh = make_mesh(MeshConfig(data=-1, fsdp=1), devices=list(topology_devices("v5e:2x2")))
 
-    def abstract(*shape, dtype=jnp.bfloat16, spec=P()):
+    def abstract(*shape, dtype=jnp.bfloat16, spec=WHOLE):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
 
     def layer(x, kernel, bias):
