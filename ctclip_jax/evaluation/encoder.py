@@ -45,6 +45,7 @@ class Encoder:
             "process_index": jax.process_index(),
             "process_count": jax.process_count(),
         }
+        self._patch = model.config.image.patch
         self._image, self._text = _jitted(model, mesh)
 
     def encode_volumes(
@@ -60,6 +61,7 @@ class Encoder:
         batches = loader.eval_loader(
             folder,
             split=split,
+            patch=self._patch,
             batch_size=self._rows_per_process(self._batch_size),
             rows=rows,
             **self._process,

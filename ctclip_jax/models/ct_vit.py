@@ -24,7 +24,7 @@ from ctclip_jax.models.layers import (
     layer_norm,
     linear,
 )
-from ctclip_jax.models.patch_embed import PatchEmbedding, PatchGrid, normalize_intensity, patchify
+from ctclip_jax.models.patch_embed import PatchEmbedding, PatchGrid, normalize_intensity, to_patches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,12 +168,14 @@ class CTViT(nnx.Module):
         self.window = config.window
         self.dtype = dtype
 
-    def __call__(self, volume: Num[Array, "b f h w"]) -> Float[Array, "b t h w d"]:
-        """Volumes in [-1, 1], or integer in steps of 1/16 HU, to float32 tokens."""
+    def __call__(
+        self, volume: Num[Array, "b f h w"] | Num[Array, "b t h w p"]
+    ) -> Float[Array, "b t h w d"]:
+        """Volumes or their patches, in [-1, 1] or integer in steps of 1/16 HU, to tokens."""
         t, h, w = self.grid
         with jax.named_scope("patch_embed"):
-            patches = patchify(normalize_intensity(volume, self.window), self.patch)
-            x = self.patch_embed(patches).astype(self.dtype)
+            patches = to_patches(volume, self.patch)
+            x = self.patch_embed(normalize_intensity(patches, self.window)).astype(self.dtype)
         with jax.named_scope("spatial"):
             bias = self.position_bias(h, w)
             x = self.spatial(rearrange(x, "b t h w d -> b t (h w) d"), bias).astype(self.dtype)
