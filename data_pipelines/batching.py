@@ -107,9 +107,7 @@ def batches(
 ) -> grain.DatasetIterator:
     """Returns batches of `batch_size` examples, made `ahead` by threads, or by each worker.
 
-    Volumes of `shape` voxels become patches of `patch` voxels. Then `put` is called with each batch
-    in a thread, up to PUT_AHEAD before what it returns is used; the position that `get_state`
-    returns counts the batches that were used."""
+    Volumes of `shape` voxels become patches of `patch` voxels; `put` sends batches on, ahead."""
     tune_malloc(2 * batch_size * math.prod(shape))
     assemble = functools.partial(_assemble, shape=patch_major_shape(shape, patch), patch=patch)
     dataset = examples.to_iter_dataset(read_options()).batch(
@@ -120,10 +118,15 @@ def batches(
         dataset = dataset.mp_prefetch(options, _outlive_sigterm)
     else:
         dataset = ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=ahead)
-    if put:
-        # All but one are in the buffer; the last is in the thread, which waits for a place there.
-        dataset = ThreadPrefetchIterDataset(dataset.map(put), prefetch_buffer_size=PUT_AHEAD - 1)
-    return iter(dataset)
+    return iter(put_ahead(dataset, put) if put else dataset)
+
+
+def put_ahead(dataset: grain.IterDataset, put: Callable[[Batch], Any]) -> grain.IterDataset:
+    """Returns the batches as `put` returns them, called in a thread, PUT_AHEAD of them in advance.
+
+    The position of an iterator counts the batches that were used."""
+    # All but one are in the buffer; the last is in the thread, which waits for a place there.
+    return ThreadPrefetchIterDataset(dataset.map(put), prefetch_buffer_size=PUT_AHEAD - 1)
 
 
 def _outlive_sigterm(worker: int, num_workers: int) -> None:
