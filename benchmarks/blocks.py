@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import torch
 from einops import rearrange
 from flax import nnx
@@ -16,7 +17,7 @@ from ctclip_jax.models import nnx_bridge, vector_quantizer
 from ctclip_jax.models.bert import Bert
 from ctclip_jax.models.ct_clip import CTCLIPConfig
 from ctclip_jax.models.ct_vit import CTViT
-from ctclip_jax.models.patch_embed import patchify
+from ctclip_jax.models.patch_embed import normalize_intensity
 
 
 def ours(config: CTCLIPConfig, variables: Variables, batch: dict, *, gradient: bool) -> Functions:
@@ -30,7 +31,7 @@ def ours(config: CTCLIPConfig, variables: Variables, batch: dict, *, gradient: b
     spatial, temporal = (_first(tower.blocks) for tower in (vit.spatial, vit.temporal))
     t, h, w = image.grid
     dtype, size = config.dtype, len(batch["image"])
-    voxels = jax.random.normal(jax.random.key(0), batch["image"].shape)
+    voxels = jnp.asarray(batch["image"])
     tokens = jax.random.normal(jax.random.key(1), (size, t, h, w, image.dim))
     slices = rearrange(tokens, "b t h w d -> b t (h w) d").astype(dtype)
     columns = rearrange(tokens, "b t h w d -> b (h w) t d").astype(dtype)
@@ -38,7 +39,11 @@ def ours(config: CTCLIPConfig, variables: Variables, batch: dict, *, gradient: b
     ids, mask = (jnp.asarray(batch[name]) for name in ("input_ids", "attention_mask"))
     kernel = params["image_projection"]["kernel"]
     blocks = {
-        "patch_embed": (lambda m, x: m(patchify(x, image.patch)), vit.patch_embed, voxels),
+        "patch_embed": (
+            lambda m, x: m(normalize_intensity(x, image.window)),
+            vit.patch_embed,
+            voxels,
+        ),
         "position_bias": (lambda m, x: m(h, w), vit.position_bias, None),
         "spatial peg": (lambda m, x: m.encode_position(x), spatial, slices),
         "spatial attention": (lambda m, x: m.attend(x, bias), spatial, slices),
@@ -58,6 +63,22 @@ def ours(config: CTCLIPConfig, variables: Variables, batch: dict, *, gradient: b
     return functions | {"quantize": lambda: search(tokens)}
 
 
+def blocks_of(
+    config: CTCLIPConfig,
+    variables: Variables,
+    others: dict[str, TorchBaseline],
+    batch: dict,
+    volumes: np.ndarray,
+    *,
+    gradient: bool,
+) -> Callable[[], dict[str, Functions]]:
+    """Makes the blocks of our model and of the PyTorch models when it is called."""
+    return lambda: {
+        "ours": ours(config, variables, batch, gradient=gradient),
+        **{name: theirs(o, batch, volumes, gradient=gradient) for name, o in others.items()},
+    }
+
+
 def _first(blocks: nnx.Module) -> nnx.Module:
     return jax.tree.map(lambda leaf: leaf[0], blocks)
 
@@ -73,15 +94,20 @@ def _timed(run: Callable, module: Any, x: Any, *, gradient: bool) -> Callable[[]
     def loss(state, x):
         return jnp.sum(forward(state, x).astype(jnp.float32) ** 2)
 
-    step = jax.jit(jax.grad(loss, argnums=(0,) if x is None else (0, 1)) if gradient else forward)
+    # Voxels, like in training, have no gradient.
+    is_trained = x is not None and jnp.issubdtype(x.dtype, jnp.floating)
+    step = jax.jit(jax.grad(loss, argnums=(0, 1) if is_trained else (0,)) if gradient else forward)
     return lambda: step(state, x)
 
 
-def theirs(baseline: TorchBaseline, batch: dict, *, gradient: bool) -> Functions:
+def theirs(
+    baseline: TorchBaseline, batch: dict, volumes: np.ndarray, *, gradient: bool
+) -> Functions:
     """PyTorch's blocks under the same names."""
     model, (t, h, w) = baseline.model, baseline.config.image.grid
     size, dim = len(batch["image"]), baseline.config.image.dim
-    voxels = torch.randn(batch["image"].shape, device=baseline.device)
+    image = torch.from_numpy(batch["image"] if baseline.reads_patches else volumes)
+    image = image.to(baseline.device)
     tokens = torch.randn(size, t, h, w, dim, device=baseline.device)
     slices, columns = (
         rearrange(tokens, f"b t h w d -> {order} d") for order in ("b t (h w)", "b (h w) t")
@@ -92,7 +118,7 @@ def theirs(baseline: TorchBaseline, batch: dict, *, gradient: bool) -> Functions
     )
     spatial, temporal = model.image.spatial.blocks[0], model.image.temporal.blocks[0]
     blocks = {
-        "patch_embed": (model.image.patch_embed, voxels),
+        "patch_embed": (lambda x: model.image.patch_embed(model.normalize(x)), image),
         "position_bias": (lambda _: model.image.position_bias(), None),
         "spatial peg": (spatial.peg, slices),
         "spatial attention": (lambda x: spatial.attn(x.flatten(0, 1), bias), slices),

@@ -2,57 +2,80 @@
 
     python -m benchmarks.encode
     python -m benchmarks.encode --size=full --dtype=bfloat16 --batch=8   # on a GPU
+    python -m benchmarks.encode --only=ours ...   # one model, quickly; printed, not saved
 
-Our CT-ViT, our ViT and a plain PyTorch model with the same weights are timed in turns.
+Our CT-ViT, our ViT and a plain PyTorch model with the same weights are timed in turns, on a batch
+that is on the device and on batches that come from the host, the next one while one is computed.
 """
 
 import jax
 import numpy as np
 
-from benchmarks import blocks, measure, speed
-from benchmarks.torch_baselines import torch_baselines
+from benchmarks import measure, speed
 from ctclip_jax.common.shapes import Variables
 from ctclip_jax.cost.flops import search_flops, volume_flops
-from ctclip_jax.models.ct_clip import CTCLIP, CTCLIPConfig
+from ctclip_jax.models.ct_clip import CTCLIP
+from ctclip_jax.training.config import TrainConfig
 from data_pipelines.errors import run_main
 
 
 class Encoder:
     """The image tower of a model with new weights, compiled for a batch."""
 
-    def __init__(self, config: CTCLIPConfig, volumes: np.ndarray):
-        model = CTCLIP(config)
+    def __init__(self, config: TrainConfig, patches: np.ndarray):
+        model = CTCLIP(config.model)
         self.variables: Variables = jax.jit(model.init)(jax.random.key(0))
-        self.compiled = jax.jit(model.encode_image).lower(self.variables, volumes).compile()
-        self.flops = len(volumes) * (volume_flops(config) + search_flops(config))
+        self.compiled = jax.jit(model.encode_image).lower(self.variables, patches).compile()
+        self.flops = len(patches) * (volume_flops(config.model) + search_flops(config.model))
+        self._patches = patches
 
-    def __call__(self, volumes: np.ndarray) -> jax.Array:
-        return self.compiled(self.variables, volumes)
+    def latents(self) -> np.ndarray:
+        return np.asarray(self.compiled(self.variables, self._patches))
+
+    def on_device(self, steps: int) -> float:
+        """Seconds a batch that stays on the device."""
+        patches = jax.device_put(self._patches)
+        encode = lambda: self.compiled(self.variables, patches)  # noqa: E731
+        return measure.seconds_per_step(encode, steps, lead=1)
+
+    def from_host(self, steps: int) -> float:
+        """Seconds a batch that is put while the one before is computed."""
+        encode = lambda: self.compiled(self.variables, jax.device_put(self._patches))  # noqa: E731
+        return measure.seconds_per_step(encode, steps, lead=1)
 
 
 def main() -> None:
     config = speed.train_config()
-    batch, towers = speed.random_batch(config), {"ours": config, speed.VIT: speed.with_vit(config)}
-    encoders = {name: Encoder(tower.model, batch["image"]) for name, tower in towers.items()}
-    variables = encoders["ours"].variables
-    others = torch_baselines(config, variables, compiled=speed.COMPILE.value)
-    functions = {name: lambda e=e: e(batch["image"]) for name, e in encoders.items()}
-    functions |= {name: lambda o=o: o.encode(batch["image"]) for name, o in others.items()}
-    latents = {name: np.asarray(function()) for name, function in functions.items()}
+    encoders = {
+        name: Encoder(tower, speed.random_batch(tower)["image"])
+        for name, tower in speed.towers(config).items()
+    }
+    models = {name: speed.Runs(e.on_device, e.from_host) for name, e in encoders.items()}
+    others, blocks, differences = {}, dict, {}
+    if not speed.ONLY.value:
+        # Imported here: one model alone needs no PyTorch.
+        from benchmarks.blocks import blocks_of
+        from benchmarks.torch_baselines import torch_baselines
+
+        batch, volumes = speed.random_batch(config), speed.random_volumes(config)
+        variables = encoders[speed.OURS].variables
+        others = torch_baselines(config, variables, compiled=speed.COMPILE.value)
+        models |= {name: o.encoding(batch, volumes) for name, o in others.items()}
+        blocks = blocks_of(config.model, variables, others, batch, volumes, gradient=False)
+        latents = encoders[speed.OURS].latents()
+        differences = {
+            name: float(np.abs(latents - o.encode(volumes)).max()) for name, o in others.items()
+        }
     results = speed.compare(
-        functions,
+        models,
         volumes=config.batch_size,
         flops={name: encoder.flops for name, encoder in encoders.items()},
         compiled={name: encoder.compiled for name, encoder in encoders.items()},
-        blocks=lambda: (
-            {"ours": blocks.ours(config.model, variables, batch, gradient=False)}
-            | {name: blocks.theirs(o, batch, gradient=False) for name, o in others.items()}
-        ),
+        blocks=blocks,
     )
-    results["largest_difference"] = {
-        name: float(np.abs(latents["ours"] - latents[name]).max()) for name in others
-    }
-    measure.save("encode", speed.settings(others) | results)
+    results["largest_difference"] = differences
+    settings = speed.settings(others)
+    measure.save("encode", settings | results, is_complete=not speed.ONLY.value)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from data_pipelines.tokenizers import load_tokenizer, train_sentencepiece
 VOLUMES, BATCH_SIZE, ROUNDS, BATCHES = 16, 2, 5, 24
 SETTLED = 2.0
 GEOMETRY = Geometry()
+PATCH = (10, 20, 20)  # the published model's
 REPORT = (
     "The heart is of normal size. No pericardial effusion. A nodule of {} mm in the left lung.",
     "Lung nodule. No effusion.",
@@ -67,6 +68,7 @@ def open_ours(folder: Path, cores: int) -> None:
         text_sampler=TextSampler(shuffle=True),
         tokenizer=load_tokenizer(folder / "tokenizer.model"),
         max_length=128,
+        patch=PATCH,
         batch_size=BATCH_SIZE,
         seed=0,
     )

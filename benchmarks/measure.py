@@ -65,6 +65,23 @@ def time_in_turns(
     return seconds
 
 
+def seconds_per_step(step: Callable[[], Any], num_steps: int, *, lead: int) -> float:
+    """Seconds of each of `num_steps` calls of `step` in a row, after `lead` (1 or more) others.
+
+    Like the training loop, a call waits for the result of the call before: the device always has
+    work, and nothing reads results. The clock starts when the last of the first calls is done; they
+    also page in memory, and use up what was prefetched while the program waited.
+    """
+    result, start = step(), 0.0
+    for index in range(1, lead + num_steps):
+        previous, result = result, step()
+        jax.block_until_ready(previous)
+        if index == lead:
+            start = time.perf_counter()
+    jax.block_until_ready(result)
+    return (time.perf_counter() - start) / num_steps
+
+
 def cached(path: Path, function: Callable, *arguments: Any) -> Any:
     """The value of `function(*arguments)`, computed in a new process and cached as JSON in `path`.
 
@@ -78,8 +95,10 @@ def cached(path: Path, function: Callable, *arguments: Any) -> Any:
     return json.loads(path.read_text())
 
 
-def save(name: str, results: dict[str, Any]) -> None:
-    """Prints results and saves them with date, machine and command in results/NAME.json.
+def save(name: str, results: dict[str, Any], *, is_complete: bool = True) -> None:
+    """Prints results and, if they are complete, saves them in results/NAME.json.
+
+    With them go date, machine and command.
 
     Results of an accelerator go to results/NAME-DEVICE.json. `load_before` is the load average of
     the minute before the start; times are comparable if it is near 0. `python -m benchmarks.tables`
@@ -96,7 +115,9 @@ def save(name: str, results: dict[str, Any]) -> None:
         "command": f"python -m benchmarks.{name} {' '.join(sys.argv[1:])}".strip(),
     }
     content = json.dumps(machine | results, indent=2)
+    print(content)
+    if not is_complete:
+        return
     RESULTS.mkdir(exist_ok=True)
     stem = name if device.platform == "cpu" else f"{name}-{device.device_kind}".replace(" ", "-")
     (RESULTS / f"{stem}.json").write_text(content + "\n")
-    print(content)

@@ -8,12 +8,13 @@ import os
 import statistics
 import typing
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from jaxtyping import Int16
 
 from benchmarks import measure
 from configs import ct_clip, vit
@@ -22,6 +23,7 @@ from ctclip_jax.models.kernels.attention import AttentionImplementation
 from ctclip_jax.models.layers import Remat
 from ctclip_jax.models.vit import ViTConfig
 from ctclip_jax.training.config import TrainConfig
+from data_pipelines.patches import patchify
 
 SIZE = flags.DEFINE_enum("size", "reduced", ("reduced", "full"), "Model size.")
 DTYPE = flags.DEFINE_enum("dtype", "float32", ("float32", "bfloat16"), "Dtype of matrix products.")
@@ -32,12 +34,26 @@ REMATERIALIZE = flags.DEFINE_enum(
 FUSED = flags.DEFINE_enum(
     "attention", "xla", typing.get_args(AttentionImplementation), "Attention implementation."
 )
+ONLY = flags.DEFINE_enum(
+    "only", None, ("ours", "vit"), "One of our models alone, no PyTorch, no blocks; not saved."
+)
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Number of timings per model.")
 COMPILE = flags.DEFINE_bool("torch_compile", True, "Whether PyTorch at its best is compiled.")
 
 Functions = dict[str, Callable[[], Any]]
 
-VIT = "ours, ViT"  # key in the results
+
+class Runs(NamedTuple):
+    """Steps of a model: their number -> seconds a step, with batches in one of two places."""
+
+    on_device: Callable[[int], float]
+    from_host: Callable[[int], float]
+
+
+OURS, VIT = "ours", "ours, ViT"  # keys in the results
+# Steps in a row whose time is one measurement. On a CPU each is a second, and dispatch is free.
+NUM_STEPS, NUM_STEPS_ON_CPU = 5, 2
+PRODUCTS = 20  # in a row
 # Untimed calls of a turn: they page in the memory that the other models released.
 NUM_WARM_UPS = 3
 
@@ -70,14 +86,28 @@ def with_vit(config: TrainConfig) -> TrainConfig:
     return dataclasses.replace(config, model=dataclasses.replace(config.model, image=tower))
 
 
+def towers(config: TrainConfig) -> dict[str, TrainConfig]:
+    """The configs of our models that are timed, by name."""
+    if ONLY.value == "ours":
+        return {OURS: config}
+    if ONLY.value == "vit":
+        return {VIT: with_vit(config)}
+    return {OURS: config, VIT: with_vit(config)}
+
+
+def random_volumes(config: TrainConfig) -> Int16[np.ndarray, "b f h w"]:
+    """Noise in steps of 1/16 HU."""
+    shape = (config.batch_size, config.model.image.frames, *config.model.image.image_size)
+    return np.random.default_rng(0).integers(-16_000, 16_001, shape, dtype=np.int16)
+
+
 def random_batch(config: TrainConfig) -> dict[str, np.ndarray]:
-    """A host batch of noise in the format of the loader."""
-    rng, size, image = np.random.default_rng(0), config.batch_size, config.model.image
+    """A host batch in the format of the loader: patches of `random_volumes`."""
+    rng, size = np.random.default_rng(1), config.batch_size
     tokens = (size, config.data.max_length)
+    patches = patchify(random_volumes(config), config.model.image.patch)
     return {
-        "image": rng.integers(
-            -16_000, 16_001, (size, image.frames, *image.image_size), dtype=np.int16
-        ),
+        "image": np.ascontiguousarray(patches),
         "input_ids": rng.integers(0, config.model.text.vocab_size, tokens, dtype=np.int32),
         "attention_mask": np.ones(tokens, np.int32),
         "scan": np.arange(size, dtype=np.int32),
@@ -92,40 +122,49 @@ def in_turns(functions: Functions) -> dict[str, list[float]]:
 
 
 def compare(
-    functions: Functions,
+    models: dict[str, Runs],
     *,
     volumes: int,
     flops: dict[str, float],
     compiled: dict[str, jax.stages.Compiled],
     blocks: Callable[[], dict[str, Functions]],
 ) -> dict[str, Any]:
-    """Results of models that each work on `volumes` volumes.
+    """Results of models whose steps each work on `volumes` volumes; the first is the reference.
 
     `flops` and `compiled` have our models only; `blocks` makes the functions of each model's
     blocks, after the models were timed, because their inputs take memory.
     """
-    runs, peak = compared(in_turns(functions), volumes), matmul_peak()
-    block_functions = blocks()
+    steps = NUM_STEPS_ON_CPU if jax.default_backend() == "cpu" else NUM_STEPS
+    host: dict[str, list[float]] = {name: [] for name in models}
+    device: dict[str, list[float]] = {name: [] for name in models}
+    for _ in range(ROUNDS.value):
+        for name, runs in models.items():
+            device[name].append(runs.on_device(steps))
+            host[name].append(runs.from_host(steps))
+    on_device, peak = compared(device, volumes), matmul_peak()
     return {
-        "runs": runs,
+        "steps_in_a_row": steps,
+        "runs": compared(host, volumes),
+        "runs_on_device": on_device,
         "utilization": {
-            name: utilization(flops[name], runs[name]["seconds"], peak) for name in flops
+            name: utilization(flops[name], on_device[name]["seconds"], peak) for name in flops
         },
         "memory": {name: memory(program) for name, program in compiled.items()},
         "block_milliseconds": {
-            name: milliseconds(in_turns(by_block)) for name, by_block in block_functions.items()
+            name: milliseconds(in_turns(by_block)) for name, by_block in blocks().items()
         },
     }
 
 
 def compared(seconds: dict[str, list[float]], volumes: int) -> dict[str, dict[str, float]]:
-    """Median time, volumes/s, and the median over rounds of the time relative to ours."""
+    """Median time, volumes/s, and the median over rounds of the time relative to the first's."""
+    reference = next(iter(seconds.values()))
     return {
         name: {
             "seconds": round(statistics.median(times), 4),
             "volumes_per_second": round(volumes / statistics.median(times), 3),
             "times_ours": round(
-                statistics.median(b / a for a, b in zip(seconds["ours"], times, strict=True)), 2
+                statistics.median(b / a for a, b in zip(reference, times, strict=True)), 2
             ),
         }
         for name, times in seconds.items()
@@ -133,16 +172,21 @@ def compared(seconds: dict[str, list[float]], volumes: int) -> dict[str, dict[st
 
 
 def matmul_peak() -> float:
-    """FLOP/s of one large matrix product in the dtype of the model."""
+    """FLOP/s of large matrix products in a row, in the dtype of the model."""
     size = 1024 if jax.default_backend() == "cpu" else 8192
-    x = jax.random.normal(jax.random.key(0), (size, size)).astype(DTYPE.value)
+    weight = jax.random.normal(jax.random.key(0), (size, size)) * size**-0.5
+    weight = weight.astype(DTYPE.value)
 
-    def product(x):
+    @jax.jit
+    def products(x):
+        def product(_, x):
+            return jnp.matmul(x, weight, preferred_element_type=jnp.float32).astype(x.dtype)
+
         with jax.default_matmul_precision("float32"):
-            return jnp.matmul(x, x, preferred_element_type=jnp.float32)
+            return jax.lax.fori_loop(0, PRODUCTS, product, x)
 
-    product = jax.jit(product)
-    return 2 * size**3 / min(in_turns({"product": lambda: product(x)})["product"])
+    seconds = min(in_turns({"products": lambda: products(weight)})["products"])
+    return PRODUCTS * 2 * size**3 / seconds
 
 
 def utilization(flops: float, seconds: float, peak: float) -> dict[str, float]:
@@ -174,5 +218,7 @@ def milliseconds(seconds: dict[str, list[float]]) -> dict[str, float]:
 def settings(others: Sequence[str]) -> dict[str, Any]:
     """The flags, for the results; `others` are the PyTorch models in the run."""
     values = {flag.name: flag.value for flag in (SIZE, DTYPE, BATCH, REMATERIALIZE, FUSED)}
+    if ONLY.value:
+        return values | {"only": ONLY.value}
     note = {} if others else {"pytorch": "not installed for this device"}
     return values | note

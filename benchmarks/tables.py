@@ -293,14 +293,16 @@ def throughput() -> Table:
     for name in SPEED_RESULTS:
         results = load(name)
         task = "volumes to latents" if name.startswith("encode") else "training step"
-        runs = results["runs"]
-        forms = (
-            f"{runs[form]['volumes_per_second']:.3g}"
-            + (f" ({runs[form]['times_ours']:.2f})" if form != "ours" else "")
-            for form in REPORT_FORMATS
-        )
         setting = f"{results['size']} size, {results['dtype']}, {results['batch']} at a time"
-        rows.append((task, _device(results), setting, *forms))
+        for key, place in (("runs", "from the host"), ("runs_on_device", "on the device")):
+            if key in results:
+                runs = results[key]
+                forms = (
+                    f"{runs[form]['volumes_per_second']:.3g}"
+                    + (f" ({runs[form]['times_ours']:.2f})" if form != "ours" else "")
+                    for form in REPORT_FORMATS
+                )
+                rows.append((f"{task}, {place}", _device(results), setting, *forms))
     columns = ("volumes/s", "device", "setting", *REPORT_FORMATS.values())
     return Table(columns, rows, SPEED_RESULTS)
 

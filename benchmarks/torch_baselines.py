@@ -1,7 +1,9 @@
 """The two PyTorch models of benchmarks.torch_ct_vit: encoding, and training steps of Adam."""
 
 import dataclasses
-from collections.abc import Callable
+import functools
+import time
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import torch_ct_vit
+from benchmarks.speed import Runs
 from ctclip_jax.common.shapes import Variables
 from ctclip_jax.models.ct_clip import CTCLIPConfig
 from ctclip_jax.training.config import TrainConfig
@@ -24,6 +27,7 @@ class TorchBaseline:
     device: str
     half: bool
     compiled: bool
+    reads_patches: bool
     optimizer: torch.optim.Optimizer
     clip_norm: float
 
@@ -31,35 +35,76 @@ class TorchBaseline:
         wrap = torch.compile if self.compiled else lambda function: function
         self._encode, self._loss = wrap(self.model.encode_image), wrap(self.model)
 
-    def encode(self, volume: np.ndarray) -> np.ndarray:
-        """Latents of int16 volumes."""
+    def encode(self, image: np.ndarray | Tensor) -> np.ndarray:
+        """Latents of int16 volumes, or of their patches."""
+        return self._encode_on(self._put(image)).cpu().numpy()
+
+    def encoding(self, batch: dict[str, np.ndarray], volumes: np.ndarray) -> Runs:
+        """Encoding of a batch over and over; at its best it also reads patches."""
+        image = self._on_host(batch["image"] if self.reads_patches else volumes)
+        on_device = self._put(image)
+        return Runs(
+            functools.partial(self._seconds, lambda: self._encode_on(on_device)),
+            functools.partial(self._seconds, lambda: self._encode_on(self._put(image)).cpu()),
+        )
+
+    def training(self, batch: dict[str, np.ndarray], volumes: np.ndarray) -> Runs:
+        """Training steps on a batch over and over; at its best it also reads patches."""
+        image = batch["image"] if self.reads_patches else volumes
+        arrays = [image, batch["input_ids"], batch["attention_mask"]]
+        on_host = [self._on_host(array) for array in arrays]
+        on_device = [self._put(array) for array in on_host]
+        return Runs(
+            functools.partial(self._seconds, lambda: self._step_on(on_device)),
+            functools.partial(self._seconds, lambda: self._step_on(map(self._put, on_host))),
+        )
+
+    def _encode_on(self, image: Tensor) -> Tensor:
         self.model.eval()
         with torch.no_grad(), self.autocast():
-            return self._encode(torch.from_numpy(volume).to(self.device)).cpu().numpy()
+            return self._encode(image)
 
-    def step(self, batch: dict[str, np.ndarray]) -> float:
-        """One training step; returns the loss."""
+    def _step_on(self, arrays: Iterable[Tensor]) -> None:
         self.model.train()
-        arrays = (torch.from_numpy(batch[n]) for n in ("image", "input_ids", "attention_mask"))
         with self.autocast():
-            loss = self._loss(*(array.to(self.device) for array in arrays))
+            loss = self._loss(*arrays)
         self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
         self.optimizer.step()
-        return loss.item()
+
+    def _seconds(self, step: Callable[[], Any], num_steps: int) -> float:
+        """Seconds of each of `num_steps` calls in a row, after one that is not counted."""
+        step()
+        self._wait()
+        start = time.perf_counter()
+        for _ in range(num_steps):
+            step()
+        self._wait()
+        return (time.perf_counter() - start) / num_steps
+
+    def _on_host(self, array: np.ndarray) -> Tensor:
+        tensor = torch.from_numpy(array)
+        return tensor.pin_memory() if self.device == "cuda" else tensor
+
+    def _put(self, array: np.ndarray | Tensor) -> Tensor:
+        return torch.as_tensor(array).to(self.device, non_blocking=True)
+
+    def _wait(self) -> None:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
 
     def timed(self, run: Callable, x: Tensor | None, *, gradient: bool) -> Callable[[], Any]:
         """A call of `run(x)`, with `gradient` also backward, that waits for the device."""
-        x = None if x is None else x.requires_grad_(gradient)
+        if x is not None and x.is_floating_point():
+            x = x.requires_grad_(gradient)
 
         def call():
             with torch.set_grad_enabled(gradient), self.autocast():
                 output = run(x)
                 if gradient:
                     output.float().square().sum().backward()
-            if self.device == "cuda":
-                torch.cuda.synchronize()
+            self._wait()
 
         return call
 
@@ -86,6 +131,7 @@ def torch_baselines(
             device=device,
             half=best and config.model.dtype == "bfloat16",
             compiled=best and compiled,
+            reads_patches=best,
             optimizer=torch.optim.Adam(
                 model.parameters(), optim.learning_rate, (optim.b1, optim.b2), optim.eps, fused=best
             ),

@@ -18,6 +18,7 @@ from ctclip_jax.common.trees import flatten
 from ctclip_jax.models.ct_clip import CTCLIPConfig
 from ctclip_jax.models.ct_vit import CTViTConfig
 from ctclip_jax.models.layers import ATTENTION_SCALE
+from data_pipelines.patches import patchify
 from data_pipelines.resample import STEPS_PER_HU
 
 
@@ -29,11 +30,9 @@ class PatchEmbedding(nn.Module):
         self.norm_out = nn.LayerNorm(config.dim)
         self.patch = (config.temporal_patch_size, *config.patch_size)
 
-    def forward(self, volume: Tensor) -> Tensor:
-        pattern = "b (t pt) (h ph) (w pw) -> b t h w (pt ph pw)"
-        patches = rearrange(
-            volume, pattern, **dict(zip(("pt", "ph", "pw"), self.patch, strict=True))
-        )
+    def forward(self, image: Tensor) -> Tensor:
+        """Tokens (b t h w d) of volumes (b f h w) or of their patches (b t h w p)."""
+        patches = image if image.ndim == 5 else patchify(image, self.patch)
         return self.norm_out(self.proj(self.norm_in(patches)))
 
 
@@ -196,9 +195,13 @@ class CTCLIP(nn.Module):
         low, high = image.window
         self.center, self.half = STEPS_PER_HU * (high + low) / 2, STEPS_PER_HU * (high - low) / 2
 
+    def normalize(self, volume: Tensor) -> Tensor:
+        """Intensities with the HU window at -1 and 1."""
+        return (volume.float() - self.center) / self.half
+
     def encode_image(self, volume: Tensor) -> Tensor:
-        """Unit latents of int16 volumes."""
-        tokens = self.codebook(self.image((volume.float() - self.center) / self.half))
+        """Unit latents of int16 volumes, or of their patches."""
+        tokens = self.codebook(self.image(self.normalize(volume)))
         pooled = tokens.mean(dim=1).flatten(1)
         return F.normalize(self.image_projection(pooled).float(), dim=-1)
 

@@ -2,60 +2,87 @@
 
     python -m benchmarks.train_step
     python -m benchmarks.train_step --size=full --dtype=bfloat16 --batch=8 --remat=dots  # on a GPU
+    python -m benchmarks.train_step --only=ours ...   # one model, quickly; printed, not saved
 
 Our CT-ViT, our ViT (which drops half of the patches) and a plain PyTorch model of the same initial
-weights are timed in turns; blocks forward and backward.
+weights are timed in turns: steps in a row on a batch that is on the device, and on batches that
+come from the host, ours through the prefetch of the training loop. Blocks forward and backward.
 """
 
+import grain
 import jax
 
-from benchmarks import blocks, measure, speed
-from benchmarks.torch_baselines import torch_baselines
+from benchmarks import measure, speed
 from ctclip_jax.common.shapes import Variables
-from ctclip_jax.common.sharding import make_mesh
+from ctclip_jax.common.sharding import make_mesh, put_batch
 from ctclip_jax.cost.flops import step_flops
 from ctclip_jax.models.ct_clip import CTCLIP
 from ctclip_jax.training.config import TrainConfig
 from ctclip_jax.training.step import abstract_batch, make_train_step
+from data_pipelines.batching import PUT_AHEAD, put_ahead
 from data_pipelines.errors import run_main
 
 
 class OurSteps:
     """Our training, step after step on the same batch."""
 
-    def __init__(self, config: TrainConfig):
+    def __init__(self, config: TrainConfig, batch: dict):
         mesh, model = make_mesh(config.mesh), CTCLIP(config.model)
         train_step = make_train_step(config, model, mesh)
         self.variables: Variables = jax.jit(model.init)(jax.random.key(config.seed))
         self._state = train_step.init(jax.tree.map(jax.numpy.copy, self.variables))
-        self._step = train_step.step
+        # The program that train_step.step calls.
         traced = train_step.trace(abstract_batch(config, mesh))["train_step"]
         self.compiled = traced.lower().compile()
+        self._put = lambda batch: jax.block_until_ready(put_batch(batch, mesh))
+        self._batch = batch
 
-    def __call__(self, batch: dict) -> float:
-        self._state, metrics, _ = self._step(self._state, iter([batch]))
-        return float(metrics["loss"])
+    def on_device(self, steps: int) -> float:
+        """Seconds a step on a batch that stays on the device."""
+        batch = self._put(self._batch)
+        return measure.seconds_per_step(lambda: self._step(batch), steps, lead=1)
+
+    def from_host(self, steps: int) -> float:
+        """Seconds a step on batches that are put ahead."""
+        source = grain.MapDataset.source([self._batch]).repeat().to_iter_dataset()
+        batches = iter(put_ahead(source, self._put))
+        try:
+            return measure.seconds_per_step(
+                lambda: self._step(next(batches)), steps, lead=PUT_AHEAD + 1
+            )
+        finally:
+            batches.close()
+
+    def _step(self, batch: dict) -> jax.Array:
+        self._state, metrics, _ = self.compiled(self._state, batch)
+        return metrics["loss"]
 
 
 def main() -> None:
     config = speed.train_config()
-    batch, towers = speed.random_batch(config), {"ours": config, speed.VIT: speed.with_vit(config)}
-    steps = {name: OurSteps(tower) for name, tower in towers.items()}
-    variables = steps["ours"].variables
-    others = torch_baselines(config, variables, compiled=speed.COMPILE.value)
-    functions = {name: lambda s=s: s(batch) for name, s in steps.items()}
-    functions |= {name: lambda o=o: o.step(batch) for name, o in others.items()}
+    towers = speed.towers(config)
+    steps = {name: OurSteps(tower, speed.random_batch(tower)) for name, tower in towers.items()}
+    models = {name: speed.Runs(s.on_device, s.from_host) for name, s in steps.items()}
+    others, blocks = {}, dict
+    if not speed.ONLY.value:
+        # Imported here: one model alone needs no PyTorch.
+        from benchmarks.blocks import blocks_of
+        from benchmarks.torch_baselines import torch_baselines
+
+        batch, volumes = speed.random_batch(config), speed.random_volumes(config)
+        variables = steps[speed.OURS].variables
+        others = torch_baselines(config, variables, compiled=speed.COMPILE.value)
+        models |= {name: o.training(batch, volumes) for name, o in others.items()}
+        blocks = blocks_of(config.model, variables, others, batch, volumes, gradient=True)
     results = speed.compare(
-        functions,
+        models,
         volumes=config.batch_size,
         flops={name: step_flops(tower) for name, tower in towers.items()},
         compiled={name: step.compiled for name, step in steps.items()},
-        blocks=lambda: (
-            {"ours": blocks.ours(config.model, variables, batch, gradient=True)}
-            | {name: blocks.theirs(o, batch, gradient=True) for name, o in others.items()}
-        ),
+        blocks=blocks,
     )
-    measure.save("train_step", speed.settings(others) | results)
+    settings = speed.settings(others)
+    measure.save("train_step", settings | results, is_complete=not speed.ONLY.value)
 
 
 if __name__ == "__main__":

@@ -22,12 +22,14 @@ import numpy as np
 from benchmarks import measure
 from data_pipelines import loader, shards
 from data_pipelines.errors import run_main
+from data_pipelines.patches import patchify
 from data_pipelines.reports import TextSampler
 from data_pipelines.shards.verify import verify
 from data_pipelines.sources.phantoms import write_tree
 from data_pipelines.tokenizers import load_tokenizer
 
 SCANS, PROCESSES, BATCH_SIZE, EPOCHS = 2000, 2, 8, 2
+PATCH = (6, 12, 12)
 GRID = ("--shape=24,48,48", "--spacing=12,7.5,7.5")
 Fingerprints = list[tuple[bytes, bytes]]  # of the volume and of the tokens of every row
 
@@ -49,6 +51,7 @@ def read(folder: Path, index: int, interrupted: bool) -> Fingerprints:
             text_sampler=TextSampler(shuffle=True),
             tokenizer=load_tokenizer(folder / "tokenizer.model"),
             max_length=64,
+            patch=PATCH,
             batch_size=BATCH_SIZE,
             seed=0,
             one_reconstruction_per_scan=True,
@@ -88,7 +91,10 @@ def check_epochs(folder: Path, parts: list[Fingerprints]) -> None:
     """Asserts that, in the order of steps over all processes, an epoch has every scan once."""
     source = shards.read(folder, "train")
     records = (source[index] for index in range(len(source)))
-    scan_of = {fingerprint(record["volume"]): record["scan"] for record in records}
+    scan_of = {
+        fingerprint(patchify(record["volume"][None], PATCH)[0]): record["scan"]
+        for record in records
+    }
     steps = [
         [row for part in parts for row in part[start : start + BATCH_SIZE]]
         for start in range(0, len(parts[0]), BATCH_SIZE)

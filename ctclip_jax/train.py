@@ -25,7 +25,12 @@ from ctclip_jax.checkpoints.run import Checkpointer, check_shapes
 from ctclip_jax.common import trees
 from ctclip_jax.common.devices import check_devices
 from ctclip_jax.common.shapes import Variables
-from ctclip_jax.common.sharding import local_batch_size, make_mesh, state_shardings
+from ctclip_jax.common.sharding import (
+    local_batch_size,
+    make_mesh,
+    put_batch,
+    state_shardings,
+)
 from ctclip_jax.cost.accelerators import accelerator_of
 from ctclip_jax.cost.flops import step_flops
 from ctclip_jax.evaluation.encoder import Encoder
@@ -207,14 +212,24 @@ def initial_variables(config: TrainConfig, model: CTCLIP, mesh: Mesh) -> Variabl
 def train_batches(
     config: TrainConfig, mesh: Mesh, tokenizer: Tokenizer, latents: Sequence[np.ndarray] = ()
 ) -> grain.DatasetIterator:
-    """Returns this process's endless host batches; `latents` per folder replace the volumes."""
+    """Returns this process's endless batches; `latents` per folder replace the volumes.
+
+    They are on the devices, PUT_AHEAD of them before they are used; micro-batches are on the host,
+    because the step puts each of them twice.
+    """
     data, loss = config.data, config.loss
+
+    def put(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        # Waits, so that waiting for a batch in `StepLog.timed` includes its transfer.
+        return jax.block_until_ready(put_batch(batch, mesh))
+
     return loader.train_loader(
         data.folders,
         split=data.split,
         text_sampler=data.text_sampler if loss.reads_texts else None,
         tokenizer=tokenizer,
         max_length=data.max_length,
+        patch=config.model.image.patch,
         batch_size=local_batch_size(config.batch_size // config.num_micro_batches, mesh),
         seed=config.seed,
         mixture_weights=data.mixture_weights,
@@ -227,6 +242,7 @@ def train_batches(
         process_count=jax.process_count(),
         num_workers=data.num_workers,
         ahead=config.num_micro_batches,
+        put=put if config.num_micro_batches == 1 else None,
     )
 
 

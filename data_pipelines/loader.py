@@ -1,6 +1,7 @@
 """Data loading with grain: shards -> host batches; iterators can be checkpointed.
 
-A batch is a dict of numpy arrays: `image` int16 (B, F, H, W) in steps of 1/16 HU. In training also
+A batch is a dict of numpy arrays: `image` int16 (B, T, H, W, P) in steps of 1/16 HU, a grid of
+patches of P voxels, equal to `patches.patchify` of the volumes. In training also
 `input_ids` and `attention_mask` int32 (B, L), or (B, K, L) with K texts per volume, and per volume
 (B,): `scan` and `report` int32, equal for the same scan and for reports of the same words; `normal`
 (all labels are known and absent); `seed` int32, drawn anew each time; on request `labels` int8
@@ -12,13 +13,14 @@ import dataclasses
 import zlib
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import grain
 import numpy as np
 from etils import epath
 
 from data_pipelines import shards
-from data_pipelines.batching import EncodedVolume, batches
+from data_pipelines.batching import Batch, EncodedVolume, batches
 from data_pipelines.errors import InputError
 from data_pipelines.reports import TextSampler, report_parts
 from data_pipelines.shards import Record
@@ -32,6 +34,7 @@ def train_loader(
     text_sampler: TextSampler | None,
     tokenizer: Tokenizer,
     max_length: int,
+    patch: tuple[int, int, int],
     batch_size: int,
     seed: int,
     mixture_weights: Sequence[float] = (),
@@ -44,6 +47,7 @@ def train_loader(
     process_count: int = 1,
     num_workers: int = 0,
     ahead: int = 1,
+    put: Callable[[Batch], Any] | None = None,
 ) -> grain.DatasetIterator:
     """Returns infinite batches for this process from the shards in `folders`.
 
@@ -53,6 +57,7 @@ def train_loader(
 
     Args:
       text_sampler: draws a volume's text from its report; None for no text.
+      patch: voxels of a patch along (frames, height, width).
       mixture_weights: of the folders; by default each volume counts the same.
       one_reconstruction_per_scan: an epoch has one random volume of each scan.
       random_shift_voxels: moves each volume by up to so many voxels along every axis.
@@ -60,6 +65,7 @@ def train_loader(
       latents: (n, d) for each folder, in the order of `shards.read_reports`; replace the volumes.
       num_workers: processes that make batches; 0 for threads only.
       ahead: batches made in advance, by each of the workers.
+      put: sends a batch to devices; called in a thread, up to PUT_AHEAD before it is used.
     """
     if random_shift_voxels < 0:
         raise InputError(f"random_shift_voxels: got {random_shift_voxels}, expected 0 or more")
@@ -98,7 +104,15 @@ def train_loader(
     # Split among processes last: text and shift of a volume are the same for any number of them.
     examples = mixed.seed(seed).random_map(example)[process_index::process_count]
     shape = tuple(geometry["shape"])
-    return batches(examples, batch_size, shape=shape, num_workers=num_workers, ahead=ahead)
+    return batches(
+        examples,
+        batch_size,
+        shape=shape,
+        patch=patch,
+        num_workers=num_workers,
+        ahead=ahead,
+        put=put,
+    )
 
 
 def check_mixture_weights(weights: Sequence[float], folders: Sequence[epath.PathLike]) -> None:
@@ -121,12 +135,14 @@ def eval_loader(
     folder: epath.PathLike,
     *,
     split: str,
+    patch: tuple[int, int, int],
     batch_size: int,
     rows: Sequence[int] | None = None,
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.DatasetIterator:
-    """Returns one pass over the volumes of `rows` (default: all), divided by `rows_of_process`.
+    """Returns one pass over the volumes of `rows` (default: all), divided by `rows_of_process`, in
+    patches of `patch` voxels.
 
     Every process gets the same number of full batches, in which `row` is -1 for padding."""
     source = shards.read(folder, split)
@@ -141,7 +157,7 @@ def eval_loader(
         return {"image": EncodedVolume(source.encoded(max(row, 0))), "row": np.array(row)}
 
     shape = tuple(shards.preparation(folder, split)["shape"])
-    return batches(grain.MapDataset.source(own).map(example), batch_size, shape=shape)
+    return batches(grain.MapDataset.source(own).map(example), batch_size, shape=shape, patch=patch)
 
 
 def rows_of_process(
@@ -211,12 +227,12 @@ class _TrainExample(grain.transforms.RandomMap):
             if self.text_sampler.texts_per_volume == 1:
                 ids, mask = ids[0], mask[0]
             tokens = {"input_ids": ids, "attention_mask": mask}
-        offsets = ()
+        offsets = (0, 0, 0)
         if self.max_shift:
-            offsets = rng.integers(-self.max_shift, self.max_shift, 3, endpoint=True)
+            offsets = tuple(rng.integers(-self.max_shift, self.max_shift, 3, endpoint=True))
         volume = {}
         if "volume" in record:
-            volume = {"image": EncodedVolume(record, tuple(offsets))}
+            volume = {"image": EncodedVolume(record, offsets)}
         elif "latent" in record:
             volume = {"latent": record["latent"]}
         return {

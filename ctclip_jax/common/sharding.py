@@ -110,13 +110,17 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(mesh.axis_names))
 
 
-def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Returns global arrays, sharded over all devices, from the rows of this process."""
+def put_batch(batch: dict[str, np.ndarray | jax.Array], mesh: Mesh) -> dict[str, jax.Array]:
+    """Returns global arrays, sharded over all devices, from the rows of this process.
+
+    Arrays that are on the devices already stay as they are."""
     sharding = batch_sharding(mesh)
     # With several processes jax's transfer guard takes this explicit transfer for an implicit one.
     with jax.transfer_guard_host_to_device("allow"):
         return {
-            name: jax.make_array_from_process_local_data(sharding, array)
+            name: array
+            if isinstance(array, jax.Array)
+            else jax.make_array_from_process_local_data(sharding, array)
             for name, array in batch.items()
         }
 

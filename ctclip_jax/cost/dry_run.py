@@ -23,6 +23,7 @@ from ctclip_jax.models.ct_clip import CTCLIP
 from ctclip_jax.training.config import TrainConfig
 from ctclip_jax.training.step import abstract_batch, make_train_step
 from ctclip_jax.training.validation import validate_config
+from data_pipelines.batching import PUT_AHEAD
 from data_pipelines.errors import InputError
 
 UNITS_IN_GIB = {"M": 2**-10, "G": 1.0, "T": 2**10}
@@ -46,7 +47,7 @@ class ProgramReport:
       runs: executions in a step.
       arguments, outputs, temporaries, aliased: bytes of memory; aliased arrays are argument and
         output in one.
-      resident: bytes of arrays that are in memory beside them: next batch, optimizer state.
+      resident: bytes of arrays that are in memory beside them: next batches, optimizer state.
       flops: of the matrix products, recomputation included.
       collectives: None if jax cannot read the compiled program.
     """
@@ -211,10 +212,10 @@ def _program_report(
 
 
 def _resident(name: str, batch: dict, optimizer_state: dict) -> float:
-    """Bytes on a device beside a program's arguments: the next batch, and the optimizer's state."""
-    next_batch = _bytes_of(batch) if name in ("train_step", "encode", "backward") else 0.0
+    """Bytes on a device beside a program's arguments: next batches, and the optimizer's state."""
+    next_batches = {"train_step": PUT_AHEAD, "encode": 1, "backward": 1}.get(name, 0)
     is_argument = name in ("train_step", "update")
-    return next_batch + (0.0 if is_argument else _bytes_of(optimizer_state))
+    return next_batches * _bytes_of(batch) + (0.0 if is_argument else _bytes_of(optimizer_state))
 
 
 def _bytes_of(tree: Any) -> float:

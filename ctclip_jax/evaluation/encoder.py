@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from ctclip_jax.common.shapes import Variables
 from ctclip_jax.common.sharding import put_batch
-from ctclip_jax.inference.batching import group_by_length
+from ctclip_jax.inference.batching import group_by_length, one_ahead
 from ctclip_jax.models.ct_clip import CTCLIP
 from ctclip_jax.models.kernels.placement import use_mesh
 from data_pipelines import loader
@@ -46,6 +46,7 @@ class Encoder:
             "process_index": jax.process_index(),
             "process_count": jax.process_count(),
         }
+        self._patch = model.config.image.patch
         self._image, self._text = _jitted(model, mesh)
 
     def encode_volumes(
@@ -61,6 +62,7 @@ class Encoder:
         batches = loader.eval_loader(
             folder,
             split=split,
+            patch=self._patch,
             batch_size=self._rows_per_process(self._batch_size),
             rows=rows,
             **self._process,
@@ -116,10 +118,11 @@ class Encoder:
         *,
         on_progress: Callable[[int], object] = lambda num_rows: None,
     ) -> dict[int, Float[np.ndarray, " d"]]:
-        """Latents by the rows of the batches."""
+        """Latents by the rows of the batches. Reading, transfer and computation overlap: the loader
+        is a batch ahead, and the next batch is sent before the latents of this one are read."""
+        encoded = (encode(variables, put_batch(batch, self._mesh)) for batch in batches)
         by_row = {}
-        for batch in batches:
-            rows, latents = jax.device_get(encode(variables, put_batch(batch, self._mesh)))
+        for rows, latents in map(jax.device_get, one_ahead(encoded)):
             by_row.update(zip(rows.tolist(), latents, strict=True))
             on_progress(int((rows >= 0).sum()))  # -1 fills up the last batch
         return by_row

@@ -1,6 +1,8 @@
 """Batched computation over rows of numpy arrays, on all devices of a mesh."""
 
-from collections.abc import Callable
+import collections
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -14,24 +16,43 @@ from data_pipelines.errors import InputError
 # Texts are padded to a multiple of this, so that few shapes compile.
 LENGTH_MULTIPLE = 16
 
+Item = TypeVar("Item")
+
+
+def one_ahead(items: Iterable[Item]) -> Iterator[Item]:
+    """Yields `items`, each after the next one was made.
+
+    Where they are results that a device still computes, it computes the next one while the host
+    reads this one, and this one while the host reads and sends the input of the next.
+    """
+    pending = collections.deque()
+    for item in items:
+        pending.append(item)
+        if len(pending) > 1:
+            yield pending.popleft()
+    yield from pending
+
 
 def map_batches(compute: Callable, mesh: Mesh, *arrays: np.ndarray, batch_size: int):
     """Returns `compute(*arrays)`, a numpy array or a tree of them, computed batch by batch.
 
     Batches have `batch_size` rows, rounded up to the number of devices. The last one is padded
-    with zeros, so that there is one shape to compile. Raises InputError for zero rows.
+    with zeros, so that there is one shape to compile. Two batches are on the devices at a time.
+    Raises InputError for zero rows.
     """
     num_rows = len(arrays[0])
     if not num_rows:
         raise InputError("nothing to compute: got 0 rows")
     size = -(-min(batch_size, num_rows) // mesh.size) * mesh.size
-    results = []
-    for start in range(0, num_rows, size):
+
+    def compute_from(start: int):
         batch = [_pad(array[start : start + size], size) for array in arrays]
         rows = jax.device_put(batch, NamedSharding(mesh, P("data")))
         with use_mesh(mesh):
-            result = compute(*rows)
-        results.append(jax.tree.map(np.asarray, result))
+            return compute(*rows)
+
+    computed = one_ahead(map(compute_from, range(0, num_rows, size)))
+    results = [jax.tree.map(np.asarray, result) for result in computed]
     return jax.tree.map(lambda *parts: np.concatenate(parts)[:num_rows], *results)
 
 

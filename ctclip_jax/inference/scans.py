@@ -75,7 +75,8 @@ def read_ahead(
 ) -> Iterator[tuple[CaseRecord, PreparedVolume]]:
     """Prepares scans for a model in `num_workers` threads; yields them in order.
 
-    At most `num_workers` scans wait in memory. `on_skip` gets the reason, one line, for each scan
+    At most `num_workers` scans are in memory beside the one that was yielded last, and they are
+    prepared while it is in use. `on_skip` gets the reason, one line, for each scan
     that cannot be used.
     """
 
@@ -94,10 +95,10 @@ def read_ahead(
         while pending:
             case, future = pending.pop(0)
             error = future.exception()
+            pending += submit(1)
             if error is None:
                 yield case, future.result()
             elif isinstance(error, InputError):
                 on_skip(str(error))
             else:  # a bug of ours must not cost the other scans
                 on_skip(printable(f"{case.path()}: {type(error).__name__}: {one_line(error)}"))
-            pending += submit(1)

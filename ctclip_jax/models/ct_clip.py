@@ -112,9 +112,9 @@ class CTCLIP:
         return jax.eval_shape(self.init, jax.random.key(0))
 
     def encode_image(
-        self, variables: Variables, image: Num[Array, "b f h w"]
+        self, variables: Variables, image: Num[Array, "b f h w"] | Num[Array, "b t h w p"]
     ) -> Float[Array, "b d"]:
-        """Unit-length latents of CT volumes in [-1, 1], or int16 in steps of 1/16 HU.
+        """Unit-length latents of CT volumes, or their patches, in [-1, 1] or int16 in 1/16 HU.
 
         Through a quantizer no gradient reaches the image tower (`encode` has one).
         """
@@ -127,7 +127,7 @@ class CTCLIP:
             return self.project_image(variables, features)
 
     def quantized_tokens(
-        self, variables: Variables, image: Num[Array, "b f h w"]
+        self, variables: Variables, image: Num[Array, "b f h w"] | Num[Array, "b t h w p"]
     ) -> Float[Array, "b t h w d"]:
         """The codes nearest to the tokens of CT volumes, for a tower that quantizes."""
         with jax.default_matmul_precision("float32"):
@@ -171,10 +171,10 @@ class CTCLIP:
 
         Args:
           variables: of `init`.
-          batch: `image` (b f h w), or `latent` (b d) in its place: latents that were computed
-            before; without both there are no image latents. `input_ids` and `attention_mask`, if
-            any, are (b l), or (b k l) for k texts of each volume, whose latents (b k, d) are
-            adjacent.
+          batch: `image` (b f h w), or its patches (b t h w p), or in its place `latent` (b d):
+            latents that were computed before; without all there are no image latents. `input_ids`
+            and `attention_mask`, if any, are (b l), or (b k l) for k texts of each volume, whose
+            latents (b k, d) are adjacent.
           text_dropout_keys: (b), one for each volume: switch the dropout of its texts on.
           patch_dropout_keys: (b), one for each volume: draw the patches that are encoded.
           quantize: weight of the quantized against the plain tokens.
@@ -201,7 +201,7 @@ class CTCLIP:
     def _encode_image_in_training(
         self,
         variables: Variables,
-        image: Num[Array, "b f h w"],
+        image: Num[Array, "b f h w"] | Num[Array, "b t h w p"],
         patch_dropout_keys: Key | None,
         quantize: Float[Array, ""] | float,
     ) -> tuple[Float[Array, "b d"], Statistics]:

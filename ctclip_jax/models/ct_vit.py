@@ -25,7 +25,7 @@ from ctclip_jax.models.layers import (
     layer_norm,
     linear,
 )
-from ctclip_jax.models.patch_embed import PatchEmbedding, PatchGrid, patchify
+from ctclip_jax.models.patch_embed import PatchEmbedding, PatchGrid, to_patches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,11 +184,13 @@ class CTViT(nnx.Module):
         self.grid, self.patch = config.grid, config.patch
         self.dtype = dtype
 
-    def __call__(self, volume: Num[Array, "b f h w"]) -> Float[Array, "b t h w d"]:
-        """Volumes in [-1, 1], or integer in steps of 1/16 HU, to float32 tokens."""
+    def __call__(
+        self, volume: Num[Array, "b f h w"] | Num[Array, "b t h w p"]
+    ) -> Float[Array, "b t h w d"]:
+        """Volumes or their patches, in [-1, 1] or integer in steps of 1/16 HU, to tokens."""
         t, h, w = self.grid
         with jax.named_scope("patch_embed"):
-            x = self.patch_embed(patchify(volume, self.patch)).astype(self.dtype)
+            x = self.patch_embed(to_patches(volume, self.patch)).astype(self.dtype)
         with jax.named_scope("spatial"):
             bias = self.position_bias(h, w)
             x = self.spatial(rearrange(x, "b t h w d -> b t (h w) d"), bias).astype(self.dtype)

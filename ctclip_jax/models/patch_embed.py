@@ -6,14 +6,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 from flax import nnx
 
 from ctclip_jax.common.configs import PositiveInt
 from ctclip_jax.common.shapes import Array, Float, Num
 from ctclip_jax.models.layers import layer_norm, linear
 from data_pipelines.errors import InputError
+from data_pipelines.patches import patchify
 from data_pipelines.resample import STEPS_PER_HU
+
+__all__ = ["PatchEmbedding", "PatchGrid", "normalize_intensity", "patchify", "to_patches"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,10 +86,11 @@ def normalize_intensity(
     return (volume.astype(jnp.float32) - (high + low) / 2) / ((high - low) / 2)
 
 
-def patchify(volume: Num[Array, "b f h w"], patch: tuple[int, int, int]) -> Num[Array, "b t h w p"]:
-    """The volume as a grid of patches, each flattened to a row of voxels."""
-    pattern = "b (t pt) (h ph) (w pw) -> b t h w (pt ph pw)"
-    return rearrange(volume, pattern, **dict(zip(("pt", "ph", "pw"), patch, strict=True)))
+def to_patches(
+    image: Num[Array, "b f h w"] | Num[Array, "b t h w p"], patch: tuple[int, int, int]
+) -> Num[Array, "b t h w p"]:
+    """The patches of volumes, which the loader has cut already (rank 5) or not (rank 4)."""
+    return image if image.ndim == 5 else patchify(image, patch)
 
 
 class PatchEmbedding(nnx.Module):

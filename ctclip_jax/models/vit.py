@@ -19,7 +19,7 @@ from ctclip_jax.common.shapes import Array, Float, Int, Key, Num
 from ctclip_jax.models import nnx_bridge
 from ctclip_jax.models.kernels.attention import attention
 from ctclip_jax.models.layers import REMAT, cast_kernels, layer_norm, linear
-from ctclip_jax.models.patch_embed import PatchEmbedding, PatchGrid, patchify
+from ctclip_jax.models.patch_embed import PatchEmbedding, PatchGrid, to_patches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,16 +163,19 @@ class ViT(nnx.Module):
         self.config, self.dtype, self.remat, self.scan = config, dtype, remat, scan
 
     def __call__(
-        self, volume: Num[Array, "b f h w"], *, patch_dropout_keys: Key | None = None
+        self,
+        volume: Num[Array, "b f h w"] | Num[Array, "b t h w p"],
+        *,
+        patch_dropout_keys: Key | None = None,
     ) -> Float[Array, "b d"]:
-        """Float32 features of volumes in [-1, 1], or integer in steps of 1/16 HU.
+        """Float32 features of volumes, or their patches, in [-1, 1] or in steps of 1/16 HU.
 
         `patch_dropout_keys` (b), one for each volume, draw the patches that are encoded; without
         keys all of them are.
         """
         config = self.config
         with jax.named_scope("patch_embed"):
-            patches = rearrange(patchify(volume, config.patch), "b t h w p -> b (t h w) p")
+            patches = rearrange(to_patches(volume, config.patch), "b t h w p -> b (t h w) p")
             positions = jnp.asarray(position_embedding(config.grid, config.dim), jnp.float32)[None]
             # Patches are dropped as they are read, before anything is computed of them.
             if patch_dropout_keys is not None and config.patch_dropout:

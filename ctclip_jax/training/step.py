@@ -53,8 +53,9 @@ class TrainStep(NamedTuple):
     Attributes:
       init: variables -> state at step 0; every array is created on the devices it belongs to.
       abstract_state: shapes, dtypes and shardings of the state, without memory.
-      step: (state, host micro-batches) -> (state, metrics, gradient norms by parameter). Takes
-        `config.num_micro_batches` of the micro-batches; the state is donated.
+      step: (state, micro-batches) -> (state, metrics, gradient norms by parameter). Takes
+        `config.num_micro_batches` of the micro-batches, from the host or (one) from the devices;
+        the state is donated. The batch is not: no result has the shape of its arrays.
       trace: abstract micro-batch -> the traced programs of a step by name, for the dry run.
     """
 
@@ -228,7 +229,7 @@ def initial_state(config: TrainConfig, variables: Variables) -> dict:
 def abstract_batch(config: TrainConfig, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes, dtypes and shardings of a (micro-)batch over all devices."""
     data, image, loss = config.data, config.model.image, config.loss
-    volume = {"image": ((image.frames, *image.image_size), np.int16)}
+    volume = {"image": ((*image.grid, image.patch_voxels), np.int16)}
     if data.frozen_latents:
         volume = {"latent": ((config.model.dim_latent,), np.float32)}
     texts = (data.texts_per_volume,) if data.texts_per_volume > 1 else ()

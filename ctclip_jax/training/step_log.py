@@ -53,10 +53,13 @@ class StepLog:
 
     def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Yields `batches` and counts the time that devices are idle meanwhile as `data_wait`."""
-        while True:
+
+        def next_batch() -> Batch:
             with self._clock.waiting_for_data():
-                batch = next(batches)
-            yield batch
+                return next(batches)
+
+        # Not a generator: its frame would keep a batch in device memory until the next one comes.
+        return iter(next_batch, object())
 
     def add(self, step: int, metrics: Scalars, gradient_norms: Scalars) -> None:
         """Takes the metrics of `step` and logs those of the step before.

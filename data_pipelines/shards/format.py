@@ -6,7 +6,7 @@ Equal cases give shards of equal bytes.
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numcodecs
@@ -75,6 +75,22 @@ def decode_volume(
         if scale > 1:
             target *= scale
     return volume
+
+
+def decode_slabs(record: Record) -> Iterator[Int16[np.ndarray, "n h w"]]:
+    """Yields the volume of a record of `encode_volume` as slabs of frames, in steps of 1/16 HU.
+
+    Each is overwritten by the next, so that it stays in the processor's cache."""
+    scale = STEPS_PER_HU // int(record["steps_per_hu"])
+    slabs, (num_frames, *plane) = record["volume"], record["shape"]
+    sizes = [len(part) for part in np.array_split(range(num_frames), len(slabs))]
+    buffer = np.empty((sizes[0], *plane), np.int16)
+    for size, slab in zip(sizes, slabs, strict=True):
+        frames = buffer[:size]
+        _CODEC.decode(slab, out=frames)
+        if scale > 1:
+            frames *= scale
+        yield frames
 
 
 def _serialize(record: Record) -> bytes:

@@ -1,15 +1,18 @@
 """Training and evaluation batches: content, epochs, resuming, dividing among processes."""
 
 import multiprocessing
+import threading
+import time
 
 import numpy as np
 import pytest
 from absl import flags
 
 from data_pipelines import shards
-from data_pipelines.batching import translate
+from data_pipelines.batching import PUT_AHEAD
 from data_pipelines.errors import InputError
 from data_pipelines.loader import eval_loader, rescale_position, train_loader
+from data_pipelines.patches import patchify
 from data_pipelines.reports import TextSampler, split_sentences
 from data_pipelines.tokenizers import load_tokenizer, train_sentencepiece
 from tests import records
@@ -65,6 +68,7 @@ def start(folder, tokenizer):
 
     def begin(seed=0, folders=(folder,), text_sampler=WHOLE, **options):
         defaults = {"split": "train", "tokenizer": tokenizer, "max_length": 24, "batch_size": 4}
+        defaults["patch"] = (1, 3, 2)
         options = defaults | {"text_sampler": text_sampler} | options
         iterators.append(train_loader(folders, seed=seed, **options))
         return iterators[-1]
@@ -80,7 +84,7 @@ def take(iterator, count):
 
 def numbers(batches):
     """The numbers of the volumes in the batches, in order."""
-    return np.concatenate([batch["image"][:, 0, 0, 0] for batch in batches]).tolist()
+    return np.concatenate([batch["image"][:, 0, 0, 0, 0] for batch in batches]).tolist()
 
 
 def assert_equal(batches, others):
@@ -93,7 +97,7 @@ def assert_equal(batches, others):
 def test_train_batches(start):
     (batch,) = take(start(), 1)
     assert {name: (value.shape, value.dtype.name) for name, value in batch.items()} == {
-        "image": ((4, 2, 3, 4), "int16"),
+        "image": ((4, 2, 1, 2, 6), "int16"),
         "input_ids": ((4, 24), "int32"),
         "attention_mask": ((4, 24), "int32"),
         "scan": ((4,), "int32"),
@@ -162,6 +166,61 @@ def test_resumed_equals_uninterrupted(start, consumed):
     resumed = start(text_sampler=UP_TO_THREE)
     resumed.set_state(state)
     assert_equal(take(resumed, 5), expected)
+
+
+class Puts:
+    """Stands for the transfer to devices, and counts it."""
+
+    def __init__(self):
+        self.count = 0
+
+    def __call__(self, batch):
+        self.count += 1
+        return {name: column.copy() for name, column in batch.items()} | {"is_put": True}
+
+    def wait(self, count: int) -> None:
+        """Until `count` batches were put, and no more."""
+        deadline = time.monotonic() + 10
+        while self.count < count and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(0.05)
+        assert self.count == count
+
+
+@pytest.mark.parametrize(("used", "num_workers"), [(0, 0), (1, 0), (3, 0), (1, 1)])
+def test_batches_that_were_put_and_not_used_come_again(start, used, num_workers):
+    flags.FLAGS.mark_as_parsed()
+    options = {"text_sampler": UP_TO_THREE, "num_workers": num_workers}
+    plain = take(start(**options), used + 4)
+    puts = Puts()
+    iterator = start(put=puts, **options)
+    assert_equal([dict(b, is_put=True) for b in plain[:used]], take(iterator, used))
+    iterator.start_prefetch()
+    puts.wait(used + PUT_AHEAD)
+    state = iterator.get_state()
+    iterator.close()
+    resumed = start(**options)
+    resumed.set_state(state)
+    assert_equal(take(resumed, 4), plain[used:])
+    again = start(put=Puts(), **options)
+    take(again, 2)
+    again.set_state(state)  # in the middle, as a restore does
+    assert_equal([dict(b, is_put=True) for b in plain[used:]], take(again, 4))
+
+
+def test_an_error_of_put_is_raised_by_next(start):
+    def fail(batch):
+        raise InputError("no memory")
+
+    def prefetching() -> set[threading.Thread]:
+        return {thread for thread in threading.enumerate() if "thread-prefetch" in thread.name}
+
+    before = prefetching()
+    iterator = start(put=fail)
+    with pytest.raises(InputError, match="no memory"):
+        next(iterator)
+    iterator.close()
+    assert prefetching() <= before, "close ends the threads"
 
 
 def test_worker_processes_resume(start):
@@ -320,12 +379,23 @@ def test_several_texts_per_volume(start, tokenizer):
     assert (batch["input_ids"][:, 0] != batch["input_ids"][:, 1]).any()
 
 
-def test_translate_moves_and_fills():
-    volume = np.arange(1, 61).reshape(3, 4, 5)
-    np.testing.assert_array_equal(translate(volume, (0, 0, 0), fill=-1), volume)
-    moved = translate(volume, (1, -2, 0), fill=-1)
-    np.testing.assert_array_equal(moved[1:, :-2], volume[:-1, 2:])
-    assert (moved[0] == -1).all() and (moved[:, -2:] == -1).all()
+def test_volumes_are_in_patches(tmp_path, start):
+    """Each voxel is its own number; whole HU, which are stored without their sixteenths."""
+    volumes = 16 * np.arange(2 * 4 * 6 * 10, dtype=np.int16).reshape(2, 4, 6, 10)
+    content = [
+        records.make_record(f"train_{n}_a_1.nii.gz", volume, steps_per_hu=1, findings=FINDINGS[n])
+        for n, volume in enumerate(volumes)
+    ]
+    write(tmp_path, content)
+    patch = (2, 3, 5)
+    expected = patchify(volumes, patch)
+    assert expected.shape == (2, 2, 2, 2, 30)
+    (batch,) = eval_loader(tmp_path, split="train", patch=patch, batch_size=2)
+    np.testing.assert_array_equal(batch["image"], expected)
+    (batch,) = take(start(folders=(tmp_path,), batch_size=2, patch=patch), 1)
+    np.testing.assert_array_equal(batch["image"][np.argsort(numbers([batch]))], expected)
+    with pytest.raises(InputError, match=r"patch \(2, 4, 5\)"):
+        start(folders=(tmp_path,), patch=(2, 4, 5))
 
 
 def test_random_shift_moves_volumes_and_not_texts(start):
@@ -341,8 +411,9 @@ def test_random_shifts_are_all_up_to_the_largest_and_differ_between_axes(tmp_pat
     volume = np.zeros((5, 5, 5), np.int16)
     volume[2, 2, 2] = 160
     write(tmp_path, [records.make_record("train_0_a_1.nii.gz", volume, findings=FINDINGS[0])])
-    batches = take(start(folders=(tmp_path,), batch_size=50, random_shift_voxels=2), 2)
-    images = np.concatenate([batch["image"] for batch in batches])
+    options = {"batch_size": 50, "random_shift_voxels": 2, "patch": (1, 1, 1)}
+    batches = take(start(folders=(tmp_path,), **options), 2)
+    images = np.concatenate([batch["image"][..., 0] for batch in batches])
     bright = np.argwhere(images == 160)
     assert bright[:, 0].tolist() == list(range(100))
     shifts = bright[:, 1:] - 2
@@ -374,6 +445,7 @@ def test_eval_loader_is_one_pass_in_order(folder, rows, processes):
         loader = eval_loader(
             folder,
             split="train",
+            patch=(2, 3, 4),
             batch_size=2,
             rows=rows,
             process_index=index,
@@ -381,8 +453,8 @@ def test_eval_loader_is_one_pass_in_order(folder, rows, processes):
         )
         own = list(loader)
         for batch in own:
-            assert batch["image"].shape == (2, 2, 3, 4)
-            assert (batch["image"] == batch["image"][:, :1, :1, :1]).all(), "no shift, no air"
+            assert batch["image"].shape == (2, 1, 1, 1, 24)
+            assert (batch["image"] == batch["image"][..., :1]).all(), "no shift, no air"
             assert numbers([batch]) == [expected[max(row, 0)] for row in batch["row"]]
             seen += [int(row) for row in batch["row"] if row >= 0]
         batches.append(len(own))

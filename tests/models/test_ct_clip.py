@@ -18,6 +18,7 @@ from ctclip_jax.models.bert import BertConfig
 from ctclip_jax.models.ct_clip import CTCLIP, CTCLIPConfig
 from ctclip_jax.models.ct_vit import CTViTConfig
 from ctclip_jax.models.layers import REMAT
+from ctclip_jax.models.patch_embed import patchify
 from ctclip_jax.training.losses import LossConfig, make_loss
 from ctclip_jax.training.optim import OptimConfig, make_optimizer
 
@@ -247,6 +248,18 @@ def test_integer_volumes_are_fixed_point_hu(uneven, variables, uneven_batch):
     real = fixed.astype(np.float32) / 16_000
     encode_image = jax.jit(uneven.encode_image)
     assert_close(encode_image(variables, fixed), encode_image(variables, real), 1e-6)
+
+
+def test_patches_are_encoded_like_volumes(uneven, variables, uneven_batch, encode):
+    """What the loader has cut already, in evaluation and in training."""
+    patches = patchify(uneven_batch["image"], uneven.config.image.patch)
+    encode_image = jax.jit(uneven.encode_image)
+    latents = encode_image(variables, uneven_batch["image"])
+    np.testing.assert_array_equal(encode_image(variables, patches), latents)
+    in_training = encode(variables, uneven_batch)["image"]
+    np.testing.assert_array_equal(
+        encode(variables, uneven_batch | {"image": patches})["image"], in_training
+    )
 
 
 def test_text_dropout_acts_in_training_and_only_on_text(uneven, variables, uneven_batch, encode):

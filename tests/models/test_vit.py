@@ -103,6 +103,13 @@ def test_without_keys_all_patches_are_encoded(params, volumes):
     np.testing.assert_allclose(features, encode(params, volumes), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("drops_patches", [False, True])
+def test_patches_are_encoded_like_volumes(drops_patches, params, volumes):
+    keys = keys_of(8) if drops_patches else None
+    patches = patch_embed.patchify(volumes, CONFIG.patch)
+    np.testing.assert_array_equal(encode(params, patches, keys), encode(params, volumes, keys))
+
+
 @pytest.fixture(scope="module")
 def model(tiny):
     text = dataclasses.replace(tiny[0].config.text, dropout=0.3)

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import jax
@@ -273,3 +274,19 @@ def test_scans_are_read_in_order_and_few_at_a_time():
     assert [(case.volume_name, prepared) for case, prepared in results] == [
         (name, name) for name in "013456"
     ]
+
+
+def test_the_next_scan_is_prepared_while_one_is_in_use():
+    """Even by one thread."""
+    is_prepared = {str(n): threading.Event() for n in range(3)}
+
+    class Recorder:
+        def prepare(self, case):
+            is_prepared[case.volume_name].set()
+            return case.volume_name
+
+    cases = [CaseRecord(name, "", "", (Path(name),)) for name in is_prepared]
+    results = scans.read_ahead(Recorder(), cases, num_workers=1, on_skip=pytest.fail)
+    assert next(results)[1] == "0"
+    assert is_prepared["1"].wait(10)
+    assert [prepared for _, prepared in results] == ["1", "2"]

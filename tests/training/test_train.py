@@ -11,13 +11,16 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import ctclip_jax
 from ctclip_jax import train
 from ctclip_jax.checkpoints.exports import is_label_informed, load_export
+from ctclip_jax.checkpoints.run import Checkpointer
 from ctclip_jax.common.sharding import make_mesh
 from ctclip_jax.convert import to_torch
 from ctclip_jax.inference import calibration
@@ -26,6 +29,7 @@ from ctclip_jax.training.validation import validate_shards
 from data_pipelines import shards as shard_format
 from data_pipelines.errors import InputError
 from data_pipelines.files import renewing_checksums
+from data_pipelines.tokenizers import load_tokenizer
 from tests.records import make_record, settings
 from tests.tiny_run import tiny_config, write_tiny_shards
 
@@ -345,3 +349,38 @@ def test_loader_layout_depends_on_cases_and_their_order(shards, tmp_path):
         for order in (folders, folders[::-1])
     ]
     assert layouts[0]["cases"] == layouts[1]["cases"][::-1] != layouts[1]["cases"]
+
+
+@pytest.mark.parametrize("micro_batch_size", [0, 8])
+def test_a_run_that_stops_with_batches_in_flight_reads_them_again(
+    micro_batch_size, shards, tmp_path
+):
+    config = tiny_config(shards, **{"batch_size": 16, "micro_batch_size": micro_batch_size})
+    mesh, tokenizer = make_mesh(config.mesh), load_tokenizer(config.data.tokenizer_path)
+    state = {"step": jnp.zeros((), jnp.int32)}
+
+    def start() -> tuple[Checkpointer, grain.DatasetIterator]:
+        checkpointer = Checkpointer(
+            tmp_path,
+            config.checkpoint,
+            layout=train.loader_layout(config),
+            run_config={},
+            export_description=train.export_description(config),
+        )
+        return checkpointer, train.train_batches(config, mesh, tokenizer)
+
+    checkpointer, batches = start()
+    on_devices = [isinstance(next(batches)["image"], jax.Array) for _ in range(2)]
+    assert on_devices == 2 * [not micro_batch_size], "micro-batches wait on the host"
+    checkpointer.save(2, state, batches)  # while two more are on their way
+    expected = [jax.device_get(next(batches)) for _ in range(3)]
+    batches.close()
+    checkpointer.close()
+
+    checkpointer, batches = start()
+    next(batches)
+    checkpointer.restore(jax.eval_shape(lambda: state), batches)
+    for batch in expected:
+        jax.tree.map(np.testing.assert_array_equal, jax.device_get(next(batches)), batch)
+    batches.close()
+    checkpointer.close()

@@ -39,7 +39,7 @@ def swap(first: Path, second: Path) -> None:
 
 
 def read_for_evaluation(folder: Path) -> list[dict]:
-    return list(loader.eval_loader(folder, split="train", batch_size=2))
+    return list(loader.eval_loader(folder, split="train", patch=SHAPE, batch_size=2))
 
 
 def read_for_training(folder: Path, *, num_workers: int = 0) -> None:
@@ -51,6 +51,7 @@ def read_for_training(folder: Path, *, num_workers: int = 0) -> None:
         text_sampler=None,
         tokenizer=load_tokenizer(folder.parent / "tiny" / "tokenizer.model"),
         max_length=8,
+        patch=SHAPE,
         batch_size=2,
         seed=0,
         num_workers=num_workers,
