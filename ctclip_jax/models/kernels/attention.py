@@ -1,4 +1,4 @@
-"""Attention with an additive bias or a mask of the keys: a plain form, and fused ones by platform."""
+"""Attention with an additive bias or a key mask: a plain form, and a fused one by platform."""
 
 from typing import Literal
 
