@@ -119,9 +119,8 @@ class PositionEncodingGenerator(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(dim))
 
     def __call__(self, x: Float[Array, "b t h w d"]) -> Float[Array, "b t h w d"]:
-        bias = self.bias[...].astype(x.dtype)[None, None, None, None]
-        encoded = causal_depthwise_conv(x, self.kernel[...].astype(x.dtype)) + bias
-        return checkpoint_name(encoded, "peg")
+        kernel, bias = (array[...].astype(x.dtype) for array in (self.kernel, self.bias))
+        return checkpoint_name(causal_depthwise_conv(x, kernel, bias), "peg")
 
 
 class CosineAttention(nnx.Module):

@@ -119,12 +119,14 @@ def swapped_halves(block, x):
 
 def flipped_kernel(block, x):
     kernel = block.peg.kernel[...][::-1, ::-1, ::-1]
-    return causal_depthwise_conv(x.reshape(-1, *block.grid, x.shape[-1]), kernel)
+    x = x.reshape(-1, *block.grid, x.shape[-1])
+    return causal_depthwise_conv(x, kernel, block.peg.bias[...])
 
 
 def transposed_kernel(block, x):
     kernel = block.peg.kernel[...].transpose(0, 2, 1, 3)
-    return causal_depthwise_conv(x.reshape(-1, *block.grid, x.shape[-1]), kernel)
+    x = x.reshape(-1, *block.grid, x.shape[-1])
+    return causal_depthwise_conv(x, kernel, block.peg.bias[...])
 
 
 def normalized_keys(block, x, bias):

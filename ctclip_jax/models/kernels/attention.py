@@ -1,4 +1,4 @@
-"""Attention with an additive bias or a mask of the keys, by platform."""
+"""Attention with an additive bias or a key mask: a plain form, and a fused one by platform."""
 
 from collections.abc import Callable
 from typing import Literal

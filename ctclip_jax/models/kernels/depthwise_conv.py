@@ -16,10 +16,11 @@ ConvImplementation = Literal["auto", "xla", "padded", "pallas"]
 def causal_depthwise_conv(
     x: Float[Array, "b t h w d"],
     kernel: Float[Array, "3 3 3 d"],
+    bias: Float[Array, " d"],
     *,
     implementation: ConvImplementation = "auto",
 ) -> Float[Array, "b t h w d"]:
-    """Depthwise cross-correlation, zero-padded; causal along t: two steps back, none ahead.
+    """Depthwise cross-correlation plus bias, zero-padded; causal along t: two steps back, no more.
 
     "xla", for CPUs, is 27 shifted multiply-adds: equal to the grouped convolution and many times
     faster. "padded" is for GPUs, "pallas" for TPUs (depthwise_conv_tpu.py). "auto" is that of the
@@ -30,8 +31,9 @@ def causal_depthwise_conv(
         fused = {"gpu": "padded", "tpu": "pallas" if fits_tpu else "xla"}
         implementation = fused.get(platform(), "xla")
     if implementation == "pallas":
-        return depthwise_conv_tpu.causal_depthwise_conv(x, kernel)
-    return _padded(x, kernel) if implementation == "padded" else _plain(x, kernel)
+        return depthwise_conv_tpu.causal_depthwise_conv(x, kernel, bias)
+    convolve = _padded if implementation == "padded" else _plain
+    return convolve(x, kernel) + bias[None, None, None, None]
 
 
 def _windows(

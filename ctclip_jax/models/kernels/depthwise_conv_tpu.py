@@ -26,10 +26,11 @@ def fits(t: int, h: int, w: int, d: int, dtype: jnp.dtype) -> bool:
 
 
 def causal_depthwise_conv(
-    x: Float[Array, "b t h w d"], kernel: Float[Array, "3 3 3 d"]
+    x: Float[Array, "b t h w d"], kernel: Float[Array, "3 3 3 d"], bias: Float[Array, " d"]
 ) -> Float[Array, "b t h w d"]:
     """The function of depthwise_conv.py; interpreted on other platforms, for tests."""
-    return _conv(x, kernel, jax.sharding.get_abstract_mesh(), platform() != "tpu")
+    taps = jnp.concatenate([kernel.reshape(27, -1), bias[None]])
+    return _conv(x, taps, jax.sharding.get_abstract_mesh(), platform() != "tpu")
 
 
 def _shift(x: Float[Array, "h w d"], by: int, axis: int) -> Float[Array, "h w d"]:
@@ -48,17 +49,21 @@ def _plane(x, t) -> Float[Array, "h w d"]:
     return jnp.where((t >= 0) & (t < depth), plane, 0.0)
 
 
-def _conv_kernel(x, kernel, out, *, first):
-    """`first`: offset along t of the first tap."""
+def _conv_kernel(x, taps, out, *, first):
+    """`taps`: the 27 of the kernel, and the bias; `first`: offset along t of the first tap."""
+
+    def tap(n):
+        return taps[n].astype(jnp.float32)[None, None]
 
     def step(t, _):
-        sums = [jnp.zeros(out.shape[2:], jnp.float32)] * 3
+        zero = jnp.zeros(out.shape[2:], jnp.float32)
+        sums = [zero, zero + tap(27), zero]
         for i in range(3):
             plane = _plane(x, t + first + i)
             for j in range(3):
                 rows = _shift(plane, j - 1, axis=0)
                 for k in range(3):
-                    sums[k] += rows * kernel[(i * 3 + j) * 3 + k].astype(jnp.float32)[None, None]
+                    sums[k] += rows * tap((i * 3 + j) * 3 + k)
         total = _shift(sums[0], -1, axis=1) + sums[1] + _shift(sums[2], 1, axis=1)
         out[0, t] = total.astype(out.dtype)
         return 0
@@ -67,13 +72,14 @@ def _conv_kernel(x, kernel, out, *, first):
 
 
 def _gradient_of_taps(x, grad, out):
-    """Sums over t and h, for each tap; those over w and the batch are left to XLA."""
+    """Sums over t and h for each tap and the bias; those over w and the batch are left to XLA."""
     out[...] = jnp.zeros_like(out)
 
     def step(t, _):
         plane = grad[0, t].astype(jnp.float32)
         # x[w + k - 1] grad[w] = x[w] grad[w - (k - 1)]: three shifts of grad, none of x.
         shifted = [_shift(plane, 1 - k, axis=1) for k in range(3)]
+        out[0, 27] += jnp.sum(plane, axis=0)
         for i in range(3):
             source = _plane(x, t - 2 + i)
             for j in range(3):
@@ -86,7 +92,7 @@ def _gradient_of_taps(x, grad, out):
 
 
 def _call(name, kernel, out_shape, *args, interpret):
-    """pallas_call over (batch, blocks of channels) on arrays (b ... d) and a kernel (27, d)."""
+    """pallas_call over (batch, blocks of channels) on arrays (b ... d) and taps (28, d)."""
 
     def spec(shape):
         block = (*shape[:-1], min(LANES, shape[-1]))
@@ -109,37 +115,37 @@ def _call(name, kernel, out_shape, *args, interpret):
     )(*args)
 
 
-def _correlate(x, kernel, first, mesh, interpret):
+def _correlate(x, taps, first, mesh, interpret):
     def run(x, taps):
         body = functools.partial(_conv_kernel, first=first)
         out_shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
         return (_call("peg", body, out_shape, x, taps, interpret=interpret),)
 
-    taps = kernel.reshape(27, -1)
     return on_each_device(run, mesh, in_specs=(ROWS, WHOLE), out_specs=(ROWS,))(x, taps)[0]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _conv(x, kernel, mesh: AbstractMesh, interpret: bool):
-    return _correlate(x, kernel, -2, mesh, interpret)
+def _conv(x, taps, mesh: AbstractMesh, interpret: bool):
+    return _correlate(x, taps, -2, mesh, interpret)
 
 
-def _conv_forward(x, kernel, mesh, interpret):
-    return _conv(x, kernel, mesh, interpret), (x, kernel)
+def _conv_forward(x, taps, mesh, interpret):
+    return _conv(x, taps, mesh, interpret), (x, taps)
 
 
 def _conv_backward(mesh, interpret, residuals, grad):
-    x, kernel = residuals
+    x, taps = residuals
 
     def run(x, grad):
         b, _, _, w, d = x.shape
-        shape = jax.ShapeDtypeStruct((b, 27, w, d), jnp.float32)
+        shape = jax.ShapeDtypeStruct((b, 28, w, d), jnp.float32)
         parts = _call("peg_gradient", _gradient_of_taps, shape, x, grad, interpret=interpret)
         return (parts.sum(axis=(0, 2)),)
 
-    grad_x = _correlate(grad, kernel[::-1, ::-1, ::-1], 0, mesh, interpret)
-    (taps,) = on_each_device(run, mesh, in_specs=(ROWS, ROWS), out_specs=(WHOLE,))(x, grad)
-    return grad_x, taps.reshape(kernel.shape).astype(kernel.dtype)
+    mirrored = jnp.concatenate([taps[26::-1], jnp.zeros_like(taps[27:])])
+    grad_x = _correlate(grad, mirrored, 0, mesh, interpret)
+    (grad_taps,) = on_each_device(run, mesh, in_specs=(ROWS, ROWS), out_specs=(WHOLE,))(x, grad)
+    return grad_x, grad_taps.astype(taps.dtype)
 
 
 _conv.defvjp(_conv_forward, _conv_backward)

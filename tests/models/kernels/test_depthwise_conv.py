@@ -1,5 +1,7 @@
 """Every form of the depthwise convolution is the grouped convolution, gradients included."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,26 +18,27 @@ FORMS = ["xla", "padded", "pallas"]
 
 @pytest.fixture(scope="module")
 def inputs():
-    """x, kernel, and the cotangent of the result; two blocks of 128 channels."""
+    """x, kernel, bias, and the cotangent of the result; two blocks of 128 channels."""
     rng = np.random.default_rng(0)
-    shapes = (8, 3, 5, 4, 256), (3, 3, 3, 256), (8, 3, 5, 4, 256)
+    shapes = (8, 3, 5, 4, 256), (3, 3, 3, 256), (256,), (8, 3, 5, 4, 256)
     return tuple(jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes)
 
 
 def value_and_gradients(conv, inputs):
-    def compute(x, kernel, cotangent):
-        out, pull_back = jax.vjp(conv, x, kernel)
+    def compute(*inputs):
+        *arguments, cotangent = inputs
+        out, pull_back = jax.vjp(conv, *arguments)
         return out, *pull_back(cotangent)
 
     return jax.jit(compute)(*inputs)
 
 
 def form(implementation):
-    return lambda x, kernel: causal_depthwise_conv(x, kernel, implementation=implementation)
+    return functools.partial(causal_depthwise_conv, implementation=implementation)
 
 
-def grouped(x, kernel):
-    return jax.lax.conv_general_dilated(
+def grouped(x, kernel, bias):
+    convolved = jax.lax.conv_general_dilated(
         x,
         kernel[..., None, :],
         window_strides=(1, 1, 1),
@@ -43,6 +46,7 @@ def grouped(x, kernel):
         dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
         feature_group_count=x.shape[-1],
     )
+    return convolved + bias[None, None, None, None]
 
 
 def relative_errors(arrays, exact):
@@ -76,11 +80,11 @@ def test_sharded_equals_unsharded(inputs, implementation):
     mesh = make_mesh(MeshConfig(data=4, fsdp=2))
     rows, whole = NamedSharding(mesh, P(mesh.axis_names)), NamedSharding(mesh, P())
 
-    def conv(x, kernel):
+    def conv(*arguments):
         with use_mesh(mesh):
-            return form(implementation)(x, kernel)
+            return form(implementation)(*arguments)
 
-    sharded = jax.device_put(inputs, (rows, whole, rows))
+    sharded = jax.device_put(inputs, (rows, whole, whole, rows))
     alone = value_and_gradients(form(implementation), inputs)
     assert max(relative_errors(value_and_gradients(conv, sharded), alone)) < 1e-6
 
@@ -97,8 +101,8 @@ def test_sharded_equals_unsharded(inputs, implementation):
 def test_auto_is_the_form_of_the_platform(platform, channels, primitive):
     device = jax.sharding.AbstractDevice("some device", 1, platform)
     mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)
-    x, kernel = jnp.zeros((1, 2, 2, 8, channels)), jnp.zeros((3, 3, 3, channels))
+    shapes = (1, 2, 2, 8, channels), (3, 3, 3, channels), (channels,)
     with jax.sharding.use_abstract_mesh(mesh):
-        text = str(jax.make_jaxpr(causal_depthwise_conv)(x, kernel))
+        text = str(jax.make_jaxpr(causal_depthwise_conv)(*map(jnp.zeros, shapes)))
     primitives = ("optimization_barrier", "pallas_call", "mul")
     assert next(name for name in primitives if name in text) == primitive

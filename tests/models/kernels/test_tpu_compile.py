@@ -14,8 +14,6 @@ from ctclip_jax.models.kernels.attention import attention
 from ctclip_jax.models.kernels.depthwise_conv import causal_depthwise_conv
 from ctclip_jax.models.kernels.placement import use_mesh
 
-WHOLE = P()
-
 pytest.importorskip("libtpu")
 
 
@@ -23,12 +21,11 @@ def test_a_layer_compiles_and_saves_what_it_should():
     """One call of each kernel, forward and backward: a saved attention does not run again."""
     mesh = make_mesh(MeshConfig(data=-1, fsdp=1), devices=list(topology_devices("v5e:2x2")))
 
-    def abstract(*shape, dtype=jnp.bfloat16, spec=WHOLE):
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+    rows, whole = NamedSharding(mesh, P(mesh.axis_names)), NamedSharding(mesh, P())
 
     def layer(x, kernel, bias):
         with jax.default_matmul_precision("float32"), use_mesh(mesh):
-            x = causal_depthwise_conv(x, kernel)
+            x = causal_depthwise_conv(x, kernel, kernel[0, 0, 0])
             vectors = x.reshape(-1, 576, 16, 32)[:, :, :8]
             return attention(vectors, vectors, vectors, bias, scale=8.0, implementation="auto")
 
@@ -39,8 +36,13 @@ def test_a_layer_compiles_and_saves_what_it_should():
     def total(*arguments):
         return jnp.sum(layer(*arguments).astype(jnp.float32) ** 2)
 
-    x = abstract(4, 24, 24, 24, 512, spec=P(mesh.axis_names))
-    kernel, bias = abstract(3, 3, 3, 512), abstract(8, 576, 576, dtype=jnp.float32)
+    shapes = ((4, 24, 24, 24, 512), rows), ((3, 3, 3, 512), whole), ((8, 576, 576), whole)
+    x, kernel, bias = (
+        jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+        for (shape, sharding), dtype in zip(
+            shapes, ("bfloat16", "bfloat16", "float32"), strict=True
+        )
+    )
     compiled = jax.jit(jax.grad(total, argnums=(0, 1, 2))).lower(x, kernel, bias).compile()
     calls = re.findall(
         r'custom_call_target="tpu_custom_call".*?op_name="([^"]*)"', compiled.as_text()
