@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from ctclip_jax.common.configs import FractionBelowOne, PositiveInt
 from ctclip_jax.common.shapes import Array, Float, Int, Key
@@ -76,7 +77,11 @@ class SelfAttention(nnx.Module):
         self, x: Float[Array, "b l d"], mask: Int[Array, "b l"], dropout_keys: Key | None
     ) -> Float[Array, "b l d"]:
         query, key, value = (
-            rearrange(project(x), "b l (heads c) -> b l heads c", heads=self.heads)
+            rearrange(
+                checkpoint_name(project(x), "projection"),
+                "b l (heads c) -> b l heads c",
+                heads=self.heads,
+            )
             for project in (self.query, self.key, self.value)
         )
 
@@ -116,7 +121,8 @@ class Block(nnx.Module):
             attended = dropout(self.attn(x, mask, keys[0]), self.dropout, keys[1])
             x = self.attn_norm(x + attended).astype(self.dtype)
         with jax.named_scope("feed_forward"):
-            hidden = self.down(jax.nn.gelu(self.up(x), approximate=False))
+            hidden = checkpoint_name(self.up(x), "projection")
+            hidden = self.down(jax.nn.gelu(hidden, approximate=False))
             return self.ff_norm(x + dropout(hidden, self.dropout, keys[2])).astype(self.dtype)
 
 

@@ -5,7 +5,7 @@ position bias are float32 whatever `dtype` is.
 """
 
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -25,19 +25,25 @@ LANES = 128  # widths of matrix units are multiples of it
 Dtype = Literal["float32", "bfloat16"]
 Remat = Literal["none", "full", "dots"]
 
+# The values that rematerialization can save, by the names that `checkpoint_name` gives them: the
+# products of tokens with weights, and the results of kernels.
+SAVED = ("projection", "peg", "attention")
+
+
+def _is_saved(primitive: Any, *avals: Any, **params: Any) -> bool:
+    # cuDNN's attention by its primitive: its gradient also needs the sums of the softmax, which
+    # have no name.
+    is_fused_attention = primitive.name.startswith("dot_product_attention")
+    by_name = jax.checkpoint_policies.save_only_these_names(*SAVED)
+    return is_fused_attention or by_name(primitive, *avals, **params)
+
+
 # Rematerialization: what the backward pass recomputes of a layer. Nothing; all of it; or all but
-# the products of tokens with weights and the results of kernels (`checkpoint_name`), which are
-# saved.
+# the values named in SAVED.
 REMAT = {
     "none": lambda layer: layer,
     "full": jax.checkpoint,
-    "dots": functools.partial(
-        jax.checkpoint,
-        policy=jax.checkpoint_policies.save_from_both_policies(
-            jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-            jax.checkpoint_policies.save_only_these_names("peg", "attention"),
-        ),
-    ),
+    "dots": functools.partial(jax.checkpoint, policy=_is_saved),
 }
 
 
@@ -106,10 +112,7 @@ def split_keys(keys: Key, count: int) -> Key:
 
 
 class PositionEncodingGenerator(nnx.Module):
-    """Conditional position encoding, a causal depthwise 3x3x3 convolution (arXiv 2102.10882).
-
-    A remat policy can save the result by its name, "peg".
-    """
+    """Conditional position encoding, a causal depthwise 3x3x3 convolution (arXiv 2102.10882)."""
 
     def __init__(self, dim: int, rngs: nnx.Rngs):
         bound = 27**-0.5
@@ -144,8 +147,8 @@ class CosineAttention(nnx.Module):
     def __call__(
         self, x: Float[Array, "g n d"], bias: Float[Array, "heads n n"] | None
     ) -> Float[Array, "g n d"]:
-        query = self.query(self.norm(x))
-        key, value = jnp.split(self.key_value(x), 2, axis=-1)
+        query = checkpoint_name(self.query(self.norm(x)), "projection")
+        key, value = jnp.split(checkpoint_name(self.key_value(x), "projection"), 2, axis=-1)
         query, key, value = (
             rearrange(x, "g n (heads c) -> g n heads c", heads=self.heads)
             for x in (query, key, value)
@@ -172,7 +175,7 @@ class GatedFeedForward(nnx.Module):
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
         dtype = self.up.dtype
         x = self.norm(x).astype(dtype)
-        value, gate = (x @ kernel for kernel in self._up_kernels())
+        value, gate = (checkpoint_name(x @ w, "projection") for w in self._up_kernels())
         hidden = jax.nn.gelu(gate.astype(jnp.float32), approximate=False) * value
         return hidden.astype(dtype) @ _pad_to_lanes(self.down.kernel[...].astype(dtype), axis=0)
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from ctclip_jax.common.configs import FractionBelowOne, PositiveInt
 from ctclip_jax.common.shapes import Array, Float, Int, Key, Num
@@ -74,8 +75,9 @@ class Attention(nnx.Module):
     def __call__(
         self, x: Float[Array, "b m d"], context: Float[Array, "b n d"]
     ) -> Float[Array, "b m d"]:
-        query = self.query(x)
-        key, value = jnp.split(self.key_value(context), 2, axis=-1)
+        query = checkpoint_name(self.query(x), "projection")
+        key_value = checkpoint_name(self.key_value(context), "projection")
+        key, value = jnp.split(key_value, 2, axis=-1)
         query, key, value = (
             rearrange(x, "b n (heads c) -> b n heads c", heads=self.heads)
             for x in (query, key, value)
@@ -100,7 +102,7 @@ class FeedForward(nnx.Module):
         self.down = linear(4 * dim, dim, rngs, dtype=dtype, bias=True)
 
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
-        return self.down(jax.nn.gelu(self.up(x)))
+        return self.down(jax.nn.gelu(checkpoint_name(self.up(x), "projection")))
 
 
 class Block(nnx.Module):

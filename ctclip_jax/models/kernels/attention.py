@@ -34,7 +34,7 @@ def attention(
     bfloat16, relative to the largest of its row. "pallas" runs on TPUs (attention_tpu.py). "auto"
     is the fused one of the platform where it fits, else "xla".
 
-    A remat policy can save the result by its name, "attention".
+    Rematerialization can save the result by its name, "attention".
     """
     if implementation == "auto":
         implementation = choose(query, key, bias, mask)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from ctclip_jax.common.shapes import Array, Float
 from ctclip_jax.models.kernels import depthwise_conv_tpu
-from ctclip_jax.models.kernels.placement import platform
+from ctclip_jax.models.kernels.placement import platform, row_major
 
 ConvImplementation = Literal["auto", "xla", "padded", "pallas"]
 
@@ -32,8 +32,10 @@ def causal_depthwise_conv(
         implementation = fused.get(platform(), "xla")
     if implementation == "pallas":
         return depthwise_conv_tpu.causal_depthwise_conv(x, kernel, bias)
-    convolve = _padded if implementation == "padded" else _plain
-    return convolve(x, kernel) + bias[None, None, None, None]
+    bias = bias[None, None, None, None]
+    if implementation == "padded":
+        return row_major(_padded(row_major(x), kernel) + bias)
+    return _plain(x, kernel) + bias
 
 
 def _windows(

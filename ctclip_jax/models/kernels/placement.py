@@ -8,8 +8,11 @@ import contextlib
 from collections.abc import Callable
 
 import jax
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import AbstractMesh, Mesh
 from jax.sharding import PartitionSpec as P
+
+from ctclip_jax.common.shapes import Array
 
 ROWS, WHOLE = "rows", "whole"
 
@@ -23,6 +26,25 @@ def platform() -> str:
     """Returns 'cpu', 'gpu' or 'tpu': of the mesh of the context, or of the devices here."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
+
+
+def row_major(x: Array) -> Array:
+    """The array, in the memory of a GPU in the order of its axes; rows are sharded.
+
+    XLA otherwise spreads the order that one transposed product prefers over a whole tower, which
+    then transposes its tokens before and after every other operation.
+    """
+    if platform() != "gpu":
+        return x
+    layout = Layout(tuple(range(x.ndim)))
+    # Within each device: XLA would gather the array, if it had to partition the constraint.
+    place = on_each_device(
+        lambda x: (with_layout_constraint(x, layout),),
+        jax.sharding.get_abstract_mesh(),
+        in_specs=(ROWS,),
+        out_specs=(ROWS,),
+    )
+    return place(x)[0]
 
 
 def on_each_device(
