@@ -19,7 +19,7 @@ from benchmarks.tpu_table import GPU_SHARE, linear
 from configs import ct_clip_large_batch, low_cost, vit
 from ctclip_jax.common.configs import from_dict
 from ctclip_jax.cost.accelerators import GIB, accelerator_of
-from ctclip_jax.cost.dry_run import step_report
+from ctclip_jax.cost.step_report import step_report
 from ctclip_jax.training.config import TrainConfig
 from data_pipelines.errors import run_main
 

@@ -21,8 +21,8 @@ from pathlib import Path
 from benchmarks import measure
 from configs import ct_clip
 from ctclip_jax.common.configs import from_dict
-from ctclip_jax.cost.accelerators import GIB, accelerator_of
-from ctclip_jax.cost.dry_run import RESERVED_BY_TPU, DoesNotFit, step_report
+from ctclip_jax.cost.accelerators import GIB, RESERVED_BY_TPU, accelerator_of
+from ctclip_jax.cost.step_report import DoesNotFit, step_report
 from ctclip_jax.cost.flops import step_flops
 from ctclip_jax.training.config import TrainConfig
 from data_pipelines.errors import run_main
