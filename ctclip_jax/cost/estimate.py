@@ -40,6 +40,11 @@ def seconds_of(kernel: Kernel, accelerator: Accelerator) -> float:
     )
 
 
+def total_seconds(kernels: Iterable[Kernel], accelerator: Accelerator) -> float:
+    """Estimated seconds of all executions."""
+    return sum(kernel.runs * seconds_of(kernel, accelerator) for kernel in kernels)
+
+
 def scope_of(op_name: str) -> tuple[str, str]:
     """(part of the model, 'fwd', 'bwd' or 'remat') of an operation of `jit`'s gradient.
 
@@ -57,23 +62,20 @@ def scope_of(op_name: str) -> tuple[str, str]:
 def format_estimate(kernels: Iterable[Kernel], accelerator: Accelerator) -> str:
     """One line: the estimated time of all kernels, and on what it rests."""
     kernels = list(kernels)
-
-    def seconds(some: Iterable[Kernel]) -> float:
-        return sum(kernel.runs * seconds_of(kernel, accelerator) for kernel in some)
-
-    pallas = [kernel for kernel in kernels if kernel.is_pallas]
-    unknown = sum(kernel.runs for kernel in pallas if kernel.cost_estimate is None)
     if accelerator.clock_hz is None:
         basis = f"{MEMORY_SHARE:.0%} of the bandwidth, {PRODUCT_SHARE:.0%} of the FLOP/s"
     else:
         basis = f"the compiler's cycles at {accelerator.clock_hz / 1e9:.2f} GHz"
-    line = f"estimated {seconds(kernels):.4f} s in kernels ({basis})"
-    if pallas:
-        line += (
-            f"; {seconds(pallas):.4f} s of it in {sum(kernel.runs for kernel in pallas)} Pallas"
-            f" calls by their cost estimates, which {unknown} lack"
-        )
-    return line
+    line = f"estimated {total_seconds(kernels, accelerator):.4f} s in kernels ({basis})"
+    pallas = [kernel for kernel in kernels if kernel.is_pallas]
+    if not pallas:
+        return line
+    count = sum(kernel.runs for kernel in pallas)
+    unknown = sum(kernel.runs for kernel in pallas if kernel.cost_estimate is None)
+    return (
+        f"{line}; {total_seconds(pallas, accelerator):.4f} s of it in {count} Pallas calls by their"
+        f" cost estimates, which {unknown} lack"
+    )
 
 
 def table(kernels: Iterable[Kernel], accelerator: Accelerator) -> pd.DataFrame:

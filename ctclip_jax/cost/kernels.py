@@ -33,7 +33,7 @@ class Kernel(NamedTuple):
       op_name: the JAX operation that it comes from, with its named scopes.
       runs: executions in a run of the program.
       bytes: of memory that it reads and writes in an execution; on-chip memory does not count.
-      flops: of its matrix products in an execution, as far as their shapes tell.
+      flops: of its matrix products in an execution; of a Pallas kernel, those of its estimate.
       is_float32: whether one of its products has float32 operands.
       cycles: of an execution, as a TPU's compiler estimates them; None elsewhere.
       is_pallas: whether it is a Pallas kernel, which has no cycles.
@@ -62,6 +62,9 @@ def kernels_of(program: Program) -> list[Kernel]:
             continue
         here, fused = program.computations[computation], _fused(program, instruction)
         products = list(_products(program, here, instruction))
+        cost_estimate = _cost_estimate(instruction.rest)
+        if cost_estimate:
+            products.append((cost_estimate.flops, False))
         cycles = re.search(r'"estimated_cycles":"(\d+)"', instruction.rest)
         kernels.append(
             Kernel(
@@ -73,7 +76,7 @@ def kernels_of(program: Program) -> list[Kernel]:
                 is_float32=any(is_float32 for _, is_float32 in products),
                 cycles=int(cycles[1]) if cycles and not is_asynchronous else None,
                 is_pallas=bool(re.search(PALLAS, instruction.rest)),
-                cost_estimate=_cost_estimate(instruction.rest),
+                cost_estimate=cost_estimate,
             )
         )
     return kernels

@@ -128,6 +128,7 @@ def test_a_tpu_program_has_cycles_and_on_chip_memory():
     }
     assert kernels["fusion"].flops == 8 * 2 * 128 * 64 * 256 and kernels["fusion"].is_float32
     assert kernels["kernel"].cost_estimate == CostEstimate(123, 789, 456)
+    assert kernels["kernel"].flops == 123
     assert [name for name, kernel in kernels.items() if kernel.is_pallas] == ["kernel"]
 
 
