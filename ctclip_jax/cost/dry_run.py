@@ -94,9 +94,13 @@ def format_time(report: StepReport) -> str:
 
 
 def format_float32_products(report: StepReport, *, is_list: bool) -> str:
-    """Formats count and FLOPs of the large float32 products, or one line for each."""
-    products = [x for program in report.programs.values() for x in program.float32_products]
-    flops = sum(product.runs * product.flops for product in products) / report.mesh.size
+    """Formats count and FLOPs of the large float32 products of a device, or also each of them."""
+    products = [
+        product._replace(flops=product.flops / report.mesh.size)
+        for program in report.programs.values()
+        for product in program.float32_products
+    ]
+    flops = sum(product.runs * product.flops for product in products)
     lines = [
         f"float32 products above {LARGE_PRODUCT / 1e9:.0f} GFLOP:"
         f" {sum(product.runs for product in products)}, {flops / 1e12:.2f} TFLOP"

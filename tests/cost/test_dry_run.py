@@ -236,7 +236,7 @@ def test_float32_products_are_counted_or_listed():
     summary = "float32 products above 1 GFLOP: 3, 0.01 TFLOP"  # of one of eight devices
     assert dry_run.format_float32_products(fake_report(), is_list=False) == summary
     listed = dry_run.format_float32_products(fake_report(), is_list=True).splitlines()
-    assert listed == [summary, "  3 x 16.0 GFLOP  f32[4,8] x f32[8,4]  text"]
+    assert listed == [summary, "  3 x 2.0 GFLOP  f32[4,8] x f32[8,4]  text"]
 
 
 def test_parts_of_the_model_are_printed_on_request(monkeypatch, capsys):
