@@ -132,7 +132,9 @@ class CTCLIP:
         """The codes nearest to the tokens of CT volumes, for a tower that quantizes."""
         with jax.default_matmul_precision("float32"):
             tokens = self._bind_image_tower(variables)(image)
-            return vector_quantizer.quantize(tokens, variables["codebook"], dtype=self.config.dtype)
+            with jax.named_scope("quantize"):
+                codebook = variables["codebook"]
+                return vector_quantizer.quantize(tokens, codebook, dtype=self.config.dtype)
 
     def project_image(
         self, variables: Variables, features: Float[Array, "b c"]

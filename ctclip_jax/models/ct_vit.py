@@ -192,7 +192,8 @@ class CTViT(nnx.Module):
         with jax.named_scope("patch_embed"):
             x = self.patch_embed(to_patches(volume, self.patch)).astype(self.dtype)
         with jax.named_scope("spatial"):
-            bias = self.position_bias(h, w)
+            with jax.named_scope("position_bias"):
+                bias = self.position_bias(h, w)
             x = self.spatial(rearrange(x, "b t h w d -> b t (h w) d"), bias).astype(self.dtype)
         with jax.named_scope("temporal"):
             x = self.temporal(rearrange(x, "b t n d -> b n t d"), None)
