@@ -1,5 +1,6 @@
 """Causal depthwise 3x3x3 convolution, the position encoding (PEG) of CT-ViT, by platform."""
 
+import functools
 from itertools import product
 from typing import Literal
 
@@ -108,29 +109,31 @@ def _padded_backward(residuals, grad):
 def _banded_kernel_gradient(
     x: Float[Array, "b t h w d"], grad: Float[Array, "b t h w d"]
 ) -> Float[Array, "3 3 3 d"]:
-    """The sums over positions as matrix products, which read x once instead of 27 times.
+    """The sums over positions as matrix products, which read x 3 times instead of 27 times.
 
-    For each channel and (t, h) tap one (w, w) product of rows, of which three diagonals count.
+    For each channel and each tap along t a product of rows: of x under the three taps along h
+    (3 w) with the gradient (w). Of its three (w, w) parts, three diagonals count.
     """
-    _, t, h, w, d = x.shape
-    # x[t + i - 2, h + j - 1] grad[t, h] = x[t, h] grad[t - (i - 2), h - (j - 1)]: grad is shifted.
-    padded = jnp.pad(grad, ((0, 0), (0, 2), (1, 1), (0, 0), (0, 0)))
-    shifts = [padded[:, 2 - i : 2 - i + t, 2 - j : 2 - j + h] for i in range(3) for j in range(3)]
-    by_channel = [jnp.transpose(array, (4, 0, 1, 2, 3)) for array in (x, *shifts)]
-    rows = by_channel[0].reshape(d, -1, w)
-    grad_rows = jnp.stack(by_channel[1:], axis=4).reshape(d, -1, 9 * w)
+    b, t, h, w, d = x.shape
+    x = jnp.pad(x, ((0, 0), (0, 0), (1, 1), (0, 0), (0, 0)))
+    x = jnp.concatenate([x[:, :, j : j + h] for j in range(3)], axis=3)
+    # x[t + i - 2] grad[t] = x[t] grad[t - (i - 2)]: it is the gradient that is shifted.
+    grad = jnp.pad(grad, ((0, 0), (0, 2), (0, 0), (0, 0), (0, 0)))
+    shifted = [grad[:, 2 - i : 2 - i + t] for i in range(3)]
     # As arrays in memory: the product would otherwise read them through their transposition.
-    rows, grad_rows = jax.lax.optimization_barrier((rows, grad_rows))
-    bands = jnp.einsum(
-        "dnv,dnw->dvw",
-        rows,
-        grad_rows,
+    rows, *grad_rows = jax.lax.optimization_barrier(
+        [jnp.swapaxes(array, 3, 4).reshape(b * t * h, d, -1) for array in (x, *shifted)]
+    )
+    product_to_float32 = functools.partial(
+        jnp.einsum,
+        "ndv,ndw->dvw",
         precision="highest" if x.dtype == jnp.float32 else "default",
         preferred_element_type=jnp.float32,
-    ).reshape(d, w, 3, 3, w)
+    )
+    bands = [product_to_float32(rows, array).reshape(d, 3, w, w) for array in grad_rows]
     # x[w + k - 1] grad[w]: the diagonal v = w + k - 1.
-    taps = [jnp.trace(bands, offset=1 - k, axis1=1, axis2=4) for k in range(3)]
-    return jnp.stack(taps, axis=-1).transpose(1, 2, 3, 0)
+    taps = [jnp.trace(jnp.stack(bands), offset=1 - k, axis1=3, axis2=4) for k in range(3)]
+    return jnp.stack(taps).transpose(1, 3, 0, 2)
 
 
 _padded.defvjp(_padded_forward, _padded_backward)
