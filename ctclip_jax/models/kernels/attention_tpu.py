@@ -64,7 +64,7 @@ def _forward(q, k, v, bias, out, lse, *, c, scale):
     outs = []
     for h in range(bias.shape[0]):
         lanes = slice(h * c, (h + 1) * c)
-        logits = _dot(k[0, :, lanes], q[0, :, lanes], 1, 1) * scale + bias[h]
+        logits = _dot(k[0, :, lanes], scale * q[0, :, lanes], 1, 1) + bias[h]
         largest = jnp.max(logits, axis=0, keepdims=True)
         e = jnp.exp(logits - largest)
         total = jnp.sum(e, axis=0, keepdims=True)
@@ -82,19 +82,18 @@ def _backward(q, k, v, bias, out, lse, ct, dq, dk, dv, dbias, *, c, scale):
     dqs, dks, dvs = [], [], []
     for h in range(bias.shape[0]):
         lanes = slice(h * c, (h + 1) * c)
-        qh, kh, vh, cth = q[0, :, lanes], k[0, :, lanes], v[0, :, lanes], ct[0, :, lanes]
-        logits = _dot(kh, qh, 1, 1) * scale + bias[h]
+        qh, kh, vh, cth = scale * q[0, :, lanes], k[0, :, lanes], v[0, :, lanes], ct[0, :, lanes]
+        logits = _dot(kh, qh, 1, 1) + bias[h]
         p = jnp.exp(logits - lse[0, 0, h : h + 1, :])
-        dvs.append(_dot(p.astype(cth.dtype), cth, 1, 0))
+        dvs.append(_dot(cth, p.astype(cth.dtype), 0, 1))
         delta = jnp.sum(products[:, lanes].T, axis=0, keepdims=True)
         ds = p * (_dot(vh, cth, 1, 1) - delta)
         dbias[h] += ds
         ds = ds.astype(qh.dtype)
-        dks.append(_dot(ds, qh, 1, 0) * scale)
+        dks.append(_dot(qh, ds, 0, 1))
         dqs.append(_dot(kh, ds, 0, 0) * scale)
-    dq[0] = jnp.concatenate(dqs, axis=0).T.astype(dq.dtype)
-    dk[0] = jnp.concatenate(dks, axis=1).astype(dk.dtype)
-    dv[0] = jnp.concatenate(dvs, axis=1).astype(dv.dtype)
+    for rows, ref in ((dqs, dq), (dks, dk), (dvs, dv)):
+        ref[0] = jnp.concatenate(rows, axis=0).T.astype(ref.dtype)
 
 
 def _call(kernel, inputs: str, outputs: str, *, c: int, scale: float, interpret: bool):
