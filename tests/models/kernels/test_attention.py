@@ -17,7 +17,7 @@ from ctclip_jax.models.kernels.attention import (
     relative_to_largest,
 )
 from ctclip_jax.models.kernels.placement import use_mesh
-from ctclip_jax.models.layers import l2_normalize
+from ctclip_jax.models.layers import l2_normalize, l2_normalize_heads
 
 GROUPS, TOKENS, HEADS, SIZE = 8, 16, 8, 32
 SCALE = 8.0
@@ -202,6 +202,24 @@ def test_auto_is_the_implementation_of_the_platform(platform, dtype, tokens, has
     bias = jax.ShapeDtypeStruct((HEADS, tokens, tokens), jnp.float32) if has_bias else None
     with jax.sharding.use_abstract_mesh(abstract_mesh(platform)):
         assert choose(query, query, bias, None) == expected
+
+
+def test_the_norm_of_heads_is_the_same_on_a_tpu():
+    rng = np.random.default_rng(0)
+    x, cotangent = (jnp.asarray(rng.normal(size=(2, 5, 64)), jnp.float32) for _ in range(2))
+    x = x.at[0, 0].set(0.0)
+
+    def compute(platform):
+        @jax.jit
+        def value_and_gradient(x):
+            with jax.sharding.use_abstract_mesh(abstract_mesh(platform)):
+                out, pull_back = jax.vjp(lambda x: l2_normalize_heads(x, 4), x)
+            return out, *pull_back(cotangent)
+
+        return value_and_gradient(x)
+
+    for a, b in zip(compute("tpu"), compute("cpu"), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 def test_models_of_other_widths_do_not_fit_the_tpu_kernel():
