@@ -43,8 +43,6 @@ def attention(
     if implementation == "pallas":
         if mask is not None:
             raise ValueError("attention: 'pallas' takes no mask")
-        if bias is None:
-            bias = jnp.zeros((query.shape[2], query.shape[1], key.shape[1]))
         return attention_tpu.attention(query, key, value, bias, scale=scale)
     if implementation == "cudnn":
         mixed = _cudnn(query, key, value, bias, mask, scale=scale)
@@ -57,15 +55,15 @@ def choose(
     query: Array, key: Array, bias: Array | None, mask: Array | None
 ) -> AttentionImplementation:
     """The implementation that "auto" stands for, on the platform of the context."""
-    _, m, heads, c = query.shape
+    g, m, heads, c = query.shape
     n = key.shape[1]
     # cuDNN's tiles have 64 or 128 rows: 24 tokens (temporal attention) would leave them empty.
     is_tile = n >= 64 and (bias is None or mask is None)
     if platform() == "gpu" and is_tile and fits_cudnn(query.dtype, m, n, c):
         return "cudnn"
-    # Without a bias there are few tokens in a group (temporal attention), or too many for VMEM.
-    is_plane = bias is not None and mask is None and m == n
-    if platform() == "tpu" and is_plane and attention_tpu.fits(n, heads, c):
+    is_plane = mask is None and m == n
+    has_bias = bias is not None
+    if platform() == "tpu" and is_plane and attention_tpu.fits(g, n, heads, c, has_bias=has_bias):
         return "pallas"
     return "xla"
 

@@ -6,9 +6,11 @@ The gradient of the bias is summed in VMEM over all groups.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
@@ -18,16 +20,18 @@ from ctclip_jax.common.shapes import Array, Float
 from ctclip_jax.models.kernels.placement import ROWS, WHOLE, on_each_device, platform
 
 LANES = 128
+HIDDEN = -1e30  # a bias whose weight is exactly 0
 VMEM_BYTES = 64 * 2**20  # half of a v5e's, all of a core's of the smallest
 
 
-def fits(num_tokens: int, heads: int, c: int) -> bool:
-    """Whether the kernel takes such planes: whole tiles, and a backward pass that fits VMEM."""
-    if (heads * c) % LANES or LANES % c or num_tokens % 16:
+def fits(g: int, n: int, heads: int, c: int, *, has_bias: bool) -> bool:
+    """Whether the kernel takes g groups of n tokens: whole tiles, and a backward pass in VMEM."""
+    n *= 1 if has_bias else _groups_per_plane(g, n)
+    if (heads * c) % LANES or LANES % c or n % 16:
         return False
     # Bias and its gradient, twice each (the pipeline fetches the next), and about eight planes of
     # float32 logits and their gradients.
-    plane = 4 * num_tokens * (-(-num_tokens // LANES) * LANES)
+    plane = 4 * n * (-(-n // LANES) * LANES)
     return (4 * LANES // c + 8) * plane <= VMEM_BYTES
 
 
@@ -35,17 +39,28 @@ def attention(
     query: Float[Array, "g n heads c"],
     key: Float[Array, "g n heads c"],
     value: Float[Array, "g n heads c"],
-    bias: Float[Array, "heads n n"],
+    bias: Float[Array, "heads n n"] | None,
     *,
     scale: float,
 ) -> Float[Array, "g n heads c"]:
     """softmax(scale * query key^T + bias) value; interpreted on other platforms, for tests."""
     g, n, heads, c = query.shape
+    if bias is None:
+        # Small groups share a plane, whose bias hides them from each other: 24 tokens fill no tile.
+        count = _groups_per_plane(g, n)
+        is_own_group = np.kron(np.eye(count), np.ones((n, n)))
+        bias = jnp.tile(jnp.where(is_own_group, 0.0, HIDDEN)[None], (heads, 1, 1))
+        g, n = g // count, n * count
     vectors = (x.reshape(g, n, heads * c) for x in (query, key, value))
     mesh = jax.sharding.get_abstract_mesh()
-    transposed = jnp.swapaxes(bias, 1, 2)
-    out = _attend(*vectors, transposed, c, scale, mesh, platform() != "tpu")
+    out = _attend(*vectors, jnp.swapaxes(bias, 1, 2), c, scale, mesh, platform() != "tpu")
     return out.reshape(query.shape)
+
+
+def _groups_per_plane(g: int, n: int) -> int:
+    """A divisor of each device's groups, so that a plane has up to 192 tokens, or those of one."""
+    devices = max(jax.sharding.get_abstract_mesh().size, 1)
+    return math.gcd(g if g % devices else g // devices, max(192 // n, 1))
 
 
 def _dot(a, b, contract_a: int, contract_b: int):
@@ -64,7 +79,7 @@ def _forward(q, k, v, bias, out, lse, *, c, scale):
     outs = []
     for h in range(bias.shape[0]):
         lanes = slice(h * c, (h + 1) * c)
-        logits = _dot(k[0, :, lanes], q[0, :, lanes], 1, 1) * scale + bias[h]
+        logits = _dot(k[0, :, lanes], scale * q[0, :, lanes], 1, 1) + bias[h]
         largest = jnp.max(logits, axis=0, keepdims=True)
         e = jnp.exp(logits - largest)
         total = jnp.sum(e, axis=0, keepdims=True)
@@ -82,19 +97,18 @@ def _backward(q, k, v, bias, out, lse, ct, dq, dk, dv, dbias, *, c, scale):
     dqs, dks, dvs = [], [], []
     for h in range(bias.shape[0]):
         lanes = slice(h * c, (h + 1) * c)
-        qh, kh, vh, cth = q[0, :, lanes], k[0, :, lanes], v[0, :, lanes], ct[0, :, lanes]
-        logits = _dot(kh, qh, 1, 1) * scale + bias[h]
+        qh, kh, vh, cth = scale * q[0, :, lanes], k[0, :, lanes], v[0, :, lanes], ct[0, :, lanes]
+        logits = _dot(kh, qh, 1, 1) + bias[h]
         p = jnp.exp(logits - lse[0, 0, h : h + 1, :])
-        dvs.append(_dot(p.astype(cth.dtype), cth, 1, 0))
+        dvs.append(_dot(cth, p.astype(cth.dtype), 0, 1))
         delta = jnp.sum(products[:, lanes].T, axis=0, keepdims=True)
         ds = p * (_dot(vh, cth, 1, 1) - delta)
         dbias[h] += ds
         ds = ds.astype(qh.dtype)
-        dks.append(_dot(ds, qh, 1, 0) * scale)
+        dks.append(_dot(qh, ds, 0, 1))
         dqs.append(_dot(kh, ds, 0, 0) * scale)
-    dq[0] = jnp.concatenate(dqs, axis=0).T.astype(dq.dtype)
-    dk[0] = jnp.concatenate(dks, axis=1).astype(dk.dtype)
-    dv[0] = jnp.concatenate(dvs, axis=1).astype(dv.dtype)
+    for rows, ref in ((dqs, dq), (dks, dk), (dvs, dv)):
+        ref[0] = jnp.concatenate(rows, axis=0).T.astype(ref.dtype)
 
 
 def _call(kernel, inputs: str, outputs: str, *, c: int, scale: float, interpret: bool):
