@@ -2,8 +2,8 @@
 
     python main.py --config=configs/phantoms.py --workdir=WORKDIR [--config.steps=100 ...]
 
-With --dry_run the step is compiled and described, not run; --topology=v5e:4x4 compiles it for TPUs
-that are not attached.
+With --dry_run the step is compiled and described, not run; --topology=v5e:4x4 or h200:8 compiles it
+for TPUs or GPUs that are not attached.
 
 The same command again continues from the newest checkpoint in WORKDIR. On several machines the same
 command runs on each, with --distributed (docs/scaling.md).
@@ -17,6 +17,7 @@ model.safetensors with the published key names.
 import sys
 from logging import CRITICAL, getLogger
 from pathlib import Path
+from typing import get_args
 
 import jax
 from absl import flags, logging
@@ -25,6 +26,7 @@ from ctclip_jax.checkpoints.exports import export_newest
 from ctclip_jax.common import configs
 from ctclip_jax.common.configs import from_dict
 from ctclip_jax.cost.dry_run import dry_run
+from ctclip_jax.cost.step_report import Kind
 from ctclip_jax.train import train
 from ctclip_jax.training import processes
 from ctclip_jax.training.config import TrainConfig
@@ -43,7 +45,16 @@ _DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Compiles the step and prints what it needs; status 1 if it does not fit."
 )
 _TOPOLOGY = flags.DEFINE_string(
-    "topology", "", "With --dry_run: a TPU slice to compile for, such as v5e:4x4 or v5p:2x2x1."
+    "topology",
+    "",
+    "With --dry_run: devices to compile for, which need not be attached: a TPU slice (v5e:4x4,"
+    " v5p:2x2x1), or the GPUs of one host (h100, h200:8).",
+)
+_PROGRAM = flags.DEFINE_enum(
+    "program", "train", get_args(Kind), "With --dry_run: the train step, or encoding the volumes."
+)
+_SCOPES = flags.DEFINE_bool(
+    "scopes", False, "With --dry_run: also the estimated time of each part of the model."
 )
 _EXPORT = flags.DEFINE_bool("export", False, "Only exports the newest checkpoint of --workdir.")
 
@@ -58,9 +69,13 @@ def main() -> None:
         return
     config = from_dict(TrainConfig, configs.read())
     if _DRY_RUN.value:
-        sys.exit(0 if dry_run(config, topology=_TOPOLOGY.value) else 1)
-    if _TOPOLOGY.value:
-        raise InputError("--topology: only with --dry_run")
+        fits = dry_run(
+            config, topology=_TOPOLOGY.value, program=_PROGRAM.value, by_scope=_SCOPES.value
+        )
+        sys.exit(0 if fits else 1)
+    for flag in (_TOPOLOGY, _PROGRAM, _SCOPES):
+        if flag.value != flag.default:
+            raise InputError(f"--{flag.name}: only with --dry_run")
     workdir = _workdir()
     if not jax.config.jax_compilation_cache_dir:
         cache = make_folder(workdir / "compiled").absolute()

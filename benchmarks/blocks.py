@@ -23,10 +23,10 @@ from ctclip_jax.models.patch_embed import normalize_intensity
 def ours(config: CTCLIPConfig, variables: Variables, batch: dict, *, gradient: bool) -> Functions:
     """Our blocks on one batch; with `gradient`, forward and backward (inputs and parameters)."""
     params, image = variables["params"], config.image
-    options = dict(dtype=config.dtype, remat="none")
-    vit = nnx_bridge.bind(
-        lambda rngs: CTViT(image, rngs, attention=config.attention, **options), params["image"]
+    options = dict(
+        dtype=config.dtype, remat="none", attention=config.attention, scan=config.scan_layers
     )
+    vit = nnx_bridge.bind(lambda rngs: CTViT(image, rngs, **options), params["image"])
     bert = nnx_bridge.bind(lambda rngs: Bert(config.text, rngs, **options), params["text"])
     spatial, temporal = (_first(tower.blocks) for tower in (vit.spatial, vit.temporal))
     t, h, w = image.grid

@@ -43,12 +43,14 @@ def differences() -> dict[str, float]:
     softmax_loss = make_loss(LossConfig("softmax"))
     image_tower = nnx_bridge.bind(
         lambda rngs: CTViT(
-            model.config.image, rngs, dtype="float32", remat="none", attention="xla"
+            model.config.image, rngs, dtype="float32", remat="none", attention="xla", scan=True
         ),
         variables["params"]["image"],
     )
     text_tower = nnx_bridge.bind(
-        lambda rngs: Bert(model.config.text, rngs, dtype="float32", remat="none"),
+        lambda rngs: Bert(
+            model.config.text, rngs, dtype="float32", remat="none", attention="xla", scan=True
+        ),
         variables["params"]["text"],
     )
     texts = batch["input_ids"], batch["attention_mask"]

@@ -14,7 +14,8 @@ from benchmarks import measure
 from configs import ct_clip
 from ctclip_jax.common.configs import from_dict
 from ctclip_jax.cost.accelerators import GIB
-from ctclip_jax.cost.dry_run import StepReport, step_report, topology_devices
+from ctclip_jax.cost.step_report import StepReport, step_report
+from ctclip_jax.cost.topologies import topology_devices
 from ctclip_jax.training.config import TrainConfig
 from data_pipelines.errors import run_main
 

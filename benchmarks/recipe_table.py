@@ -14,12 +14,12 @@ import shutil
 from pathlib import Path
 
 from benchmarks import measure
+from benchmarks.device_table import linear
 from benchmarks.speed import VIT
-from benchmarks.tpu_table import GPU_SHARE, linear
 from configs import ct_clip_large_batch, low_cost, vit
 from ctclip_jax.common.configs import from_dict
 from ctclip_jax.cost.accelerators import GIB, accelerator_of
-from ctclip_jax.cost.dry_run import step_report
+from ctclip_jax.cost.step_report import step_report
 from ctclip_jax.training.config import TrainConfig
 from data_pipelines.errors import run_main
 
@@ -72,7 +72,7 @@ def row_of(budget: str, device_kind: str, devices: int, recipe: str) -> dict:
         measure.cached(RESUME / f"{recipe}-{volumes}.json", compiled, recipe, volumes)
         for volumes in (ONE, SOME)
     )
-    memory = GPU_SHARE * gpu.memory_bytes
+    memory = gpu.usable_bytes
     sizes = (n for n in range(1, config.batch_size // devices + 1))
     fitting = [
         n

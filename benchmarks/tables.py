@@ -344,9 +344,28 @@ def gradient_cache() -> Table:
     return Table(columns, rows, ["gradient_cache"], "Compiled")
 
 
+def compiled_programs() -> Table:
+    rows = []
+    for row in load("compiled_programs")["rows"]:
+        cells = [row["topology"], row["volumes"], row["program"], f"{row['flops'] / 1e12:.2f}"]
+        cells += [f"{row['float32_flops'] / 1e12:.2f}", f"{row['temporaries'] / GIB:.1f}"]
+        if "estimated" not in row:
+            rows.append([*cells, "", "", "", ""])
+            continue
+        cells += [row["kernels"], f"{row['traffic'] / 1e9:.1f}", f"{1e3 * row['estimated']:.1f}"]
+        by_hand = f"{1e3 * row['pallas_estimated']:.1f} in {row['pallas_calls']}"
+        rows.append([*cells, by_hand if row["pallas_calls"] else ""])
+    columns = (
+        "compiled for", "volumes a chip", "program", "TFLOP", "in large float32 products",
+        "temporaries, GiB", "kernels", "memory traffic, GB", "estimated ms",
+        "of them by hand, Pallas calls",
+    )  # fmt: skip
+    return Table(columns, rows, ["compiled_programs"], "Compiled")
+
+
 def fits() -> Table:
     rows = []
-    for row in load("tpu_table")["rows"]:
+    for row in load("device_table")["rows"]:
         system, volumes = row["system"], row["volumes"] * row["system"]["chips"]
         rows.append((
             system["name"],
@@ -357,13 +376,14 @@ def fits() -> Table:
             f"{row['model_flops'] / 1e12:.1f}, {row['flops'] / 1e12:.1f}",
             f"{'~' if 'unread' in row else ''}{row['sent'] / 1e9:.2f}",
             ", ".join(f"{row['seconds'][part]:.3f}" for part in ("arithmetic", "interconnect")),
+            f"{row['estimated']:.3f}" if "estimated" in row else "",
         ))  # fmt: skip
     columns = (
         "system", "mesh (data x fsdp)", "volumes a chip", "in a step", "memory a chip, GiB",
         "TFLOP a chip: model, computed", "sent by a chip, GB",
-        "seconds at the peaks: arithmetic, collectives",
+        "seconds at the peaks: arithmetic, collectives", "estimated seconds in kernels",
     )  # fmt: skip
-    return Table(columns, rows, ["tpu_table"], "Compiled")
+    return Table(columns, rows, ["device_table"], "Compiled")
 
 
 # Recipes
@@ -491,8 +511,8 @@ TABLES: dict[str, Callable[[], Table]] = {
     function.__name__: function
     for function in (
         exactness, detection, weights, serving, preparation, chest_crop, loader, two_epochs,
-        evaluation, search, throughput, utilization, blocks, gradient_cache, fits, budgets,
-        ablation, text_warmup, heatmaps, chaos, bit_flips, fuzz,
+        evaluation, search, throughput, utilization, blocks, gradient_cache, compiled_programs,
+        fits, budgets, ablation, text_warmup, heatmaps, chaos, bit_flips, fuzz,
     )
 }  # fmt: skip
 

@@ -44,6 +44,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
                 max_positions=512,
                 token_types=2,
                 dropout=0.1,
+                attention_dropout=config_dict.placeholder(float),
             ),
             dim_latent=512,
             init_logit_scale_log=1.0,
@@ -53,7 +54,8 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
             num_report_labels=0,
             dtype="float32",
             remat="none",
-            attention="xla",
+            attention="auto",
+            scan_layers=False,
         ),
         data=dict(
             shards="",

@@ -27,10 +27,12 @@ from jax import export
 from ctclip_jax import Model, load
 from ctclip_jax.checkpoints.tensor_files import write_tensors
 from ctclip_jax.common.shapes import Array
+from ctclip_jax.common.sharding import MeshConfig, make_mesh
 from ctclip_jax.common.trees import flatten, unflatten
 from ctclip_jax.evaluation.files import write_json
 from ctclip_jax.inference.classifiers import Classifier
 from ctclip_jax.models.ct_clip import CTCLIP
+from ctclip_jax.models.kernels.placement import use_mesh
 from data_pipelines.errors import InputError, run_main
 from data_pipelines.files import make_folder, publish_folder, scratch_folder, sha256
 from data_pipelines.resample import STEPS_PER_HU
@@ -48,11 +50,15 @@ def export_encoders(model: Model, platforms: Sequence[str]) -> dict[str, export.
         for name, array in flatten(model.variables).items()
     }
 
+    # The plain forms of the kernels, those of a CPU, run on every platform.
+    mesh = make_mesh(MeshConfig(data=1, fsdp=1), devices=jax.devices("cpu")[:1])
+
     def export_encoder(encode: Callable, *inputs: jax.ShapeDtypeStruct) -> export.Exported:
         # The weights are an argument: as constants they would be in each program, in each platform.
         def program(weights: dict[str, Array], *inputs: Array) -> Array:
             # Without a quantizer there is no codebook, and `unflatten` cannot know of it.
-            return encode({"codebook": {}, **unflatten(weights)}, *inputs)
+            with use_mesh(mesh):
+                return encode({"codebook": {}, **unflatten(weights)}, *inputs)
 
         return export.export(jax.jit(program), platforms=platforms)(weights, *inputs)
 

@@ -8,8 +8,9 @@ out (1 %). A program computes more, mostly by recomputing activations.
 import math
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 from ctclip_jax.common import trees
@@ -101,13 +102,52 @@ def step_flops(config: TrainConfig) -> float:
     return flops
 
 
+class Product(NamedTuple):
+    """A matrix product of a traced program.
+
+    Attributes:
+      op_name: its named scopes, outermost first.
+      operands: dtypes and shapes.
+      flops: of one execution, over all devices.
+      runs: executions in a run of the program.
+    """
+
+    op_name: str
+    operands: str
+    flops: float
+    runs: int
+
+
 def program_flops(program: ClosedJaxpr | Jaxpr) -> float:
     """Returns the FLOPs of the matrix products of a traced program, over all devices.
 
     Unlike in XLA's cost analysis, the body of a loop counts as often as it runs (once in a
-    `while`). Recomputation counts; of the branches of a `cond`, the most expensive one.
+    `while`), as does that of a Pallas kernel. Recomputation counts; of the branches of a `cond`,
+    the most expensive one.
     """
     return sum(map(_equation_flops, program.eqns))
+
+
+def float32_products(
+    program: ClosedJaxpr | Jaxpr, *, above: float = 1e9, scope: str = "", runs: int = 1
+) -> Iterator[Product]:
+    """Yields the products of float32 operands above some FLOPs, in the program's order.
+
+    A GPU computes them without tensor cores, a TPU in several passes. In a step in bfloat16 they
+    come from float32 cotangents (of `preferred_element_type`) and from forgotten casts. `scope` and
+    `runs` are those of a program that `program` is part of.
+    """
+    for equation in program.eqns:
+        name = f"{scope}/{equation.source_info.name_stack}".strip("/")
+        inner_runs = runs * _rounds(equation)
+        for inner in _programs(equation.params):
+            yield from float32_products(inner, above=above, scope=name, runs=inner_runs)
+        if equation.primitive.name == "dot_general":
+            operands = [variable.aval for variable in equation.invars]
+            flops = _equation_flops(equation)
+            if flops > above and any(operand.dtype == jnp.float32 for operand in operands):
+                shapes = " x ".join(operand.str_short(short_dtypes=True) for operand in operands)
+                yield Product(name, shapes, flops, runs)
 
 
 def _equation_flops(equation: JaxprEqn) -> float:
@@ -117,12 +157,22 @@ def _equation_flops(equation: JaxprEqn) -> float:
         shape = equation.invars[0].aval.shape
         sums = math.prod(shape[axis] for axis in contracted)
         return 2.0 * equation.outvars[0].aval.size * sums
+    if match := re.match("dot_product_attention_(fwd|bwd)_wrapper", name):
+        # cuDNN's; the backward recomputes the logits: five products for the forward's two.
+        query, key = (variable.aval for variable in equation.invars[:2])  # (b n heads c)
+        return 2.0 * (2 if match[1] == "fwd" else 5) * query.size * key.shape[1]
     inner = [program_flops(program) for program in _programs(params)]
     if name == "cond":
         return max(inner)
-    rounds = params["length"] if name == "scan" else 1
     devices = params["mesh"].size if name == "shard_map" else 1
-    return float(rounds * devices * sum(inner))
+    return float(_rounds(equation) * devices * sum(inner))
+
+
+def _rounds(equation: JaxprEqn) -> int:
+    """Executions of the programs inside an equation."""
+    if equation.primitive.name == "pallas_call":
+        return math.prod(equation.params["grid_mapping"].grid)
+    return equation.params["length"] if equation.primitive.name == "scan" else 1
 
 
 def _programs(params: dict[str, Any]) -> Iterator[ClosedJaxpr | Jaxpr]:

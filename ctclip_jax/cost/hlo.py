@@ -1,4 +1,4 @@
-"""Collectives of a compiled program: counts and bytes, parsed from its HLO text.
+"""A compiled program, parsed from its HLO text; its collectives: counts and bytes.
 
 XLA's own cost analysis counts the body of a loop once, and no interconnect traffic.
 """
@@ -15,6 +15,9 @@ WORD = r"[\w.\-]+"
 NAME = f"%({WORD})"
 # Attributes with one or more computations, the latter in braces.
 CALLS = rf"(?:body|calls|to_apply|(?:branch|true|false)_computations?)=(%{WORD}|\{{[^}}]*\}})"
+
+# Instructions that run other computations, and no kernel of their own.
+CONTROL = ("while", "conditional", "call", "async")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,35 +70,49 @@ class Program:
         gathered or exchanged array, and all of a permuted one.
         """
         by_channel: dict[str, tuple[str, float, int]] = {}
-        for computation, instruction, times in self._executed(self._entry, 1):
-            match = re.fullmatch(rf"({KINDS})(-start|-done)?", instruction.opcode)
-            if not match or match[2] == "-start":
+        for computation, instruction, times in self.executed(into_kernels=True):
+            instruction = self.resolved(computation, instruction)
+            if not re.fullmatch(KINDS, instruction.opcode):
                 continue
-            start = instruction
-            if match[2]:  # -done has the type of the result, its -start the groups of devices
-                start = self.computations[computation][instruction.operands[0]]
-            group = _group_size(start.rest, num_devices)
-            sent = _bytes_sent(match[1], _bytes_of(instruction.type), group)
+            group = _group_size(instruction.rest, num_devices)
+            sent = _bytes_sent(instruction.opcode, bytes_of(instruction.type), group)
             # A collective that overlaps other work is written once with every piece of that work,
             # always in the same channel.
-            channel = re.search(r"channel_id=\d+", start.rest)
-            key = channel[0] if channel else start.name
+            channel = re.search(r"channel_id=\d+", instruction.rest)
+            key = channel[0] if channel else instruction.name
             *_, previous_times = by_channel.get(key, (times,))
-            by_channel[key] = match[1], sent, min(times, previous_times)
+            by_channel[key] = instruction.opcode, sent, min(times, previous_times)
         counts, total = collections.Counter(), collections.Counter()
         for kind, sent, times in by_channel.values():
             counts[kind] += times
             total[kind] += times * sent
         return [Collective(kind, counts[kind], total[kind]) for kind in sorted(counts)]
 
-    def _executed(self, computation: str, times: int) -> Iterator[tuple[str, Instruction, int]]:
-        """(computation, instruction, executions) of all that a computation runs."""
+    def executed(
+        self, *, into_kernels: bool, computation: str = "", times: int = 1
+    ) -> Iterator[tuple[str, Instruction, int]]:
+        """(computation, instruction, executions) of all that a computation runs.
+
+        By default that is the whole program. `into_kernels` also yields what fusions and reductions
+        are made of.
+        """
+        computation = computation or self._entry
         for instruction in self.computations[computation].values():
             yield computation, instruction, times
+            if not into_kernels and instruction.opcode.removesuffix("-start") not in CONTROL:
+                continue
             is_loop = instruction.opcode == "while"
             rounds = times * self._trip_count(instruction) if is_loop else times
             for name in instruction.called:
-                yield from self._executed(name, rounds)
+                yield from self.executed(into_kernels=into_kernels, computation=name, times=rounds)
+
+    def resolved(self, computation: str, instruction: Instruction) -> Instruction:
+        """The instruction itself; for a -done, its -start with the type of the result."""
+        if not instruction.opcode.endswith("-done"):
+            return instruction
+        start = self.computations[computation][instruction.operands[0]]
+        opcode = instruction.opcode.removesuffix("-done")
+        return start._replace(type=instruction.type, opcode=opcode)
 
     def _trip_count(self, loop: Instruction) -> int:
         """What XLA annotates, or else the constant that the loop index is compared with, or 1."""
@@ -110,14 +127,24 @@ class Program:
         return next(constants, 1)
 
 
-def _bytes_of(type_text: str) -> float:
-    """Bytes of the arrays in a type such as `(bf16[8,128]{1,0}, pred[4])`."""
+def bytes_of(type_text: str, *, in_memory: bool = False) -> float:
+    """Bytes of the arrays in a type such as `(bf16[8,128]{1,0}, pred[4])`.
+
+    With `in_memory`, without those in on-chip memory, whose layout has S(1) or more.
+    """
     total = 0.0
-    for dtype, shape in re.findall(r"([a-z]\w*)\[([\d,]*)\]", type_text):
+    for dtype, shape, layout in re.findall(r"([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?", type_text):
+        if in_memory and re.search(r"S\([1-9]", layout):
+            continue
         bits = re.search(r"\d+", dtype)
         size = math.prod(map(int, filter(None, shape.split(","))))
         total += size * (int(bits[0]) / 8 if bits else dtype == "pred")
     return total
+
+
+def shape_of(type_text: str) -> list[int]:
+    """Shape of the (first) array of a type."""
+    return [int(size) for size in re.search(r"\[([\d,]*)\]", type_text)[1].split(",") if size]
 
 
 def _group_size(attributes: str, num_devices: int) -> int:

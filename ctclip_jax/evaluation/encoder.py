@@ -14,6 +14,7 @@ from ctclip_jax.common.shapes import Variables
 from ctclip_jax.common.sharding import put_batch
 from ctclip_jax.inference.batching import group_by_length, one_ahead
 from ctclip_jax.models.ct_clip import CTCLIP
+from ctclip_jax.models.kernels.placement import use_mesh
 from data_pipelines import loader
 from data_pipelines.reports import report_sentences, report_text
 from data_pipelines.tokenizers import Tokenizer
@@ -132,11 +133,13 @@ def _jitted(model: CTCLIP, mesh: Mesh) -> list[Callable]:
     """Both encoders, whose results every process gets; cached, since a new jit compiles again."""
 
     def image(variables: Variables, batch: dict) -> tuple[jax.Array, jax.Array]:
-        return batch["row"], model.encode_image(variables, batch["image"])
+        with use_mesh(mesh):
+            return batch["row"], model.encode_image(variables, batch["image"])
 
     def text(variables: Variables, batch: dict) -> tuple[jax.Array, jax.Array]:
         ids, mask = batch["input_ids"], batch["attention_mask"]
-        return batch["row"], model.encode_text(variables, ids, mask)
+        with use_mesh(mesh):
+            return batch["row"], model.encode_text(variables, ids, mask)
 
     return [jax.jit(encode, out_shardings=NamedSharding(mesh, P())) for encode in (image, text)]
 

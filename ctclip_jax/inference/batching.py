@@ -10,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Int
 
+from ctclip_jax.models.kernels.placement import use_mesh
 from data_pipelines.errors import InputError
 
 # Texts are padded to a multiple of this, so that few shapes compile.
@@ -46,7 +47,9 @@ def map_batches(compute: Callable, mesh: Mesh, *arrays: np.ndarray, batch_size: 
 
     def compute_from(start: int):
         batch = [_pad(array[start : start + size], size) for array in arrays]
-        return compute(*jax.device_put(batch, NamedSharding(mesh, P("data"))))
+        rows = jax.device_put(batch, NamedSharding(mesh, P("data")))
+        with use_mesh(mesh):
+            return compute(*rows)
 
     computed = one_ahead(map(compute_from, range(0, num_rows, size)))
     results = [jax.tree.map(np.asarray, result) for result in computed]

@@ -75,8 +75,14 @@ def load(
     if dtype not in (None, "float32", "bfloat16"):
         raise InputError(f"dtype: unknown value {dtype!r}; choose from float32, bfloat16")
     return Model(
-        # Remat and fused attention serve training, on whatever machine that was.
-        dataclasses.replace(config, remat="none", attention="xla", dtype=dtype or config.dtype),
+        # Remat and unrolled layers serve training, and the kernel of attention its machine.
+        dataclasses.replace(
+            config,
+            remat="none",
+            attention="auto",
+            scan_layers=True,
+            dtype=dtype or config.dtype,
+        ),
         variables,
         tokenizer=load_tokenizer(tokenizer) if tokenizer else None,
         **defaults | {name: value for name, value in options.items() if value is not None},

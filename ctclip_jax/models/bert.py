@@ -6,18 +6,24 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from ctclip_jax.common.configs import FractionBelowOne, PositiveInt
 from ctclip_jax.common.shapes import Array, Float, Int, Key
 from ctclip_jax.models import nnx_bridge
-from ctclip_jax.models.layers import REMAT, dropout, layer_norm, split_keys
+from ctclip_jax.models.kernels.attention import attention
+from ctclip_jax.models.layers import REMAT, cast_kernels, dropout, layer_norm, split_keys
 
 EPSILON = 1e-12  # of BERT's layer norms
 
 
 @dataclasses.dataclass(frozen=True)
 class BertConfig:
-    """Size of the text tower; the defaults are CXR-BERT's. `dropout` acts in training only."""
+    """Size of the text tower; the defaults are CXR-BERT's. Dropout acts in training only.
+
+    `attention_dropout` is that of the attention weights, by default (None) the same as `dropout`.
+    Fused kernels of attention have none: 0 lets them train.
+    """
 
     vocab_size: PositiveInt = 30522
     hidden_size: PositiveInt = 768
@@ -27,6 +33,7 @@ class BertConfig:
     max_positions: PositiveInt = 512
     token_types: PositiveInt = 2
     dropout: FractionBelowOne = 0.0
+    attention_dropout: FractionBelowOne | None = None
 
 
 def _init(hidden_size: int) -> nnx.Initializer:
@@ -54,38 +61,52 @@ class Embeddings(nnx.Module):
 class SelfAttention(nnx.Module):
     """Multi-head attention to the tokens whose mask is not 0."""
 
-    def __init__(self, config: BertConfig, rngs: nnx.Rngs, *, dtype: str):
+    def __init__(self, config: BertConfig, rngs: nnx.Rngs, *, dtype: str, attention: str):
         size, init = config.hidden_size, _init(config.hidden_size)
         self.query, self.key, self.value, self.out = (
             nnx.Linear(size, size, dtype=jnp.dtype(dtype), kernel_init=init, rngs=rngs)
             for _ in range(4)
         )
-        self.heads, self.dropout = config.num_heads, config.dropout
+        self.heads = config.num_heads
+        # The fused kernels of the image tower do not take every length of texts.
+        self.implementation = "xla" if attention == "xla" else "auto"
+        rate = config.attention_dropout
+        self.dropout = config.dropout if rate is None else rate
 
     def __call__(
         self, x: Float[Array, "b l d"], mask: Int[Array, "b l"], dropout_keys: Key | None
     ) -> Float[Array, "b l d"]:
         query, key, value = (
-            rearrange(project(x), "b l (heads c) -> b heads l c", heads=self.heads)
+            rearrange(
+                checkpoint_name(project(x), "projection"),
+                "b l (heads c) -> b l heads c",
+                heads=self.heads,
+            )
             for project in (self.query, self.key, self.value)
         )
-        logits = jnp.einsum(
-            "bhic,bhjc->bhij", query, key, preferred_element_type=jnp.float32
-        ) / jnp.sqrt(query.shape[-1])
-        # The smallest finite number, not -inf: a row without any token has a finite softmax.
-        masked = jnp.where(mask[:, None, None, :] != 0, logits, jnp.finfo(jnp.float32).min)
-        weights = dropout(jax.nn.softmax(masked, axis=-1), self.dropout, dropout_keys)
-        weights = weights.astype(value.dtype)
-        mixed = jnp.einsum("bhij,bhjc->bhic", weights, value)
-        return self.out(rearrange(mixed, "b heads l c -> b l (heads c)"))
+
+        def drop(weights: Float[Array, "b heads l l"]) -> Float[Array, "b heads l l"]:
+            return dropout(weights, self.dropout, dropout_keys)
+
+        mixed = attention(
+            query,
+            key,
+            value,
+            None,
+            mask=mask != 0,
+            scale=query.shape[-1] ** -0.5,
+            implementation=self.implementation,
+            dropout=None if dropout_keys is None or not self.dropout else drop,
+        )
+        return self.out(rearrange(mixed, "b l heads c -> b l (heads c)"))
 
 
 class Block(nnx.Module):
     """Post-norm transformer layer."""
 
-    def __init__(self, config: BertConfig, rngs: nnx.Rngs, *, dtype: str):
+    def __init__(self, config: BertConfig, rngs: nnx.Rngs, *, dtype: str, attention: str):
         size, inner, init = config.hidden_size, config.intermediate_size, _init(config.hidden_size)
-        self.attn = SelfAttention(config, rngs, dtype=dtype)
+        self.attn = SelfAttention(config, rngs, dtype=dtype, attention=attention)
         self.attn_norm = layer_norm(size, rngs, epsilon=EPSILON)
         self.up = nnx.Linear(size, inner, dtype=jnp.dtype(dtype), kernel_init=init, rngs=rngs)
         self.down = nnx.Linear(inner, size, dtype=jnp.dtype(dtype), kernel_init=init, rngs=rngs)
@@ -100,20 +121,32 @@ class Block(nnx.Module):
             attended = dropout(self.attn(x, mask, keys[0]), self.dropout, keys[1])
             x = self.attn_norm(x + attended).astype(self.dtype)
         with jax.named_scope("feed_forward"):
-            hidden = self.down(jax.nn.gelu(self.up(x), approximate=False))
+            hidden = checkpoint_name(self.up(x), "projection")
+            hidden = self.down(jax.nn.gelu(hidden, approximate=False))
             return self.ff_norm(x + dropout(hidden, self.dropout, keys[2])).astype(self.dtype)
 
 
 class Bert(nnx.Module):
     """Text tower: token ids to the last hidden states."""
 
-    def __init__(self, config: BertConfig, rngs: nnx.Rngs, *, dtype: str, remat: str):
+    def __init__(
+        self,
+        config: BertConfig,
+        rngs: nnx.Rngs,
+        *,
+        dtype: str,
+        remat: str,
+        attention: str,
+        scan: bool,
+    ):
         self.embed = Embeddings(config, rngs)
         self.blocks = nnx_bridge.stack(
-            lambda rngs: Block(config, rngs, dtype=dtype), rngs, config.num_layers
+            lambda rngs: Block(config, rngs, dtype=dtype, attention=attention),
+            rngs,
+            config.num_layers,
         )
         self.depth, self.dropout = config.num_layers, config.dropout
-        self.dtype, self.remat = dtype, remat
+        self.dtype, self.remat, self.scan = dtype, remat, scan
 
     def __call__(
         self,
@@ -130,9 +163,12 @@ class Bert(nnx.Module):
 
         def layer(x, block_and_keys):
             block, block_keys = block_and_keys
-            return block(x, mask, block_keys), None
+            return block(x, mask, block_keys)
 
         # (blocks stacked on the layer axis, (layers, b) keys): one of each in every round.
-        layers = (self.blocks, None if keys is None else keys[1:])
-        x, _ = jax.lax.scan(REMAT[self.remat](layer), embedded.astype(self.dtype), layers)
+        blocks = cast_kernels(self.blocks, self.dtype)
+        layers = (blocks, None if keys is None else keys[1:])
+        x = nnx_bridge.apply_layers(
+            REMAT[self.remat](layer), embedded.astype(self.dtype), layers, scan=self.scan
+        )
         return x.astype(jnp.float32)

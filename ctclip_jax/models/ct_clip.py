@@ -4,6 +4,7 @@ A `CTCLIP` holds no arrays: its variables are a plain dict `{'params': ..., 'cod
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from ctclip_jax.models import nnx_bridge, vector_quantizer
 from ctclip_jax.models.bert import Bert, BertConfig
 from ctclip_jax.models.ct_vit import CTViT, CTViTConfig, pool_tokens
 from ctclip_jax.models.kernels.attention import AttentionImplementation
+from ctclip_jax.models.kernels.products import float32_einsum
 from ctclip_jax.models.layers import (
     Dtype,
     Remat,
@@ -41,7 +43,10 @@ class CTCLIPConfig:
       num_report_labels: outputs of a classifier on the text latents; 0: none.
       dtype: of the large matrix products.
       remat: activations that the backward pass recomputes (layers.REMAT); same numbers.
-      attention: kernel of the attention in the image tower; the same function.
+      attention: kernel of attention (kernels/attention.py), the same function; "auto" is that of
+        the platform.
+      scan_layers: compile a layer once for all of its tower (`lax.scan`): compiles faster, trains
+        more slowly; the same numbers.
     """
 
     image: CTViTConfig | ViTConfig = CTViTConfig()
@@ -54,7 +59,8 @@ class CTCLIPConfig:
     num_report_labels: NonNegativeInt = 0
     dtype: Dtype = "float32"
     remat: Remat = "none"
-    attention: AttentionImplementation = "xla"
+    attention: AttentionImplementation = "auto"
+    scan_layers: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +132,9 @@ class CTCLIP:
         """The codes nearest to the tokens of CT volumes, for a tower that quantizes."""
         with jax.default_matmul_precision("float32"):
             tokens = self._bind_image_tower(variables)(image)
-            return vector_quantizer.quantize(tokens, variables["codebook"], dtype=self.config.dtype)
+            with jax.named_scope("quantize"):
+                codebook = variables["codebook"]
+                return vector_quantizer.quantize(tokens, codebook, dtype=self.config.dtype)
 
     def project_image(
         self, variables: Variables, features: Float[Array, "b c"]
@@ -246,25 +254,30 @@ class CTCLIP:
         return vector_quantizer.update(codebook, statistics, decay=self.config.image.codebook_decay)
 
     def _image_tower(self, rngs: nnx.Rngs) -> CTViT | ViT:
-        config = self.config
         tower = CTViT if self.quantizes else ViT
-        return tower(
-            config.image, rngs, dtype=config.dtype, remat=config.remat, attention=config.attention
-        )
+        return tower(self.config.image, rngs, **self._execution)
 
     def _bind_image_tower(self, variables: Variables) -> CTViT | ViT:
         return nnx_bridge.bind(self._image_tower, variables["params"]["image"])
 
     def _text_tower(self, rngs: nnx.Rngs) -> Bert:
-        return Bert(self.config.text, rngs, dtype=self.config.dtype, remat=self.config.remat)
+        return Bert(self.config.text, rngs, **self._execution)
+
+    @property
+    def _execution(self) -> dict[str, Any]:
+        config = self.config
+        return dict(
+            dtype=config.dtype,
+            remat=config.remat,
+            attention=config.attention,
+            scan=config.scan_layers,
+        )
 
     def _project(
         self, features: Float[Array, "b c"], kernel: Float[Array, "c d"]
     ) -> Float[Array, "b d"]:
         dtype = self.config.dtype
-        product = jnp.matmul(
-            features.astype(dtype), kernel.astype(dtype), preferred_element_type=jnp.float32
-        )
+        product = float32_einsum("bc,cd->bd", features.astype(dtype), kernel.astype(dtype))
         return l2_normalize(product)
 
 

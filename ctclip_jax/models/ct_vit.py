@@ -21,10 +21,11 @@ from ctclip_jax.models.layers import (
     CosineAttention,
     GatedFeedForward,
     PositionEncodingGenerator,
+    cast_kernels,
     layer_norm,
     linear,
 )
-from ctclip_jax.models.patch_embed import PatchEmbedding, PatchGrid, normalize_intensity, to_patches
+from ctclip_jax.models.patch_embed import PatchEmbedding, PatchGrid, to_patches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +125,7 @@ class Block(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """Blocks under `lax.scan`, and a final norm."""
+    """Blocks one after the other, and a final norm."""
 
     def __init__(
         self,
@@ -135,37 +136,52 @@ class Transformer(nnx.Module):
         dtype: str,
         remat: str,
         attention: str,
+        scan: bool,
     ):
         self.blocks = nnx_bridge.stack(
             lambda rngs: Block(config, rngs, dtype=dtype, attention=attention), rngs, depth
         )
         self.norm = layer_norm(config.dim, rngs, bias=False)
-        self.remat = remat
+        self.dtype, self.remat, self.scan = dtype, remat, scan
 
     def __call__(
         self, x: Float[Array, "b g n d"], bias: Float[Array, "heads n n"] | None
     ) -> Float[Array, "b g n d"]:
-        def layer(x, block):
-            return block(x, bias), None
-
-        x, _ = jax.lax.scan(REMAT[self.remat](layer), x, self.blocks)
-        return self.norm(x)
+        layer = REMAT[self.remat](lambda x, block: block(x, bias))
+        blocks = cast_kernels(self.blocks, self.dtype)
+        return self.norm(nnx_bridge.apply_layers(layer, x, blocks, scan=self.scan))
 
 
 class CTViT(nnx.Module):
     """Image tower: chest CT volumes to a grid of tokens, before quantization."""
 
     def __init__(
-        self, config: CTViTConfig, rngs: nnx.Rngs, *, dtype: str, remat: str, attention: str
+        self,
+        config: CTViTConfig,
+        rngs: nnx.Rngs,
+        *,
+        dtype: str,
+        remat: str,
+        attention: str,
+        scan: bool,
     ):
-        self.patch_embed = PatchEmbedding(config.patch_voxels, config.dim, rngs, dtype=dtype)
+        self.patch_embed = PatchEmbedding(
+            config.patch_voxels, config.dim, rngs, window=config.window, dtype=dtype
+        )
         self.position_bias = PositionBias(config.dim, config.heads, rngs)
         self.spatial, self.temporal = (
-            Transformer(config, rngs, depth=depth, dtype=dtype, remat=remat, attention=attention)
+            Transformer(
+                config,
+                rngs,
+                depth=depth,
+                dtype=dtype,
+                remat=remat,
+                attention=attention,
+                scan=scan,
+            )
             for depth in (config.spatial_depth, config.temporal_depth)
         )
         self.grid, self.patch = config.grid, config.patch
-        self.window = config.window
         self.dtype = dtype
 
     def __call__(
@@ -174,10 +190,10 @@ class CTViT(nnx.Module):
         """Volumes or their patches, in [-1, 1] or integer in steps of 1/16 HU, to tokens."""
         t, h, w = self.grid
         with jax.named_scope("patch_embed"):
-            patches = to_patches(volume, self.patch)
-            x = self.patch_embed(normalize_intensity(patches, self.window)).astype(self.dtype)
+            x = self.patch_embed(to_patches(volume, self.patch)).astype(self.dtype)
         with jax.named_scope("spatial"):
-            bias = self.position_bias(h, w)
+            with jax.named_scope("position_bias"):
+                bias = self.position_bias(h, w)
             x = self.spatial(rearrange(x, "b t h w d -> b t (h w) d"), bias).astype(self.dtype)
         with jax.named_scope("temporal"):
             x = self.temporal(rearrange(x, "b t n d -> b n t d"), None)

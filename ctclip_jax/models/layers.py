@@ -5,12 +5,13 @@ position bias are float32 whatever `dtype` is.
 """
 
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from ctclip_jax.common.shapes import Array, Float, Key
 from ctclip_jax.models.kernels.attention import attention
@@ -18,18 +19,31 @@ from ctclip_jax.models.kernels.depthwise_conv import causal_depthwise_conv
 
 ATTENTION_SCALE = 8.0  # a constant of the published model, not a function of the head size
 
+LANES = 128  # widths of matrix units are multiples of it
+
 # The choices of the configurations (`CTCLIPConfig`).
 Dtype = Literal["float32", "bfloat16"]
 Remat = Literal["none", "full", "dots"]
 
+# The values that rematerialization can save, by the names that `checkpoint_name` gives them: the
+# products of tokens with weights, and the results of kernels.
+SAVED = ("projection", "peg", "attention")
+
+
+def _is_saved(primitive: Any, *avals: Any, **params: Any) -> bool:
+    # cuDNN's attention by its primitive: its gradient also needs the sums of the softmax, which
+    # have no name.
+    is_fused_attention = primitive.name.startswith("dot_product_attention")
+    by_name = jax.checkpoint_policies.save_only_these_names(*SAVED)
+    return is_fused_attention or by_name(primitive, *avals, **params)
+
+
 # Rematerialization: what the backward pass recomputes of a layer. Nothing; all of it; or all but
-# the products of tokens with weights, which are saved.
+# the values named in SAVED.
 REMAT = {
     "none": lambda layer: layer,
     "full": jax.checkpoint,
-    "dots": functools.partial(
-        jax.checkpoint, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-    ),
+    "dots": functools.partial(jax.checkpoint, policy=_is_saved),
 }
 
 
@@ -50,6 +64,16 @@ def linear(
         kernel_init=torch_linear_init(),
         rngs=rngs,
     )
+
+
+def cast_kernels(layers: nnx.Module, dtype: str) -> nnx.Module:
+    """The layers with their kernels in `dtype`: cast once, not again by each product and layer."""
+
+    def cast(path, leaf):
+        is_kernel = "kernel" in jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+        return leaf.astype(dtype) if is_kernel else leaf
+
+    return jax.tree_util.tree_map_with_path(cast, layers)
 
 
 def layer_norm(
@@ -98,8 +122,8 @@ class PositionEncodingGenerator(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(dim))
 
     def __call__(self, x: Float[Array, "b t h w d"]) -> Float[Array, "b t h w d"]:
-        bias = self.bias[...].astype(x.dtype)[None, None, None, None]
-        return causal_depthwise_conv(x, self.kernel[...].astype(x.dtype)) + bias
+        kernel, bias = (array[...].astype(x.dtype) for array in (self.kernel, self.bias))
+        return checkpoint_name(causal_depthwise_conv(x, kernel, bias), "peg")
 
 
 class CosineAttention(nnx.Module):
@@ -123,8 +147,8 @@ class CosineAttention(nnx.Module):
     def __call__(
         self, x: Float[Array, "g n d"], bias: Float[Array, "heads n n"] | None
     ) -> Float[Array, "g n d"]:
-        query = self.query(self.norm(x))
-        key, value = jnp.split(self.key_value(x), 2, axis=-1)
+        query = checkpoint_name(self.query(self.norm(x)), "projection")
+        key, value = jnp.split(checkpoint_name(self.key_value(x), "projection"), 2, axis=-1)
         query, key, value = (
             rearrange(x, "g n (heads c) -> g n heads c", heads=self.heads)
             for x in (query, key, value)
@@ -149,5 +173,23 @@ class GatedFeedForward(nnx.Module):
         self.down = linear(inner, dim, rngs, dtype=dtype)
 
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
-        value, gate = jnp.split(self.up(self.norm(x)), 2, axis=-1)
-        return self.down(jax.nn.gelu(gate, approximate=False) * value)
+        dtype = self.up.dtype
+        x = self.norm(x).astype(dtype)
+        value, gate = (checkpoint_name(x @ w, "projection") for w in self._up_kernels())
+        hidden = jax.nn.gelu(gate.astype(jnp.float32), approximate=False) * value
+        return hidden.astype(dtype) @ _pad_to_lanes(self.down.kernel[...].astype(dtype), axis=0)
+
+    def _up_kernels(self) -> list[Float[Array, "d c"]]:
+        """The kernels of value and gate.
+
+        The published width of 1365 is odd: unpadded, XLA pads the tokens anew for every product.
+        """
+        kernels = jnp.split(self.up.kernel[...].astype(self.up.dtype), 2, axis=-1)
+        return [_pad_to_lanes(kernel, axis=1) for kernel in kernels]
+
+
+def _pad_to_lanes(kernel: Float[Array, "c d"], *, axis: int) -> Float[Array, "c d"]:
+    """The kernel with zeros up to a multiple of 128 along `axis`."""
+    padding = [(0, 0), (0, 0)]
+    padding[axis] = (0, -kernel.shape[axis] % LANES)
+    return jnp.pad(kernel, padding)

@@ -4,11 +4,13 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
-from ctclip_jax.common.shapes import Key
+from ctclip_jax.common.shapes import Array, Key
 
 M = TypeVar("M", bound=nnx.Module)
+Layers = TypeVar("Layers")  # a tree of arrays, a module among them
 Make = Callable[[nnx.Rngs], M]
 
 
@@ -28,3 +30,20 @@ def stack(make: Make[M], rngs: nnx.Rngs, depth: int) -> M:
     """Returns one module whose parameters have a leading axis of `depth` layers, for `lax.scan`."""
     keys = jax.random.split(rngs.params(), depth)
     return jax.vmap(lambda key: make(nnx.Rngs(key)))(keys)
+
+
+def apply_layers(
+    layer: Callable[[Array, Layers], Array], x: Array, layers: Layers, *, scan: bool
+) -> Array:
+    """Returns x after `layer(x, each)` of all layers, which are stacked on the first axis.
+
+    One `lax.scan` compiles the layer once; unrolled, the program is longer, but keeps no stack of
+    the residuals of all layers, which the scan writes and reads once more.
+    """
+    if scan:
+        return jax.lax.scan(lambda x, each: (layer(x, each), None), x, layers)[0]
+    leaves, tree = jax.tree.flatten(layers)
+    # The gradient of `unstack` is one stack; that of an index would be a sum of zero-filled ones.
+    for parts in zip(*map(jnp.unstack, leaves), strict=True):
+        x = layer(x, tree.unflatten(parts))
+    return x

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -93,15 +94,48 @@ def to_patches(
 
 
 class PatchEmbedding(nnx.Module):
-    """Linear projection of a patch of voxels between two LayerNorms."""
+    """Linear projection of a patch of voxels between two LayerNorms.
 
-    def __init__(self, voxels: int, dim: int, rngs: nnx.Rngs, *, dtype: str):
+    The scale and bias of the first norm are folded into the projection. So the normalized patches
+    depend on no parameter, and training keeps no gradient of them.
+    """
+
+    def __init__(
+        self,
+        voxels: int,
+        dim: int,
+        rngs: nnx.Rngs,
+        *,
+        window: tuple[float, float] = PatchGrid.window,
+        dtype: str,
+    ):
         self.norm_in = layer_norm(voxels, rngs)
         self.proj = linear(voxels, dim, rngs, dtype=dtype, bias=True)
         self.norm_out = layer_norm(dim, rngs)
+        self.window = window
 
-    def __call__(self, patches: Float[Array, "... p"]) -> Float[Array, "... d"]:
-        # LayerNorm is invariant to an offset. Without this one, rounding dominates in patches of
-        # air, which are almost constant.
-        centered = patches - patches[..., :1]
-        return self.norm_out(self.proj(self.norm_in(centered)))
+    def __call__(self, patches: Num[Array, "... p"]) -> Float[Array, "... d"]:
+        """Float32 tokens of patches in [-1, 1], or integer in steps of 1/16 HU."""
+        normalized = self._normalize(patches).astype(self.proj.dtype)
+        scale, bias = self.norm_in.scale[...], self.norm_in.bias[...]
+        kernel = self.proj.kernel[...]
+        # Float32 only after the product: its cotangent, and so its gradient, have its dtype.
+        product = normalized @ (scale[:, None] * kernel).astype(normalized.dtype)
+        shift = bias @ kernel + self.proj.bias[...]
+        return self.norm_out(product.astype(jnp.float32) + jnp.broadcast_to(shift, product.shape))
+
+    def _normalize(self, patches: Num[Array, "... p"]) -> Float[Array, "... p"]:
+        """Patches of mean 0 and variance 1: a LayerNorm without scale and bias.
+
+        It is invariant to the unit of the voxels, except for its epsilon, and to an offset: without
+        the first voxel, rounding dominates in patches of air, which are almost constant.
+        """
+        epsilon = self.norm_in.epsilon
+        if jnp.issubdtype(patches.dtype, jnp.integer):
+            low, high = (STEPS_PER_HU * hu for hu in self.window)
+            epsilon *= ((high - low) / 2) ** 2
+        patches = patches.astype(jnp.float32)
+        offsets = patches - patches[..., :1]  # exact: whole numbers of at most 17 bits
+        centered = offsets - jnp.mean(offsets, axis=-1, keepdims=True)
+        variance = jnp.mean(centered * centered, axis=-1, keepdims=True)
+        return centered * jax.lax.rsqrt(variance + epsilon)

@@ -13,13 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from ctclip_jax.common.configs import FractionBelowOne, PositiveInt
 from ctclip_jax.common.shapes import Array, Float, Int, Key, Num
 from ctclip_jax.models import nnx_bridge
 from ctclip_jax.models.kernels.attention import attention
-from ctclip_jax.models.layers import REMAT, layer_norm, linear
-from ctclip_jax.models.patch_embed import PatchEmbedding, PatchGrid, normalize_intensity, to_patches
+from ctclip_jax.models.layers import REMAT, cast_kernels, layer_norm, linear
+from ctclip_jax.models.patch_embed import PatchEmbedding, PatchGrid, to_patches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,8 +75,9 @@ class Attention(nnx.Module):
     def __call__(
         self, x: Float[Array, "b m d"], context: Float[Array, "b n d"]
     ) -> Float[Array, "b m d"]:
-        query = self.query(x)
-        key, value = jnp.split(self.key_value(context), 2, axis=-1)
+        query = checkpoint_name(self.query(x), "projection")
+        key_value = checkpoint_name(self.key_value(context), "projection")
+        key, value = jnp.split(key_value, 2, axis=-1)
         query, key, value = (
             rearrange(x, "b n (heads c) -> b n heads c", heads=self.heads)
             for x in (query, key, value)
@@ -100,7 +102,7 @@ class FeedForward(nnx.Module):
         self.down = linear(4 * dim, dim, rngs, dtype=dtype, bias=True)
 
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
-        return self.down(jax.nn.gelu(self.up(x)))
+        return self.down(jax.nn.gelu(checkpoint_name(self.up(x), "projection")))
 
 
 class Block(nnx.Module):
@@ -143,15 +145,24 @@ class ViT(nnx.Module):
     """Image tower: chest CT volumes to one vector each."""
 
     def __init__(
-        self, config: ViTConfig, rngs: nnx.Rngs, *, dtype: str, remat: str, attention: str
+        self,
+        config: ViTConfig,
+        rngs: nnx.Rngs,
+        *,
+        dtype: str,
+        remat: str,
+        attention: str,
+        scan: bool,
     ):
-        self.patch_embed = PatchEmbedding(config.patch_voxels, config.dim, rngs, dtype=dtype)
+        self.patch_embed = PatchEmbedding(
+            config.patch_voxels, config.dim, rngs, window=config.window, dtype=dtype
+        )
         self.blocks = nnx_bridge.stack(
             lambda rngs: Block(config, rngs, dtype=dtype, attention=attention), rngs, config.depth
         )
         self.norm = layer_norm(config.dim, rngs)
         self.pool = AttentionPool(config, rngs, dtype=dtype)
-        self.config, self.dtype, self.remat = config, dtype, remat
+        self.config, self.dtype, self.remat, self.scan = config, dtype, remat, scan
 
     def __call__(
         self,
@@ -168,19 +179,16 @@ class ViT(nnx.Module):
         with jax.named_scope("patch_embed"):
             patches = rearrange(to_patches(volume, config.patch), "b t h w p -> b (t h w) p")
             positions = jnp.asarray(position_embedding(config.grid, config.dim), jnp.float32)[None]
-            # Patches are dropped as they are read, before anything is computed of them, and
-            # converted to float32 only after it.
+            # Patches are dropped as they are read, before anything is computed of them.
             if patch_dropout_keys is not None and config.patch_dropout:
                 visible = jax.vmap(self._draw_visible)(patch_dropout_keys)
                 patches = jnp.take_along_axis(patches, visible[..., None], axis=1)
                 positions = positions[0][visible]
-            embedded = self.patch_embed(normalize_intensity(patches, config.window))
-            x = (embedded + positions).astype(self.dtype)
+            x = (self.patch_embed(patches) + positions).astype(self.dtype)
 
-        def layer(x, block):
-            return block(x), None
-
-        x, _ = jax.lax.scan(REMAT[self.remat](layer), x, self.blocks)
+        layer = REMAT[self.remat](lambda x, block: block(x))
+        blocks = cast_kernels(self.blocks, self.dtype)
+        x = nnx_bridge.apply_layers(layer, x, blocks, scan=self.scan)
         with jax.named_scope("pool"):
             return self.pool(self.norm(x).astype(self.dtype)).astype(jnp.float32)
 

@@ -26,6 +26,7 @@ from ctclip_jax.common.sharding import (
 )
 from ctclip_jax.models import lora, vector_quantizer
 from ctclip_jax.models.ct_clip import CTCLIP
+from ctclip_jax.models.kernels.placement import use_mesh
 from ctclip_jax.training import gradient_cache
 from ctclip_jax.training.config import PROMPT_TOKENS, TrainConfig
 from ctclip_jax.training.losses import make_loss
@@ -82,13 +83,14 @@ def make_train_step(
         params = lora.merged(all_gather_params(trees.overlay(state["params"], trainable), mesh))
         # A frozen tower has no dropout either: it is a fixed function.
         keys = dropout_keys(config.seed, batch["seed"])
-        return model.encode(
-            {"params": params, "codebook": state["codebook"]},
-            batch,
-            text_dropout_keys=keys if lora.is_trainable(trainable, "text") else None,
-            patch_dropout_keys=keys if lora.is_trainable(trainable, "image") else None,
-            quantize=quantizer_weight(config.vq_ramp_steps, state["step"]),
-        )
+        with use_mesh(mesh):
+            return model.encode(
+                {"params": params, "codebook": state["codebook"]},
+                batch,
+                text_dropout_keys=keys if lora.is_trainable(trainable, "text") else None,
+                patch_dropout_keys=keys if lora.is_trainable(trainable, "image") else None,
+                quantize=quantizer_weight(config.vq_ramp_steps, state["step"]),
+            )
 
     def loss_fn(
         trainable: dict, state: dict, latents: Latents, batch: Batch
@@ -103,7 +105,10 @@ def make_train_step(
                 step_key = jax.random.fold_in(jax.random.key(config.seed), state["step"])
                 prompt_keys = jax.random.split(step_key, len(prompts["input_ids"]))
             variables = {"params": lora.merged(all_gather_params(params, mesh))}
-            outputs["prompts"] = model.encode_text(variables, **prompts, dropout_keys=prompt_keys)
+            with use_mesh(mesh):
+                outputs["prompts"] = model.encode_text(
+                    variables, **prompts, dropout_keys=prompt_keys
+                )
         return batch_loss(outputs, batch)
 
     init = functools.partial(initial_state, config)

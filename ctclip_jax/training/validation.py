@@ -98,6 +98,9 @@ def _validate_image(image: CTViTConfig | ViTConfig) -> None:
 
 
 def _validate_attention(config: TrainConfig, mesh: Mesh) -> None:
+    platform = mesh.devices.flat[0].platform
+    if config.model.attention == "pallas":
+        _check(platform == "tpu", "model.attention=pallas: needs a TPU")
     if config.model.attention != "cudnn":
         return
     image = config.model.image
@@ -105,7 +108,7 @@ def _validate_attention(config: TrainConfig, mesh: Mesh) -> None:
     if image.tower == "ct_vit":
         head_dim, num_tokens = image.dim_head, math.prod(image.grid[1:])
     where = "model.attention=cudnn: needs"
-    _check(mesh.devices.flat[0].platform == "gpu", f"{where} an NVIDIA GPU")
+    _check(platform == "gpu", f"{where} an NVIDIA GPU")
     _check(config.model.dtype == "bfloat16", f"{where} config.model.dtype=bfloat16")
     _check(head_dim % 8 == 0 and head_dim <= 128, f"{where} a head dimension of 8, 16, ... 128")
     _check(num_tokens % 2 == 0, f"{where} an even number of tokens")

@@ -9,12 +9,22 @@ from pathlib import Path
 import jax
 import pytest
 
+from configs import report_labeler
+from ctclip_jax.common.configs import from_dict
 from ctclip_jax.cost import dry_run
 from ctclip_jax.cost.accelerators import GIB, Accelerator
-from ctclip_jax.cost.dry_run import DoesNotFit, ProgramReport, StepReport, step_report
-from ctclip_jax.cost.flops import step_flops
+from ctclip_jax.cost.flops import Product, search_flops, step_flops, volume_flops
 from ctclip_jax.cost.hlo import Collective
+from ctclip_jax.cost.kernels import Kernel
+from ctclip_jax.cost.step_report import (
+    DoesNotFit,
+    ProgramReport,
+    StepReport,
+    _shortage,
+    step_report,
+)
 from ctclip_jax.models.ct_clip import CTCLIP
+from ctclip_jax.training.config import TrainConfig
 from ctclip_jax.training.step import abstract_batch, make_train_step
 from data_pipelines.batching import PUT_AHEAD
 from data_pipelines.errors import InputError
@@ -96,6 +106,29 @@ def test_programs_of_the_gradient_cache_run_once_or_for_each_micro_batch(cached,
     assert cached.total("flops") > 4 * plain.total("flops")
 
 
+def test_the_kernels_hold_the_products_of_a_step(plain):
+    (program,) = plain.programs.values()
+    flops = sum(kernel.runs * kernel.flops for kernel in plain.kernels)
+    # On a CPU XLA writes some small products as loops.
+    assert 0.9 < flops / program.flops < 1.1
+    assert plain.total("traffic") > program.arguments
+
+
+def test_encoding_is_a_program_too(cached):
+    config = tiny_config(Path("absent"), batch_size=32, micro_batch_size=8, **SMALL)
+    report = step_report(config, program="encode")
+    assert list(report.programs) == ["encode_image"]
+    model = 32 * (volume_flops(config.model) + search_flops(config.model)) / 8
+    assert report.model_flops == model <= report.total("flops")
+    assert report.needs < cached.needs
+    without_volumes = from_dict(TrainConfig, report_labeler.get_config("smoke").to_dict())
+    with pytest.raises(InputError, match="--program"):
+        step_report(without_volumes, program="encode")
+
+
+KERNEL = Kernel("fusion", "jit(step)/text/add", 3, 4e9, 0.0, False, None, False, None)
+
+
 def fake_report(**changes) -> StepReport:
     program = ProgramReport(
         runs=2,
@@ -105,19 +138,22 @@ def fake_report(**changes) -> StepReport:
         temporaries=0.5 * GIB,
         resident=0.25 * GIB,
         flops=300.0,
+        float32_products=(Product("text", "f32[4,8] x f32[8,4]", 16e9, 3),),
+        kernels=(KERNEL,),
         collectives=(Collective("all-reduce", 3, 4.0),),
     )
     fields = {
         "mesh": jax.make_mesh((8, 1), ("data", "fsdp")),
-        "accelerator": Accelerator("X", 100.0, 3 * GIB, 2.0),
+        "accelerator": Accelerator("X", 100.0, 3 * GIB, 16e9, 2.0),
         "memory": 3.0 * GIB,
+        "model_flops": 250.0,
         "programs": {"step": program},
     }
     return StepReport(**fields | changes)
 
 
-def without_collectives(report: StepReport) -> StepReport:
-    program = dataclasses.replace(report.programs["step"], collectives=None)
+def without_text(report: StepReport) -> StepReport:
+    program = dataclasses.replace(report.programs["step"], collectives=None, kernels=None)
     return dataclasses.replace(report, programs={"step": program})
 
 
@@ -125,7 +161,7 @@ def test_time_is_arithmetic_and_collectives_at_their_peaks():
     time = fake_report().time
     assert (time.arithmetic, time.interconnect) == (6.0, 4.0)
     assert time.seconds == 10.0
-    assert without_collectives(fake_report()).time is None
+    assert without_text(fake_report()).time is None
 
 
 @pytest.mark.parametrize(("memory", "fits"), [(3.0, True), (2.75, True), (2.5, False)])
@@ -147,13 +183,7 @@ def test_fits_if_memory_suffices(memory, fits):
     ],
 )
 def test_reads_the_numbers_of_a_compiler_error(message, shortage):
-    assert dry_run._shortage(message) == shortage
-
-
-def test_a_topology_without_libtpu_is_one_line(monkeypatch):
-    monkeypatch.setitem(sys.modules, "libtpu", None)
-    with pytest.raises(InputError, match=r"--topology: .*pip install"):
-        dry_run.topology_devices(TPU)
+    assert _shortage(message) == shortage
 
 
 @pytest.fixture(scope="module")
@@ -161,16 +191,12 @@ def libtpu():
     pytest.importorskip("libtpu")
 
 
-def test_an_unknown_topology_is_one_line(libtpu):
-    with pytest.raises(InputError, match="--topology: unknown topology v5e:3x5x7"):
-        dry_run.topology_devices("v5e:3x5x7")
-
-
 def test_compiles_for_a_tpu_that_is_not_attached(libtpu):
     report = step_report(CONFIG, topology=TPU)
     assert report.mesh.devices.size == 4 and report.accelerator.name == "TPU v5e"
     assert report.memory == 15.75 * GIB and report.fits
     assert report.time.interconnect > 0
+    assert any(kernel.cycles for kernel in report.kernels)
 
 
 def test_a_refused_batch_has_numbers(libtpu):
@@ -188,18 +214,38 @@ def test_the_table_has_a_column_for_each_program():
     assert lines[1].split() == ["runs", "per", "step", "2", "1"]
     assert [line.split()[0] for line in lines[2:8]] == list(dry_run.MEMORY_ROWS)
     assert lines[7].split() == ["needs", "2.75", "GiB", "2.75", "GiB"]
+    assert lines[9].split() == ["kernels", "3", "3"]
+    assert lines[10].split() == ["traffic", "12.00", "GB", "12.00", "GB"]
     assert lines[-1].split() == ["all-reduce", "3", "x,", "0.000", "GB", "sent", "-"]
 
 
 def test_the_time_states_its_arithmetic():
-    text = dry_run.format_time(fake_report(), CONFIG)
+    text = dry_run.format_time(fake_report())
     assert text.startswith("mesh data=8 fsdp=1; a device computes 0.00 TFLOP per step")
     assert "arithmetic 6.000 s" in text and "collectives 4.000 s" in text
+    assert "memory 1.500 s (24.00 GB / 16 GB/s)" in text
     assert "at least 10.000 s per step, at most 40% of it in collectives" in text
-    assert dry_run.format_time(fake_report(accelerator=None), CONFIG).endswith("no time")
-    unreadable = without_collectives(fake_report())
-    assert dry_run.format_time(unreadable, CONFIG).endswith("no collectives, no time")
+    assert text.splitlines()[-1].startswith("estimated 1.875")  # 24 GB at 80 % of 16 GB/s
+    assert dry_run.format_time(fake_report(accelerator=None)).endswith("no time")
+    unreadable = without_text(fake_report())
+    assert dry_run.format_time(unreadable).endswith("no collectives, no time")
+    assert unreadable.kernels is None
     assert "all-reduce" not in dry_run.format_table(unreadable)
+
+
+def test_float32_products_are_counted_or_listed():
+    summary = "float32 products above 1 GFLOP: 3, 0.01 TFLOP"  # of one of eight devices
+    assert dry_run.format_float32_products(fake_report(), is_list=False) == summary
+    listed = dry_run.format_float32_products(fake_report(), is_list=True).splitlines()
+    assert listed == [summary, "  3 x 2.0 GFLOP  f32[4,8] x f32[8,4]  text"]
+
+
+def test_parts_of_the_model_are_printed_on_request(monkeypatch, capsys):
+    monkeypatch.setattr(dry_run, "step_report", lambda *_, **__: fake_report())
+    assert dry_run.dry_run(CONFIG) and "fwd" not in capsys.readouterr().out
+    assert dry_run.dry_run(CONFIG, by_scope=True)
+    row = capsys.readouterr().out.splitlines()[2].split()
+    assert row == ["text", "fwd", "6", "1875.018", "24.000", "0.000"]
 
 
 @pytest.mark.parametrize(
@@ -215,7 +261,7 @@ def test_the_verdict_is_a_sentence(memory, sentence):
 
 
 def test_a_refused_program_is_a_sentence(monkeypatch, capsys):
-    def refuse(config, *, topology):
+    def refuse(config, *, topology, program):
         raise DoesNotFit("needs 20.00 GiB of 15.75 GiB")
 
     monkeypatch.setattr(dry_run, "step_report", refuse)
@@ -236,6 +282,8 @@ def test_a_dry_run_needs_no_data():
     ("arguments", "message"),
     [
         (["--topology=v5e:4x4"], "error: --topology: only with --dry_run"),
+        (["--program=encode"], "error: --program: only with --dry_run"),
+        (["--scopes"], "error: --scopes: only with --dry_run"),
         ([], "error: --workdir: missing"),
         (["--workdir=gs://bucket/run"], "error: --workdir: got gs://bucket/run"),
         (["--dry_run", "--config.mesh.fsdp=3"], "error: config.mesh: "),

@@ -11,7 +11,12 @@ from ctclip_jax.models.bert import Bert
 @pytest.fixture(scope="module")
 def tower(tiny):
     model, variables, _ = tiny
-    make = lambda rngs: Bert(model.config.text, rngs, dtype="float32", remat="none")  # noqa: E731
+
+    def make(rngs):
+        return Bert(
+            model.config.text, rngs, dtype="float32", remat="none", attention="xla", scan=True
+        )
+
     return jax.jit(nnx_bridge.bind(make, variables["params"]["text"]))
 
 

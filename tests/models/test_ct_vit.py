@@ -26,7 +26,7 @@ def tower(tiny):
     model, variables, batch = tiny
     tower = nnx_bridge.bind(
         lambda rngs: CTViT(
-            model.config.image, rngs, dtype="float32", remat="none", attention="xla"
+            model.config.image, rngs, dtype="float32", remat="none", attention="xla", scan=True
         ),
         variables["params"]["image"],
     )
@@ -119,12 +119,14 @@ def swapped_halves(block, x):
 
 def flipped_kernel(block, x):
     kernel = block.peg.kernel[...][::-1, ::-1, ::-1]
-    return causal_depthwise_conv(x.reshape(-1, *block.grid, x.shape[-1]), kernel)
+    x = x.reshape(-1, *block.grid, x.shape[-1])
+    return causal_depthwise_conv(x, kernel, block.peg.bias[...])
 
 
 def transposed_kernel(block, x):
     kernel = block.peg.kernel[...].transpose(0, 2, 1, 3)
-    return causal_depthwise_conv(x.reshape(-1, *block.grid, x.shape[-1]), kernel)
+    x = x.reshape(-1, *block.grid, x.shape[-1])
+    return causal_depthwise_conv(x, kernel, block.peg.bias[...])
 
 
 def normalized_keys(block, x, bias):

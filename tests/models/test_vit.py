@@ -32,7 +32,7 @@ CONFIG = ViTConfig(
 
 
 def make(rngs, config=CONFIG, dtype="float32"):
-    return ViT(config, rngs, dtype=dtype, remat="none", attention="xla")
+    return ViT(config, rngs, dtype=dtype, remat="none", attention="xla", scan=True)
 
 
 @pytest.fixture(scope="module")

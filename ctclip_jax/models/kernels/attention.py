@@ -1,13 +1,18 @@
-"""Attention with an additive bias, by backend."""
+"""Attention with an additive bias or a key mask: a plain form, and a fused one by platform."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
-from ctclip_jax.common.shapes import Array, Float
+from ctclip_jax.common.shapes import Array, Bool, Float
+from ctclip_jax.models.kernels import attention_tpu
+from ctclip_jax.models.kernels.placement import platform
+from ctclip_jax.models.kernels.products import float32_einsum
 
-AttentionImplementation = Literal["xla", "cudnn"]
+AttentionImplementation = Literal["auto", "xla", "cudnn", "pallas"]
 
 
 def attention(
@@ -18,20 +23,88 @@ def attention(
     *,
     scale: float,
     implementation: AttentionImplementation,
+    mask: Bool[Array, "g n"] | None = None,
+    dropout: Callable[[Array], Array] | None = None,
 ) -> Float[Array, "g m heads c"]:
-    """softmax(scale * query key^T + bias) value, for groups g of tokens.
+    """softmax(scale * query key^T + bias) value, for groups g of tokens, over unmasked keys.
 
-    "xla" runs everywhere. The fused "cudnn" runs on NVIDIA GPUs, in bfloat16, for c a multiple of 8
-    up to 128 and an even n, and rounds the bias to bfloat16.
+    `dropout` is applied to the weights (g heads m n); no fused kernel has one.
+
+    "xla" runs everywhere. "cudnn" runs on NVIDIA GPUs (`fits_cudnn`) and rounds the bias to
+    bfloat16, relative to the largest of its row. "pallas" runs on TPUs (attention_tpu.py). "auto"
+    is the fused one of the platform where it fits, else "xla".
+
+    Rematerialization can save the result by its name, "attention".
     """
+    if implementation == "auto":
+        implementation = choose(query, key, bias, mask)
+    if dropout is not None:
+        implementation = "xla"
+    if implementation == "pallas":
+        if mask is not None:
+            raise ValueError("attention: 'pallas' takes no mask")
+        if bias is None:
+            bias = jnp.zeros((query.shape[2], query.shape[1], key.shape[1]))
+        return attention_tpu.attention(query, key, value, bias, scale=scale)
     if implementation == "cudnn":
-        # Its gradient with respect to a float32 bias is not finite (jax issue 32242).
-        bias = None if bias is None else bias[None].astype(query.dtype)
-        return jax.nn.dot_product_attention(
-            query, key, value, bias, scale=scale, implementation="cudnn"
-        )
-    logits = jnp.einsum("gihc,gjhc->ghij", scale * query, key, preferred_element_type=jnp.float32)
+        mixed = _cudnn(query, key, value, bias, mask, scale=scale)
+    else:
+        mixed = _plain(query, key, value, bias, mask, scale=scale, dropout=dropout)
+    return checkpoint_name(mixed, "attention")
+
+
+def choose(
+    query: Array, key: Array, bias: Array | None, mask: Array | None
+) -> AttentionImplementation:
+    """The implementation that "auto" stands for, on the platform of the context."""
+    _, m, heads, c = query.shape
+    n = key.shape[1]
+    # cuDNN's tiles have 64 or 128 rows: 24 tokens (temporal attention) would leave them empty.
+    is_tile = n >= 64 and (bias is None or mask is None)
+    if platform() == "gpu" and is_tile and fits_cudnn(query.dtype, m, n, c):
+        return "cudnn"
+    # Without a bias there are few tokens in a group (temporal attention), or too many for VMEM.
+    is_plane = bias is not None and mask is None and m == n
+    if platform() == "tpu" and is_plane and attention_tpu.fits(n, heads, c):
+        return "pallas"
+    return "xla"
+
+
+def fits_cudnn(dtype: jnp.dtype, m: int, n: int, c: int) -> bool:
+    """Whether cuDNN takes the shapes: bfloat16, c a multiple of 8 up to 128, even m and n."""
+    return dtype == jnp.bfloat16 and c % 8 == 0 and c <= 128 and m % 2 == 0 and n % 2 == 0
+
+
+def _plain(query, key, value, bias, mask, *, scale, dropout):
+    logits = float32_einsum("gihc,gjhc->ghij", scale * query, key)
     if bias is not None:
         logits = logits + bias[None]
-    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-    return jnp.einsum("ghij,gjhc->gihc", weights, value)
+    if mask is not None:
+        # The smallest finite number, not -inf: a row without any token has a finite softmax.
+        logits = jnp.where(mask[:, None, None, :], logits, jnp.finfo(logits.dtype).min)
+    weights = jax.nn.softmax(logits, axis=-1)
+    if dropout is not None:
+        weights = dropout(weights)
+    return jnp.einsum("ghij,gjhc->gihc", weights.astype(value.dtype), value)
+
+
+def _cudnn(query, key, value, bias, mask, *, scale):
+    if bias is not None:
+        # Its gradient with respect to a float32 bias is not finite (jax issue 32242).
+        bias = relative_to_largest(bias)[None].astype(query.dtype)
+    if mask is not None:
+        # A mask of one row for all queries is refused (jax issue 28974).
+        g, m = query.shape[:2]
+        mask = jnp.broadcast_to(mask[:, None, None, :], (g, 1, m, mask.shape[-1]))
+    return jax.nn.dot_product_attention(
+        query, key, value, bias, mask, scale=scale, implementation="cudnn"
+    )
+
+
+def relative_to_largest(bias: Float[Array, "heads m n"]) -> Float[Array, "heads m n"]:
+    """The bias minus the largest of each row: the same softmax, and the same gradient.
+
+    cuDNN's gradient of the query is NaN where n % 128 is 64 and all logits of a row lie below -88,
+    so that exp(-logsumexp) overflows (pytorch issue 196678). Here every row has a bias of 0.
+    """
+    return bias - jax.lax.stop_gradient(jnp.max(bias, axis=-1, keepdims=True))

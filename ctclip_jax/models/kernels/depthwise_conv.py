@@ -1,19 +1,51 @@
-"""Causal depthwise 3x3x3 convolution, the position encoding (PEG) of CT-ViT, by backend."""
+"""Causal depthwise 3x3x3 convolution, the position encoding (PEG) of CT-ViT, by platform."""
 
 from itertools import product
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from ctclip_jax.common.shapes import Array, Float
+from ctclip_jax.models.kernels import depthwise_conv_tpu
+from ctclip_jax.models.kernels.placement import platform, row_major
+
+ConvImplementation = Literal["auto", "xla", "padded", "pallas"]
+
+
+def causal_depthwise_conv(
+    x: Float[Array, "b t h w d"],
+    kernel: Float[Array, "3 3 3 d"],
+    bias: Float[Array, " d"],
+    *,
+    implementation: ConvImplementation = "auto",
+) -> Float[Array, "b t h w d"]:
+    """Depthwise cross-correlation plus bias, zero-padded; causal along t: two steps back, no more.
+
+    "xla", for CPUs, is 27 shifted multiply-adds: equal to the grouped convolution and many times
+    faster. "padded" is for GPUs, "pallas" for TPUs (depthwise_conv_tpu.py). "auto" is that of the
+    platform, if it fits.
+    """
+    if implementation == "auto":
+        fits_tpu = depthwise_conv_tpu.fits(*x.shape[1:], x.dtype)
+        fused = {"gpu": "padded", "tpu": "pallas" if fits_tpu else "xla"}
+        implementation = fused.get(platform(), "xla")
+    if implementation == "pallas":
+        return depthwise_conv_tpu.causal_depthwise_conv(x, kernel, bias)
+    bias = bias[None, None, None, None]
+    if implementation == "padded":
+        return row_major(_padded(row_major(x), kernel) + bias)
+    return _plain(x, kernel) + bias
 
 
 def _windows(
-    x: Float[Array, "b t h w d"], *, time_padding: tuple[int, int]
+    x: Float[Array, "b t h w d"], *, time_padding: tuple[int, int], is_copied: bool = False
 ) -> list[Float[Array, "b t h w d"]]:
     """The 27 shifts of x under a 3x3x3 kernel, in the kernel's row-major order."""
     _, t, h, w, _ = x.shape
     padded = jnp.pad(x, ((0, 0), time_padding, (1, 1), (1, 1), (0, 0)))
+    if is_copied:
+        padded = jax.lax.optimization_barrier(padded)
     return [padded[:, i : i + t, j : j + h, k : k + w] for i, j, k in product(range(3), repeat=3)]
 
 
@@ -25,22 +57,16 @@ def _weighted_sum(
 
 
 @jax.custom_vjp
-def causal_depthwise_conv(
-    x: Float[Array, "b t h w d"], kernel: Float[Array, "3 3 3 d"]
-) -> Float[Array, "b t h w d"]:
-    """Depthwise cross-correlation, zero-padded; causal along t: two steps back, none ahead.
-
-    27 shifted multiply-adds: equal to the grouped convolution and many times faster on CPU. The
-    gradient is written out because the automatic one stores every shifted copy.
-    """
+def _plain(x, kernel):
+    """The gradient is written out because the automatic one stores every shifted copy."""
     return _weighted_sum(_windows(x, time_padding=(2, 0)), kernel)
 
 
-def _conv_forward(x, kernel):
-    return causal_depthwise_conv(x, kernel), (x, kernel)
+def _plain_forward(x, kernel):
+    return _plain(x, kernel), (x, kernel)
 
 
-def _conv_backward(residuals, grad):
+def _plain_backward(residuals, grad):
     x, kernel = residuals
     grad_x = _weighted_sum(_windows(grad, time_padding=(0, 2)), kernel[::-1, ::-1, ::-1])
     taps = [
@@ -50,4 +76,61 @@ def _conv_backward(residuals, grad):
     return grad_x, jnp.stack(taps).reshape(kernel.shape).astype(kernel.dtype)
 
 
-causal_depthwise_conv.defvjp(_conv_forward, _conv_backward)
+_plain.defvjp(_plain_forward, _plain_backward)
+
+
+@jax.custom_vjp
+def _padded(x, kernel):
+    """The plain form on a padded copy.
+
+    XLA fuses the padding into the sum, and then checks the bounds of every tap of every element:
+    on a GPU 1.0 ms where the bytes take 0.1.
+    """
+    return _sum_of_copy(x, kernel, time_padding=(2, 0))
+
+
+def _sum_of_copy(x, kernel, *, time_padding):
+    windows = _windows(x, time_padding=time_padding, is_copied=True)
+    in_float32 = (window.astype(jnp.float32) for window in windows)
+    return _weighted_sum(list(in_float32), kernel.astype(jnp.float32)).astype(x.dtype)
+
+
+def _padded_forward(x, kernel):
+    return _padded(x, kernel), (x, kernel)
+
+
+def _padded_backward(residuals, grad):
+    x, kernel = residuals
+    grad_x = _sum_of_copy(grad, kernel[::-1, ::-1, ::-1], time_padding=(0, 2))
+    return grad_x, _banded_kernel_gradient(x, grad).astype(kernel.dtype)
+
+
+def _banded_kernel_gradient(
+    x: Float[Array, "b t h w d"], grad: Float[Array, "b t h w d"]
+) -> Float[Array, "3 3 3 d"]:
+    """The sums over positions as matrix products, which read x once instead of 27 times.
+
+    For each channel and (t, h) tap one (w, w) product of rows, of which three diagonals count.
+    """
+    _, t, h, w, d = x.shape
+    # x[t + i - 2, h + j - 1] grad[t, h] = x[t, h] grad[t - (i - 2), h - (j - 1)]: grad is shifted.
+    padded = jnp.pad(grad, ((0, 0), (0, 2), (1, 1), (0, 0), (0, 0)))
+    shifts = [padded[:, 2 - i : 2 - i + t, 2 - j : 2 - j + h] for i in range(3) for j in range(3)]
+    by_channel = [jnp.transpose(array, (4, 0, 1, 2, 3)) for array in (x, *shifts)]
+    rows = by_channel[0].reshape(d, -1, w)
+    grad_rows = jnp.stack(by_channel[1:], axis=4).reshape(d, -1, 9 * w)
+    # As arrays in memory: the product would otherwise read them through their transposition.
+    rows, grad_rows = jax.lax.optimization_barrier((rows, grad_rows))
+    bands = jnp.einsum(
+        "dnv,dnw->dvw",
+        rows,
+        grad_rows,
+        precision="highest" if x.dtype == jnp.float32 else "default",
+        preferred_element_type=jnp.float32,
+    ).reshape(d, w, 3, 3, w)
+    # x[w + k - 1] grad[w]: the diagonal v = w + k - 1.
+    taps = [jnp.trace(bands, offset=1 - k, axis1=1, axis2=4) for k in range(3)]
+    return jnp.stack(taps, axis=-1).transpose(1, 2, 3, 0)
+
+
+_padded.defvjp(_padded_forward, _padded_backward)

@@ -1,30 +1,108 @@
-"""The depthwise convolution equals the grouped convolution, gradients included."""
+"""Every form of the depthwise convolution is the grouped convolution, gradients included."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
+from ctclip_jax.common.sharding import MeshConfig, make_mesh
 from ctclip_jax.models.kernels.depthwise_conv import causal_depthwise_conv
+from ctclip_jax.models.kernels.placement import use_mesh
+
+FORMS = ["xla", "padded", "pallas"]
 
 
-def test_causal_depthwise_conv_is_the_grouped_convolution():
+@pytest.fixture(scope="module")
+def inputs():
+    """x, kernel, bias, and the cotangent of the result; two blocks of 128 channels."""
     rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.normal(size=(2, 3, 5, 4, 6)), jnp.float32)
-    kernel = jnp.asarray(rng.normal(size=(3, 3, 3, 6)), jnp.float32)
+    shapes = (8, 3, 5, 4, 256), (3, 3, 3, 256), (256,), (8, 3, 5, 4, 256)
+    return tuple(jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes)
 
-    def grouped(x, kernel):
-        return jax.lax.conv_general_dilated(
-            x,
-            kernel[..., None, :],
-            window_strides=(1, 1, 1),
-            padding=((2, 0), (1, 1), (1, 1)),
-            dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
-            feature_group_count=6,
-        )
 
-    ours, theirs = (
-        jax.value_and_grad(lambda *a, f=f: jnp.sum(jnp.sin(f(*a))), argnums=(0, 1))(x, kernel)
-        for f in (causal_depthwise_conv, grouped)
+def value_and_gradients(conv, inputs):
+    def compute(*inputs):
+        *arguments, cotangent = inputs
+        out, pull_back = jax.vjp(conv, *arguments)
+        return out, *pull_back(cotangent)
+
+    return jax.jit(compute)(*inputs)
+
+
+def form(implementation):
+    return functools.partial(causal_depthwise_conv, implementation=implementation)
+
+
+def grouped(x, kernel, bias):
+    convolved = jax.lax.conv_general_dilated(
+        x,
+        kernel[..., None, :],
+        window_strides=(1, 1, 1),
+        padding=((2, 0), (1, 1), (1, 1)),
+        dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
+        feature_group_count=x.shape[-1],
     )
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4)
+    return convolved + bias[None, None, None, None]
+
+
+def relative_errors(arrays, exact):
+    pairs = zip(arrays, exact, strict=True)
+    pairs = ((np.asarray(a, np.float64), np.asarray(b, np.float64)) for a, b in pairs)
+    return [np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in pairs]
+
+
+@pytest.mark.parametrize("implementation", FORMS)
+def test_it_is_the_grouped_convolution(inputs, implementation):
+    # Few channels: the gradient of a grouped convolution is slow on a CPU.
+    few = inputs if implementation == "pallas" else tuple(x[..., :6] for x in inputs)
+    ours, theirs = (value_and_gradients(f, few) for f in (form(implementation), grouped))
+    assert max(relative_errors(ours, theirs)) < 1e-6
+
+
+@pytest.mark.parametrize("implementation", FORMS[1:])
+def test_bfloat16_is_as_accurate_as_the_plain_form(inputs, implementation):
+    rounded = [x.astype(jnp.bfloat16) for x in inputs]
+    exact = value_and_gradients(form("xla"), [x.astype(jnp.float32) for x in rounded])
+    plain, other = (
+        relative_errors(value_and_gradients(form(name), rounded), exact)
+        for name in ("xla", implementation)
+    )
+    # The gradient of the kernel is the same sum in another order, rounded once.
+    assert all(a <= 1.01 * b for a, b in zip(other, plain, strict=True)), (other, plain)
+
+
+@pytest.mark.parametrize("implementation", FORMS)
+def test_sharded_equals_unsharded(inputs, implementation):
+    mesh = make_mesh(MeshConfig(data=4, fsdp=2))
+    rows, whole = NamedSharding(mesh, P(mesh.axis_names)), NamedSharding(mesh, P())
+
+    def conv(*arguments):
+        with use_mesh(mesh):
+            return form(implementation)(*arguments)
+
+    sharded = jax.device_put(inputs, (rows, whole, whole, rows))
+    alone = value_and_gradients(form(implementation), inputs)
+    assert max(relative_errors(value_and_gradients(conv, sharded), alone)) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("platform", "channels", "primitive"),
+    [
+        ("gpu", 512, "optimization_barrier"),
+        ("tpu", 512, "pallas_call"),
+        ("tpu", 48, "mul"),
+        ("cpu", 512, "mul"),
+    ],
+)
+def test_auto_is_the_form_of_the_platform(platform, channels, primitive):
+    device = jax.sharding.AbstractDevice("some device", 1, platform)
+    mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)
+    shapes = (1, 2, 2, 8, channels), (3, 3, 3, channels), (channels,)
+    with jax.sharding.use_abstract_mesh(mesh):
+        text = str(jax.make_jaxpr(causal_depthwise_conv)(*map(jnp.zeros, shapes)))
+    primitives = ("optimization_barrier", "pallas_call", "mul")
+    assert next(name for name in primitives if name in text) == primitive

@@ -1,14 +1,13 @@
 """Largest batch of the full-size step on TPU slices and GPUs: compiled, not run.
 
-    python -m benchmarks.tpu_table            # pip install 'ctclip-jax[tpu]': a compiler, no TPU
+    python -m benchmarks.device_table     # pip install 'ctclip-jax[tpu,gpu]': compilers, no devices
 
 The step is that of configs/ct_clip.py in bfloat16 with full rematerialization, the whole batch at
 once. The largest number of volumes per chip is extrapolated from two compilations for the first
-system, memory being linear in it, and then compiled itself. There is no GPU compiler here: a GPU's
-row extrapolates memory and FLOPs of the first system to 0.9 of the GPU's memory, and divides by the
-GPU's peaks. Where jax cannot read the compiled program (TPU v5p), bytes sent are those of the first
-system with as many volumes. Each compilation takes minutes; they are cached in RESUME until the
-table is complete.
+system of a platform, memory being linear in it, and then compiled itself. Where jax cannot read the
+compiled program (some for TPU v5p and v6e), bytes sent are those of the first system with as many
+volumes, and there is no estimated time. Each compilation takes minutes; they are cached in RESUME
+until the table is complete.
 """
 
 import dataclasses
@@ -21,16 +20,16 @@ from pathlib import Path
 from benchmarks import measure
 from configs import ct_clip
 from ctclip_jax.common.configs import from_dict
+from ctclip_jax.cost import estimate
 from ctclip_jax.cost.accelerators import GIB, accelerator_of
-from ctclip_jax.cost.dry_run import RESERVED_BY_TPU, DoesNotFit, step_report
-from ctclip_jax.cost.flops import step_flops
+from ctclip_jax.cost.step_report import DoesNotFit, step_report
 from ctclip_jax.training.config import TrainConfig
 from data_pipelines.errors import run_main
 
 
 @dataclasses.dataclass(frozen=True)
 class System:
-    """`chips` chips of a kind; `topology` is the compiler's name for them, empty for GPUs."""
+    """`chips` chips of a kind; `topology` is the compiler's name for them."""
 
     name: str
     device_kind: str
@@ -39,9 +38,10 @@ class System:
     fsdp: int
 
     @property
-    def is_gpu(self) -> bool:
-        """Whether its row is extrapolated from the first system."""
-        return not self.topology
+    def reference(self) -> "System":
+        """The first system of its platform, whose memory for a volume is compiled."""
+        platform = self.device_kind.split()[0]
+        return next(system for system in SYSTEMS if system.device_kind.startswith(platform))
 
 
 SYSTEMS = (
@@ -49,11 +49,12 @@ SYSTEMS = (
     System("v5e-256", "TPU v5 lite", "v5e:16x16", 256, fsdp=16),
     System("v5p-128", "TPU v5", "v5p:4x4x4", 64, fsdp=4),
     System("v6e-64", "TPU v6 lite", "v6e:8x8", 64, fsdp=8),
-    System("8 x H200", "NVIDIA H200", "", 8, fsdp=8),
+    System("1 x H200", "NVIDIA H200", "h200", 1, fsdp=1),
+    System("8 x H200", "NVIDIA H200", "h200:8", 8, fsdp=8),
+    System("8 x H100", "NVIDIA H100", "h100:8", 8, fsdp=8),
 )
 SOME = 4  # volumes per chip that certainly fit
-RESUME = Path("runs/tpu_table")
-GPU_SHARE = 0.9  # of a GPU's memory is available to a program
+RESUME = Path("runs/device_table")
 
 
 def config_of(system: System, volumes: int) -> TrainConfig:
@@ -74,14 +75,17 @@ def compiled(system: System, volumes: int) -> dict[str, float]:
     except DoesNotFit as shortage:
         needs, memory = map(float, re.findall(r"([\d.]+) GiB", str(shortage)))
         return {"volumes": volumes, "needs": needs * GIB, "memory": memory * GIB, "fits": False}
-    return {
+    step = {
         "volumes": volumes,
         "needs": report.needs,
         "memory": report.memory,
         "fits": report.fits,
-        "model_flops": step_flops(config) / system.chips,
+        "model_flops": report.model_flops,
         **{name: report.total(name) for name in ("flops", "sent")},
     }
+    if report.kernels is None:
+        return step
+    return step | {"estimated": estimate.total_seconds(report.kernels, report.accelerator)}
 
 
 def largest(compile_step: Callable[[int], dict], *, volumes: int, volume_bytes: float) -> dict:
@@ -125,15 +129,11 @@ def compiler(system: System) -> Callable[[int], dict]:
 def row_of(system: System) -> dict:
     """The largest step of a system, with its time at the peaks of the chip."""
     compile_step, chip = compiler(system), accelerator_of(system.device_kind)
-    one, some = map(compiler(SYSTEMS[0]), (1, SOME))
-    if system.is_gpu:
-        memory = GPU_SHARE * chip.memory_bytes
-        step = linear(one, some, extrapolated_volumes(one, some, memory)) | {"memory": memory}
-    else:
-        volumes = extrapolated_volumes(one, some, chip.memory_bytes - RESERVED_BY_TPU)
-        step = largest(compile_step, volumes=volumes, volume_bytes=bytes_of_a_volume(one, some))
-        if math.isnan(step["sent"]):
-            step |= {"sent": linear(one, some, step["volumes"])["sent"], "unread": True}
+    one, some = map(compiler(system.reference), (1, SOME))
+    volumes = extrapolated_volumes(one, some, chip.usable_bytes)
+    step = largest(compile_step, volumes=volumes, volume_bytes=bytes_of_a_volume(one, some))
+    if math.isnan(step["sent"]):
+        step |= {"sent": linear(one, some, step["volumes"])["sent"], "unread": True}
     at_peaks = {
         "arithmetic": step["flops"] / chip.bf16_flops,
         "interconnect": step["sent"] / chip.link_bandwidth,
@@ -143,7 +143,7 @@ def row_of(system: System) -> dict:
 
 def main() -> None:
     rows = [row_of(system) for system in SYSTEMS]
-    measure.save("tpu_table", {"rows": rows})
+    measure.save("device_table", {"rows": rows})
     shutil.rmtree(RESUME)  # the next run may be of other code
 
 

@@ -1,0 +1,83 @@
+"""Where a kernel runs: the platform and the mesh of the context.
+
+Who shards a batch enters `use_mesh` around the model, inside jit: the kernels then know the devices
+that a program is compiled for, which a dry run does not have, and run on each device's rows.
+"""
+
+import contextlib
+from collections.abc import Callable
+
+import jax
+from jax.experimental.layout import Layout, with_layout_constraint
+from jax.sharding import AbstractMesh, Mesh
+from jax.sharding import PartitionSpec as P
+
+from ctclip_jax.common.shapes import Array
+
+ROWS, WHOLE = "rows", "whole"
+
+
+def use_mesh(mesh: Mesh) -> contextlib.AbstractContextManager:
+    """The context in which kernels are placed on `mesh`, the batch sharded over all its axes."""
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+
+
+def platform() -> str:
+    """Returns 'cpu', 'gpu' or 'tpu': of the mesh of the context, or of the devices here."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
+def row_major(x: Array) -> Array:
+    """The array, in the memory of a GPU in the order of its axes; rows are sharded.
+
+    XLA otherwise spreads the order that one transposed product prefers over a whole tower, which
+    then transposes its tokens before and after every other operation.
+    """
+    if platform() != "gpu":
+        return x
+    layout = Layout(tuple(range(x.ndim)))
+    # Within each device: XLA would gather the array, if it had to partition the constraint.
+    place = on_each_device(
+        lambda x: (with_layout_constraint(x, layout),),
+        jax.sharding.get_abstract_mesh(),
+        in_specs=(ROWS,),
+        out_specs=(ROWS,),
+    )
+    return place(x)[0]
+
+
+def on_each_device(
+    function: Callable[..., tuple],
+    mesh: AbstractMesh,
+    *,
+    in_specs: tuple[str, ...],
+    out_specs: tuple[str, ...],
+) -> Callable[..., tuple]:
+    """Returns `function` on each device's rows; XLA cannot partition a Pallas call by itself.
+
+    ROWS are sharded along their first axis. Every device has the WHOLE arguments, and WHOLE results
+    are summed over the devices.
+    """
+    if mesh.empty or mesh.size == 1:
+        return function
+
+    def sharded(*args):
+        sizes = [x.shape[0] for x, spec in zip(args, in_specs, strict=True) if spec == ROWS]
+        # Rows that do not divide are computed on every device.
+        axes = () if any(size % mesh.size for size in sizes) else mesh.axis_names
+        specs = {ROWS: P(axes), WHOLE: P()}
+
+        def local(*args):
+            results = zip(function(*args), out_specs, strict=True)
+            return tuple(x if spec == ROWS else jax.lax.psum(x, axes) for x, spec in results)
+
+        return jax.shard_map(
+            local,
+            mesh=mesh,
+            in_specs=tuple(specs[spec] for spec in in_specs),
+            out_specs=tuple(specs[spec] for spec in out_specs),
+            check_vma=False,  # a Pallas call does not say over which axes its results vary
+        )(*args)
+
+    return sharded
