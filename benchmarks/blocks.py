@@ -17,7 +17,6 @@ from ctclip_jax.models import nnx_bridge, vector_quantizer
 from ctclip_jax.models.bert import Bert
 from ctclip_jax.models.ct_clip import CTCLIPConfig
 from ctclip_jax.models.ct_vit import CTViT
-from ctclip_jax.models.patch_embed import normalize_intensity
 
 
 def ours(config: CTCLIPConfig, variables: Variables, batch: dict, *, gradient: bool) -> Functions:
@@ -39,11 +38,7 @@ def ours(config: CTCLIPConfig, variables: Variables, batch: dict, *, gradient: b
     ids, mask = (jnp.asarray(batch[name]) for name in ("input_ids", "attention_mask"))
     kernel = params["image_projection"]["kernel"]
     blocks = {
-        "patch_embed": (
-            lambda m, x: m(normalize_intensity(x, image.window)),
-            vit.patch_embed,
-            voxels,
-        ),
+        "patch_embed": (lambda m, x: m(x), vit.patch_embed, voxels),
         "position_bias": (lambda m, x: m(h, w), vit.position_bias, None),
         "spatial peg": (lambda m, x: m.encode_position(x), spatial, slices),
         "spatial attention": (lambda m, x: m.attend(x, bias), spatial, slices),

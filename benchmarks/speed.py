@@ -23,6 +23,7 @@ from ctclip_jax.models.kernels.attention import AttentionImplementation
 from ctclip_jax.models.layers import Remat
 from ctclip_jax.models.vit import ViTConfig
 from ctclip_jax.training.config import TrainConfig
+from data_pipelines.batching import LARGE_BYTES, tune_malloc
 from data_pipelines.patches import patchify
 
 SIZE = flags.DEFINE_enum("size", "reduced", ("reduced", "full"), "Model size.")
@@ -64,6 +65,7 @@ REDUCED_TEXT = dict(vocab_size=4000, num_layers=2)
 
 def train_config() -> TrainConfig:
     """configs/ct_clip.py with the flags applied; the reduced size has full width and less depth."""
+    tune_malloc(LARGE_BYTES)  # as in training; PyTorch, in the same process, has it too
     # Leave GPU memory for PyTorch.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     config = ct_clip.get_config()

@@ -189,10 +189,12 @@ class GatedFeedForward(nnx.Module):
 
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
         dtype = self.up.dtype
-        x = self.norm(x).astype(dtype)
-        value, gate = (checkpoint_name(x @ w, "projection") for w in self._up_kernels())
+        # One axis of tokens: of several, XLA on a CPU makes transposed copies for the backward.
+        rows = self.norm(x).astype(dtype).reshape(-1, x.shape[-1])
+        value, gate = (checkpoint_name(rows @ w, "projection") for w in self._up_kernels())
         hidden = jax.nn.gelu(gate.astype(jnp.float32), approximate=False) * value
-        return hidden.astype(dtype) @ _pad_to_lanes(self.down.kernel[...].astype(dtype), axis=0)
+        down = _pad_to_lanes(self.down.kernel[...].astype(dtype), axis=0)
+        return (hidden.astype(dtype) @ down).reshape(x.shape)
 
     def _up_kernels(self) -> list[Float[Array, "d c"]]:
         """The kernels of value and gate.
