@@ -116,13 +116,15 @@ class PatchEmbedding(nnx.Module):
 
     def __call__(self, patches: Num[Array, "... p"]) -> Float[Array, "... d"]:
         """Float32 tokens of patches in [-1, 1], or integer in steps of 1/16 HU."""
-        normalized = self._normalize(patches).astype(self.proj.dtype)
+        # One axis of patches: of several, a TPU moves the voxels into tiles of another shape.
+        rows = self._normalize(patches.reshape(-1, patches.shape[-1])).astype(self.proj.dtype)
         scale, bias = self.norm_in.scale[...], self.norm_in.bias[...]
         kernel = self.proj.kernel[...]
         # Float32 only after the product: its cotangent, and so its gradient, have its dtype.
-        product = normalized @ (scale[:, None] * kernel).astype(normalized.dtype)
+        product = rows @ (scale[:, None] * kernel).astype(rows.dtype)
         shift = bias @ kernel + self.proj.bias[...]
-        return self.norm_out(product.astype(jnp.float32) + jnp.broadcast_to(shift, product.shape))
+        tokens = self.norm_out(product.astype(jnp.float32) + shift[None])
+        return tokens.reshape(*patches.shape[:-1], -1)
 
     def _normalize(self, patches: Num[Array, "... p"]) -> Float[Array, "... p"]:
         """Patches of mean 0 and variance 1: a LayerNorm without scale and bias.
