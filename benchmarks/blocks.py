@@ -17,16 +17,15 @@ from ctclip_jax.models import nnx_bridge, vector_quantizer
 from ctclip_jax.models.bert import Bert
 from ctclip_jax.models.ct_clip import CTCLIPConfig
 from ctclip_jax.models.ct_vit import CTViT
+from ctclip_jax.models.layers import Execution
 
 
 def ours(config: CTCLIPConfig, variables: Variables, batch: dict, *, gradient: bool) -> Functions:
     """Our blocks on one batch; with `gradient`, forward and backward (inputs and parameters)."""
     params, image = variables["params"], config.image
-    options = dict(
-        dtype=config.dtype, remat="none", attention=config.attention, scan=config.scan_layers
-    )
-    vit = nnx_bridge.bind(lambda rngs: CTViT(image, rngs, **options), params["image"])
-    bert = nnx_bridge.bind(lambda rngs: Bert(config.text, rngs, **options), params["text"])
+    execution = Execution(config.dtype, "none", config.attention, config.scan_layers)
+    vit = nnx_bridge.bind(lambda rngs: CTViT(image, rngs, execution), params["image"])
+    bert = nnx_bridge.bind(lambda rngs: Bert(config.text, rngs, execution), params["text"])
     spatial, temporal = (_first(tower.blocks) for tower in (vit.spatial, vit.temporal))
     t, h, w = image.grid
     dtype, size = config.dtype, len(batch["image"])

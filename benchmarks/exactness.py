@@ -19,6 +19,7 @@ from ctclip_jax.models import nnx_bridge
 from ctclip_jax.models.bert import Bert
 from ctclip_jax.models.ct_clip import CTCLIP
 from ctclip_jax.models.ct_vit import CTViT
+from ctclip_jax.models.layers import Execution
 from ctclip_jax.models.patch_embed import patchify
 from ctclip_jax.training.losses import LossConfig, make_loss
 from data_pipelines.errors import run_main
@@ -43,14 +44,12 @@ def differences() -> dict[str, float]:
     softmax_loss = make_loss(LossConfig("softmax"))
     image_tower = nnx_bridge.bind(
         lambda rngs: CTViT(
-            model.config.image, rngs, dtype="float32", remat="none", attention="xla", scan=True
+            model.config.image, rngs, Execution("float32", "none", "xla", scan=True)
         ),
         variables["params"]["image"],
     )
     text_tower = nnx_bridge.bind(
-        lambda rngs: Bert(
-            model.config.text, rngs, dtype="float32", remat="none", attention="xla", scan=True
-        ),
+        lambda rngs: Bert(model.config.text, rngs, Execution("float32", "none", "xla", scan=True)),
         variables["params"]["text"],
     )
     texts = batch["input_ids"], batch["attention_mask"]

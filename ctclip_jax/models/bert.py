@@ -12,7 +12,7 @@ from ctclip_jax.common.configs import FractionBelowOne, PositiveInt
 from ctclip_jax.common.shapes import Array, Float, Int, Key
 from ctclip_jax.models import nnx_bridge
 from ctclip_jax.models.kernels.attention import attention
-from ctclip_jax.models.layers import REMAT, cast_kernels, dropout, layer_norm, split_keys
+from ctclip_jax.models.layers import Execution, dropout, layer_norm, split_keys
 
 EPSILON = 1e-12  # of BERT's layer norms
 
@@ -22,7 +22,7 @@ class BertConfig:
     """Size of the text tower; the defaults are CXR-BERT's. Dropout acts in training only.
 
     `attention_dropout` is that of the attention weights, by default (None) the same as `dropout`.
-    Fused kernels of attention have none: 0 lets them train.
+    Only 0 lets cuDNN's attention train: jax's interface to it has no dropout.
     """
 
     vocab_size: PositiveInt = 30522
@@ -61,15 +61,15 @@ class Embeddings(nnx.Module):
 class SelfAttention(nnx.Module):
     """Multi-head attention to the tokens whose mask is not 0."""
 
-    def __init__(self, config: BertConfig, rngs: nnx.Rngs, *, dtype: str, attention: str):
+    def __init__(self, config: BertConfig, rngs: nnx.Rngs, execution: Execution):
         size, init = config.hidden_size, _init(config.hidden_size)
         self.query, self.key, self.value, self.out = (
-            nnx.Linear(size, size, dtype=jnp.dtype(dtype), kernel_init=init, rngs=rngs)
+            nnx.Linear(size, size, dtype=jnp.dtype(execution.dtype), kernel_init=init, rngs=rngs)
             for _ in range(4)
         )
         self.heads = config.num_heads
         # The fused kernels of the image tower do not take every length of texts.
-        self.implementation = "xla" if attention == "xla" else "auto"
+        self.implementation = "xla" if execution.attention == "xla" else "auto"
         rate = config.attention_dropout
         self.dropout = config.dropout if rate is None else rate
 
@@ -104,12 +104,13 @@ class SelfAttention(nnx.Module):
 class Block(nnx.Module):
     """Post-norm transformer layer."""
 
-    def __init__(self, config: BertConfig, rngs: nnx.Rngs, *, dtype: str, attention: str):
+    def __init__(self, config: BertConfig, rngs: nnx.Rngs, execution: Execution):
         size, inner, init = config.hidden_size, config.intermediate_size, _init(config.hidden_size)
-        self.attn = SelfAttention(config, rngs, dtype=dtype, attention=attention)
+        dtype = jnp.dtype(execution.dtype)
+        self.attn = SelfAttention(config, rngs, execution)
         self.attn_norm = layer_norm(size, rngs, epsilon=EPSILON)
-        self.up = nnx.Linear(size, inner, dtype=jnp.dtype(dtype), kernel_init=init, rngs=rngs)
-        self.down = nnx.Linear(inner, size, dtype=jnp.dtype(dtype), kernel_init=init, rngs=rngs)
+        self.up = nnx.Linear(size, inner, dtype=dtype, kernel_init=init, rngs=rngs)
+        self.down = nnx.Linear(inner, size, dtype=dtype, kernel_init=init, rngs=rngs)
         self.ff_norm = layer_norm(size, rngs, epsilon=EPSILON)
         self.dropout, self.dtype = config.dropout, dtype
 
@@ -129,24 +130,13 @@ class Block(nnx.Module):
 class Bert(nnx.Module):
     """Text tower: token ids to the last hidden states."""
 
-    def __init__(
-        self,
-        config: BertConfig,
-        rngs: nnx.Rngs,
-        *,
-        dtype: str,
-        remat: str,
-        attention: str,
-        scan: bool,
-    ):
+    def __init__(self, config: BertConfig, rngs: nnx.Rngs, execution: Execution):
         self.embed = Embeddings(config, rngs)
         self.blocks = nnx_bridge.stack(
-            lambda rngs: Block(config, rngs, dtype=dtype, attention=attention),
-            rngs,
-            config.num_layers,
+            lambda rngs: Block(config, rngs, execution), rngs, config.num_layers
         )
         self.depth, self.dropout = config.num_layers, config.dropout
-        self.dtype, self.remat, self.scan = dtype, remat, scan
+        self.execution = execution
 
     def __call__(
         self,
@@ -166,9 +156,7 @@ class Bert(nnx.Module):
             return block(x, mask, block_keys)
 
         # (blocks stacked on the layer axis, (layers, b) keys): one of each in every round.
-        blocks = cast_kernels(self.blocks, self.dtype)
-        layers = (blocks, None if keys is None else keys[1:])
-        x = nnx_bridge.apply_layers(
-            REMAT[self.remat](layer), embedded.astype(self.dtype), layers, scan=self.scan
-        )
+        layers = (self.blocks, None if keys is None else keys[1:])
+        x = embedded.astype(self.execution.dtype)
+        x = self.execution.run_layers(layer, x, layers)
         return x.astype(jnp.float32)

@@ -4,7 +4,6 @@ A `CTCLIP` holds no arrays: its variables are a plain dict `{'params': ..., 'cod
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +19,7 @@ from ctclip_jax.models.kernels.attention import AttentionImplementation
 from ctclip_jax.models.kernels.products import float32_einsum
 from ctclip_jax.models.layers import (
     Dtype,
+    Execution,
     Remat,
     dropout,
     l2_normalize,
@@ -255,23 +255,18 @@ class CTCLIP:
 
     def _image_tower(self, rngs: nnx.Rngs) -> CTViT | ViT:
         tower = CTViT if self.quantizes else ViT
-        return tower(self.config.image, rngs, **self._execution)
+        return tower(self.config.image, rngs, self._execution)
 
     def _bind_image_tower(self, variables: Variables) -> CTViT | ViT:
         return nnx_bridge.bind(self._image_tower, variables["params"]["image"])
 
     def _text_tower(self, rngs: nnx.Rngs) -> Bert:
-        return Bert(self.config.text, rngs, **self._execution)
+        return Bert(self.config.text, rngs, self._execution)
 
     @property
-    def _execution(self) -> dict[str, Any]:
+    def _execution(self) -> Execution:
         config = self.config
-        return dict(
-            dtype=config.dtype,
-            remat=config.remat,
-            attention=config.attention,
-            scan=config.scan_layers,
-        )
+        return Execution(config.dtype, config.remat, config.attention, config.scan_layers)
 
     def _project(
         self, features: Float[Array, "b c"], kernel: Float[Array, "c d"]

@@ -17,11 +17,10 @@ from ctclip_jax.common.configs import Fraction, PositiveInt
 from ctclip_jax.common.shapes import Array, Float, Num
 from ctclip_jax.models import nnx_bridge
 from ctclip_jax.models.layers import (
-    REMAT,
     CosineAttention,
+    Execution,
     GatedFeedForward,
     PositionEncodingGenerator,
-    cast_kernels,
     layer_norm,
     linear,
 )
@@ -85,17 +84,17 @@ class Block(nnx.Module):
     Tokens are (b, groups, n, d): all of a slice (spatial) or of a column along z (temporal).
     """
 
-    def __init__(self, config: CTViTConfig, rngs: nnx.Rngs, *, dtype: str, attention: str):
+    def __init__(self, config: CTViTConfig, rngs: nnx.Rngs, execution: Execution):
         self.peg = PositionEncodingGenerator(config.dim, rngs)
         self.attn = CosineAttention(
             config.dim,
             rngs,
             heads=config.heads,
             dim_head=config.dim_head,
-            dtype=dtype,
-            attention=attention,
+            dtype=execution.dtype,
+            attention=execution.attention,
         )
-        self.ff = GatedFeedForward(config.dim, rngs, dtype=dtype)
+        self.ff = GatedFeedForward(config.dim, rngs, dtype=execution.dtype)
         self.grid = config.grid
 
     def encode_position(self, x: Float[Array, "b g n d"]) -> Float[Array, "b g n d"]:
@@ -127,62 +126,32 @@ class Block(nnx.Module):
 class Transformer(nnx.Module):
     """Blocks one after the other, and a final norm."""
 
-    def __init__(
-        self,
-        config: CTViTConfig,
-        rngs: nnx.Rngs,
-        *,
-        depth: int,
-        dtype: str,
-        remat: str,
-        attention: str,
-        scan: bool,
-    ):
-        self.blocks = nnx_bridge.stack(
-            lambda rngs: Block(config, rngs, dtype=dtype, attention=attention), rngs, depth
-        )
+    def __init__(self, config: CTViTConfig, rngs: nnx.Rngs, execution: Execution, *, depth: int):
+        self.blocks = nnx_bridge.stack(lambda rngs: Block(config, rngs, execution), rngs, depth)
         self.norm = layer_norm(config.dim, rngs, bias=False)
-        self.dtype, self.remat, self.scan = dtype, remat, scan
+        self.execution = execution
 
     def __call__(
         self, x: Float[Array, "b g n d"], bias: Float[Array, "heads n n"] | None
     ) -> Float[Array, "b g n d"]:
-        layer = REMAT[self.remat](lambda x, block: block(x, bias))
-        blocks = cast_kernels(self.blocks, self.dtype)
-        return self.norm(nnx_bridge.apply_layers(layer, x, blocks, scan=self.scan))
+        run_layers = self.execution.run_layers
+        return self.norm(run_layers(lambda x, block: block(x, bias), x, self.blocks))
 
 
 class CTViT(nnx.Module):
     """Image tower: chest CT volumes to a grid of tokens, before quantization."""
 
-    def __init__(
-        self,
-        config: CTViTConfig,
-        rngs: nnx.Rngs,
-        *,
-        dtype: str,
-        remat: str,
-        attention: str,
-        scan: bool,
-    ):
+    def __init__(self, config: CTViTConfig, rngs: nnx.Rngs, execution: Execution):
         self.patch_embed = PatchEmbedding(
-            config.patch_voxels, config.dim, rngs, window=config.window, dtype=dtype
+            config.patch_voxels, config.dim, rngs, window=config.window, dtype=execution.dtype
         )
         self.position_bias = PositionBias(config.dim, config.heads, rngs)
         self.spatial, self.temporal = (
-            Transformer(
-                config,
-                rngs,
-                depth=depth,
-                dtype=dtype,
-                remat=remat,
-                attention=attention,
-                scan=scan,
-            )
+            Transformer(config, rngs, execution, depth=depth)
             for depth in (config.spatial_depth, config.temporal_depth)
         )
         self.grid, self.patch = config.grid, config.patch
-        self.dtype = dtype
+        self.dtype = execution.dtype
 
     def __call__(
         self, volume: Num[Array, "b f h w"] | Num[Array, "b t h w p"]

@@ -4,7 +4,9 @@ Parameters are float32; `dtype` is the dtype of the large matrix products. Norms
 position bias are float32 whatever `dtype` is.
 """
 
+import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -14,9 +16,11 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from ctclip_jax.common.shapes import Array, Float, Key
-from ctclip_jax.models.kernels.attention import attention
+from ctclip_jax.models import nnx_bridge
+from ctclip_jax.models.kernels.attention import AttentionImplementation, attention
 from ctclip_jax.models.kernels.depthwise_conv import causal_depthwise_conv
 from ctclip_jax.models.kernels.placement import platform
+from ctclip_jax.models.nnx_bridge import Layers
 
 ATTENTION_SCALE = 8.0  # a constant of the published model, not a function of the head size
 
@@ -27,7 +31,7 @@ Dtype = Literal["float32", "bfloat16"]
 Remat = Literal["none", "full", "dots"]
 
 # The values that rematerialization can save, by the names that `checkpoint_name` gives them: the
-# products of tokens with weights, and the results of kernels.
+# products that read normalized tokens (query, key, value, up), and the results of kernels.
 SAVED = ("projection", "peg", "attention")
 
 
@@ -48,6 +52,34 @@ REMAT = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """How a tower computes, not what: the fields of `CTCLIPConfig`, `scan_layers` as `scan`."""
+
+    dtype: Dtype
+    remat: Remat
+    attention: AttentionImplementation
+    scan: bool
+
+    def run_layers(
+        self, layer: Callable[[Array, Layers], Array], x: Array, layers: Layers
+    ) -> Array:
+        """Returns x after `layer(x, params)` of all layers, whose arrays have a leading axis."""
+        return nnx_bridge.apply_layers(
+            REMAT[self.remat](layer), x, _cast_kernels(layers, self.dtype), scan=self.scan
+        )
+
+
+def _cast_kernels(layers: Layers, dtype: str) -> Layers:
+    """The layers with their kernels in `dtype`: cast once, not again by each product and layer."""
+
+    def cast(path, leaf):
+        is_kernel = "kernel" in jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+        return leaf.astype(dtype) if is_kernel else leaf
+
+    return jax.tree_util.tree_map_with_path(cast, layers)
+
+
 def torch_linear_init():
     """PyTorch's default for Linear and Conv weights: uniform in +-1/sqrt(fan_in)."""
     return nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -65,16 +97,6 @@ def linear(
         kernel_init=torch_linear_init(),
         rngs=rngs,
     )
-
-
-def cast_kernels(layers: nnx.Module, dtype: str) -> nnx.Module:
-    """The layers with their kernels in `dtype`: cast once, not again by each product and layer."""
-
-    def cast(path, leaf):
-        is_kernel = "kernel" in jax.tree_util.keystr(path, simple=True, separator="/").split("/")
-        return leaf.astype(dtype) if is_kernel else leaf
-
-    return jax.tree_util.tree_map_with_path(cast, layers)
 
 
 def layer_norm(

@@ -10,7 +10,7 @@ from flax import nnx
 from ctclip_jax.common.shapes import Array, Key
 
 M = TypeVar("M", bound=nnx.Module)
-Layers = TypeVar("Layers")  # a tree of arrays, a module among them
+Layers = TypeVar("Layers")  # a tree of arrays, modules among them
 Make = Callable[[nnx.Rngs], M]
 
 
@@ -35,13 +35,13 @@ def stack(make: Make[M], rngs: nnx.Rngs, depth: int) -> M:
 def apply_layers(
     layer: Callable[[Array, Layers], Array], x: Array, layers: Layers, *, scan: bool
 ) -> Array:
-    """Returns x after `layer(x, each)` of all layers, which are stacked on the first axis.
+    """Returns x after `layer(x, params)` of all layers, which are stacked on the first axis.
 
     One `lax.scan` compiles the layer once; unrolled, the program is longer, but keeps no stack of
     the residuals of all layers, which the scan writes and reads once more.
     """
     if scan:
-        return jax.lax.scan(lambda x, each: (layer(x, each), None), x, layers)[0]
+        return jax.lax.scan(lambda x, params: (layer(x, params), None), x, layers)[0]
     leaves, tree = jax.tree.flatten(layers)
     # The gradient of `unstack` is one stack; that of an index would be a sum of zero-filled ones.
     for parts in zip(*map(jnp.unstack, leaves), strict=True):

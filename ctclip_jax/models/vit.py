@@ -19,7 +19,7 @@ from ctclip_jax.common.configs import FractionBelowOne, PositiveInt
 from ctclip_jax.common.shapes import Array, Float, Int, Key, Num
 from ctclip_jax.models import nnx_bridge
 from ctclip_jax.models.kernels.attention import attention
-from ctclip_jax.models.layers import REMAT, cast_kernels, layer_norm, linear
+from ctclip_jax.models.layers import Execution, layer_norm, linear
 from ctclip_jax.models.patch_embed import PatchEmbedding, PatchGrid, to_patches
 
 
@@ -108,12 +108,16 @@ class FeedForward(nnx.Module):
 class Block(nnx.Module):
     """Pre-norm transformer layer: attention among all tokens, feed-forward."""
 
-    def __init__(self, config: ViTConfig, rngs: nnx.Rngs, *, dtype: str, attention: str):
+    def __init__(self, config: ViTConfig, rngs: nnx.Rngs, execution: Execution):
         self.attn_norm, self.ff_norm = (layer_norm(config.dim, rngs) for _ in range(2))
         self.attn = Attention(
-            config.dim, rngs, heads=config.heads, dtype=dtype, implementation=attention
+            config.dim,
+            rngs,
+            heads=config.heads,
+            dtype=execution.dtype,
+            implementation=execution.attention,
         )
-        self.ff = FeedForward(config.dim, rngs, dtype=dtype)
+        self.ff = FeedForward(config.dim, rngs, dtype=execution.dtype)
 
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         with jax.named_scope("attention"):
@@ -144,25 +148,16 @@ class AttentionPool(nnx.Module):
 class ViT(nnx.Module):
     """Image tower: chest CT volumes to one vector each."""
 
-    def __init__(
-        self,
-        config: ViTConfig,
-        rngs: nnx.Rngs,
-        *,
-        dtype: str,
-        remat: str,
-        attention: str,
-        scan: bool,
-    ):
+    def __init__(self, config: ViTConfig, rngs: nnx.Rngs, execution: Execution):
         self.patch_embed = PatchEmbedding(
-            config.patch_voxels, config.dim, rngs, window=config.window, dtype=dtype
+            config.patch_voxels, config.dim, rngs, window=config.window, dtype=execution.dtype
         )
         self.blocks = nnx_bridge.stack(
-            lambda rngs: Block(config, rngs, dtype=dtype, attention=attention), rngs, config.depth
+            lambda rngs: Block(config, rngs, execution), rngs, config.depth
         )
         self.norm = layer_norm(config.dim, rngs)
-        self.pool = AttentionPool(config, rngs, dtype=dtype)
-        self.config, self.dtype, self.remat, self.scan = config, dtype, remat, scan
+        self.pool = AttentionPool(config, rngs, dtype=execution.dtype)
+        self.config, self.execution = config, execution
 
     def __call__(
         self,
@@ -184,13 +179,11 @@ class ViT(nnx.Module):
                 visible = jax.vmap(self._draw_visible)(patch_dropout_keys)
                 patches = jnp.take_along_axis(patches, visible[..., None], axis=1)
                 positions = positions[0][visible]
-            x = (self.patch_embed(patches) + positions).astype(self.dtype)
+            x = (self.patch_embed(patches) + positions).astype(self.execution.dtype)
 
-        layer = REMAT[self.remat](lambda x, block: block(x))
-        blocks = cast_kernels(self.blocks, self.dtype)
-        x = nnx_bridge.apply_layers(layer, x, blocks, scan=self.scan)
+        x = self.execution.run_layers(lambda x, block: block(x), x, self.blocks)
         with jax.named_scope("pool"):
-            return self.pool(self.norm(x).astype(self.dtype)).astype(jnp.float32)
+            return self.pool(self.norm(x).astype(self.execution.dtype)).astype(jnp.float32)
 
     def _draw_visible(self, key: Key) -> Int[Array, " n"]:
         config = self.config

@@ -6,6 +6,7 @@ import pytest
 
 from ctclip_jax.models import nnx_bridge
 from ctclip_jax.models.bert import Bert
+from ctclip_jax.models.layers import Execution
 
 
 @pytest.fixture(scope="module")
@@ -13,9 +14,7 @@ def tower(tiny):
     model, variables, _ = tiny
 
     def make(rngs):
-        return Bert(
-            model.config.text, rngs, dtype="float32", remat="none", attention="xla", scan=True
-        )
+        return Bert(model.config.text, rngs, Execution("float32", "none", "xla", scan=True))
 
     return jax.jit(nnx_bridge.bind(make, variables["params"]["text"]))
 

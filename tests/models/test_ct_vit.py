@@ -12,6 +12,7 @@ from flax import nnx
 from ctclip_jax.models import nnx_bridge, vector_quantizer
 from ctclip_jax.models.ct_vit import Block, CTViT
 from ctclip_jax.models.kernels.depthwise_conv import causal_depthwise_conv
+from ctclip_jax.models.layers import Execution
 from ctclip_jax.models.patch_embed import PatchEmbedding, normalize_intensity, patchify
 
 TOKEN = 1e-4
@@ -26,7 +27,7 @@ def tower(tiny):
     model, variables, batch = tiny
     tower = nnx_bridge.bind(
         lambda rngs: CTViT(
-            model.config.image, rngs, dtype="float32", remat="none", attention="xla", scan=True
+            model.config.image, rngs, Execution("float32", "none", "xla", scan=True)
         ),
         variables["params"]["image"],
     )

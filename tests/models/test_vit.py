@@ -13,6 +13,7 @@ from ctclip_jax.common.sharding import make_mesh
 from ctclip_jax.models import nnx_bridge, patch_embed
 from ctclip_jax.models.ct_clip import CTCLIP, CTCLIPConfig
 from ctclip_jax.models.ct_vit import CTViTConfig
+from ctclip_jax.models.layers import Execution
 from ctclip_jax.models.vit import ViT, ViTConfig, position_embedding
 from ctclip_jax.training.validation import validate_config
 from data_pipelines.errors import InputError
@@ -32,7 +33,7 @@ CONFIG = ViTConfig(
 
 
 def make(rngs, config=CONFIG, dtype="float32"):
-    return ViT(config, rngs, dtype=dtype, remat="none", attention="xla", scan=True)
+    return ViT(config, rngs, Execution(dtype, "none", "xla", scan=True))
 
 
 @pytest.fixture(scope="module")
