@@ -20,9 +20,9 @@ from ctclip_jax.models.bert import Bert
 from ctclip_jax.models.ct_clip import CTCLIP
 from ctclip_jax.models.ct_vit import CTViT
 from ctclip_jax.models.layers import Execution
-from ctclip_jax.models.patch_embed import patchify
 from ctclip_jax.training.losses import LossConfig, make_loss
 from data_pipelines.errors import run_main
+from data_pipelines.patches import patchify
 
 GOLDEN = Path(__file__).parents[1] / "tests/golden/tiny.npz"
 

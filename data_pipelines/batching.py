@@ -2,7 +2,7 @@
 
 Threads read and tokenize records ahead, with their volumes still encoded; these are decompressed
 slab by slab, straight into the patches of the batch, one batch ahead. So a process holds at most
-three batches (in use, ahead, being filled) and AHEAD * THREADS encoded volumes.
+three batches (being filled, ahead, being sent) and AHEAD * THREADS encoded volumes.
 
 Patches are cut here and not stored, because a volume is moved before it is cut, and shards serve
 models of any patch size. It takes half as long as decompression, in the same threads.

@@ -47,8 +47,8 @@ def write_patches(
 ) -> None:
     """Writes a volume, given as consecutive slabs of frames, patch-major into the contiguous `out`.
 
-    The volume is moved by `offsets` voxels along its axes; voxels that come in are `fill`. It is
-    never in memory as a whole but in `out`, and what is copied is still in the processor's cache.
+    The volume is moved by `offsets` voxels along its axes; voxels that come in are `fill`. No other
+    copy of it is made, and what is copied is still in the processor's cache.
     """
     (t, h, w, _), (pt, ph, pw) = out.shape, patch
     num_frames, height, width = t * pt, h * ph, w * pw
@@ -72,7 +72,7 @@ def write_patches(
                 write_frame(index)
             index += 1
     if index - first != num_frames:
-        raise ValueError(f"a volume of {index - first} frames, expected {num_frames}")
+        raise ValueError(f"volume: got {index - first} frames, expected {num_frames}")
     frame[:] = fill
     for outside in (range(min(first, num_frames)), range(max(index, 0), num_frames)):
         for index in outside:

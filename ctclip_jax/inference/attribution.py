@@ -21,7 +21,8 @@ from einops import rearrange
 from ctclip_jax.common.shapes import Array, Float, Num, Variables
 from ctclip_jax.models.ct_clip import CTCLIP
 from ctclip_jax.models.ct_vit import pool_tokens
-from ctclip_jax.models.patch_embed import normalize_intensity, patchify
+from ctclip_jax.models.patch_embed import normalize_intensity
+from data_pipelines.patches import patchify
 
 EXACT, GRADIENT = "exact contributions", "gradient x input"
 

@@ -15,8 +15,6 @@ from data_pipelines.errors import InputError
 from data_pipelines.patches import patchify
 from data_pipelines.resample import STEPS_PER_HU
 
-__all__ = ["PatchEmbedding", "PatchGrid", "normalize_intensity", "patchify", "to_patches"]
-
 
 @dataclasses.dataclass(frozen=True)
 class PatchGrid:

@@ -10,8 +10,8 @@ import pytest
 from ctclip_jax.inference import attribution
 from ctclip_jax.models.ct_clip import CTCLIP
 from ctclip_jax.models.ct_vit import pool_tokens
-from ctclip_jax.models.patch_embed import patchify
 from ctclip_jax.models.vit import ViTConfig
+from data_pipelines.patches import patchify
 
 TOLERANCE = 1e-5
 

@@ -14,13 +14,15 @@ import pytest
 
 from ctclip_jax.checkpoints.torch_convert import export_weights
 from ctclip_jax.common.trees import flatten
+from ctclip_jax.models import bert
 from ctclip_jax.models.bert import BertConfig
 from ctclip_jax.models.ct_clip import CTCLIP, CTCLIPConfig
 from ctclip_jax.models.ct_vit import CTViTConfig
+from ctclip_jax.models.kernels.attention import attention
 from ctclip_jax.models.layers import REMAT
-from ctclip_jax.models.patch_embed import patchify
 from ctclip_jax.training.losses import LossConfig, make_loss
 from ctclip_jax.training.optim import OptimConfig, make_optimizer
+from data_pipelines.patches import patchify
 
 LATENT = 2e-6
 softmax_loss = make_loss(LossConfig("softmax"))
@@ -222,15 +224,18 @@ def loss_and_grads(model, variables, batch):
 
 
 @pytest.fixture(scope="module")
-def without_remat(uneven, variables, uneven_batch):
+def plain_gradients(uneven, variables, uneven_batch):
     return loss_and_grads(uneven, variables, uneven_batch)
 
 
-@pytest.mark.parametrize("remat", sorted(set(REMAT) - {"none"}))
-def test_remat_changes_no_number(uneven, variables, uneven_batch, without_remat, remat):
-    model = CTCLIP(dataclasses.replace(uneven.config, remat=remat))
-    with_remat = loss_and_grads(model, variables, uneven_batch)
-    for a, b in zip(jax.tree.leaves(without_remat), jax.tree.leaves(with_remat), strict=True):
+EXECUTIONS = [{"remat": remat} for remat in REMAT if remat != "none"] + [{"scan_layers": True}]
+
+
+@pytest.mark.parametrize("options", EXECUTIONS, ids=str)
+def test_execution_changes_no_number(uneven, variables, uneven_batch, plain_gradients, options):
+    model = CTCLIP(dataclasses.replace(uneven.config, **options))
+    gradients = loss_and_grads(model, variables, uneven_batch)
+    for a, b in zip(jax.tree.leaves(plain_gradients), jax.tree.leaves(gradients), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
@@ -260,6 +265,30 @@ def test_patches_are_encoded_like_volumes(uneven, variables, uneven_batch, encod
     np.testing.assert_array_equal(
         encode(variables, uneven_batch | {"image": patches})["image"], in_training
     )
+
+
+def test_attention_dropout_is_that_of_the_weights_alone(
+    uneven, variables, uneven_batch, encode, monkeypatch
+):
+    weights_dropped = []
+
+    def recorded(*args, dropout, **options):
+        weights_dropped.append(dropout is not None)
+        return attention(*args, dropout=dropout, **options)
+
+    monkeypatch.setattr(bert, "attention", recorded)
+    text = dataclasses.replace(uneven.config.text, attention_dropout=0.0)
+    model = CTCLIP(dataclasses.replace(uneven.config, text=text))
+    keys = jax.random.split(jax.random.key(1), 2)
+    texts = uneven_batch["input_ids"], uneven_batch["attention_mask"]
+    dropped, all_dropped, plain = (
+        model.encode_text(variables, *texts, dropout_keys=keys),
+        uneven.encode_text(variables, *texts, dropout_keys=keys),
+        uneven.encode_text(variables, *texts),
+    )
+    assert weights_dropped == [False, True, False]  # one layer each
+    assert jnp.abs(dropped - all_dropped).max() > 1e-3
+    assert jnp.abs(dropped - plain).max() > 1e-3
 
 
 def test_text_dropout_acts_in_training_and_only_on_text(uneven, variables, uneven_batch, encode):

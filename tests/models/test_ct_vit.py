@@ -13,7 +13,8 @@ from ctclip_jax.models import nnx_bridge, vector_quantizer
 from ctclip_jax.models.ct_vit import Block, CTViT
 from ctclip_jax.models.kernels.depthwise_conv import causal_depthwise_conv
 from ctclip_jax.models.layers import Execution
-from ctclip_jax.models.patch_embed import PatchEmbedding, normalize_intensity, patchify
+from ctclip_jax.models.patch_embed import PatchEmbedding, normalize_intensity
+from data_pipelines.patches import patchify
 
 TOKEN = 1e-4
 
