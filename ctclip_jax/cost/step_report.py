@@ -241,7 +241,8 @@ def _program_report(
 
 def _resident(name: str, batch: dict, optimizer_state: dict) -> float:
     """Bytes on a device beside a program's arguments: next batches, and the optimizer's state."""
-    next_batches = {"train_step": PUT_AHEAD, "encode": 1, "backward": 1, "encode_image": 1}
+    # The loop queues step k + 1, with its batch, before it waits for step k: one beside PUT_AHEAD.
+    next_batches = {"train_step": PUT_AHEAD + 1, "encode": 1, "backward": 1, "encode_image": 1}
     is_argument = name in ("train_step", "update")
     in_optimizer = 0.0 if is_argument else _bytes_of(optimizer_state)
     return next_batches.get(name, 0) * _bytes_of(batch) + in_optimizer
