@@ -59,7 +59,7 @@ def compiled(topology: str, volumes: int, program: str) -> dict:
     }
     if report.kernels is None:
         return row
-    pallas = [kernel for kernel in report.kernels if kernel.is_pallas]
+    pallas = [kernel for kernel in report.kernels if kernel.cost_estimate is not None]
     return row | {
         "kernels": sum(kernel.runs for kernel in report.kernels),
         "traffic": report.total("traffic"),
