@@ -70,7 +70,7 @@ def main() -> None:
     config = from_dict(TrainConfig, configs.read())
     if _DRY_RUN.value:
         fits = dry_run(
-            config, topology=_TOPOLOGY.value, program=_PROGRAM.value, by_scope=_SCOPES.value
+            config, topology=_TOPOLOGY.value, program=_PROGRAM.value, scopes=_SCOPES.value
         )
         sys.exit(0 if fits else 1)
     for flag in (_TOPOLOGY, _PROGRAM, _SCOPES):

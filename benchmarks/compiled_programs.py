@@ -3,14 +3,20 @@
     python -m benchmarks.compiled_programs               # pip install 'ctclip-jax[gpu,tpu]'
     python -m benchmarks.compiled_programs --only=h200   # topologies of this name alone
 
-The model of configs/ct_clip.py in bfloat16 with remat 'dots', weights on every chip. Each program
-takes minutes to compile; they are cached in RESUME until the table is complete. For one program by
-part of the model: main.py --dry_run --scopes (docs/scaling.md).
+The model of configs/ct_clip.py in bfloat16 with remat 'dots', weights on every chip. A run replaces
+its own rows of the results and keeps the others, so that GPUs and TPUs can be compiled for in two
+environments; each row says by which jax and when. A program takes minutes to compile; they are
+cached in RESUME until the run is complete. For one program by part of the model:
+main.py --dry_run --scopes (docs/scaling.md).
 """
 
+import datetime
+import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
+import jax
 from absl import flags
 
 from benchmarks import measure
@@ -35,6 +41,7 @@ TARGETS = (
     ("v6e:2x2", 1),
 )
 PROGRAMS = ("encode", "train")
+ONLY_PROGRAMS = flags.DEFINE_multi_enum("programs", PROGRAMS, PROGRAMS, "Programs to compile.")
 
 
 def compiled(topology: str, volumes: int, program: str) -> dict:
@@ -50,6 +57,8 @@ def compiled(topology: str, volumes: int, program: str) -> dict:
         "topology": topology,
         "volumes": volumes,
         "program": program,
+        "date": datetime.date.today().isoformat(),
+        "jax": jax.__version__,
         "flops": report.total("flops"),
         "float32_flops": sum(
             product.runs * product.flops for product in compiled_program.float32_products
@@ -59,7 +68,7 @@ def compiled(topology: str, volumes: int, program: str) -> dict:
     }
     if report.kernels is None:
         return row
-    pallas = [kernel for kernel in report.kernels if kernel.is_pallas]
+    pallas = [kernel for kernel in report.kernels if kernel.cost_estimate is not None]
     return row | {
         "kernels": sum(kernel.runs for kernel in report.kernels),
         "traffic": report.total("traffic"),
@@ -67,6 +76,13 @@ def compiled(topology: str, volumes: int, program: str) -> dict:
         "pallas_calls": sum(kernel.runs for kernel in pallas),
         "pallas_estimated": estimate.total_seconds(pallas, report.accelerator),
     }
+
+
+def merged(old: Iterable[dict], new: Iterable[dict]) -> list[dict]:
+    """The new rows, and the old ones of other targets or programs, in the order of TARGETS."""
+    rows = {(row["topology"], row["volumes"], row["program"]): row for row in (*old, *new)}
+    keys = [(*target, program) for target in TARGETS for program in PROGRAMS]
+    return [rows[key] for key in keys if key in rows]
 
 
 def main() -> None:
@@ -80,9 +96,11 @@ def main() -> None:
         )
         for topology, volumes in TARGETS
         if topology.startswith(ONLY.value)
-        for program in PROGRAMS
+        for program in ONLY_PROGRAMS.value
     ]
-    measure.save("compiled_programs", {"rows": rows})
+    path = measure.RESULTS / "compiled_programs.json"
+    old = json.loads(path.read_text())["rows"] if path.exists() else []
+    measure.save("compiled_programs", {"rows": merged(old, rows)})
     shutil.rmtree(RESUME)  # the next run may be of other code
 
 

@@ -347,7 +347,8 @@ def gradient_cache() -> Table:
 def compiled_programs() -> Table:
     rows = []
     for row in load("compiled_programs")["rows"]:
-        cells = [row["topology"], row["volumes"], row["program"], f"{row['flops'] / 1e12:.2f}"]
+        cells = [row["topology"], f"{row['jax']}, {row['date']}", row["volumes"], row["program"]]
+        cells += [f"{row['flops'] / 1e12:.2f}"]
         cells += [f"{row['float32_flops'] / 1e12:.2f}", f"{row['temporaries'] / GIB:.1f}"]
         if "estimated" not in row:
             rows.append([*cells, "", "", "", ""])
@@ -356,7 +357,7 @@ def compiled_programs() -> Table:
         by_hand = f"{1e3 * row['pallas_estimated']:.1f} in {row['pallas_calls']}"
         rows.append([*cells, by_hand if row["pallas_calls"] else ""])
     columns = (
-        "compiled for", "volumes a chip", "program", "TFLOP", "in large float32 products",
+        "compiled for", "by jax", "volumes a chip", "program", "TFLOP", "in large float32 products",
         "temporaries, GiB", "kernels", "memory traffic, GB", "estimated ms",
         "of them by hand, Pallas calls",
     )  # fmt: skip

@@ -41,7 +41,7 @@ class Accelerator:
 
     @property
     def usable_bytes(self) -> float:
-        """Of the memory, what a program can have."""
+        """Bytes of its memory that are available to programs."""
         return (
             self.memory_bytes - RESERVED_BY_TPU if self.clock_hz else GPU_SHARE * self.memory_bytes
         )

@@ -13,34 +13,42 @@ from ctclip_jax.cost.step_report import (
 )
 from ctclip_jax.training.config import TrainConfig
 
-REMEDY = (
-    "use a smaller config.batch_size or config.micro_batch_size, config.model.remat='full',"
-    " or a larger config.mesh.fsdp"
-)
+REMEDIES: dict[Kind, str] = {
+    "train": "use a smaller config.batch_size or config.micro_batch_size,"
+    " config.model.remat='full', or a larger config.mesh.fsdp",
+    "encode": "use a smaller config.batch_size or a larger config.mesh.fsdp",
+}
 MEMORY_ROWS = ("arguments", "outputs", "aliased", "temporaries", "resident", "needs")
 
 
 def dry_run(
-    config: TrainConfig, *, topology: str = "", program: Kind = "train", by_scope: bool = False
+    config: TrainConfig, *, topology: str = "", program: Kind = "train", scopes: bool = False
 ) -> bool:
     """Prints the report of `step_report`; returns whether the step fits.
 
-    With `by_scope`, also the estimated time of each part of the model and the float32 products.
+    With `scopes`, also the estimated time of each part of the model and the float32 products.
     """
     try:
         report = step_report(config, topology=topology, program=program)
     except DoesNotFit as error:
-        print(f"It does not fit: {error}; {REMEDY}.")
+        print(f"It does not fit: {error}; {REMEDIES[program]}.")
         return False
-    if by_scope and report.kernels and report.accelerator:
-        table = estimate.table(report.kernels, report.accelerator)
-        print(table.to_string(float_format="{:.3f}".format), end="\n\n")
+    if scopes:
+        print(format_scopes(report), end="\n\n")
     print(format_table(report))
     print(format_time(report))
     if config.model.dtype == "bfloat16":
-        print(format_float32_products(report, is_list=by_scope))
-    print(format_verdict(report))
+        print(format_float32_products(report, with_list=scopes))
+    print(format_verdict(report, remedy=REMEDIES[program]))
     return report.fits
+
+
+def format_scopes(report: StepReport) -> str:
+    """Formats the estimated time of each part of the model, or why there is none."""
+    if unknown := _unknown(report):
+        return f"--scopes: no table: {unknown}"
+    table = estimate.table(report.kernels, report.accelerator)
+    return table.to_string(float_format="{:.3f}".format)
 
 
 def format_table(report: StepReport) -> str:
@@ -67,57 +75,48 @@ def format_table(report: StepReport) -> str:
 
 
 def format_time(report: StepReport) -> str:
-    """Formats the mesh, FLOPs, lower bound of the step time, and the estimate by kernel."""
+    """Formats the mesh, FLOPs, seconds at the peaks of the device, and the estimate by kernel."""
     mesh = " ".join(f"{name}={size}" for name, size in report.mesh.shape.items())
-    flops = report.total("flops")
+    flops, peaks = report.total("flops"), report.accelerator
     head = (
         f"mesh {mesh}; a device computes {flops / 1e12:.2f} TFLOP per step,"
         f" {report.model_flops / 1e12:.2f} of them model FLOPs"
     )
-    time, peaks = report.time, report.accelerator
-    if peaks is None:
-        return f"{head}\nno peaks of this device in cost/accelerators.py: no time"
-    if time is None:
-        return f"{head}\njax cannot read the compiled program: no kernels, no collectives, no time"
+    if unknown := _unknown(report):
+        return f"{head}\nno time: {unknown}"
     return (
         f"{head}\n"
-        f"{peaks.name} at its peaks: arithmetic {time.arithmetic:.3f} s"
-        f" ({flops / 1e12:.2f} TFLOP / {peaks.bf16_flops / 1e12:.0f} TFLOP/s),"
-        f" memory {report.total('traffic') / peaks.memory_bandwidth:.3f} s"
-        f" ({report.total('traffic') / 1e9:.2f} GB / {peaks.memory_bandwidth / 1e9:.0f} GB/s),"
-        f" collectives {time.interconnect:.3f} s"
-        f" ({report.total('sent') / 1e9:.2f} GB / {peaks.link_bandwidth / 1e9:.0f} GB/s)\n"
-        f"at least {time.seconds:.3f} s per step,"
-        f" at most {time.interconnect / time.seconds:.0%} of it in collectives\n"
+        f"{peaks.name} at its peaks: arithmetic {flops / peaks.bf16_flops:.3f} s,"
+        f" memory {report.total('traffic') / peaks.memory_bandwidth:.3f} s,"
+        f" collectives {report.total('sent') / peaks.link_bandwidth:.3f} s\n"
         f"{estimate.format_estimate(report.kernels, peaks)}"
     )
 
 
-def format_float32_products(report: StepReport, *, is_list: bool) -> str:
+def _unknown(report: StepReport) -> str:
+    """What an estimate of the time lacks, if anything."""
+    if report.accelerator is None:
+        return "no peaks of this device in cost/accelerators.py"
+    return "jax cannot read the compiled program" if report.kernels is None else ""
+
+
+def format_float32_products(report: StepReport, *, with_list: bool) -> str:
     """Formats count and FLOPs of the large float32 products of a device, or also each of them."""
-    products = [
-        product._replace(flops=product.flops / report.mesh.size)
-        for program in report.programs.values()
-        for product in program.float32_products
-    ]
-    flops = sum(product.runs * product.flops for product in products)
+    products = [x for program in report.programs.values() for x in program.float32_products]
+    flops = sum(x.runs * x.flops for x in products) / report.mesh.size
     lines = [
         f"float32 products above {LARGE_PRODUCT / 1e9:.0f} GFLOP:"
-        f" {sum(product.runs for product in products)}, {flops / 1e12:.2f} TFLOP"
+        f" {sum(x.runs for x in products)}, {flops / 1e12:.2f} TFLOP"
     ]
-    if is_list:
-        lines += [
-            f"  {product.runs} x {product.flops / 1e9:.1f} GFLOP  {product.operands}"
-            f"  {product.op_name}"
-            for product in products
-        ]
+    if with_list:
+        lines += [f"  {x.runs} x {x.operands}  {x.op_name}" for x in products]
     return "\n".join(lines)
 
 
-def format_verdict(report: StepReport) -> str:
+def format_verdict(report: StepReport, *, remedy: str) -> str:
     """Returns one sentence: whether the step fits."""
     needs = f"needs {report.needs / GIB:.2f} GiB"
     if report.memory is None:
         return f"It {needs} of each device, whose memory is unknown."
     needs += f" of {report.memory / GIB:.2f} GiB"
-    return f"It fits: {needs}." if report.fits else f"It does not fit: {needs}; {REMEDY}."
+    return f"It fits: {needs}." if report.fits else f"It does not fit: {needs}; {remedy}."

@@ -67,19 +67,25 @@ def format_estimate(kernels: Iterable[Kernel], accelerator: Accelerator) -> str:
     else:
         basis = f"the compiler's cycles at {accelerator.clock_hz / 1e9:.2f} GHz"
     line = f"estimated {total_seconds(kernels, accelerator):.4f} s in kernels ({basis})"
-    pallas = [kernel for kernel in kernels if kernel.is_pallas]
-    if not pallas:
-        return line
-    count = sum(kernel.runs for kernel in pallas)
-    unknown = sum(kernel.runs for kernel in pallas if kernel.cost_estimate is None)
-    return (
-        f"{line}; {total_seconds(pallas, accelerator):.4f} s of it in {count} Pallas calls by their"
-        f" cost estimates, which {unknown} lack"
-    )
+    if pallas := [kernel for kernel in kernels if kernel.cost_estimate is not None]:
+        count = sum(kernel.runs for kernel in pallas)
+        unknown = sum(kernel.runs for kernel in pallas if not any(kernel.cost_estimate))
+        line += (
+            f"; {total_seconds(pallas, accelerator):.4f} s of it in {count} Pallas calls by their"
+            f" cost estimates, which {unknown} lack"
+        )
+    others = [x for x in kernels if x.cycles is None and x.cost_estimate is None]
+    if others and accelerator.clock_hz is not None:
+        count, size = sum(x.runs for x in others), sum(x.runs * x.bytes for x in others)
+        line += (
+            f"; 0 s for {count} others of {size / 1e9:.2f} GB without cycles, such as asynchronous"
+            " copies"
+        )
+    return line
 
 
 def table(kernels: Iterable[Kernel], accelerator: Accelerator) -> pd.DataFrame:
-    """Kernels, estimated ms, GB and TFLOP of a run, by part of the model and direction."""
+    """Kernels, estimated ms, GB and (on a GPU) TFLOP of a run, by part of the model."""
     rows = [
         (
             *scope_of(kernel.op_name),
@@ -91,7 +97,9 @@ def table(kernels: Iterable[Kernel], accelerator: Accelerator) -> pd.DataFrame:
         for kernel in kernels
     ]
     columns = ["part", "direction", "kernels", "est ms", "GB", "TFLOP"]
-    by_scope = pd.DataFrame(rows, columns=columns).groupby(["part", "direction"]).sum()
-    by_scope = by_scope.sort_values("est ms", ascending=False)
-    by_scope.loc[("sum", ""), :] = by_scope.sum()
-    return by_scope.astype({"kernels": int})
+    parts = pd.DataFrame(rows, columns=columns).groupby(["part", "direction"]).sum()
+    parts = parts.sort_values("est ms", ascending=False)
+    parts.loc[("sum", ""), :] = parts.sum()
+    parts = parts.astype({"kernels": int})
+    # A TPU's compiler writes products as convolutions, whose FLOPs are not counted.
+    return parts.drop(columns="TFLOP") if accelerator.clock_hz else parts

@@ -129,22 +129,32 @@ def program_flops(program: ClosedJaxpr | Jaxpr) -> float:
 
 
 def float32_products(
-    program: ClosedJaxpr | Jaxpr, *, above: float = 1e9, scope: str = "", runs: int = 1
+    program: ClosedJaxpr | Jaxpr,
+    *,
+    above: float = 1e9,
+    scope: str = "",
+    runs: int = 1,
+    devices: int = 1,
 ) -> Iterator[Product]:
     """Yields the products of float32 operands above some FLOPs, in the program's order.
 
     A GPU computes them without tensor cores, a TPU in several passes. In a step in bfloat16 they
-    come from float32 cotangents (of `preferred_element_type`) and from forgotten casts. `scope` and
-    `runs` are those of a program that `program` is part of.
+    come from float32 cotangents (of `preferred_element_type`) and from forgotten casts. `scope`,
+    `runs` and `devices` (those that a shard_map cuts its shapes over) are those of a program that
+    `program` is part of.
     """
     for equation in program.eqns:
         name = f"{scope}/{equation.source_info.name_stack}".strip("/")
-        inner_runs = runs * _rounds(equation)
+        outer = {
+            "scope": name,
+            "runs": runs * _rounds(equation),
+            "devices": devices * _devices(equation),
+        }
         for inner in _programs(equation.params):
-            yield from float32_products(inner, above=above, scope=name, runs=inner_runs)
+            yield from float32_products(inner, above=above, **outer)
         if equation.primitive.name == "dot_general":
             operands = [variable.aval for variable in equation.invars]
-            flops = _equation_flops(equation)
+            flops = devices * _equation_flops(equation)
             if flops > above and any(operand.dtype == jnp.float32 for operand in operands):
                 shapes = " x ".join(operand.str_short(short_dtypes=True) for operand in operands)
                 yield Product(name, shapes, flops, runs)
@@ -164,8 +174,7 @@ def _equation_flops(equation: JaxprEqn) -> float:
     inner = [program_flops(program) for program in _programs(params)]
     if name == "cond":
         return max(inner)
-    devices = params["mesh"].size if name == "shard_map" else 1
-    return float(_rounds(equation) * devices * sum(inner))
+    return float(_rounds(equation) * _devices(equation) * sum(inner))
 
 
 def _rounds(equation: JaxprEqn) -> int:
@@ -173,6 +182,11 @@ def _rounds(equation: JaxprEqn) -> int:
     if equation.primitive.name == "pallas_call":
         return math.prod(equation.params["grid_mapping"].grid)
     return equation.params["length"] if equation.primitive.name == "scan" else 1
+
+
+def _devices(equation: JaxprEqn) -> int:
+    """Devices that each run the programs inside an equation, on their part of its operands."""
+    return equation.params["mesh"].size if equation.primitive.name == "shard_map" else 1
 
 
 def _programs(params: dict[str, Any]) -> Iterator[ClosedJaxpr | Jaxpr]:

@@ -58,7 +58,8 @@ class Program:
         for line in text.splitlines():
             if header := re.match(rf"(ENTRY )?%?({WORD}) \(.*\{{$", line):
                 instructions = self.computations.setdefault(header[2], {})
-                self._entry = header[2] if header[1] else ""
+                if header[1]:
+                    self._entry = header[2]
             elif match := re.match(rf"\s+(ROOT )?%?({WORD}) = (.*?) ([a-z][\w\-]*)\((.*)", line):
                 root, name, *parts = match.groups()
                 instructions[name] = Instruction(name, *parts, is_root=bool(root))

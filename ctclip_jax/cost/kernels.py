@@ -5,8 +5,6 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import numpy as np
-
 from ctclip_jax.cost.hlo import CONTROL, Instruction, Program, bytes_of, shape_of
 
 # They move nothing: names of what is there already.
@@ -34,10 +32,10 @@ class Kernel(NamedTuple):
       runs: executions in a run of the program.
       bytes: of memory that it reads and writes in an execution; on-chip memory does not count.
       flops: of its matrix products in an execution; of a Pallas kernel, those of its estimate.
+        Convolutions, as which a TPU's compiler writes products, do not count.
       is_float32: whether one of its products has float32 operands.
       cycles: of an execution, as a TPU's compiler estimates them; None elsewhere.
-      is_pallas: whether it is a Pallas kernel, which has no cycles.
-      cost_estimate: of a Pallas kernel for TPUs, if its author gives one.
+      cost_estimate: of a Pallas kernel, which has no cycles; zeros if its author gives none.
     """
 
     name: str
@@ -47,7 +45,6 @@ class Kernel(NamedTuple):
     flops: float
     is_float32: bool
     cycles: int | None
-    is_pallas: bool
     cost_estimate: CostEstimate | None
 
 
@@ -75,7 +72,6 @@ def kernels_of(program: Program) -> list[Kernel]:
                 flops=sum(flops for flops, _ in products),
                 is_float32=any(is_float32 for _, is_float32 in products),
                 cycles=int(cycles[1]) if cycles and not is_asynchronous else None,
-                is_pallas=bool(re.search(PALLAS, instruction.rest)),
                 cost_estimate=cost_estimate,
             )
         )
@@ -98,10 +94,10 @@ def _op_name(instruction: Instruction, fused: dict[str, Instruction]) -> str:
 
 
 def _cost_estimate(attributes: str) -> CostEstimate | None:
-    match = re.search(r'"cost_estimate":\{([^}]*)\}', attributes)
-    if not match:
+    if not re.search(PALLAS, attributes):
         return None
-    values = dict(re.findall(r'"(\w+)":"(\d+)"', match[1]))
+    estimate = re.search(r'"cost_estimate":\{([^}]*)\}', attributes)
+    values = dict(re.findall(r'"(\w+)":"(\d+)"', estimate[1] if estimate else ""))
     return CostEstimate(*(float(values.get(name, 0)) for name in CostEstimate._fields))
 
 
@@ -156,48 +152,14 @@ def _products(
     for part in fused.values():
         yield from _products(program, fused, part)
     is_cublas = opcode == "custom-call" and '"__cublas' in attributes
-    if is_cublas or opcode in ("dot", "convolution"):
+    if is_cublas or opcode == "dot":
         left, right = (here[name].type for name in instruction.operands[:2])
-        shapes = shape_of(left), shape_of(right), shape_of(instruction.type)
-        if opcode == "convolution":
-            flops = _convolution_flops(*shapes, attributes)
-        else:
-            contracting = r'lhs_contracting_dim(?:s=\{|ensions":\[)([^\]}]*)'
-            axes = re.findall(r"\d+", re.search(contracting, attributes)[1])
-            flops = 2.0 * math.prod(shapes[2]) * math.prod(shapes[0][int(n)] for n in axes)
+        contracting = r'lhs_contracting_dim(?:s=\{|ensions":\[)([^\]}]*)'
+        axes = re.findall(r"\d+", re.search(contracting, attributes)[1])
+        sums = math.prod(shape_of(left)[int(axis)] for axis in axes)
+        flops = 2.0 * math.prod(shape_of(instruction.type)) * sums
         yield flops, left.startswith("f32") and right.startswith("f32")
     elif opcode == "custom-call" and (match := re.search(FUSED_ATTENTION, attributes)):
         # The backward recomputes the logits: five products for the forward's two.
         logits = math.prod(int(size) for size in re.findall(r"\d+", match[2]))
         yield 2.0 * (5 if match[1] else 2) * logits * shape_of(instruction.type)[-1], False
-
-
-def _convolution_flops(
-    left: list[int], right: list[int], result: list[int], attributes: str
-) -> float:
-    """FLOPs of a convolution; padding and the zeros of a dilated operand are not multiplied.
-
-    A TPU's compiler writes products so: a batch of them with a window over a dilated batch.
-    """
-    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", attributes).groups()
-    left, right, result = (
-        dict(zip(text, shape, strict=True))
-        for text, shape in zip(labels, (left, right, result), strict=True)
-    )
-    window = re.search(r"window=\{([^}]*)\}", attributes)
-    fields = {
-        name: values.split("x")
-        for name, values in re.findall(r"(\w+)=(\S+)", window[1] if window else "")
-    }
-    flops = 2.0 * result["b"] * result["f"] * right["i"]
-    for number, axis in enumerate(sorted(filter(str.isdigit, labels[0]))):
-        stride, taps_apart, inputs_apart = (
-            int(fields[name][number]) if name in fields else 1
-            for name in ("stride", "rhs_dilate", "lhs_dilate")
-        )
-        padding = int(fields["pad"][number].split("_")[0]) if "pad" in fields else 0
-        inputs = stride * np.arange(result[axis])[:, None] - padding
-        inputs = inputs + taps_apart * np.arange(right[axis])[None, :]
-        is_input = (inputs >= 0) & (inputs < left[axis] * inputs_apart)
-        flops *= np.count_nonzero(is_input & (inputs % inputs_apart == 0))
-    return flops

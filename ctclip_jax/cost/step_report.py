@@ -85,20 +85,6 @@ class ProgramReport:
 
 
 @dataclasses.dataclass(frozen=True)
-class StepTime:
-    """Lower bound of the seconds of a step: arithmetic and interconnect at their peaks, without
-    overlap. Memory bandwidth, which often bounds a step, is not part of it."""
-
-    arithmetic: float
-    interconnect: float
-
-    @property
-    def seconds(self) -> float:
-        """Of the whole step."""
-        return self.arithmetic + self.interconnect
-
-
-@dataclasses.dataclass(frozen=True)
 class StepReport:
     """The programs of a step by name, and the devices that they are compiled for.
 
@@ -136,16 +122,6 @@ class StepReport:
     def total(self, name: str) -> float:
         """Sum of `flops`, `sent` or `traffic` over the executions of a step."""
         return sum(program.runs * getattr(program, name) for program in self.programs.values())
-
-    @property
-    def time(self) -> StepTime | None:
-        """None if the accelerator or the collectives are unknown."""
-        if self.accelerator is None or math.isnan(self.total("sent")):
-            return None
-        return StepTime(
-            arithmetic=self.total("flops") / self.accelerator.bf16_flops,
-            interconnect=self.total("sent") / self.accelerator.link_bandwidth,
-        )
 
 
 def step_report(config: TrainConfig, *, topology: str = "", program: Kind = "train") -> StepReport:
@@ -241,7 +217,8 @@ def _program_report(
 
 def _resident(name: str, batch: dict, optimizer_state: dict) -> float:
     """Bytes on a device beside a program's arguments: next batches, and the optimizer's state."""
-    next_batches = {"train_step": PUT_AHEAD, "encode": 1, "backward": 1, "encode_image": 1}
+    # The loop queues step k + 1, with its batch, before it waits for step k: one beside PUT_AHEAD.
+    next_batches = {"train_step": PUT_AHEAD + 1, "encode": 1, "backward": 1, "encode_image": 1}
     is_argument = name in ("train_step", "update")
     in_optimizer = 0.0 if is_argument else _bytes_of(optimizer_state)
     return next_batches.get(name, 0) * _bytes_of(batch) + in_optimizer

@@ -1,5 +1,6 @@
 """Devices to compile for that are not attached: TPU slices by libtpu, NVIDIA GPUs by XLA:GPU."""
 
+import contextlib
 import importlib.util
 import os
 import re
@@ -14,13 +15,6 @@ GPU_MEMORY = {
     "h100": (3_352_320_000_000, 84_942_979_072),
     "h200": (4_800_000_000_000, 151_397_597_184),
 }
-# Rates of the units of a Hopper core: (XLA's PrimitiveType, units, operations in a clock).
-HOPPER_SCALAR = ((4, 64, 1), (8, 64, 1), (10, 128, 2), (11, 128, 1), (12, 64, 1), (16, 128, 2))
-HOPPER_MATRIX = (
-    *((dtype, 4, 1024) for dtype in (2, 6, 19, 20, 23, 24, 25, 28, 29, 33, 35, 36)),
-    *((dtype, 4, 512) for dtype in (10, 16)),
-    (11, 4, 256),
-)
 # A GpuTargetConfigProto as XLA describes these cards (xla/backends/gpu/target_config/specs).
 HOPPER = """
 gpu_device_info {{
@@ -36,7 +30,6 @@ gpu_device_info {{
   shared_memory_per_block: 49152 shared_memory_per_block_optin: 232448
   shared_memory_per_core: 233472
   registers_per_block_limit: 65536 registers_per_core_limit: 65536
-  scalar_unit_description {{ {scalar} }} matrix_unit_description {{ {matrix} }}
   driver_version: "13.0.0" runtime_version: "13.0.0" compile_time_toolkit_version: "13.0.0"
   dnn_version: "9.10.0"
 }}
@@ -54,7 +47,7 @@ def topology_devices(topology: str) -> list[jax.Device]:
     """
     gpu = re.fullmatch(rf"({'|'.join(GPU_MEMORY)})(?::([1-9]\d*))?", topology)
     if gpu:
-        _require("jax_plugins.xla_cuda13", compiler="GPU", extra="gpu")
+        _require("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12", compiler="GPU", extra="gpu")
         options = {
             "topology_name": "",
             "target_config": _target_config(gpu[1]),
@@ -79,35 +72,22 @@ def topology_devices(topology: str) -> list[jax.Device]:
 
 
 def compiler_options(device: jax.Device) -> dict | None:
-    """Returns what the compiler must be told for a device of `topology_devices`."""
+    """Returns XLA's options for a device of `topology_devices`; None: its defaults."""
     return GPU_COMPILER_OPTIONS if device.platform == "gpu" else None
 
 
-def _require(module: str, *, compiler: str, extra: str) -> None:
-    try:
-        spec = importlib.util.find_spec(module)
-    except ImportError:  # its parent is missing
-        spec = None
-    if spec is None:
-        raise InputError(
-            f"--topology: the {compiler} compiler is missing: pip install 'ctclip-jax[{extra}]'"
-        )
+def _require(*modules: str, compiler: str, extra: str) -> None:
+    """Raises InputError if none of `modules` is installed."""
+    for module in modules:
+        # find_spec raises an error if the parent is missing.
+        with contextlib.suppress(ImportError):
+            if importlib.util.find_spec(module):
+                return
+    raise InputError(
+        f"--topology: the {compiler} compiler is missing: pip install 'ctclip-jax[{extra}]'"
+    )
 
 
 def _target_config(gpu: str) -> str:
     bandwidth, memory = GPU_MEMORY[gpu]
-    return HOPPER.format(
-        name=gpu.upper(),
-        bandwidth=bandwidth,
-        memory=memory,
-        scalar=_rates(HOPPER_SCALAR, clock_ghz=1.98),
-        matrix=_rates(HOPPER_MATRIX, clock_ghz=1.83),
-    )
-
-
-def _rates(units: tuple, *, clock_ghz: float) -> str:
-    return " ".join(
-        f"rate_infos {{ key: {dtype} value {{ clock_rate_ghz: {clock_ghz}"
-        f" units_per_core: {count} ops_per_clock: {operations} }} }}"
-        for dtype, count, operations in units
-    )
+    return HOPPER.format(name=gpu.upper(), bandwidth=bandwidth, memory=memory)

@@ -20,7 +20,6 @@ def kernel(**changes) -> Kernel:
         flops=0.0,
         is_float32=False,
         cycles=None,
-        is_pallas=False,
         cost_estimate=None,
     )
     return Kernel(**fields | changes)
@@ -69,18 +68,21 @@ def test_the_table_sums_the_kernels_of_a_part():
     assert table["est ms"].tolist() == pytest.approx([8.015, 1.003, 9.018])
     assert table["GB"].tolist() == pytest.approx([6.4, 0.8, 7.2])
     assert table["TFLOP"].tolist() == pytest.approx([3e-3, 0, 3e-3])
+    assert "TFLOP" not in estimate.table(kernels, TPU)
 
 
-def test_the_estimate_names_its_basis_and_pallas_calls_apart():
+def test_the_estimate_names_its_basis_and_what_has_no_cycles():
     gpu = estimate.format_estimate([kernel()], GPU)
     assert gpu == "estimated 0.0020 s in kernels (80% of the bandwidth, 66% of the FLOP/s)"
     by_hand = CostEstimate(0, 0, 0.8e9)
     kernels = [
         kernel(cycles=5_000_000),
-        kernel(is_pallas=True, cost_estimate=by_hand, runs=3),
-        kernel(is_pallas=True, runs=4),
+        kernel(cost_estimate=by_hand, runs=3),
+        kernel(cost_estimate=CostEstimate(0, 0, 0), runs=4),
+        kernel(runs=5),
     ]
     assert estimate.format_estimate(kernels, TPU) == (
         "estimated 0.0130 s in kernels (the compiler's cycles at 1.00 GHz); 0.0030 s of it in 7"
-        " Pallas calls by their cost estimates, which 4 lack"
+        " Pallas calls by their cost estimates, which 4 lack; 0 s for 5 others of 4.00 GB without"
+        " cycles, such as asynchronous copies"
     )

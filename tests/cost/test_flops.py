@@ -140,7 +140,10 @@ def test_a_mapped_program_counts_for_every_device():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     rows = jax.sharding.PartitionSpec("data")
     mapped = jax.shard_map(lambda x: x @ x.T @ x, mesh=mesh, in_specs=rows, out_specs=rows)
-    assert count(mapped, (16, 4)) == 8 * 2 * (2.0 * math.prod((2, 4, 2)))
+    flops = 8 * (2.0 * math.prod((2, 4, 2)))
+    assert count(mapped, (16, 4)) == 2 * flops
+    traced = jax.jit(mapped).trace(jax.ShapeDtypeStruct((16, 4), jnp.float32)).jaxpr
+    assert [x.flops for x in float32_products(traced, above=flops - 1)] == [flops] * 2
 
 
 def test_a_pallas_kernel_counts_for_every_program_of_its_grid():

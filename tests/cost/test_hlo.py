@@ -60,6 +60,12 @@ def test_counts_collectives_of_a_tpu_program_in_a_loop():
     assert collectives["all-gather"] == hlo.Collective("all-gather", 1, 2 * ARRAY / 2)
 
 
+def test_computations_may_follow_the_entry():
+    called, entry = TPU_PROGRAM.split("ENTRY")
+    reordered = hlo.Program(f"ENTRY{entry}{called}")
+    assert by_kind(reordered, 8) == by_kind(hlo.Program(TPU_PROGRAM), 8)
+
+
 OVERLAPPED = """
 %piece (param_0: f32[4], param_1: f32[8]) -> (f32[8], f32[4], f32[2]) {
   %param_0 = f32[4]{0} parameter(0)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from ctclip_jax.cost import topologies
 from ctclip_jax.cost.accelerators import accelerator_of
 from ctclip_jax.cost.hlo import Program
 from ctclip_jax.cost.kernels import kernels_of
@@ -17,13 +18,24 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
-    ("module", "topology", "extra"),
-    [("libtpu", "v5e:2x2", "tpu"), ("jax_plugins.xla_cuda13", "h200:8", "gpu")],
+    ("modules", "topology", "extra"),
+    [
+        (["libtpu"], "v5e:2x2", "tpu"),
+        (["jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13"], "h200:8", "gpu"),
+    ],
 )
-def test_a_missing_compiler_is_one_line(monkeypatch, module, topology, extra):
-    monkeypatch.setitem(sys.modules, module, None)
+def test_a_missing_compiler_is_one_line(monkeypatch, modules, topology, extra):
+    for module in modules:
+        monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(InputError, match=rf"--topology: .*pip install 'ctclip-jax\[{extra}\]'"):
         topology_devices(topology)
+
+
+@pytest.mark.parametrize("installed", ["xla_cuda12", "xla_cuda13"])
+def test_either_gpu_compiler_will_do(monkeypatch, installed):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name.endswith(installed))
+    modules = ("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12")
+    topologies._require(*modules, compiler="GPU", extra="gpu")
 
 
 @pytest.mark.parametrize("topology", ["v5e:3x5x7", "h300", "h200:0"])
