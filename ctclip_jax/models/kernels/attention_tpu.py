@@ -20,6 +20,7 @@ from ctclip_jax.common.shapes import Array, Float
 from ctclip_jax.models.kernels.placement import ROWS, WHOLE, on_each_device, platform
 
 LANES = 128
+BLOCKS_RULE = "heads must fill blocks of 128 channels, or have up to 128 in all"
 HIDDEN = -1e30  # a bias whose weight is exactly 0
 VMEM_BYTES = 64 * 2**20  # half of a v5e's, all of a core's of the smallest
 
@@ -27,12 +28,17 @@ VMEM_BYTES = 64 * 2**20  # half of a v5e's, all of a core's of the smallest
 def fits(g: int, n: int, heads: int, c: int, *, has_bias: bool) -> bool:
     """Whether the kernel takes g groups of n tokens: whole tiles, and a backward pass in VMEM."""
     n *= 1 if has_bias else _groups_per_plane(g, n)
-    if (heads * c) % LANES or LANES % c or n % 16:
+    if heads * c < LANES or not fills_blocks(heads, c) or n % 16:
         return False
     # Bias and its gradient, twice each (the pipeline fetches the next), and about eight planes of
     # float32 logits and their gradients.
     plane = 4 * n * (-(-n // LANES) * LANES)
     return (4 * LANES // c + 8) * plane <= VMEM_BYTES
+
+
+def fills_blocks(heads: int, c: int) -> bool:
+    """Whether the heads fill whole blocks of 128 lanes, or are a single block of fewer lanes."""
+    return heads * c <= LANES or ((heads * c) % LANES == 0 and LANES % c == 0)
 
 
 def attention(
@@ -45,6 +51,8 @@ def attention(
 ) -> Float[Array, "g n heads c"]:
     """softmax(scale * query key^T + bias) value; interpreted on other platforms, for tests."""
     g, n, heads, c = query.shape
+    if not fills_blocks(heads, c):  # the last heads would not be written
+        raise ValueError(f"attention: 'pallas' takes no {heads} heads of {c}: {BLOCKS_RULE}")
     if bias is None:
         # Small groups share a plane, whose bias hides them from each other: 24 tokens fill no tile.
         count = _groups_per_plane(g, n)

@@ -230,6 +230,13 @@ def test_models_of_other_widths_do_not_fit_the_tpu_kernel():
     assert not attention_tpu.fits(3, 24, 8, 32, has_bias=False)  # 72 tokens
 
 
+@pytest.mark.parametrize(("heads", "size"), [(6, 32), (3, 48), (8, 48), (1, 192)])
+def test_heads_that_fill_no_blocks_are_refused(heads, size):
+    query = jnp.zeros((2, TOKENS, heads, size))
+    with pytest.raises(ValueError, match=f"{heads} heads of {size}: heads must fill blocks of 128"):
+        our_attention("pallas")(query, query, query, None)
+
+
 needs_gpu = pytest.mark.skipif(
     jax.default_backend() != "gpu", reason="cuDNN needs a GPU: JAX_PLATFORMS=cuda pytest ..."
 )

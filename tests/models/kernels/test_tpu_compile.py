@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ctclip_jax.common.sharding import MeshConfig, make_mesh
-from ctclip_jax.cost.dry_run import topology_devices
+from ctclip_jax.cost.topologies import topology_devices
 from ctclip_jax.models.kernels.attention import attention
 from ctclip_jax.models.kernels.depthwise_conv import causal_depthwise_conv
 from ctclip_jax.models.kernels.placement import use_mesh
