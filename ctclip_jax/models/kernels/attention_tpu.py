@@ -17,12 +17,11 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AbstractMesh
 
 from ctclip_jax.common.shapes import Array, Float
-from ctclip_jax.models.kernels.placement import ROWS, WHOLE, on_each_device, platform
+from ctclip_jax.models.kernels.placement import ROWS, WHOLE, on_each_device, platform, vmem_bytes
 
 LANES = 128
 BLOCKS_RULE = "heads must fill blocks of 128 channels, or have up to 128 in all"
 HIDDEN = -1e30  # a bias whose weight is exactly 0
-VMEM_BYTES = 64 * 2**20  # half of a v5e's, all of a core's of the smallest
 
 
 def fits(g: int, n: int, heads: int, c: int, *, has_bias: bool) -> bool:
@@ -33,7 +32,7 @@ def fits(g: int, n: int, heads: int, c: int, *, has_bias: bool) -> bool:
     # Bias and its gradient, twice each (the pipeline fetches the next), and about eight planes of
     # float32 logits and their gradients.
     plane = 4 * n * (-(-n // LANES) * LANES)
-    return (4 * LANES // c + 8) * plane <= VMEM_BYTES
+    return (4 * LANES // c + 8) * plane <= vmem_bytes(jax.sharding.get_abstract_mesh())
 
 
 def fills_blocks(heads: int, c: int) -> bool:
@@ -119,7 +118,7 @@ def _backward(q, k, v, bias, out, lse, ct, dq, dk, dv, dbias, *, c, scale):
         ref[0] = jnp.concatenate(rows, axis=0).T.astype(ref.dtype)
 
 
-def _call(kernel, inputs: str, outputs: str, *, c: int, scale: float, interpret: bool):
+def _call(kernel, inputs: str, outputs: str, *, c: int, scale: float, mesh: AbstractMesh, interpret: bool):
     """A pallas_call over (blocks of heads, groups) on arrays of these kinds:
 
     'x': (g, n, heads * c) in the dtype of the query; 'b': (heads, n, n) and 'l': (g, blocks, heads
@@ -149,7 +148,7 @@ def _call(kernel, inputs: str, outputs: str, *, c: int, scale: float, interpret:
             out_specs=[specs[kind] for kind in outputs],
             out_shape=[shapes[kind] for kind in outputs],
             compiler_params=pltpu.CompilerParams(
-                dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=VMEM_BYTES
+                dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=vmem_bytes(mesh)
             ),
             cost_estimate=pl.CostEstimate(
                 flops=2 * num_products * g * n * n * d,
@@ -164,7 +163,7 @@ def _call(kernel, inputs: str, outputs: str, *, c: int, scale: float, interpret:
 
 
 def _run_forward(q, k, v, bias, c, scale, mesh, interpret):
-    run = _call(_forward, "xxxb", "xl", c=c, scale=scale, interpret=interpret)
+    run = _call(_forward, "xxxb", "xl", c=c, scale=scale, mesh=mesh, interpret=interpret)
     in_specs, out_specs = (ROWS, ROWS, ROWS, WHOLE), (ROWS, ROWS)
     return on_each_device(run, mesh, in_specs=in_specs, out_specs=out_specs)(q, k, v, bias)
 
@@ -181,7 +180,7 @@ def _attend_forward(q, k, v, bias, c, scale, mesh, interpret):
 
 
 def _attend_backward(c, scale, mesh, interpret, residuals, ct):
-    run = _call(_backward, "xxxbxlx", "xxxb", c=c, scale=scale, interpret=interpret)
+    run = _call(_backward, "xxxbxlx", "xxxb", c=c, scale=scale, mesh=mesh, interpret=interpret)
     in_specs = (ROWS, ROWS, ROWS, WHOLE, ROWS, ROWS, ROWS)
     out_specs = (ROWS, ROWS, ROWS, WHOLE)
     return on_each_device(run, mesh, in_specs=in_specs, out_specs=out_specs)(*residuals, ct)

@@ -17,15 +17,27 @@ from ctclip_jax.common.shapes import Array
 ROWS, WHOLE = "rows", "whole"
 
 
-def use_mesh(mesh: Mesh) -> contextlib.AbstractContextManager:
+def use_mesh(mesh: Mesh | AbstractMesh) -> contextlib.AbstractContextManager:
     """The context in which kernels are placed on `mesh`, the batch sharded over all its axes."""
     return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
 def platform() -> str:
     """Returns 'cpu', 'gpu' or 'tpu': of the mesh of the context, or of the devices here."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else device.platform
+    return _device(jax.sharding.get_abstract_mesh()).platform
+
+
+def vmem_bytes(mesh: AbstractMesh) -> int:
+    """VMEM that a kernel may fill on a core of `mesh`, or of the devices here.
+
+    Cores up to a TPU v4's have 16 MiB, and those since at least 64.
+    """
+    is_small = _device(mesh).device_kind.startswith(("TPU v2", "TPU v3", "TPU v4"))
+    return (16 if is_small else 64) * 2**20
+
+
+def _device(mesh: AbstractMesh) -> jax.sharding.AbstractDevice | jax.Device:
+    return mesh.abstract_device or jax.devices()[0]
 
 
 def row_major(x: Array) -> Array:

@@ -178,8 +178,11 @@ def test_cudnn_bias_is_relative_to_the_largest_of_its_row():
         assert lse[1].min() >= -SCALE
 
 
-def abstract_mesh(platform):
-    device = jax.sharding.AbstractDevice("some device", 1, platform)
+KINDS = {"cpu": "cpu", "gpu": "NVIDIA H100 80GB HBM3", "tpu": "TPU v5 lite"}
+
+
+def abstract_mesh(platform, kind=None):
+    device = jax.sharding.AbstractDevice(kind or KINDS[platform], 1, platform)
     return jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)
 
 
@@ -201,6 +204,14 @@ def test_auto_is_the_implementation_of_the_platform(platform, dtype, tokens, has
     query = jax.ShapeDtypeStruct((24, tokens, HEADS, SIZE), jnp.dtype(dtype))
     bias = jax.ShapeDtypeStruct((HEADS, tokens, tokens), jnp.float32) if has_bias else None
     with jax.sharding.use_abstract_mesh(abstract_mesh(platform)):
+        assert choose(query, query, bias, None) == expected
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("TPU v4", "xla"), ("TPU v5", "pallas")])
+def test_auto_knows_the_memory_of_a_core(kind, expected):
+    query = jax.ShapeDtypeStruct((24, 576, HEADS, SIZE), jnp.bfloat16)
+    bias = jax.ShapeDtypeStruct((HEADS, 576, 576), jnp.float32)
+    with use_mesh(abstract_mesh("tpu", kind)):
         assert choose(query, query, bias, None) == expected
 
 

@@ -90,19 +90,22 @@ def test_sharded_equals_unsharded(inputs, implementation):
 
 
 @pytest.mark.parametrize(
-    ("platform", "channels", "primitive"),
+    ("platform", "kind", "shape", "primitive"),
     [
-        ("gpu", 512, "optimization_barrier"),
-        ("tpu", 512, "pallas_call"),
-        ("tpu", 48, "mul"),
-        ("cpu", 512, "mul"),
+        ("gpu", "NVIDIA H100", (1, 2, 2, 8, 512), "optimization_barrier"),
+        ("tpu", "TPU v5 lite", (1, 2, 2, 8, 512), "pallas_call"),
+        ("tpu", "TPU v5 lite", (1, 2, 2, 8, 48), "mul"),
+        ("tpu", "TPU v5", (1, 24, 24, 24, 128), "pallas_call"),
+        ("tpu", "TPU v4", (1, 24, 24, 24, 128), "mul"),  # has less VMEM
+        ("cpu", "cpu", (1, 2, 2, 8, 512), "mul"),
     ],
 )
-def test_auto_is_the_form_of_the_platform(platform, channels, primitive):
-    device = jax.sharding.AbstractDevice("some device", 1, platform)
+def test_auto_is_the_form_of_the_platform(platform, kind, shape, primitive):
+    device = jax.sharding.AbstractDevice(kind, 1, platform)
     mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)
-    shapes = (1, 2, 2, 8, channels), (3, 3, 3, channels), (channels,)
+    shapes = shape, (3, 3, 3, shape[-1]), shape[-1:]
     with jax.sharding.use_abstract_mesh(mesh):
-        text = str(jax.make_jaxpr(causal_depthwise_conv)(*map(jnp.zeros, shapes)))
+        inputs = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes]
+        text = str(jax.make_jaxpr(causal_depthwise_conv)(*inputs))
     primitives = ("optimization_barrier", "pallas_call", "mul")
     assert next(name for name in primitives if name in text) == primitive
