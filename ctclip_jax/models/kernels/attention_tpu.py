@@ -118,7 +118,9 @@ def _backward(q, k, v, bias, out, lse, ct, dq, dk, dv, dbias, *, c, scale):
         ref[0] = jnp.concatenate(rows, axis=0).T.astype(ref.dtype)
 
 
-def _call(kernel, inputs: str, outputs: str, *, c: int, scale: float, mesh: AbstractMesh, interpret: bool):
+def _call(
+    kernel, inputs: str, outputs: str, *, c: int, scale: float, mesh: AbstractMesh, interpret: bool
+):
     """A pallas_call over (blocks of heads, groups) on arrays of these kinds:
 
     'x': (g, n, heads * c) in the dtype of the query; 'b': (heads, n, n) and 'l': (g, blocks, heads

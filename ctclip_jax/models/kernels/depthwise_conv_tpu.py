@@ -24,6 +24,7 @@ def fits(t: int, h: int, w: int, d: int, dtype: jnp.dtype) -> bool:
     vmem = vmem_bytes(jax.sharding.get_abstract_mesh())
     return d % LANES == 0 and w % 8 == 0 and 5 * grid <= vmem
 
+
 def causal_depthwise_conv(
     x: Float[Array, "b t h w d"], kernel: Float[Array, "3 3 3 d"], bias: Float[Array, " d"]
 ) -> Float[Array, "b t h w d"]:

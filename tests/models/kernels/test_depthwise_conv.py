@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -13,6 +14,7 @@ from ctclip_jax.common.sharding import MeshConfig, make_mesh
 from ctclip_jax.models.kernels.depthwise_conv import causal_depthwise_conv
 from ctclip_jax.models.kernels.placement import use_mesh
 
+HIGHEST = jax.lax.Precision.HIGHEST
 FORMS = ["xla", "padded", "pallas"]
 
 
@@ -73,6 +75,22 @@ def test_bfloat16_is_as_accurate_as_the_plain_form(inputs, implementation):
     )
     # The gradient of the kernel is the same sum in another order, rounded once.
     assert all(a <= 1.01 * b for a, b in zip(other, plain, strict=True)), (other, plain)
+
+
+@pytest.mark.parametrize("implementation", FORMS[:2])
+def test_float32_products_of_the_gradient_have_a_precision(inputs, implementation):
+    """The precision of the model's context does not reach the gradient."""
+    jaxpr = jax.make_jaxpr(functools.partial(value_and_gradients, form(implementation)))(inputs)
+    products = [x for x in equations(jaxpr.jaxpr) if x.primitive.name == "dot_general"]
+    assert products
+    assert all(set(x.params["precision"] or [None]) == {HIGHEST} for x in products)
+
+
+def equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jaxprs_in_params(equation.params):
+            yield from equations(inner)
 
 
 @pytest.mark.parametrize("implementation", FORMS)
