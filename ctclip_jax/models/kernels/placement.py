@@ -36,6 +36,17 @@ def vmem_bytes(mesh: AbstractMesh) -> int:
     return (16 if is_small else 64) * 2**20
 
 
+def has_fused_attention() -> bool:
+    """Whether cuDNN has its fused attention here: an NVIDIA GPU of compute capability 8.0 or more.
+
+    Only a device that is here tells its capability; one to compile for is recent by assumption.
+    """
+    kind = _device(jax.sharding.get_abstract_mesh()).device_kind
+    here = next((device for device in jax.devices() if device.device_kind == kind), None)
+    # V100 and T4 are called "Tesla".
+    return kind.startswith("NVIDIA") and float(getattr(here, "compute_capability", 8.0)) >= 8.0
+
+
 def _device(mesh: AbstractMesh) -> jax.sharding.AbstractDevice | jax.Device:
     return mesh.abstract_device or jax.devices()[0]
 

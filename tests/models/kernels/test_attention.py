@@ -1,6 +1,7 @@
 """Implementations of attention: equal values and gradients, also of the bias; who runs where."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -207,12 +208,33 @@ def test_auto_is_the_implementation_of_the_platform(platform, dtype, tokens, has
         assert choose(query, query, bias, None) == expected
 
 
-@pytest.mark.parametrize(("kind", "expected"), [("TPU v4", "xla"), ("TPU v5", "pallas")])
-def test_auto_knows_the_memory_of_a_core(kind, expected):
+@pytest.mark.parametrize(
+    ("platform", "kind", "expected"),
+    [
+        ("tpu", "TPU v4", "xla"),  # has less VMEM
+        ("tpu", "TPU v5", "pallas"),
+        ("gpu", "Tesla V100-SXM2-16GB", "xla"),
+        ("gpu", "AMD Instinct MI300X", "xla"),
+    ],
+)
+def test_auto_knows_the_kind_of_the_device(platform, kind, expected):
+    assert choose_for(abstract_mesh(platform, kind)) == expected
+
+
+@pytest.mark.parametrize(("capability", "expected"), [("7.5", "xla"), ("10.0", "cudnn")])
+def test_auto_asks_a_gpu_that_is_here(monkeypatch, capability, expected):
+    kind = "NVIDIA GeForce RTX"
+    device = types.SimpleNamespace(device_kind=kind, compute_capability=capability)
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    assert choose_for(abstract_mesh("gpu", kind)) == expected
+
+
+def choose_for(mesh):
+    """The choice for the spatial attention of the published model."""
     query = jax.ShapeDtypeStruct((24, 576, HEADS, SIZE), jnp.bfloat16)
     bias = jax.ShapeDtypeStruct((HEADS, 576, 576), jnp.float32)
-    with use_mesh(abstract_mesh("tpu", kind)):
-        assert choose(query, query, bias, None) == expected
+    with use_mesh(mesh):
+        return choose(query, query, bias, None)
 
 
 def test_the_norm_of_heads_is_the_same_on_a_tpu():
