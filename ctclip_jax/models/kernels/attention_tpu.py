@@ -21,7 +21,7 @@ from ctclip_jax.models.kernels.placement import ROWS, WHOLE, on_each_device, pla
 
 LANES = 128
 BLOCKS_RULE = "heads must fill blocks of 128 channels, or have up to 128 in all"
-HIDDEN = -1e30  # a bias whose weight is exactly 0
+MASKED = -1e30  # a bias whose weight is exactly 0
 
 
 def fits(g: int, n: int, heads: int, c: int, *, has_bias: bool) -> bool:
@@ -56,7 +56,7 @@ def attention(
         # Small groups share a plane, whose bias hides them from each other: 24 tokens fill no tile.
         count = _groups_per_plane(g, n)
         is_own_group = np.kron(np.eye(count), np.ones((n, n)))
-        bias = jnp.tile(jnp.where(is_own_group, 0.0, HIDDEN)[None], (heads, 1, 1))
+        bias = jnp.tile(jnp.where(is_own_group, 0.0, MASKED)[None], (heads, 1, 1))
         g, n = g // count, n * count
     vectors = (x.reshape(g, n, heads * c) for x in (query, key, value))
     mesh = jax.sharding.get_abstract_mesh()

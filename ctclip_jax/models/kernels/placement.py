@@ -1,7 +1,8 @@
 """Where a kernel runs: the platform and the mesh of the context.
 
-Who shards a batch enters `use_mesh` around the model, inside jit: the kernels then know the devices
-that a program is compiled for, which a dry run does not have, and run on each device's rows.
+Code that shards a batch wraps the model in `use_mesh`, inside jit or around the jitted call: when
+the model is traced, the kernels then know the devices that a program is compiled for, which a dry
+run does not have, and run on each device's rows.
 """
 
 import contextlib
