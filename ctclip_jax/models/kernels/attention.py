@@ -37,9 +37,9 @@ def attention(
     Rematerialization can save the result by its name, "attention".
     """
     if implementation == "auto":
-        implementation = choose(query, key, bias, mask)
-    if dropout is not None:
-        implementation = "xla"
+        implementation = choose(query, key, bias, mask) if dropout is None else "xla"
+    elif implementation != "xla" and dropout is not None:
+        raise ValueError(f"attention: {implementation!r} takes no dropout")
     if implementation == "pallas":
         if mask is not None:
             raise ValueError("attention: 'pallas' takes no mask")

@@ -17,7 +17,13 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AbstractMesh
 
 from ctclip_jax.common.shapes import Array, Float
-from ctclip_jax.models.kernels.placement import ROWS, WHOLE, on_each_device, platform, vmem_bytes
+from ctclip_jax.models.kernels.placement import (
+    ROWS,
+    WHOLE,
+    is_interpreted,
+    on_each_device,
+    vmem_bytes,
+)
 
 LANES = 128
 BLOCKS_RULE = "heads must fill blocks of 128 channels, or have up to 128 in all"
@@ -48,7 +54,7 @@ def attention(
     *,
     scale: float,
 ) -> Float[Array, "g n heads c"]:
-    """softmax(scale * query key^T + bias) value; interpreted on other platforms, for tests."""
+    """softmax(scale * query key^T + bias) value; interpreted on CPUs, for tests."""
     g, n, heads, c = query.shape
     if not fills_blocks(heads, c):  # the last heads would not be written
         raise ValueError(f"attention: 'pallas' takes no {heads} heads of {c}: {BLOCKS_RULE}")
@@ -60,7 +66,7 @@ def attention(
         g, n = g // count, n * count
     vectors = (x.reshape(g, n, heads * c) for x in (query, key, value))
     mesh = jax.sharding.get_abstract_mesh()
-    out = _attend(*vectors, jnp.swapaxes(bias, 1, 2), c, scale, mesh, platform() != "tpu")
+    out = _attend(*vectors, jnp.swapaxes(bias, 1, 2), c, scale, mesh, is_interpreted())
     return out.reshape(query.shape)
 
 

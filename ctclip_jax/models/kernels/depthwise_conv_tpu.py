@@ -13,7 +13,13 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AbstractMesh
 
 from ctclip_jax.common.shapes import Array, Float
-from ctclip_jax.models.kernels.placement import ROWS, WHOLE, on_each_device, platform, vmem_bytes
+from ctclip_jax.models.kernels.placement import (
+    ROWS,
+    WHOLE,
+    is_interpreted,
+    on_each_device,
+    vmem_bytes,
+)
 
 LANES = 128
 
@@ -28,9 +34,9 @@ def fits(t: int, h: int, w: int, d: int, dtype: jnp.dtype) -> bool:
 def causal_depthwise_conv(
     x: Float[Array, "b t h w d"], kernel: Float[Array, "3 3 3 d"], bias: Float[Array, " d"]
 ) -> Float[Array, "b t h w d"]:
-    """The function of depthwise_conv.py; interpreted on other platforms, for tests."""
+    """The function of depthwise_conv.py; interpreted on CPUs, for tests."""
     taps = jnp.concatenate([kernel.reshape(27, -1), bias[None]])
-    return _conv(x, taps, jax.sharding.get_abstract_mesh(), platform() != "tpu")
+    return _conv(x, taps, jax.sharding.get_abstract_mesh(), is_interpreted())
 
 
 def _shift(x: Float[Array, "h w d"], by: int, axis: int) -> Float[Array, "h w d"]:

@@ -28,6 +28,14 @@ def platform() -> str:
     return _device(jax.sharding.get_abstract_mesh()).platform
 
 
+def is_interpreted() -> bool:
+    """Whether the Pallas kernels for TPUs are interpreted: on CPUs, for tests."""
+    here = platform()
+    if here == "gpu":
+        raise ValueError("'pallas' is for TPUs; got a GPU")
+    return here == "cpu"
+
+
 def vmem_bytes(mesh: AbstractMesh) -> int:
     """VMEM that a kernel may fill on a core of `mesh`, or of the devices here.
 

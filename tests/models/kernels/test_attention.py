@@ -22,6 +22,8 @@ from ctclip_jax.models.layers import l2_normalize, l2_normalize_heads
 
 GROUPS, TOKENS, HEADS, SIZE = 8, 16, 8, 32
 SCALE = 8.0
+on_cpu = pytest.mark.skipif(jax.default_backend() == "gpu", reason="interpreted on CPUs only")
+PALLAS = pytest.param("pallas", marks=on_cpu)
 
 
 @pytest.fixture(scope="module")
@@ -86,13 +88,14 @@ def test_attention_equals_jax(inputs):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("implementation", ["xla", "pallas"])
+@pytest.mark.parametrize("implementation", ["xla", PALLAS])
 def test_float32_is_exact_to_its_rounding(inputs, implementation):
     ours = value_and_gradients(our_attention(implementation), inputs)
     errors = relative_errors(ours, exact_value_and_gradients(inputs))
     assert max(errors) < 1e-6, errors
 
 
+@on_cpu
 def test_the_kernel_in_bfloat16_is_as_accurate_as_the_plain_form(inputs):
     rounded = rounded_to_bfloat16(inputs)
     exact = exact_value_and_gradients(rounded)
@@ -104,7 +107,7 @@ def test_the_kernel_in_bfloat16_is_as_accurate_as_the_plain_form(inputs):
     assert all(a <= 1.05 * b for a, b in zip(kernel, plain, strict=True)), (kernel, plain)
 
 
-@pytest.mark.parametrize("implementation", ["xla", "pallas"])
+@pytest.mark.parametrize("implementation", ["xla", PALLAS])
 def test_sharded_equals_unsharded(inputs, implementation):
     mesh = make_mesh(MeshConfig(data=4, fsdp=2))
     rows, whole = NamedSharding(mesh, P(mesh.axis_names)), NamedSharding(mesh, P())
@@ -123,7 +126,7 @@ def test_sharded_equals_unsharded(inputs, implementation):
     )
 
 
-@pytest.mark.parametrize("implementation", ["xla", "pallas"])
+@pytest.mark.parametrize("implementation", ["xla", PALLAS])
 def test_attention_without_a_bias_has_a_bias_of_zero(inputs, implementation):
     *vectors, bias = inputs
     attend = our_attention(implementation)
@@ -144,6 +147,22 @@ def test_masked_keys_have_no_weight(inputs):
         np.testing.assert_allclose(masked[row : row + 1], alone, rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="mask"):
         attention(query, key, value, None, scale=SCALE, implementation="pallas", mask=mask)
+
+
+@pytest.mark.parametrize("implementation", ["cudnn", "pallas"])
+def test_a_fused_kernel_that_is_asked_for_takes_no_dropout(inputs, implementation):
+    with pytest.raises(ValueError, match=f"'{implementation}' takes no dropout"):
+        our_attention(implementation)(*inputs, dropout=lambda weights: weights)
+
+
+def test_dropout_is_applied_to_the_weights(inputs):
+    attend = functools.partial(our_attention("auto"), dropout=lambda weights: 2 * weights)
+    np.testing.assert_allclose(attend(*inputs), 2 * our_attention("xla")(*inputs), rtol=1e-6)
+
+
+def test_the_tpu_kernel_is_not_interpreted_on_a_gpu(inputs):
+    with use_mesh(abstract_mesh("gpu")), pytest.raises(ValueError, match="'pallas' is for TPUs"):
+        our_attention("pallas")(*inputs)
 
 
 def test_no_product_of_the_gradient_is_float32(inputs):

@@ -15,7 +15,8 @@ from ctclip_jax.models.kernels.depthwise_conv import causal_depthwise_conv
 from ctclip_jax.models.kernels.placement import use_mesh
 
 HIGHEST = jax.lax.Precision.HIGHEST
-FORMS = ["xla", "padded", "pallas"]
+on_cpu = pytest.mark.skipif(jax.default_backend() == "gpu", reason="interpreted on CPUs only")
+FORMS = ["xla", "padded", pytest.param("pallas", marks=on_cpu)]
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,13 @@ def test_it_is_the_grouped_convolution(inputs, implementation):
     few = inputs if implementation == "pallas" else tuple(x[..., :6] for x in inputs)
     ours, theirs = (value_and_gradients(f, few) for f in (form(implementation), grouped))
     assert max(relative_errors(ours, theirs)) < 1e-6
+
+
+def test_the_tpu_kernel_is_not_interpreted_on_a_gpu(inputs):
+    device = jax.sharding.AbstractDevice("NVIDIA H100", 1, "gpu")
+    mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)
+    with use_mesh(mesh), pytest.raises(ValueError, match="'pallas' is for TPUs"):
+        form("pallas")(*inputs[:3])
 
 
 @pytest.mark.parametrize("implementation", FORMS[1:])
