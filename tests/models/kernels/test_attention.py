@@ -107,23 +107,27 @@ def test_the_kernel_in_bfloat16_is_as_accurate_as_the_plain_form(inputs):
     assert all(a <= 1.05 * b for a, b in zip(kernel, plain, strict=True)), (kernel, plain)
 
 
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize("rows", [8, 6])
 @pytest.mark.parametrize("implementation", ["xla", PALLAS])
-def test_sharded_equals_unsharded(inputs, implementation):
+def test_sharded_equals_unsharded(inputs, implementation, rows, has_bias):
+    """Six rows do not divide eight devices: each computes them all."""
     mesh = make_mesh(MeshConfig(data=4, fsdp=2))
-    rows, whole = NamedSharding(mesh, P(mesh.axis_names)), NamedSharding(mesh, P())
-    sharded = jax.device_put(inputs, (rows, rows, rows, whole))
+    whole = NamedSharding(mesh, P())
+    by_row = whole if rows % mesh.size else NamedSharding(mesh, P(mesh.axis_names))
+    *vectors, bias = inputs
+    vectors, biases = [x[:rows] for x in vectors], [bias] if has_bias else []
+    sharded = (*jax.device_put(vectors, by_row), *jax.device_put(biases, whole))
 
-    def attend(*inputs):
+    def attend(query, key, value, bias=None):
+        return our_attention(implementation)(query, key, value, bias)
+
+    def attend_on_mesh(*inputs):
         with use_mesh(mesh):
-            return our_attention(implementation)(*inputs)
+            return attend(*inputs)
 
-    alone = value_and_gradients(our_attention(implementation), inputs)
-    assert max(relative_errors(value_and_gradients(attend, sharded), alone)) < 1e-6
-    # Six rows do not divide eight devices: each computes them all.
-    part = jax.device_put([x[:6] for x in inputs[:3]], whole)
-    np.testing.assert_allclose(
-        jax.jit(attend)(*part, sharded[3]), alone[-1][:6], rtol=1e-6, atol=1e-6
-    )
+    alone = value_and_gradients(attend, (*vectors, *biases))
+    assert max(relative_errors(value_and_gradients(attend_on_mesh, sharded), alone)) < 1e-6
 
 
 @pytest.mark.parametrize("implementation", ["xla", PALLAS])
@@ -228,6 +232,15 @@ def test_auto_is_the_implementation_of_the_platform(platform, dtype, tokens, has
 
 
 @pytest.mark.parametrize(
+    ("platform", "has_bias", "expected"),
+    [("gpu", False, "cudnn"), ("gpu", True, "xla"), ("tpu", False, "xla"), ("cpu", False, "xla")],
+)
+def test_auto_with_a_mask(platform, has_bias, expected):
+    """cuDNN takes a bias or a mask, and the TPU kernel no mask."""
+    assert choose_for(abstract_mesh(platform), has_bias=has_bias, has_mask=True) == expected
+
+
+@pytest.mark.parametrize(
     ("platform", "kind", "expected"),
     [
         ("tpu", "TPU v4", "xla"),  # has less VMEM
@@ -248,12 +261,13 @@ def test_auto_asks_a_gpu_that_is_here(monkeypatch, capability, expected):
     assert choose_for(abstract_mesh("gpu", kind)) == expected
 
 
-def choose_for(mesh):
-    """The choice for the spatial attention of the published model."""
+def choose_for(mesh, *, has_bias=True, has_mask=False):
+    """The choice for the spatial attention of the published model, or with a mask."""
     query = jax.ShapeDtypeStruct((24, 576, HEADS, SIZE), jnp.bfloat16)
-    bias = jax.ShapeDtypeStruct((HEADS, 576, 576), jnp.float32)
+    bias = jax.ShapeDtypeStruct((HEADS, 576, 576), jnp.float32) if has_bias else None
+    mask = jax.ShapeDtypeStruct((24, 576), jnp.bool_) if has_mask else None
     with use_mesh(mesh):
-        return choose(query, query, bias, None)
+        return choose(query, query, bias, mask)
 
 
 def test_the_norm_of_heads_is_the_same_on_a_tpu():
