@@ -27,7 +27,6 @@ from jax import export
 from ctclip_jax import Model, load
 from ctclip_jax.checkpoints.tensor_files import write_tensors
 from ctclip_jax.common.shapes import Array
-from ctclip_jax.common.sharding import MeshConfig, make_mesh
 from ctclip_jax.common.trees import flatten, unflatten
 from ctclip_jax.evaluation.files import write_json
 from ctclip_jax.inference.classifiers import Classifier
@@ -50,8 +49,10 @@ def export_encoders(model: Model, platforms: Sequence[str]) -> dict[str, export.
         for name, array in flatten(model.variables).items()
     }
 
-    # The plain forms of the kernels, those of a CPU, run on every platform.
-    mesh = make_mesh(MeshConfig(data=1, fsdp=1), devices=jax.devices("cpu")[:1])
+    # The plain forms of the kernels, those of a CPU, run on every platform. The CPU is abstract:
+    # JAX_PLATFORMS=cuda leaves no other.
+    cpu = jax.sharding.AbstractDevice("cpu", 1, "cpu")
+    mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=cpu)
 
     def export_encoder(encode: Callable, *inputs: jax.ShapeDtypeStruct) -> export.Exported:
         # The weights are an argument: as constants they would be in each program, in each platform.

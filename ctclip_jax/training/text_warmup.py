@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from ctclip_jax.common.shapes import Array, Key, Variables
 from ctclip_jax.common.sharding import local_batch_size, put_batch, state_shardings
 from ctclip_jax.models.ct_clip import CTCLIP
+from ctclip_jax.models.kernels.placement import use_mesh
 from ctclip_jax.training.config import TextWarmupConfig, TrainConfig
 from ctclip_jax.training.losses import LossConfig, make_loss
 from ctclip_jax.training.metric_writer import MetricWriter
@@ -54,7 +55,7 @@ def warm_up_text(
     optimizer = make_optimizer(optim_config(warmup), warmup.steps)
     opt_shardings = state_shardings(jax.eval_shape(optimizer.init, trainable), mesh)
     opt = jax.jit(optimizer.init, out_shardings=opt_shardings)(trainable)
-    train_step = make_warmup_step(model, optimizer, jax.random.key(config.seed))
+    train_step = make_warmup_step(model, optimizer, jax.random.key(config.seed), mesh)
     pairs = text_pair_loader(
         config.data.folders,
         split=config.data.split,
@@ -88,7 +89,7 @@ def warm_up_text(
 
 
 def make_warmup_step(
-    model: CTCLIP, optimizer: optax.GradientTransformation, key: Key
+    model: CTCLIP, optimizer: optax.GradientTransformation, key: Key, mesh: Mesh
 ) -> Callable[[dict, dict, dict[str, Array]], tuple[dict, dict, Scalars, Scalars]]:
     """Returns the jitted (trainable, opt, batch) -> (trainable, opt, metrics, gradient norms).
 
@@ -101,9 +102,9 @@ def make_warmup_step(
         ids = jnp.concatenate([batch["first_ids"], batch["second_ids"]])
         mask = jnp.concatenate([batch["first_mask"], batch["second_mask"]])
         keys = jax.random.split(step_key, len(ids))
-        first, second = jnp.split(
-            model.encode_text({"params": trainable}, ids, mask, dropout_keys=keys), 2
-        )
+        with use_mesh(mesh):
+            latents = model.encode_text({"params": trainable}, ids, mask, dropout_keys=keys)
+        first, second = jnp.split(latents, 2)
         outputs = {"text": first, "image": second, "temperature": jnp.exp(trainable["log_scale"])}
         loss, metrics = contrastive_loss(outputs, batch)
         accuracy = metrics["text_to_image_accuracy"]

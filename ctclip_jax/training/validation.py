@@ -14,6 +14,7 @@ from ctclip_jax.common import trees
 from ctclip_jax.common.sharding import local_batch_size
 from ctclip_jax.models.ct_clip import CTCLIP
 from ctclip_jax.models.ct_vit import CTViTConfig
+from ctclip_jax.models.kernels import attention_tpu
 from ctclip_jax.models.lora import abstract_params
 from ctclip_jax.models.vit import ViTConfig
 from ctclip_jax.training.config import TrainConfig
@@ -99,14 +100,19 @@ def _validate_image(image: CTViTConfig | ViTConfig) -> None:
 
 def _validate_attention(config: TrainConfig, mesh: Mesh) -> None:
     platform = mesh.devices.flat[0].platform
-    if config.model.attention == "pallas":
-        _check(platform == "tpu", "model.attention=pallas: needs a TPU")
-    if config.model.attention != "cudnn":
-        return
     image = config.model.image
     head_dim, num_tokens = image.dim // image.heads, math.prod(image.grid)
     if image.tower == "ct_vit":
         head_dim, num_tokens = image.dim_head, math.prod(image.grid[1:])
+    if config.model.attention == "pallas":
+        _check(
+            attention_tpu.fills_blocks(image.heads, head_dim),
+            f"model.attention=pallas: got {image.heads} heads of {head_dim};"
+            f" {attention_tpu.BLOCKS_RULE}",
+        )
+        _check(platform == "tpu", "model.attention=pallas: needs a TPU")
+    if config.model.attention != "cudnn":
+        return
     where = "model.attention=cudnn: needs"
     _check(platform == "gpu", f"{where} an NVIDIA GPU")
     _check(config.model.dtype == "bfloat16", f"{where} config.model.dtype=bfloat16")

@@ -62,6 +62,10 @@ def pairs() -> dict[str, np.ndarray]:
     }
 
 
+def mesh():
+    return make_mesh(MeshConfig(data=-1, fsdp=1))
+
+
 def test_warmup_trains_only_the_text_tower(tmp_path, monkeypatch):
     batches = (pairs() for _ in range(40))
     monkeypatch.setattr(text_warmup, "text_pair_loader", lambda *_, **__: batches)
@@ -72,7 +76,7 @@ def test_warmup_trains_only_the_text_tower(tmp_path, monkeypatch):
         before,
         tiny_config(tmp_path, log_every=10, **changes),
         model=BagOfWords(),
-        mesh=make_mesh(MeshConfig(data=-1, fsdp=1)),
+        mesh=mesh(),
         tokenizer=None,
         workdir=tmp_path,
         preemption=Preemption(),
@@ -96,11 +100,29 @@ def test_warmup_trains_only_the_text_tower(tmp_path, monkeypatch):
 def test_dropout_of_the_warmup_changes_with_the_step():
     """Nothing is trained, so that two steps differ only by their dropout."""
     model = BagOfWords(dropout=0.5)
-    step = text_warmup.make_warmup_step(model, optax.set_to_zero(), jax.random.key(0))
+    losses = frozen_losses(model, counts=(0, 0, 1))
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_the_text_tower_knows_the_mesh(monkeypatch):
+    """Which decides its kernels."""
+    meshes, encode_text = [], BagOfWords.encode_text
+
+    def spy(*args, **kwargs):
+        meshes.append(jax.sharding.get_abstract_mesh())
+        return encode_text(*args, **kwargs)
+
+    monkeypatch.setattr(BagOfWords, "encode_text", spy)
+    frozen_losses(BagOfWords(), counts=(0,))
+    assert meshes == [mesh().abstract_mesh]
+
+
+def frozen_losses(model, *, counts):
+    """The losses of steps with these counts, which train nothing."""
+    key = jax.random.key(0)
+    step = text_warmup.make_warmup_step(model, optax.set_to_zero(), key, mesh())
     trainable = {name: variables()["params"][name] for name in text_warmup.TRAINABLE}
     trainable["log_scale"] = jnp.float32(1.0)
     batch = {name: jnp.asarray(column) for name, column in pairs().items()}
-    losses = [
-        float(step(trainable, {"count": jnp.int32(count)}, batch)[2]["loss"]) for count in (0, 0, 1)
-    ]
-    assert losses[0] == losses[1] != losses[2]
+    opts = ({"count": jnp.int32(count)} for count in counts)
+    return [float(step(trainable, opt, batch)[2]["loss"]) for opt in opts]

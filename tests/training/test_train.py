@@ -248,6 +248,11 @@ EVALUATED = {"evaluation.every": 1, "evaluation.split": "train"}
         ({"model.remat": "some"}, "config.model.remat: .*none, full, dots"),
         ({"model.attention": "fast"}, "config.model.attention: .*xla, cudnn"),
         ({"model.attention": "cudnn"}, "config.model.attention=cudnn: .*GPU"),
+        ({"model.attention": "pallas"}, "config.model.attention=pallas: .*TPU"),
+        (
+            {"model.attention": "pallas", "model.image.heads": 6, "model.image.dim_head": 32},
+            "config.model.attention=pallas: got 6 heads of 32",
+        ),
         ({"data.max_length": 25}, "config.data.max_length: .*25.* 24"),
         ({"evaluation.max_length": 200}, "config.evaluation.max_length: .*200"),
         (TEXT_WARMUP | {"text_warmup.max_length": 200}, "config.text_warmup.max_length: .*200"),

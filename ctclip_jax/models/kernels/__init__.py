@@ -1,1 +1,1 @@
-"""Kernels of the towers' dearest operations: a plain form, and one for each accelerator."""
+"""Kernels of the towers' most expensive operations: a plain form, and one for each accelerator."""

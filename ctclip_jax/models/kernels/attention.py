@@ -9,7 +9,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from ctclip_jax.common.shapes import Array, Bool, Float
 from ctclip_jax.models.kernels import attention_tpu
-from ctclip_jax.models.kernels.placement import platform
+from ctclip_jax.models.kernels.placement import has_fused_attention, platform
 from ctclip_jax.models.kernels.products import float32_einsum
 
 AttentionImplementation = Literal["auto", "xla", "cudnn", "pallas"]
@@ -37,9 +37,9 @@ def attention(
     Rematerialization can save the result by its name, "attention".
     """
     if implementation == "auto":
-        implementation = choose(query, key, bias, mask)
-    if dropout is not None:
-        implementation = "xla"
+        implementation = choose(query, key, bias, mask) if dropout is None else "xla"
+    elif implementation != "xla" and dropout is not None:
+        raise ValueError(f"attention: {implementation!r} takes no dropout")
     if implementation == "pallas":
         if mask is not None:
             raise ValueError("attention: 'pallas' takes no mask")
@@ -59,7 +59,7 @@ def choose(
     n = key.shape[1]
     # cuDNN's tiles have 64 or 128 rows: 24 tokens (temporal attention) would leave them empty.
     is_tile = n >= 64 and (bias is None or mask is None)
-    if platform() == "gpu" and is_tile and fits_cudnn(query.dtype, m, n, c):
+    if has_fused_attention() and is_tile and fits_cudnn(query.dtype, m, n, c):
         return "cudnn"
     is_plane = mask is None and m == n
     has_bias = bias is not None

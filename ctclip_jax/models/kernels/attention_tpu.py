@@ -17,22 +17,33 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AbstractMesh
 
 from ctclip_jax.common.shapes import Array, Float
-from ctclip_jax.models.kernels.placement import ROWS, WHOLE, on_each_device, platform
+from ctclip_jax.models.kernels.placement import (
+    ROWS,
+    WHOLE,
+    is_interpreted,
+    on_each_device,
+    vmem_bytes,
+)
 
 LANES = 128
-HIDDEN = -1e30  # a bias whose weight is exactly 0
-VMEM_BYTES = 64 * 2**20  # half of a v5e's, all of a core's of the smallest
+BLOCKS_RULE = "heads must fill blocks of 128 channels, or have up to 128 in all"
+MASKED = -1e30  # a bias whose weight is exactly 0
 
 
 def fits(g: int, n: int, heads: int, c: int, *, has_bias: bool) -> bool:
     """Whether the kernel takes g groups of n tokens: whole tiles, and a backward pass in VMEM."""
     n *= 1 if has_bias else _groups_per_plane(g, n)
-    if (heads * c) % LANES or LANES % c or n % 16:
+    if heads * c < LANES or not fills_blocks(heads, c) or n % 16:
         return False
     # Bias and its gradient, twice each (the pipeline fetches the next), and about eight planes of
     # float32 logits and their gradients.
     plane = 4 * n * (-(-n // LANES) * LANES)
-    return (4 * LANES // c + 8) * plane <= VMEM_BYTES
+    return (4 * LANES // c + 8) * plane <= vmem_bytes(jax.sharding.get_abstract_mesh())
+
+
+def fills_blocks(heads: int, c: int) -> bool:
+    """Whether the heads fill whole blocks of 128 lanes, or are a single block of fewer lanes."""
+    return heads * c <= LANES or ((heads * c) % LANES == 0 and LANES % c == 0)
 
 
 def attention(
@@ -43,17 +54,19 @@ def attention(
     *,
     scale: float,
 ) -> Float[Array, "g n heads c"]:
-    """softmax(scale * query key^T + bias) value; interpreted on other platforms, for tests."""
+    """softmax(scale * query key^T + bias) value; interpreted on CPUs, for tests."""
     g, n, heads, c = query.shape
+    if not fills_blocks(heads, c):  # the last heads would not be written
+        raise ValueError(f"attention: 'pallas' takes no {heads} heads of {c}: {BLOCKS_RULE}")
     if bias is None:
         # Small groups share a plane, whose bias hides them from each other: 24 tokens fill no tile.
         count = _groups_per_plane(g, n)
         is_own_group = np.kron(np.eye(count), np.ones((n, n)))
-        bias = jnp.tile(jnp.where(is_own_group, 0.0, HIDDEN)[None], (heads, 1, 1))
+        bias = jnp.tile(jnp.where(is_own_group, 0.0, MASKED)[None], (heads, 1, 1))
         g, n = g // count, n * count
     vectors = (x.reshape(g, n, heads * c) for x in (query, key, value))
     mesh = jax.sharding.get_abstract_mesh()
-    out = _attend(*vectors, jnp.swapaxes(bias, 1, 2), c, scale, mesh, platform() != "tpu")
+    out = _attend(*vectors, jnp.swapaxes(bias, 1, 2), c, scale, mesh, is_interpreted())
     return out.reshape(query.shape)
 
 
@@ -111,7 +124,9 @@ def _backward(q, k, v, bias, out, lse, ct, dq, dk, dv, dbias, *, c, scale):
         ref[0] = jnp.concatenate(rows, axis=0).T.astype(ref.dtype)
 
 
-def _call(kernel, inputs: str, outputs: str, *, c: int, scale: float, interpret: bool):
+def _call(
+    kernel, inputs: str, outputs: str, *, c: int, scale: float, mesh: AbstractMesh, interpret: bool
+):
     """A pallas_call over (blocks of heads, groups) on arrays of these kinds:
 
     'x': (g, n, heads * c) in the dtype of the query; 'b': (heads, n, n) and 'l': (g, blocks, heads
@@ -141,7 +156,7 @@ def _call(kernel, inputs: str, outputs: str, *, c: int, scale: float, interpret:
             out_specs=[specs[kind] for kind in outputs],
             out_shape=[shapes[kind] for kind in outputs],
             compiler_params=pltpu.CompilerParams(
-                dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=VMEM_BYTES
+                dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=vmem_bytes(mesh)
             ),
             cost_estimate=pl.CostEstimate(
                 flops=2 * num_products * g * n * n * d,
@@ -156,7 +171,7 @@ def _call(kernel, inputs: str, outputs: str, *, c: int, scale: float, interpret:
 
 
 def _run_forward(q, k, v, bias, c, scale, mesh, interpret):
-    run = _call(_forward, "xxxb", "xl", c=c, scale=scale, interpret=interpret)
+    run = _call(_forward, "xxxb", "xl", c=c, scale=scale, mesh=mesh, interpret=interpret)
     in_specs, out_specs = (ROWS, ROWS, ROWS, WHOLE), (ROWS, ROWS)
     return on_each_device(run, mesh, in_specs=in_specs, out_specs=out_specs)(q, k, v, bias)
 
@@ -173,7 +188,7 @@ def _attend_forward(q, k, v, bias, c, scale, mesh, interpret):
 
 
 def _attend_backward(c, scale, mesh, interpret, residuals, ct):
-    run = _call(_backward, "xxxbxlx", "xxxb", c=c, scale=scale, interpret=interpret)
+    run = _call(_backward, "xxxbxlx", "xxxb", c=c, scale=scale, mesh=mesh, interpret=interpret)
     in_specs = (ROWS, ROWS, ROWS, WHOLE, ROWS, ROWS, ROWS)
     out_specs = (ROWS, ROWS, ROWS, WHOLE)
     return on_each_device(run, mesh, in_specs=in_specs, out_specs=out_specs)(*residuals, ct)

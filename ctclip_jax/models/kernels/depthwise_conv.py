@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from ctclip_jax.common.shapes import Array, Float
 from ctclip_jax.models.kernels import depthwise_conv_tpu
 from ctclip_jax.models.kernels.placement import platform, row_major
+from ctclip_jax.models.kernels.products import precision_of
 
 ConvImplementation = Literal["auto", "xla", "padded", "pallas"]
 
@@ -71,7 +72,13 @@ def _plain_backward(residuals, grad):
     x, kernel = residuals
     grad_x = _weighted_sum(_windows(grad, time_padding=(0, 2)), kernel[::-1, ::-1, ::-1])
     taps = [
-        jnp.einsum("bthwd,bthwd->d", window, grad, preferred_element_type=jnp.float32)
+        jnp.einsum(
+            "bthwd,bthwd->d",
+            window,
+            grad,
+            precision=precision_of(x.dtype),
+            preferred_element_type=jnp.float32,
+        )
         for window in _windows(x, time_padding=(2, 0))
     ]
     return grad_x, jnp.stack(taps).reshape(kernel.shape).astype(kernel.dtype)
@@ -127,7 +134,7 @@ def _banded_kernel_gradient(
     product_to_float32 = functools.partial(
         jnp.einsum,
         "ndv,ndw->dvw",
-        precision="highest" if x.dtype == jnp.float32 else "default",
+        precision=precision_of(x.dtype),
         preferred_element_type=jnp.float32,
     )
     bands = [product_to_float32(rows, array).reshape(d, 3, w, w) for array in grad_rows]

@@ -13,24 +13,30 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AbstractMesh
 
 from ctclip_jax.common.shapes import Array, Float
-from ctclip_jax.models.kernels.placement import ROWS, WHOLE, on_each_device, platform
+from ctclip_jax.models.kernels.placement import (
+    ROWS,
+    WHOLE,
+    is_interpreted,
+    on_each_device,
+    vmem_bytes,
+)
 
 LANES = 128
-VMEM_BYTES = 64 * 2**20
 
 
 def fits(t: int, h: int, w: int, d: int, dtype: jnp.dtype) -> bool:
     """Whether the kernel takes such grids: whole tiles, and two grids twice that fit VMEM."""
     grid = t * h * (-(-w // 16) * 16) * LANES * jnp.dtype(dtype).itemsize
-    return d % LANES == 0 and w % 8 == 0 and 5 * grid <= VMEM_BYTES
+    vmem = vmem_bytes(jax.sharding.get_abstract_mesh())
+    return d % LANES == 0 and w % 8 == 0 and 5 * grid <= vmem
 
 
 def causal_depthwise_conv(
     x: Float[Array, "b t h w d"], kernel: Float[Array, "3 3 3 d"], bias: Float[Array, " d"]
 ) -> Float[Array, "b t h w d"]:
-    """The function of depthwise_conv.py; interpreted on other platforms, for tests."""
+    """The function of depthwise_conv.py; interpreted on CPUs, for tests."""
     taps = jnp.concatenate([kernel.reshape(27, -1), bias[None]])
-    return _conv(x, taps, jax.sharding.get_abstract_mesh(), platform() != "tpu")
+    return _conv(x, taps, jax.sharding.get_abstract_mesh(), is_interpreted())
 
 
 def _shift(x: Float[Array, "h w d"], by: int, axis: int) -> Float[Array, "h w d"]:
@@ -91,7 +97,7 @@ def _gradient_of_taps(x, grad, out):
     jax.lax.fori_loop(0, x.shape[1], step, 0)
 
 
-def _call(name, kernel, out_shape, *args, interpret):
+def _call(name, kernel, out_shape, *args, mesh, interpret):
     """pallas_call over (batch, blocks of channels) on arrays (b ... d) and taps (28, d)."""
 
     def spec(shape):
@@ -108,7 +114,7 @@ def _call(name, kernel, out_shape, *args, interpret):
         out_specs=spec(out_shape.shape),
         out_shape=out_shape,
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=VMEM_BYTES
+            dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=vmem_bytes(mesh)
         ),
         interpret=interpret,
         name=name,
@@ -119,7 +125,7 @@ def _correlate(x, taps, first, mesh, interpret):
     def run(x, taps):
         body = functools.partial(_conv_kernel, first=first)
         out_shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
-        return (_call("peg", body, out_shape, x, taps, interpret=interpret),)
+        return (_call("peg", body, out_shape, x, taps, mesh=mesh, interpret=interpret),)
 
     return on_each_device(run, mesh, in_specs=(ROWS, WHOLE), out_specs=(ROWS,))(x, taps)[0]
 
@@ -139,7 +145,8 @@ def _conv_backward(mesh, interpret, residuals, grad):
     def run(x, grad):
         b, _, _, w, d = x.shape
         shape = jax.ShapeDtypeStruct((b, 28, w, d), jnp.float32)
-        parts = _call("peg_gradient", _gradient_of_taps, shape, x, grad, interpret=interpret)
+        call = functools.partial(_call, mesh=mesh, interpret=interpret)
+        parts = call("peg_gradient", _gradient_of_taps, shape, x, grad)
         return (parts.sum(axis=(0, 2)),)
 
     mirrored = jnp.concatenate([taps[26::-1], jnp.zeros_like(taps[27:])])

@@ -1,7 +1,8 @@
 """Where a kernel runs: the platform and the mesh of the context.
 
-Who shards a batch enters `use_mesh` around the model, inside jit: the kernels then know the devices
-that a program is compiled for, which a dry run does not have, and run on each device's rows.
+Code that shards a batch wraps the model in `use_mesh`, inside jit or around the jitted call: when
+the model is traced, the kernels then know the devices that a program is compiled for, which a dry
+run does not have, and run on each device's rows.
 """
 
 import contextlib
@@ -17,15 +18,46 @@ from ctclip_jax.common.shapes import Array
 ROWS, WHOLE = "rows", "whole"
 
 
-def use_mesh(mesh: Mesh) -> contextlib.AbstractContextManager:
+def use_mesh(mesh: Mesh | AbstractMesh) -> contextlib.AbstractContextManager:
     """The context in which kernels are placed on `mesh`, the batch sharded over all its axes."""
     return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
 def platform() -> str:
     """Returns 'cpu', 'gpu' or 'tpu': of the mesh of the context, or of the devices here."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else device.platform
+    return _device(jax.sharding.get_abstract_mesh()).platform
+
+
+def is_interpreted() -> bool:
+    """Whether the Pallas kernels for TPUs are interpreted: on CPUs, for tests."""
+    here = platform()
+    if here == "gpu":
+        raise ValueError("'pallas' is for TPUs; got a GPU")
+    return here == "cpu"
+
+
+def vmem_bytes(mesh: AbstractMesh) -> int:
+    """VMEM that a kernel may fill on a core of `mesh`, or of the devices here.
+
+    Cores up to a TPU v4's have 16 MiB, and those since at least 64.
+    """
+    is_small = _device(mesh).device_kind.startswith(("TPU v2", "TPU v3", "TPU v4"))
+    return (16 if is_small else 64) * 2**20
+
+
+def has_fused_attention() -> bool:
+    """Whether cuDNN has its fused attention here: an NVIDIA GPU of compute capability 8.0 or more.
+
+    Only a device that is here tells its capability; one to compile for is recent by assumption.
+    """
+    kind = _device(jax.sharding.get_abstract_mesh()).device_kind
+    here = next((device for device in jax.devices() if device.device_kind == kind), None)
+    # V100 and T4 are called "Tesla".
+    return kind.startswith("NVIDIA") and float(getattr(here, "compute_capability", 8.0)) >= 8.0
+
+
+def _device(mesh: AbstractMesh) -> jax.sharding.AbstractDevice | jax.Device:
+    return mesh.abstract_device or jax.devices()[0]
 
 
 def row_major(x: Array) -> Array:

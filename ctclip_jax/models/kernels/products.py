@@ -19,7 +19,7 @@ def float32_einsum(
     fused attention kernels do.
     """
     return jnp.einsum(
-        subscripts, x, y, precision=_precision(x.dtype), preferred_element_type=jnp.float32
+        subscripts, x, y, precision=precision_of(x.dtype), preferred_element_type=jnp.float32
     )
 
 
@@ -29,14 +29,14 @@ def _forward(subscripts, x, y):
 
 def _backward(subscripts, factors, cotangent):
     x, y = factors
-    product = functools.partial(jnp.einsum, subscripts, precision=_precision(x.dtype))
+    product = functools.partial(jnp.einsum, subscripts, precision=precision_of(x.dtype))
     cotangent = cotangent.astype(x.dtype)
     (x_gradient,) = jax.linear_transpose(lambda x: product(x, y), x)(cotangent)
     (y_gradient,) = jax.linear_transpose(lambda y: product(x, y), y)(cotangent)
     return x_gradient, y_gradient
 
 
-def _precision(dtype: jnp.dtype) -> str:
+def precision_of(dtype: jnp.dtype) -> str:
     """Said here, because `default_matmul_precision` of the model does not reach its gradient."""
     return "highest" if dtype == jnp.float32 else "default"
 

@@ -1,6 +1,7 @@
 """Implementations of attention: equal values and gradients, also of the bias; who runs where."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,8 @@ from ctclip_jax.models.layers import l2_normalize, l2_normalize_heads
 
 GROUPS, TOKENS, HEADS, SIZE = 8, 16, 8, 32
 SCALE = 8.0
+on_cpu = pytest.mark.skipif(jax.default_backend() == "gpu", reason="interpreted on CPUs only")
+PALLAS = pytest.param("pallas", marks=on_cpu)
 
 
 @pytest.fixture(scope="module")
@@ -85,13 +88,14 @@ def test_attention_equals_jax(inputs):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("implementation", ["xla", "pallas"])
+@pytest.mark.parametrize("implementation", ["xla", PALLAS])
 def test_float32_is_exact_to_its_rounding(inputs, implementation):
     ours = value_and_gradients(our_attention(implementation), inputs)
     errors = relative_errors(ours, exact_value_and_gradients(inputs))
     assert max(errors) < 1e-6, errors
 
 
+@on_cpu
 def test_the_kernel_in_bfloat16_is_as_accurate_as_the_plain_form(inputs):
     rounded = rounded_to_bfloat16(inputs)
     exact = exact_value_and_gradients(rounded)
@@ -103,26 +107,30 @@ def test_the_kernel_in_bfloat16_is_as_accurate_as_the_plain_form(inputs):
     assert all(a <= 1.05 * b for a, b in zip(kernel, plain, strict=True)), (kernel, plain)
 
 
-@pytest.mark.parametrize("implementation", ["xla", "pallas"])
-def test_sharded_equals_unsharded(inputs, implementation):
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize("rows", [8, 6])
+@pytest.mark.parametrize("implementation", ["xla", PALLAS])
+def test_sharded_equals_unsharded(inputs, implementation, rows, has_bias):
+    """Six rows do not divide eight devices: each computes them all."""
     mesh = make_mesh(MeshConfig(data=4, fsdp=2))
-    rows, whole = NamedSharding(mesh, P(mesh.axis_names)), NamedSharding(mesh, P())
-    sharded = jax.device_put(inputs, (rows, rows, rows, whole))
+    whole = NamedSharding(mesh, P())
+    by_row = whole if rows % mesh.size else NamedSharding(mesh, P(mesh.axis_names))
+    *vectors, bias = inputs
+    vectors, biases = [x[:rows] for x in vectors], [bias] if has_bias else []
+    sharded = (*jax.device_put(vectors, by_row), *jax.device_put(biases, whole))
 
-    def attend(*inputs):
+    def attend(query, key, value, bias=None):
+        return our_attention(implementation)(query, key, value, bias)
+
+    def attend_on_mesh(*inputs):
         with use_mesh(mesh):
-            return our_attention(implementation)(*inputs)
+            return attend(*inputs)
 
-    alone = value_and_gradients(our_attention(implementation), inputs)
-    assert max(relative_errors(value_and_gradients(attend, sharded), alone)) < 1e-6
-    # Six rows do not divide eight devices: each computes them all.
-    part = jax.device_put([x[:6] for x in inputs[:3]], whole)
-    np.testing.assert_allclose(
-        jax.jit(attend)(*part, sharded[3]), alone[-1][:6], rtol=1e-6, atol=1e-6
-    )
+    alone = value_and_gradients(attend, (*vectors, *biases))
+    assert max(relative_errors(value_and_gradients(attend_on_mesh, sharded), alone)) < 1e-6
 
 
-@pytest.mark.parametrize("implementation", ["xla", "pallas"])
+@pytest.mark.parametrize("implementation", ["xla", PALLAS])
 def test_attention_without_a_bias_has_a_bias_of_zero(inputs, implementation):
     *vectors, bias = inputs
     attend = our_attention(implementation)
@@ -143,6 +151,22 @@ def test_masked_keys_have_no_weight(inputs):
         np.testing.assert_allclose(masked[row : row + 1], alone, rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="mask"):
         attention(query, key, value, None, scale=SCALE, implementation="pallas", mask=mask)
+
+
+@pytest.mark.parametrize("implementation", ["cudnn", "pallas"])
+def test_a_fused_kernel_that_is_asked_for_takes_no_dropout(inputs, implementation):
+    with pytest.raises(ValueError, match=f"'{implementation}' takes no dropout"):
+        our_attention(implementation)(*inputs, dropout=lambda weights: weights)
+
+
+def test_dropout_is_applied_to_the_weights(inputs):
+    attend = functools.partial(our_attention("auto"), dropout=lambda weights: 2 * weights)
+    np.testing.assert_allclose(attend(*inputs), 2 * our_attention("xla")(*inputs), rtol=1e-6)
+
+
+def test_the_tpu_kernel_is_not_interpreted_on_a_gpu(inputs):
+    with use_mesh(abstract_mesh("gpu")), pytest.raises(ValueError, match="'pallas' is for TPUs"):
+        our_attention("pallas")(*inputs)
 
 
 def test_no_product_of_the_gradient_is_float32(inputs):
@@ -178,8 +202,11 @@ def test_cudnn_bias_is_relative_to_the_largest_of_its_row():
         assert lse[1].min() >= -SCALE
 
 
-def abstract_mesh(platform):
-    device = jax.sharding.AbstractDevice("some device", 1, platform)
+KINDS = {"cpu": "cpu", "gpu": "NVIDIA H100 80GB HBM3", "tpu": "TPU v5 lite"}
+
+
+def abstract_mesh(platform, kind=None):
+    device = jax.sharding.AbstractDevice(kind or KINDS[platform], 1, platform)
     return jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)
 
 
@@ -202,6 +229,45 @@ def test_auto_is_the_implementation_of_the_platform(platform, dtype, tokens, has
     bias = jax.ShapeDtypeStruct((HEADS, tokens, tokens), jnp.float32) if has_bias else None
     with jax.sharding.use_abstract_mesh(abstract_mesh(platform)):
         assert choose(query, query, bias, None) == expected
+
+
+@pytest.mark.parametrize(
+    ("platform", "has_bias", "expected"),
+    [("gpu", False, "cudnn"), ("gpu", True, "xla"), ("tpu", False, "xla"), ("cpu", False, "xla")],
+)
+def test_auto_with_a_mask(platform, has_bias, expected):
+    """cuDNN takes a bias or a mask, and the TPU kernel no mask."""
+    assert choose_for(abstract_mesh(platform), has_bias=has_bias, has_mask=True) == expected
+
+
+@pytest.mark.parametrize(
+    ("platform", "kind", "expected"),
+    [
+        ("tpu", "TPU v4", "xla"),  # has less VMEM
+        ("tpu", "TPU v5", "pallas"),
+        ("gpu", "Tesla V100-SXM2-16GB", "xla"),
+        ("gpu", "AMD Instinct MI300X", "xla"),
+    ],
+)
+def test_auto_knows_the_kind_of_the_device(platform, kind, expected):
+    assert choose_for(abstract_mesh(platform, kind)) == expected
+
+
+@pytest.mark.parametrize(("capability", "expected"), [("7.5", "xla"), ("10.0", "cudnn")])
+def test_auto_asks_a_gpu_that_is_here(monkeypatch, capability, expected):
+    kind = "NVIDIA GeForce RTX"
+    device = types.SimpleNamespace(device_kind=kind, compute_capability=capability)
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    assert choose_for(abstract_mesh("gpu", kind)) == expected
+
+
+def choose_for(mesh, *, has_bias=True, has_mask=False):
+    """The choice for the spatial attention of the published model, or with a mask."""
+    query = jax.ShapeDtypeStruct((24, 576, HEADS, SIZE), jnp.bfloat16)
+    bias = jax.ShapeDtypeStruct((HEADS, 576, 576), jnp.float32) if has_bias else None
+    mask = jax.ShapeDtypeStruct((24, 576), jnp.bool_) if has_mask else None
+    with use_mesh(mesh):
+        return choose(query, query, bias, mask)
 
 
 def test_the_norm_of_heads_is_the_same_on_a_tpu():
@@ -228,6 +294,13 @@ def test_models_of_other_widths_do_not_fit_the_tpu_kernel():
     assert not attention_tpu.fits(24, 576, 8, 48, has_bias=True)
     assert not attention_tpu.fits(24, 36, 8, 32, has_bias=True)
     assert not attention_tpu.fits(3, 24, 8, 32, has_bias=False)  # 72 tokens
+
+
+@pytest.mark.parametrize(("heads", "size"), [(6, 32), (3, 48), (8, 48), (1, 192)])
+def test_heads_that_fill_no_blocks_are_refused(heads, size):
+    query = jnp.zeros((2, TOKENS, heads, size))
+    with pytest.raises(ValueError, match=f"{heads} heads of {size}: heads must fill blocks of 128"):
+        our_attention("pallas")(query, query, query, None)
 
 
 needs_gpu = pytest.mark.skipif(

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -13,7 +14,9 @@ from ctclip_jax.common.sharding import MeshConfig, make_mesh
 from ctclip_jax.models.kernels.depthwise_conv import causal_depthwise_conv
 from ctclip_jax.models.kernels.placement import use_mesh
 
-FORMS = ["xla", "padded", "pallas"]
+HIGHEST = jax.lax.Precision.HIGHEST
+on_cpu = pytest.mark.skipif(jax.default_backend() == "gpu", reason="interpreted on CPUs only")
+FORMS = ["xla", "padded", pytest.param("pallas", marks=on_cpu)]
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +66,13 @@ def test_it_is_the_grouped_convolution(inputs, implementation):
     assert max(relative_errors(ours, theirs)) < 1e-6
 
 
+def test_the_tpu_kernel_is_not_interpreted_on_a_gpu(inputs):
+    device = jax.sharding.AbstractDevice("NVIDIA H100", 1, "gpu")
+    mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)
+    with use_mesh(mesh), pytest.raises(ValueError, match="'pallas' is for TPUs"):
+        form("pallas")(*inputs[:3])
+
+
 @pytest.mark.parametrize("implementation", FORMS[1:])
 def test_bfloat16_is_as_accurate_as_the_plain_form(inputs, implementation):
     rounded = [x.astype(jnp.bfloat16) for x in inputs]
@@ -73,6 +83,22 @@ def test_bfloat16_is_as_accurate_as_the_plain_form(inputs, implementation):
     )
     # The gradient of the kernel is the same sum in another order, rounded once.
     assert all(a <= 1.01 * b for a, b in zip(other, plain, strict=True)), (other, plain)
+
+
+@pytest.mark.parametrize("implementation", FORMS[:2])
+def test_float32_products_of_the_gradient_have_a_precision(inputs, implementation):
+    """The precision of the model's context does not reach the gradient."""
+    jaxpr = jax.make_jaxpr(functools.partial(value_and_gradients, form(implementation)))(inputs)
+    products = [x for x in equations(jaxpr.jaxpr) if x.primitive.name == "dot_general"]
+    assert products
+    assert all(set(x.params["precision"] or [None]) == {HIGHEST} for x in products)
+
+
+def equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jaxprs_in_params(equation.params):
+            yield from equations(inner)
 
 
 @pytest.mark.parametrize("implementation", FORMS)
@@ -90,19 +116,22 @@ def test_sharded_equals_unsharded(inputs, implementation):
 
 
 @pytest.mark.parametrize(
-    ("platform", "channels", "primitive"),
+    ("platform", "kind", "shape", "primitive"),
     [
-        ("gpu", 512, "optimization_barrier"),
-        ("tpu", 512, "pallas_call"),
-        ("tpu", 48, "mul"),
-        ("cpu", 512, "mul"),
+        ("gpu", "NVIDIA H100", (1, 2, 2, 8, 512), "optimization_barrier"),
+        ("tpu", "TPU v5 lite", (1, 2, 2, 8, 512), "pallas_call"),
+        ("tpu", "TPU v5 lite", (1, 2, 2, 8, 48), "mul"),
+        ("tpu", "TPU v5", (1, 24, 24, 24, 128), "pallas_call"),
+        ("tpu", "TPU v4", (1, 24, 24, 24, 128), "mul"),  # has less VMEM
+        ("cpu", "cpu", (1, 2, 2, 8, 512), "mul"),
     ],
 )
-def test_auto_is_the_form_of_the_platform(platform, channels, primitive):
-    device = jax.sharding.AbstractDevice("some device", 1, platform)
+def test_auto_is_the_form_of_the_platform(platform, kind, shape, primitive):
+    device = jax.sharding.AbstractDevice(kind, 1, platform)
     mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)
-    shapes = (1, 2, 2, 8, channels), (3, 3, 3, channels), (channels,)
+    shapes = shape, (3, 3, 3, shape[-1]), shape[-1:]
     with jax.sharding.use_abstract_mesh(mesh):
-        text = str(jax.make_jaxpr(causal_depthwise_conv)(*map(jnp.zeros, shapes)))
+        inputs = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes]
+        text = str(jax.make_jaxpr(causal_depthwise_conv)(*inputs))
     primitives = ("optimization_barrier", "pallas_call", "mul")
     assert next(name for name in primitives if name in text) == primitive
