@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from ctclip_jax.common.shapes import Array, Float
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def float32_einsum(
     subscripts: str, x: Float[Array, "..."], y: Float[Array, "..."]
 ) -> Float[Array, "..."]:
@@ -18,27 +17,35 @@ def float32_einsum(
     float32, without tensor cores. Here the cotangent is rounded to the dtype of the factors, as
     fused attention kernels do.
     """
-    return jnp.einsum(
-        subscripts, x, y, precision=precision_of(x.dtype), preferred_element_type=jnp.float32
-    )
+    if x.dtype == jnp.float32:
+        return jnp.einsum(subscripts, x, y)  # as it is, forward mode too
+    return _einsum(subscripts, x, y)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _einsum(subscripts, x, y):
+    return jnp.einsum(subscripts, x, y, preferred_element_type=jnp.float32)
 
 
 def _forward(subscripts, x, y):
-    return float32_einsum(subscripts, x, y), (x, y)
+    return _einsum(subscripts, x, y), (x, y)
 
 
 def _backward(subscripts, factors, cotangent):
     x, y = factors
-    product = functools.partial(jnp.einsum, subscripts, precision=precision_of(x.dtype))
+    product = functools.partial(jnp.einsum, subscripts)
     cotangent = cotangent.astype(x.dtype)
     (x_gradient,) = jax.linear_transpose(lambda x: product(x, y), x)(cotangent)
     (y_gradient,) = jax.linear_transpose(lambda y: product(x, y), y)(cotangent)
     return x_gradient, y_gradient
 
 
+_einsum.defvjp(_forward, _backward)
+
+
 def precision_of(dtype: jnp.dtype) -> str:
-    """Said here, because `default_matmul_precision` of the model does not reach its gradient."""
+    """The precision of products of factors in `dtype`, for gradients that are written out.
+
+    The `default_matmul_precision` of the model does not reach them: jax traces them after it.
+    """
     return "highest" if dtype == jnp.float32 else "default"
-
-
-float32_einsum.defvjp(_forward, _backward)
