@@ -5,6 +5,7 @@ starts inherit them.
 """
 
 import atexit
+import contextlib
 import importlib.metadata
 import os
 import shutil
@@ -26,8 +27,9 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # Most of the suite's time is compilation: LLVM's optimizations double it, fusion emitters triple
 # it.
 flags = ["--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"]
-if importlib.metadata.version("jaxlib").startswith("0.10."):  # unknown to 0.11, which aborts
-    flags.append("--xla_cpu_use_fusion_emitters=false")
+with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # Beam's environment
+    if importlib.metadata.version("jaxlib").startswith("0.10."):  # 0.11 does not know it and aborts
+        flags.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join(flags)
 # One cache for this process, the workers of pytest-xdist and all programs that tests start: a test
 # compiles nothing that another one has compiled.
