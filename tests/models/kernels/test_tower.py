@@ -13,6 +13,7 @@ from ctclip_jax.common.sharding import MeshConfig, make_mesh
 from ctclip_jax.models import nnx_bridge
 from ctclip_jax.models.ct_vit import CTViT
 from ctclip_jax.models.kernels.placement import use_mesh
+from ctclip_jax.models.layers import Execution
 
 
 @pytest.mark.skipif(jax.default_backend() == "gpu", reason="interpreted on CPUs only")
@@ -31,9 +32,7 @@ def test_a_sharded_tower_with_the_tpu_kernel_equals_the_plain_one(tiny):
 
     def loss_and_gradients(attention):
         def init(rngs):
-            return CTViT(
-                config, rngs, dtype="float32", remat="dots", attention=attention, scan=False
-            )
+            return CTViT(config, rngs, Execution("float32", "dots", attention, scan=False))
 
         def loss(params, volumes):
             with use_mesh(mesh), jax.default_matmul_precision("float32"):
