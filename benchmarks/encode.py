@@ -36,12 +36,12 @@ class Encoder:
         """Seconds a batch that stays on the device."""
         patches = jax.device_put(self._patches)
         encode = lambda: self.compiled(self.variables, patches)  # noqa: E731
-        return measure.seconds_per_step(encode, steps, lead=1)
+        return measure.seconds_per_step(encode, steps, lead=speed.NUM_WARM_UPS)
 
     def from_host(self, steps: int) -> float:
         """Seconds a batch that is put while the one before is computed."""
         encode = lambda: self.compiled(self.variables, jax.device_put(self._patches))  # noqa: E731
-        return measure.seconds_per_step(encode, steps, lead=1)
+        return measure.seconds_per_step(encode, steps, lead=speed.NUM_WARM_UPS)
 
 
 def main() -> None:
@@ -51,30 +51,21 @@ def main() -> None:
         for name, tower in speed.towers(config).items()
     }
     models = {name: speed.Runs(e.on_device, e.from_host) for name, e in encoders.items()}
-    others, blocks, differences = {}, dict, {}
-    if not speed.ONLY.value:
-        # Imported here: one model alone needs no PyTorch.
-        from benchmarks.blocks import blocks_of
-        from benchmarks.torch_baselines import torch_baselines
-
-        batch, volumes = speed.random_batch(config), speed.random_volumes(config)
-        variables = encoders[speed.OURS].variables
-        others = torch_baselines(config, variables, compiled=speed.COMPILE.value)
-        models |= {name: o.encoding(batch, volumes) for name, o in others.items()}
-        blocks = blocks_of(config.model, variables, others, batch, volumes, gradient=False)
-        latents = encoders[speed.OURS].latents()
-        differences = {
-            name: float(np.abs(latents - o.encode(volumes)).max()) for name, o in others.items()
-        }
+    rivals = speed.rivals(config, lambda: encoders[speed.OURS].variables, gradient=False)
     results = speed.compare(
-        models,
+        models | rivals.models,
         volumes=config.batch_size,
         flops={name: encoder.flops for name, encoder in encoders.items()},
         compiled={name: encoder.compiled for name, encoder in encoders.items()},
-        blocks=blocks,
+        blocks=rivals.blocks,
     )
-    results["largest_difference"] = differences
-    settings = speed.settings(others)
+    if rivals.baselines:
+        latents, volumes = encoders[speed.OURS].latents(), speed.random_volumes(config)
+        results["largest_difference"] = {
+            name: float(np.abs(latents - x.encode(volumes)).max())
+            for name, x in rivals.baselines.items()
+        }
+    settings = speed.settings(rivals.baselines)
     measure.save("encode", settings | results, is_complete=not speed.ONLY.value)
 
 

@@ -19,11 +19,12 @@ from jaxtyping import Int16
 from benchmarks import measure
 from configs import ct_clip, vit
 from ctclip_jax.common.configs import from_dict
+from ctclip_jax.common.shapes import Variables
 from ctclip_jax.models.kernels.attention import AttentionImplementation
 from ctclip_jax.models.layers import Remat
 from ctclip_jax.models.vit import ViTConfig
 from ctclip_jax.training.config import TrainConfig
-from data_pipelines.batching import LARGE_BYTES, tune_malloc
+from data_pipelines.batching import LARGE_BYTES, PUT_AHEAD, tune_malloc
 from data_pipelines.patches import patchify
 
 SIZE = flags.DEFINE_enum("size", "reduced", ("reduced", "full"), "Model size.")
@@ -55,8 +56,9 @@ OURS, VIT = "ours", "ours, ViT"  # keys in the results
 # Steps in a row whose time is one measurement. On a CPU each is a second, and dispatch is free.
 NUM_STEPS, NUM_STEPS_ON_CPU = 5, 2
 PRODUCTS = 20  # in a row
-# Untimed calls of a turn: they page in the memory that the other models released.
-NUM_WARM_UPS = 3
+# Untimed calls of a turn: they page in the memory that the other models released, and use up what
+# was prefetched while the program waited.
+NUM_WARM_UPS = PUT_AHEAD + 1
 
 REDUCED_IMAGE = dict(image_size=(160, 160), frames=80, spatial_depth=2, temporal_depth=2)
 REDUCED_VIT = dict(patch_size=(32, 32), depth=6)
@@ -117,6 +119,34 @@ def random_batch(config: TrainConfig) -> dict[str, np.ndarray]:
         "normal": np.zeros(size, bool),
         "seed": np.arange(size, dtype=np.int32),
     }
+
+
+class Rivals(NamedTuple):
+    """What is timed beside our models: nothing with --only, or where PyTorch has no build."""
+
+    baselines: dict[str, Any]  # TorchBaseline by name
+    models: dict[str, Runs]
+    blocks: Callable[[], dict[str, Functions]]  # ours, too
+
+
+def rivals(config: TrainConfig, variables: Callable[[], Variables], *, gradient: bool) -> Rivals:
+    """The PyTorch models with our `variables` on one batch, encoding or, with `gradient`, training.
+
+    Their modules are imported here: one model alone needs no PyTorch.
+    """
+    if ONLY.value:
+        return Rivals({}, {}, dict)
+    from benchmarks.blocks import blocks_of
+    from benchmarks.torch_baselines import torch_baselines
+
+    batch, volumes, weights = random_batch(config), random_volumes(config), variables()
+    baselines = torch_baselines(config, weights, compiled=COMPILE.value)
+    models = {
+        name: (x.training if gradient else x.encoding)(batch, volumes)
+        for name, x in baselines.items()
+    }
+    blocks = blocks_of(config.model, weights, baselines, batch, volumes, gradient=gradient)
+    return Rivals(baselines, models, blocks)
 
 
 def in_turns(functions: Functions) -> dict[str, list[float]]:

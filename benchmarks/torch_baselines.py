@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import torch_ct_vit
-from benchmarks.speed import Runs
+from benchmarks.speed import NUM_WARM_UPS, Runs
 from ctclip_jax.common.shapes import Variables
 from ctclip_jax.models.ct_clip import CTCLIPConfig
 from ctclip_jax.training.config import TrainConfig
@@ -74,8 +74,9 @@ class TorchBaseline:
         self.optimizer.step()
 
     def _seconds(self, step: Callable[[], Any], num_steps: int) -> float:
-        """Seconds of each of `num_steps` calls in a row, after one that is not counted."""
-        step()
+        """Seconds of each of `num_steps` calls in a row, after NUM_WARM_UPS untimed ones."""
+        for _ in range(NUM_WARM_UPS):
+            step()
         self._wait()
         start = time.perf_counter()
         for _ in range(num_steps):

@@ -19,7 +19,7 @@ from ctclip_jax.cost.flops import step_flops
 from ctclip_jax.models.ct_clip import CTCLIP
 from ctclip_jax.training.config import TrainConfig
 from ctclip_jax.training.step import abstract_batch, make_train_step
-from data_pipelines.batching import PUT_AHEAD, put_ahead
+from data_pipelines.batching import put_ahead
 from data_pipelines.errors import run_main
 
 
@@ -40,16 +40,15 @@ class OurSteps:
     def on_device(self, steps: int) -> float:
         """Seconds a step on a batch that stays on the device."""
         batch = self._put(self._batch)
-        return measure.seconds_per_step(lambda: self._step(batch), steps, lead=1)
+        return measure.seconds_per_step(lambda: self._step(batch), steps, lead=speed.NUM_WARM_UPS)
 
     def from_host(self, steps: int) -> float:
         """Seconds a step on batches that are put ahead."""
         source = grain.MapDataset.source([self._batch]).repeat().to_iter_dataset()
         batches = iter(put_ahead(source, self._put))
         try:
-            return measure.seconds_per_step(
-                lambda: self._step(next(batches)), steps, lead=PUT_AHEAD + 1
-            )
+            step = lambda: self._step(next(batches))  # noqa: E731
+            return measure.seconds_per_step(step, steps, lead=speed.NUM_WARM_UPS)
         finally:
             batches.close()
 
@@ -63,25 +62,15 @@ def main() -> None:
     towers = speed.towers(config)
     steps = {name: OurSteps(tower, speed.random_batch(tower)) for name, tower in towers.items()}
     models = {name: speed.Runs(s.on_device, s.from_host) for name, s in steps.items()}
-    others, blocks = {}, dict
-    if not speed.ONLY.value:
-        # Imported here: one model alone needs no PyTorch.
-        from benchmarks.blocks import blocks_of
-        from benchmarks.torch_baselines import torch_baselines
-
-        batch, volumes = speed.random_batch(config), speed.random_volumes(config)
-        variables = steps[speed.OURS].variables
-        others = torch_baselines(config, variables, compiled=speed.COMPILE.value)
-        models |= {name: o.training(batch, volumes) for name, o in others.items()}
-        blocks = blocks_of(config.model, variables, others, batch, volumes, gradient=True)
+    rivals = speed.rivals(config, lambda: steps[speed.OURS].variables, gradient=True)
     results = speed.compare(
-        models,
+        models | rivals.models,
         volumes=config.batch_size,
         flops={name: step_flops(tower) for name, tower in towers.items()},
         compiled={name: step.compiled for name, step in steps.items()},
-        blocks=blocks,
+        blocks=rivals.blocks,
     )
-    settings = speed.settings(others)
+    settings = speed.settings(rivals.baselines)
     measure.save("train_step", settings | results, is_complete=not speed.ONLY.value)
 
 

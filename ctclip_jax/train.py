@@ -25,12 +25,7 @@ from ctclip_jax.checkpoints.run import Checkpointer, check_shapes
 from ctclip_jax.common import trees
 from ctclip_jax.common.devices import check_devices
 from ctclip_jax.common.shapes import Variables
-from ctclip_jax.common.sharding import (
-    local_batch_size,
-    make_mesh,
-    put_batch,
-    state_shardings,
-)
+from ctclip_jax.common.sharding import local_batch_size, make_mesh, put_batch, state_shardings
 from ctclip_jax.cost.accelerators import accelerator_of
 from ctclip_jax.cost.flops import step_flops
 from ctclip_jax.evaluation.encoder import Encoder

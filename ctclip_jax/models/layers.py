@@ -19,12 +19,10 @@ from ctclip_jax.common.shapes import Array, Float, Key
 from ctclip_jax.models import nnx_bridge
 from ctclip_jax.models.kernels.attention import AttentionImplementation, attention
 from ctclip_jax.models.kernels.depthwise_conv import causal_depthwise_conv
-from ctclip_jax.models.kernels.placement import platform
+from ctclip_jax.models.kernels.placement import LANES, platform
 from ctclip_jax.models.nnx_bridge import Layers
 
 ATTENTION_SCALE = 8.0  # a constant of the published model, not a function of the head size
-
-LANES = 128  # widths of matrix units are multiples of it
 
 # The choices of the configurations (`CTCLIPConfig`).
 Dtype = Literal["float32", "bfloat16"]

@@ -104,7 +104,7 @@ class PatchEmbedding(nnx.Module):
         dim: int,
         rngs: nnx.Rngs,
         *,
-        window: tuple[float, float] = PatchGrid.window,
+        window: tuple[float, float],
         dtype: str,
     ):
         self.norm_in = layer_norm(voxels, rngs)

@@ -13,19 +13,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AbstractMesh
 
 from ctclip_jax.common.shapes import Array, Float
 from ctclip_jax.models.kernels.placement import (
+    LANES,
     ROWS,
     WHOLE,
     is_interpreted,
     on_each_device,
+    tpu_parameters,
     vmem_bytes,
 )
 
-LANES = 128
 BLOCKS_RULE = "heads must fill blocks of 128 channels, or have up to 128 in all"
 MASKED = -1e30  # a bias whose weight is exactly 0
 
@@ -155,9 +155,7 @@ def _call(
             in_specs=[specs[kind] for kind in inputs],
             out_specs=[specs[kind] for kind in outputs],
             out_shape=[shapes[kind] for kind in outputs],
-            compiler_params=pltpu.CompilerParams(
-                dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=vmem_bytes(mesh)
-            ),
+            compiler_params=tpu_parameters(mesh, "parallel", "arbitrary"),
             cost_estimate=pl.CostEstimate(
                 flops=2 * num_products * g * n * n * d,
                 bytes_accessed=len(inputs + outputs) * g * n * d * dtype.itemsize,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ctclip_jax.common.shapes import Array, Float
 from ctclip_jax.models.kernels import depthwise_conv_tpu
 from ctclip_jax.models.kernels.placement import platform, row_major
-from ctclip_jax.models.kernels.products import precision_of
+from ctclip_jax.models.kernels.products import gradient_einsum
 
 ConvImplementation = Literal["auto", "xla", "padded", "pallas"]
 
@@ -36,81 +36,71 @@ def causal_depthwise_conv(
         return depthwise_conv_tpu.causal_depthwise_conv(x, kernel, bias)
     bias = bias[None, None, None, None]
     if implementation == "padded":
-        return row_major(_padded(row_major(x), kernel) + bias)
-    return _plain(x, kernel) + bias
+        return row_major(_convolve(row_major(x), kernel, True) + bias)
+    return _convolve(x, kernel, False) + bias
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _convolve(
+    x: Float[Array, "b t h w d"], kernel: Float[Array, "3 3 3 d"], is_padded: bool
+) -> Float[Array, "b t h w d"]:
+    """The gradient is written out because the automatic one stores every shifted copy."""
+    return _weighted_sum(x, kernel, time_padding=(2, 0), is_padded=is_padded)
 
 
 def _windows(
-    x: Float[Array, "b t h w d"], *, time_padding: tuple[int, int], is_copied: bool = False
+    x: Float[Array, "b t h w d"], *, time_padding: tuple[int, int], is_padded: bool
 ) -> list[Float[Array, "b t h w d"]]:
-    """The 27 shifts of x under a 3x3x3 kernel, in the kernel's row-major order."""
+    """The 27 shifts of x under a 3x3x3 kernel, in the kernel's row-major order.
+
+    `is_padded`: of a padded copy in memory. XLA would fuse the padding into the sum, and check the
+    bounds of every tap of every element: on a GPU 1.0 ms where the bytes take 0.1.
+    """
     _, t, h, w, _ = x.shape
     padded = jnp.pad(x, ((0, 0), time_padding, (1, 1), (1, 1), (0, 0)))
-    if is_copied:
+    if is_padded:
         padded = jax.lax.optimization_barrier(padded)
     return [padded[:, i : i + t, j : j + h, k : k + w] for i, j, k in product(range(3), repeat=3)]
 
 
 def _weighted_sum(
-    windows: list[Float[Array, "b t h w d"]], kernel: Float[Array, "3 3 3 d"]
+    x: Float[Array, "b t h w d"],
+    kernel: Float[Array, "3 3 3 d"],
+    *,
+    time_padding: tuple[int, int],
+    is_padded: bool,
 ) -> Float[Array, "b t h w d"]:
-    taps = kernel.reshape(27, 1, 1, 1, 1, -1)
-    return sum(window * tap for window, tap in zip(windows, taps, strict=True))
+    windows = _windows(x, time_padding=time_padding, is_padded=is_padded)
+    dtype = jnp.float32 if is_padded else x.dtype
+    taps = kernel.astype(dtype).reshape(27, 1, 1, 1, 1, -1)
+    pairs = zip(windows, taps, strict=True)
+    return sum(window.astype(dtype) * tap for window, tap in pairs).astype(x.dtype)
 
 
-@jax.custom_vjp
-def _plain(x, kernel):
-    """The gradient is written out because the automatic one stores every shifted copy."""
-    return _weighted_sum(_windows(x, time_padding=(2, 0)), kernel)
+def _convolve_forward(x, kernel, is_padded):
+    return _convolve(x, kernel, is_padded), (x, kernel)
 
 
-def _plain_forward(x, kernel):
-    return _plain(x, kernel), (x, kernel)
-
-
-def _plain_backward(residuals, grad):
+def _convolve_backward(is_padded, residuals, grad):
     x, kernel = residuals
-    grad_x = _weighted_sum(_windows(grad, time_padding=(0, 2)), kernel[::-1, ::-1, ::-1])
-    taps = [
-        jnp.einsum(
-            "bthwd,bthwd->d",
-            window,
-            grad,
-            precision=precision_of(x.dtype),
-            preferred_element_type=jnp.float32,
-        )
-        for window in _windows(x, time_padding=(2, 0))
+    mirrored = kernel[::-1, ::-1, ::-1]
+    grad_x = _weighted_sum(grad, mirrored, time_padding=(0, 2), is_padded=is_padded)
+    kernel_gradient = _banded_kernel_gradient if is_padded else _kernel_gradient
+    return grad_x, kernel_gradient(x, grad).astype(kernel.dtype)
+
+
+_convolve.defvjp(_convolve_forward, _convolve_backward)
+
+
+def _kernel_gradient(
+    x: Float[Array, "b t h w d"], grad: Float[Array, "b t h w d"]
+) -> Float[Array, "3 3 3 d"]:
+    """The sums over positions, a pass for each tap."""
+    sums = [
+        gradient_einsum("bthwd,bthwd->d", window, grad)
+        for window in _windows(x, time_padding=(2, 0), is_padded=False)
     ]
-    return grad_x, jnp.stack(taps).reshape(kernel.shape).astype(kernel.dtype)
-
-
-_plain.defvjp(_plain_forward, _plain_backward)
-
-
-@jax.custom_vjp
-def _padded(x, kernel):
-    """The plain form on a padded copy.
-
-    XLA fuses the padding into the sum, and then checks the bounds of every tap of every element:
-    on a GPU 1.0 ms where the bytes take 0.1.
-    """
-    return _sum_of_copy(x, kernel, time_padding=(2, 0))
-
-
-def _sum_of_copy(x, kernel, *, time_padding):
-    windows = _windows(x, time_padding=time_padding, is_copied=True)
-    in_float32 = (window.astype(jnp.float32) for window in windows)
-    return _weighted_sum(list(in_float32), kernel.astype(jnp.float32)).astype(x.dtype)
-
-
-def _padded_forward(x, kernel):
-    return _padded(x, kernel), (x, kernel)
-
-
-def _padded_backward(residuals, grad):
-    x, kernel = residuals
-    grad_x = _sum_of_copy(grad, kernel[::-1, ::-1, ::-1], time_padding=(0, 2))
-    return grad_x, _banded_kernel_gradient(x, grad).astype(kernel.dtype)
+    return jnp.stack(sums).reshape(3, 3, 3, -1)
 
 
 def _banded_kernel_gradient(
@@ -131,16 +121,9 @@ def _banded_kernel_gradient(
     rows, *grad_rows = jax.lax.optimization_barrier(
         [jnp.swapaxes(array, 3, 4).reshape(b * t * h, d, -1) for array in (x, *shifted)]
     )
-    product_to_float32 = functools.partial(
-        jnp.einsum,
-        "ndv,ndw->dvw",
-        precision=precision_of(x.dtype),
-        preferred_element_type=jnp.float32,
-    )
-    bands = [product_to_float32(rows, array).reshape(d, 3, w, w) for array in grad_rows]
+    bands = [
+        gradient_einsum("ndv,ndw->dvw", rows, array).reshape(d, 3, w, w) for array in grad_rows
+    ]
     # x[w + k - 1] grad[w]: the diagonal v = w + k - 1.
     taps = [jnp.trace(jnp.stack(bands), offset=1 - k, axis1=3, axis2=4) for k in range(3)]
     return jnp.stack(taps).transpose(1, 3, 0, 2)
-
-
-_padded.defvjp(_padded_forward, _padded_backward)

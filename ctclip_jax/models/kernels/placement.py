@@ -10,12 +10,14 @@ from collections.abc import Callable
 
 import jax
 from jax.experimental.layout import Layout, with_layout_constraint
+from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AbstractMesh, Mesh
 from jax.sharding import PartitionSpec as P
 
 from ctclip_jax.common.shapes import Array
 
 ROWS, WHOLE = "rows", "whole"
+LANES = 128  # of a TPU's vector registers; widths of matrix units are multiples of it
 
 
 def use_mesh(mesh: Mesh | AbstractMesh) -> contextlib.AbstractContextManager:
@@ -43,6 +45,11 @@ def vmem_bytes(mesh: AbstractMesh) -> int:
     """
     is_small = _device(mesh).device_kind.startswith(("TPU v2", "TPU v3", "TPU v4"))
     return (16 if is_small else 64) * 2**20
+
+
+def tpu_parameters(mesh: AbstractMesh, *semantics: str) -> pltpu.CompilerParams:
+    """Parameters of a TPU kernel: whether each axis of its grid is 'parallel' or 'arbitrary'."""
+    return pltpu.CompilerParams(dimension_semantics=semantics, vmem_limit_bytes=vmem_bytes(mesh))
 
 
 def has_fused_attention() -> bool:

@@ -43,9 +43,13 @@ def _backward(subscripts, factors, cotangent):
 _einsum.defvjp(_forward, _backward)
 
 
-def precision_of(dtype: jnp.dtype) -> str:
-    """The precision of products of factors in `dtype`, for gradients that are written out.
+def gradient_einsum(
+    subscripts: str, x: Float[Array, "..."], y: Float[Array, "..."]
+) -> Float[Array, "..."]:
+    """`jnp.einsum` to float32, for gradients that are written out.
 
-    The `default_matmul_precision` of the model does not reach them: jax traces them after it.
+    It says its precision: jax traces gradients outside of the `default_matmul_precision` of the
+    model.
     """
-    return "highest" if dtype == jnp.float32 else "default"
+    precision = "highest" if x.dtype == jnp.float32 else "default"
+    return jnp.einsum(subscripts, x, y, precision=precision, preferred_element_type=jnp.float32)
