@@ -1,0 +1,63 @@
+"""The command `ctclip`: lists and starts programs, completes them and their flags."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from data_pipelines import command_line
+
+PROGRAMS = command_line.programs()
+CTCLIP = [sys.executable, "-m", "ctclip_jax"]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([*CTCLIP, *arguments], capture_output=True, text=True)
+
+
+def test_help_lists_all_programs():
+    result = run("--help")
+    assert result.returncode == 0
+    lines = [line.split(maxsplit=1) for line in result.stdout.splitlines() if line.strip()]
+    summaries = dict(words for words in lines if words[0] in PROGRAMS)
+    assert summaries == {name: program.summary for name, program in PROGRAMS.items()}
+    assert len(PROGRAMS) == 15 and all(text.endswith(".") for text in summaries.values())
+
+
+@pytest.mark.parametrize("name", ["predict", "prepare", "demo", "phantoms"])
+def test_program_runs_as_with_python(name):
+    command = [sys.executable, "-m", PROGRAMS[name].module, "--nonsuch"]
+    expected = subprocess.run(command, capture_output=True, text=True)
+    result = run(name, "--nonsuch")
+    assert (result.returncode, result.stderr) == (expected.returncode, expected.stderr)
+
+
+def test_unknown_program():
+    result = run("predcit", "scan.nii.gz")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "error: predcit: unknown program; did you mean predict?\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["pre"], ["predict", "prepare"]),
+        (["predict", "--he"], ["--heatmaps=", "--help"]),
+        (["train", "--dry"], ["--dry_run"]),
+        (["train", "--config.steps=3", "--c"], ["--config="]),
+        (["predict", "scan"], []),
+    ],
+)
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion(shell, words, expected):
+    if not shutil.which(shell):
+        pytest.skip(f"no {shell}")
+    script = f"""{run("--completion").stdout}
+    COMP_WORDS=(ctclip {" ".join(words)}) COMP_CWORD={len(words)}
+    _ctclip
+    printf "%s\\n" "${{COMPREPLY[@]}}"
+    """
+    emulation = ["-o", "ksharrays", "-o", "shwordsplit"] if shell == "zsh" else ["--norc"]
+    result = subprocess.run([shell, *emulation, "-c", script], capture_output=True, text=True)
+    assert result.stdout.split() == expected
