@@ -76,6 +76,7 @@ ablation: $(DEMO)/shards.done $(ABLATION)/shards.done
 # programs print is in $(DEMO)/log.txt; a terminal shows its last line.
 DEMO_GRID := --shape=24,48,48 --spacing=12,7.5,7.5
 DEMO_SCANS := --train_scans=4000 --valid_scans=300
+DEMO_CALIBRATION_SCANS := 200
 DEMO_CONFIG := configs/phantoms.py
 DEMO_MINUTES := 15 to 25
 SHOW = | tee -a $(DEMO)/log.txt | if [ -t 1 ]; then \
@@ -89,10 +90,11 @@ demo: $(DEMO)/evaluation/report.html
 	@echo "  $(RUN) -m ctclip_jax.index --store=$(DEMO)/store --model=$(DEMO)/train --shards=$(DEMO)/shards"
 	@echo "  $(RUN) -m ctclip_jax.search --store=$(DEMO)/store --model=$(DEMO)/train --text='Pleural effusion.'"
 
-# A taste of the demo: an eighth of its scans, a tenth of its training.
+# A taste of the demo: an eighth of its scans, a tenth of its training, coarse patches.
 quick:
 	@$(MAKE) --no-print-directory demo DEMO=runs/quick DEMO_CONFIG=configs/phantoms.py:quick \
-		DEMO_SCANS="--train_scans=500 --valid_scans=80" DEMO_MINUTES="2 to 4"
+		DEMO_SCANS="--train_scans=500 --valid_scans=80" DEMO_CALIBRATION_SCANS=40 \
+		DEMO_MINUTES="2 to 4"
 
 $(DEMO)/data.done: $(VENV)/runtime.done
 	@mkdir -p $(DEMO)
@@ -115,9 +117,9 @@ $(DEMO)/train.done: $(DEMO)/shards.done
 
 # On scans of their own: neither those of the training nor those of the report.
 $(DEMO)/calibration.done: $(DEMO)/train.done
-	@echo "[4/5] calibration on 200 other scans"
+	@echo "[4/5] calibration on $(DEMO_CALIBRATION_SCANS) other scans"
 	@$(RUN) -m data_pipelines.sources.phantoms --out=$(DEMO)/calibration/data \
-		--seed=1 --train_scans=1 --valid_scans=200 $(SHOW)
+		--seed=1 --train_scans=1 --valid_scans=$(DEMO_CALIBRATION_SCANS) $(SHOW)
 	@$(RUN) -m data_pipelines.prepare --source=phantoms --data=$(DEMO)/calibration/data \
 		--out=$(DEMO)/calibration/shards --splits=valid $(DEMO_GRID) $(SHOW)
 	@$(RUN) -m ctclip_jax.evaluate --model=$(DEMO)/train/export \
