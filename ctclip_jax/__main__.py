@@ -44,9 +44,8 @@ def main() -> None:
     programs = command_line.programs()
     match sys.argv[1:]:
         case [] | ["--help"]:
-            print(__doc__)
-            for name, program in programs.items():
-                print(f"  {name:17} {program.summary}")
+            rows = [f"  {name:17} {program.summary}" for name, program in programs.items()]
+            print("\n".join([__doc__, *rows]))
         case ["--completion"]:
             print(completion(programs))
         case [name, *arguments] if name in programs:

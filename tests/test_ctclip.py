@@ -25,6 +25,13 @@ def test_help_lists_all_programs():
     assert len(PROGRAMS) == 15 and all(text.endswith(".") for text in summaries.values())
 
 
+def test_help_imports_nothing_slow():
+    command = [sys.executable, "-X", "importtime", *CTCLIP[1:], "--help"]
+    lines = subprocess.run(command, capture_output=True, text=True).stderr.splitlines()
+    modules = {line.rpartition("|")[2].strip() for line in lines}
+    assert "ctclip_jax" in modules and not modules & {"jax", "numpy", "orbax", "ml_collections"}
+
+
 @pytest.mark.parametrize("name", ["predict", "prepare", "demo", "phantoms"])
 def test_program_runs_as_with_python(name):
     command = [sys.executable, "-m", PROGRAMS[name].module, "--nonsuch"]
