@@ -13,30 +13,27 @@ from collections.abc import Mapping
 from data_pipelines import command_line
 from data_pipelines.command_line import Program
 
+# Values are files, which both shells complete as words of their own: --model EXPORT.
 COMPLETION = """\
 [ -z "$ZSH_VERSION" ] || {{ autoload -Uz compinit bashcompinit && compinit && bashcompinit; }}
 _ctclip() {{
-    local words="{names} --help"
-    if [ "$COMP_CWORD" -gt 1 ]; then
-        case "${{COMP_WORDS[1]}}" in
-{cases}
-        *) words="" ;;
-        esac
-    fi
-    COMPREPLY=($(compgen -W "$words" -- "${{COMP_WORDS[COMP_CWORD]}}"))
-    [[ "${{COMPREPLY[0]}}" != *= ]] || compopt -o nospace 2>/dev/null
+    local word="${{COMP_WORDS[COMP_CWORD]}}" words=""
+    case "$COMP_CWORD ${{COMP_WORDS[1]}} $word" in
+    "1 "*) words="{names} --help" ;;
+{flags}
+    esac
+    COMPREPLY=($(compgen -W "$words" -- "$word"))
 }}
 complete -o default -F _ctclip ctclip"""
 
 
 def completion(programs: Mapping[str, Program]) -> str:
-    """A script for bash and zsh; files complete where nothing else does."""
-    cases = []
-    for name, program in programs.items():
-        values = {flag: "" if "bool" in kind else "=" for flag, kind in program.flags.items()}
-        words = " ".join(f"--{flag}{equals}" for flag, equals in values.items())
-        cases.append(f'        {name}) words="{words} --help" ;;')
-    return COMPLETION.format(names=" ".join(programs), cases="\n".join(cases))
+    """A script for bash and zsh."""
+    flags = [
+        f'    *" {name} -"*) words="{" ".join(f"--{flag}" for flag in program.flags)} --help" ;;'
+        for name, program in programs.items()
+    ]
+    return COMPLETION.format(names=" ".join(programs), flags="\n".join(flags))
 
 
 def main() -> None:
@@ -44,9 +41,8 @@ def main() -> None:
     programs = command_line.programs()
     match sys.argv[1:]:
         case [] | ["--help"]:
-            print(__doc__)
-            for name, program in programs.items():
-                print(f"  {name:17} {program.summary}")
+            rows = [f"  {name:17} {program.summary}" for name, program in programs.items()]
+            print("\n".join([__doc__, *rows]))
         case ["--completion"]:
             print(completion(programs))
         case [name, *arguments] if name in programs:

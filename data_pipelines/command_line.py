@@ -102,10 +102,10 @@ class Program:
         return self.source.partition('"""')[2].partition("\n")[0]
 
     @property
-    def flags(self) -> dict[str, str]:
-        """Its flags in the order of their definition, each with the function that defines it."""
-        definition = r"(flags\.DEFINE_\w+|config_files\.define)\(\s*\"(\w+)\""
-        return {name: function for function, name in re.findall(definition, self.source)}
+    def flags(self) -> list[str]:
+        """Its flags in the order of their definition."""
+        definition = r"(?:flags\.DEFINE_\w+|config_files\.define)\(\s*\"(\w+)\""
+        return re.findall(definition, self.source)
 
 
 def programs() -> dict[str, Program]:

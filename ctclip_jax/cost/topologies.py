@@ -54,7 +54,7 @@ def topology_devices(topology: str) -> list[jax.Device]:
     """
     gpu = re.fullmatch(rf"({'|'.join(GPU_MEMORY)})(?::([1-9]\d*))?", topology)
     if gpu:
-        _require("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12", compiler="GPU", extra="gpu")
+        _require("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12", compiler="GPU", extra="cuda")
         options = {
             "topology_name": "",
             "target_config": _target_config(gpu[1]),

@@ -33,7 +33,7 @@ def test_help_and_wrong_flags_import_nothing_slow(name):
     assert result.returncode == 0, result.stderr
     assert result.stdout.endswith("\nimported:\n")
     options = re.findall(r"^  --(\w+) ", result.stdout, re.MULTILINE)
-    assert options == list(PROGRAMS[name].flags)
+    assert options == PROGRAMS[name].flags
     result = start(name, "--nonsuch=1")
     assert (result.returncode, result.stdout) == (2, "imported:\n")
     assert result.stderr.startswith("error: --nonsuch: unknown flag")
