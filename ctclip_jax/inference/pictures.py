@@ -142,7 +142,8 @@ class _OverlaidScan:
         # Without axes in its file a scan is taken for Left, Posterior, Superior.
         doubt = "?" if oriented.axes == "stored" else ""
         for end, x in zip(ENDS[plane], (0.03, 0.97), strict=True):
-            style = {"color": "white", "ha": "center", "va": "center", "fontsize": 12}
+            box = {"facecolor": "black", "alpha": 0.4, "linewidth": 0, "pad": 2}
+            style = {"color": "white", "ha": "center", "va": "center", "fontsize": 12, "bbox": box}
             panel.text(x, 0.5, end + doubt, transform=panel.transAxes, **style)
         return panel.imshow(
             values,
