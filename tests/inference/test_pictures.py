@@ -28,7 +28,7 @@ def save(path, contributions, scan, title="Emphysema: 0.9"):
 
 
 def overlaid(scan, contributions):
-    return pictures._OverlaidScan.of(scan, contributions, GEOMETRY)
+    return pictures._OverlaidScan(scan, contributions, GEOMETRY)
 
 
 @pytest.mark.parametrize("axes", ["RAS", "SAR"])
