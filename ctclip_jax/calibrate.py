@@ -37,7 +37,6 @@ command_line.parse(__name__, define_flags)
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from ctclip_jax import Model, load
 from ctclip_jax.checkpoints.exports import CALIBRATION_FILE, REFERENCE_FILE, resolve_export
@@ -47,6 +46,7 @@ from ctclip_jax.evaluation.encode import fingerprint
 from ctclip_jax.evaluation.metrics import bootstrap, classification
 from ctclip_jax.evaluation.metrics.reliability import expected_calibration_error, fit_isotonic
 from ctclip_jax.inference import calibration, reference
+from ctclip_jax.inference.batching import ProgressBar
 from ctclip_jax.inference.calibration import Calibration, Curve
 from ctclip_jax.inference.reference import Reference
 from ctclip_jax.models.ct_clip import CTCLIP
@@ -122,16 +122,18 @@ def compute_reference(
     sample = np.sort(np.random.default_rng(SEED).choice(len(records), count, replace=False))
     latents, total = [], np.zeros((*model.config.image.grid, model.config.image.dim))
     has_codebook = CTCLIP(model.config).quantizes
-    for start in tqdm(range(0, count, batch_size), unit="batch"):
-        rows = sample[start : start + batch_size]
-        volumes = np.stack([records[int(row)]["volume"] for row in rows])
-        if has_codebook:
-            features = model.patch_features(volumes, batch_size=batch_size)
-            unit, tokens = model.normalized_tokens(features, batch_size=batch_size)
-            total += tokens.sum(axis=0, dtype=np.float64)
-        else:
-            unit = model.encode_image(volumes, batch_size=batch_size)
-        latents.append(unit)
+    with ProgressBar(count, unit="volume") as bar:
+        for start in range(0, count, batch_size):
+            rows = sample[start : start + batch_size]
+            volumes = np.stack([records[int(row)]["volume"] for row in rows])
+            if has_codebook:
+                features = model.patch_features(volumes, batch_size=batch_size)
+                unit, tokens = model.normalized_tokens(features, batch_size=batch_size)
+                total += tokens.sum(axis=0, dtype=np.float64)
+            else:
+                unit = model.encode_image(volumes, batch_size=batch_size)
+            latents.append(unit)
+            bar.update(len(rows))
     return Reference(
         f"{count} volumes of {folder}, {split}",
         np.concatenate(latents),

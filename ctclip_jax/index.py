@@ -37,11 +37,11 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int16
-from tqdm import tqdm
 
 from ctclip_jax import Model, load
 from ctclip_jax.case_store import Entry, Store, build_approximate_index, open_for_append
 from ctclip_jax.evaluation.encode import fingerprint
+from ctclip_jax.inference.batching import ProgressBar
 from ctclip_jax.inference.scans import list_scans, read_ahead
 from data_pipelines import shards, slices
 from data_pipelines.errors import InputError
@@ -82,7 +82,7 @@ def encode_segments(
 ) -> Iterator[tuple[list[Entry], Float32[np.ndarray, "n d"], list[bytes]]]:
     """Encodes cases in batches; yields entries, latents and thumbnails of a segment at a time."""
     entries, latents, thumbnails, started = [], [], [], time.monotonic()
-    with tqdm(total=num_cases, unit="case") as progress:
+    with ProgressBar(num_cases, unit="case") as progress:
         while batch := list(itertools.islice(cases, batch_size)):
             volumes = np.stack([volume for _, volume in batch])
             entries += [entry for entry, _ in batch]

@@ -50,11 +50,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from ctclip_jax import Model, load
 from ctclip_jax.evaluation import files
 from ctclip_jax.inference import classifiers
+from ctclip_jax.inference.batching import ProgressBar
 from ctclip_jax.inference.classifiers import Classifier
 from ctclip_jax.inference.scans import list_scans, read_ahead
 from ctclip_jax.reporting import predictions
@@ -136,7 +136,8 @@ def main(*patterns: str) -> None:
         predictions.check_findings(classifier.names)
         files.make_folder(out)
     is_only, skipped, saved = len(cases) == 1, [], []
-    with tqdm(total=len(cases), unit="scan", disable=is_only) as progress:
+    is_silent = is_only and not sys.stderr.isatty()
+    with ProgressBar(len(cases), unit="scan", disable=is_silent) as progress:
 
         def skip(reason: str) -> None:
             skipped.append(reason)

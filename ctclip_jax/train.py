@@ -210,7 +210,7 @@ def train(config: TrainConfig, workdir: Path) -> None:
         if is_main_process:
             write_config(config, workdir)
             print(parameter_overview.get_parameter_overview(state["params"], include_stats=False))
-            print(f"mesh {dict(mesh.shape)}, from step {step}", flush=True)
+            print(f"mesh {dict(mesh.shape)}, from step {step}; compiling", flush=True)
 
         # --- Loop: save -> (stop?) -> evaluate -> step -> log the step before.
         timed_batches = log.timed(batches)

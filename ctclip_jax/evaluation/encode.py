@@ -9,25 +9,21 @@ import dataclasses
 import hashlib
 import json
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from ctclip_jax.common.trees import flatten
 from ctclip_jax.evaluation.dataset import EvalSet, from_rows
 from ctclip_jax.evaluation.encoder import TEXTS_PER_CHUNK, Encoder, report_texts
 from ctclip_jax.evaluation.files import read_arrays, write_arrays
+from ctclip_jax.inference.batching import ProgressBar
 from ctclip_jax.inference.load import Model
 from ctclip_jax.models.ct_clip import CTCLIP
 from data_pipelines import shards
 from data_pipelines.errors import InputError
-
-# Seconds between lines of the progress bar in a log file.
-LOG_SECONDS = 30.0
 
 
 def fingerprint(model: Model) -> str:
@@ -135,12 +131,9 @@ def encode_parts(
         tokenizer=model.tokenizer,
         max_length=model.max_length,
     )
-    with tqdm(
-        total=sum(len(part) for _, part in parts),
-        initial=sum(len(part) for path, part in parts if path.exists()),
-        unit="volume",
-        mininterval=0.1 if sys.stderr.isatty() else LOG_SECONDS,
-    ) as bar:
+    num_encoded = sum(len(part) for path, part in parts if path.exists())
+    num_volumes = sum(len(part) for _, part in parts)
+    with ProgressBar(num_volumes, unit="volume", initial=num_encoded) as bar:
         for path, part in parts:
             if path.exists():
                 continue

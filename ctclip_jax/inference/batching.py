@@ -1,6 +1,7 @@
 """Batched computation over rows of numpy arrays, on all devices of a mesh."""
 
 import collections
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
@@ -9,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Int
+from tqdm import tqdm
 
 from ctclip_jax.models.kernels.placement import use_mesh
 from data_pipelines.errors import InputError
@@ -16,7 +18,29 @@ from data_pipelines.errors import InputError
 # Texts are padded to a multiple of this, so that few shapes compile.
 LENGTH_MULTIPLE = 16
 
+# Between the lines of a progress bar in a log file.
+LOG_SECONDS = 30.0
+
 Item = TypeVar("Item")
+
+
+class ProgressBar(tqdm):
+    """A bar on stderr; it says what takes so long before the first `update`."""
+
+    def __init__(self, total: int, *, unit: str, initial: int = 0, disable: bool = False):
+        seconds = 0.1 if sys.stderr.isatty() else LOG_SECONDS
+        super().__init__(
+            desc="reading, compiling",
+            total=total,
+            unit=unit,
+            initial=initial,
+            disable=disable,
+            mininterval=seconds,
+        )
+
+    def update(self, n: float = 1) -> bool | None:
+        self.set_description_str(refresh=False)
+        return super().update(n)
 
 
 def one_ahead(items: Iterable[Item]) -> Iterator[Item]:

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from ctclip_jax.common.sharding import MeshConfig, make_mesh
-from ctclip_jax.inference.batching import map_batches, one_ahead
+from ctclip_jax.inference.batching import ProgressBar, map_batches, one_ahead
 
 
 def test_the_next_item_is_made_before_one_is_used():
@@ -45,3 +45,12 @@ def test_batches_are_dispatched_before_the_one_before_is_read():
     result = map_batches(compute, mesh, rows, batch_size=2)
     assert events == ["compute", "compute", "read", "compute", "read", "read"]
     np.testing.assert_array_equal(result["double"], 2 * rows)
+
+
+def test_a_bar_says_what_comes_before_the_first_batch(capsys):
+    with ProgressBar(2, unit="scan") as bar:
+        assert "reading, compiling:   0%" in capsys.readouterr().err
+        bar.update()
+        bar.refresh()
+        line = capsys.readouterr().err.split("\r")[-1]
+        assert " 50%" in line and "compiling" not in line

@@ -149,7 +149,7 @@ def test_the_loss_of_a_process_is_one_line_and_the_same_command_continues(lost, 
     _, errors = processes[1 - lost].communicate()  # of process 1 after jax's timeout of 100 s
     assert errors.endswith(LOST.decode()) and errors.count("\n") == 1
     processes[lost].communicate()
-    assert "from step 0," not in finish(start_two(tmp_path, shards, **changes))
+    assert "from step 0;" not in finish(start_two(tmp_path, shards, **changes))
     assert len(losses(tmp_path)) == 60
 
 
