@@ -27,7 +27,7 @@ from absl import app, flags, logging
 from data_pipelines.errors import InputError, one_line
 
 _ROOT = Path(__file__).parents[1]
-_HELP_COLUMN, _HELP_WIDTH = 22, 100
+_HELP_COLUMN, _HELP_WIDTH = 26, 100
 # What ml_collections raises for a config file that does not exist, and for an unknown key.
 _BAD_CONFIG = (AttributeError, LookupError, OSError)
 
@@ -141,7 +141,7 @@ def _help() -> str:
     lines = [_docstring().strip(), "", "Flags:"]
     for flag in _program_flags():
         text = flag.help
-        if flag.validators:
+        if any("other than None" in validator.message for validator in flag.validators):
             text += " Required."
         elif flag.default not in (None, "", []) and not text.startswith("Alias"):
             text += f" Default: {flag.default_as_str.strip(chr(39))}."

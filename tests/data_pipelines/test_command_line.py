@@ -34,6 +34,7 @@ def test_help_and_wrong_flags_import_nothing_slow(name):
     assert result.stdout.endswith("\nimported:\n")
     options = re.findall(r"^  --(\w+) ", result.stdout, re.MULTILINE)
     assert options == PROGRAMS[name].flags
+    assert result.stdout.count("Required.") == PROGRAMS[name].source.count("required=True")
     result = start(name, "--nonsuch=1")
     assert (result.returncode, result.stdout) == (2, "imported:\n")
     assert result.stderr.startswith("error: --nonsuch: unknown flag")
