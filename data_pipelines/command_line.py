@@ -27,7 +27,7 @@ from absl import app, flags, logging
 from data_pipelines.errors import InputError, one_line
 
 _ROOT = Path(__file__).parents[1]
-_HELP_COLUMN, _HELP_WIDTH = 22, 100
+_HELP_COLUMN, _HELP_WIDTH = 26, 100
 # What ml_collections raises for a config file that does not exist, and for an unknown key.
 _BAD_CONFIG = (AttributeError, LookupError, OSError)
 
@@ -141,7 +141,7 @@ def _help() -> str:
     lines = [_docstring().strip(), "", "Flags:"]
     for flag in _program_flags():
         text = flag.help
-        if flag.validators:
+        if any("other than None" in validator.message for validator in flag.validators):
             text += " Required."
         elif flag.default not in (None, "", []) and not text.startswith("Alias"):
             text += f" Default: {flag.default_as_str.strip(chr(39))}."
@@ -159,25 +159,29 @@ def _missing_flag(name: str) -> str:
     """What a required flag expects, by its help and the first command with it in the docstring."""
     text = flags.FLAGS[name].help.rstrip(".")
     message = f"--{name}: missing; expected {text[0].lower()}{text[1:]}"
-    command = re.search(rf"^ *(python .*--{name}=.*)", _docstring().replace("\\\n", " "), re.M)
-    return f"{message}; example: {' '.join(command[1].split())}" if command else message
+    docstring = re.sub(r" *\\\n *", " ", _docstring())
+    module = getattr(sys.modules["__main__"].__spec__, "name", "").removesuffix(".__main__")
+    command = re.search(rf"^ *(python -m {module} .*--{name}=.*)", docstring, re.MULTILINE)
+    if not command:
+        return message
+    return f"{message}; example: {command[1].partition('   ')[0]}"  # without its explanation
 
 
 def _unknown_flag(name: str) -> str:
     """The nearest flag of this program, and the programs that have this one or, failing that, the
     nearest one."""
-    message = f"--{name}: unknown flag"
+    hints = []
     names = [flag.name for flag in _program_flags()]
     if own := difflib.get_close_matches(name, names, n=1):
-        message += f"; did you mean --{own[0]}?"
+        hints += [f"did you mean --{own[0]}?"]
     owners = collections.defaultdict(list)
     for program_name, program in programs().items():
         for flag in program.flags:
             owners[flag].append(program_name)
     nearest = difflib.get_close_matches(name, owners, n=1)
     if nearest and (nearest[0] == name or not own):
-        message += f"; --{nearest[0]} is a flag of {', '.join(owners[nearest[0]])}"
-    return message
+        hints += [f"--{nearest[0]} is a flag of {', '.join(owners[nearest[0]])}"]
+    return f"--{name}: unknown flag; {' '.join(hints) or '--help lists all'}"
 
 
 def _report_unraisable(unraisable) -> None:

@@ -34,6 +34,7 @@ def test_help_and_wrong_flags_import_nothing_slow(name):
     assert result.stdout.endswith("\nimported:\n")
     options = re.findall(r"^  --(\w+) ", result.stdout, re.MULTILINE)
     assert options == PROGRAMS[name].flags
+    assert result.stdout.count("Required.") == PROGRAMS[name].source.count("required=True")
     result = start(name, "--nonsuch=1")
     assert (result.returncode, result.stdout) == (2, "imported:\n")
     assert result.stderr.startswith("error: --nonsuch: unknown flag")
@@ -53,7 +54,16 @@ def test_help_and_wrong_flags_import_nothing_slow(name):
             "--model: missing; expected any path that ctclip_jax.load opens; example: python -m"
             " ctclip_jax.search --store=STORE --model=EXPORT --text=",
         ),
-        ("phantoms", "--out: missing; expected output folder; "),
+        (
+            "calibrate",
+            "--model: missing; expected export or WORKDIR that gets the files; "
+            "example: python -m ctclip_jax.calibrate --model=EXPORT --evaluation=OUT\n",
+        ),
+        (
+            "phantoms",
+            "--out: missing; expected output folder; the layout of CT-RATE is below dataset/;"
+            " example: python -m data_pipelines.sources.phantoms --out=DIR\n",
+        ),
     ],
 )
 def test_wrong_flag_says_what_is_expected(command, message):
