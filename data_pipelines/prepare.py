@@ -103,6 +103,7 @@ def main(*beam_options: str) -> None:
                 geometry=geometry,
                 mode=_MODE.value,
                 crop=_CROP.value,
+                data_source=_SOURCE.value,
             )
             missing = [task for task in plans[split][index::count] if not task.shard.complete]
             if not is_local:
