@@ -9,7 +9,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from jaxtyping import Float32, Int16
+from jaxtyping import Float32, Int, Int16
 
 from ctclip_jax.checkpoints.exports import BASELINE_FILE
 from data_pipelines import slices
@@ -133,20 +133,28 @@ def to_scan_space(
     A scan whose header has no axes is returned along Left, Posterior, Superior, as it was read.
     """
     oriented = prepared.oriented
-    x, y, z = grid_positions(
-        oriented.voxels.shape, oriented.spacing_xyz, geometry, prepared.coverage.z_center
-    )
-    indices, inside = [], []
-    # Patches have the axes (z, x, y) of the grid, voxels (x, y, z).
-    for axis, positions in ((1, x), (2, y), (0, z)):
-        num_voxels, num_patches = geometry.shape[axis], contributions.shape[axis]
-        patch = np.floor((positions + 0.5) * (num_patches / num_voxels)).astype(np.intp)
-        indices.append(np.clip(patch, 0, num_patches - 1))
-        inside.append((positions >= -0.5) & (positions < num_voxels - 0.5))
+    indices = patch_indices(prepared, geometry, contributions.shape)
     values = contributions.transpose(1, 2, 0)[np.ix_(*indices)]
-    for axis, mask in enumerate(inside):
-        values[(slice(None),) * axis + (~mask,)] = 0
+    for axis, patch in enumerate(indices):
+        values[(slice(None),) * axis + (patch < 0,)] = 0
     if oriented.affine is not None:
         return from_lps(values, oriented.orientation), oriented.affine
     dx, dy, dz = oriented.spacing_xyz
     return values, np.diag([-dx, -dy, dz, 1.0])
+
+
+def patch_indices(
+    prepared: PreparedVolume, geometry: Geometry, grid: tuple[int, int, int]
+) -> tuple[Int[np.ndarray, " x"], Int[np.ndarray, " y"], Int[np.ndarray, " z"]]:
+    """Along each axis of a scan, which patch its voxels lie in; -1 outside the grid of `geometry`,
+    which has `grid` patches along (z, x, y)."""
+    oriented, indices = prepared.oriented, []
+    positions_xyz = grid_positions(
+        oriented.voxels.shape, oriented.spacing_xyz, geometry, prepared.coverage.z_center
+    )
+    for axis, positions in zip((1, 2, 0), positions_xyz, strict=True):
+        num_voxels, num_patches = geometry.shape[axis], grid[axis]
+        patch = np.floor((positions + 0.5) * (num_patches / num_voxels)).astype(np.intp)
+        is_inside = (positions >= -0.5) & (positions < num_voxels - 0.5)
+        indices.append(np.where(is_inside, patch.clip(0, num_patches - 1), -1))
+    return tuple(indices)
