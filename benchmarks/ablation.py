@@ -28,7 +28,8 @@ from ctclip_jax.evaluation.protocol import ProtocolConfig
 from ctclip_jax.inference.classifiers import ClassifierKind
 from ctclip_jax.train import train
 from ctclip_jax.training.config import TrainConfig
-from data_pipelines.errors import InputError, run_main
+from data_pipelines import command_line
+from data_pipelines.errors import InputError
 
 SHARDS = flags.DEFINE_string("shards", "runs/demo/shards", "Shards of phantoms for training.")
 VALID = flags.DEFINE_string("valid", "runs/ablation/shards", "Shards of phantoms for evaluation.")
@@ -218,4 +219,4 @@ def folder_of(out: Path, name: str, seed: int) -> Path:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    command_line.run(main)

@@ -24,7 +24,8 @@ from benchmarks import measure
 from ctclip_jax.checkpoints.exports import load_export
 from ctclip_jax.common import trees
 from ctclip_jax.inference import calibration
-from data_pipelines.errors import InputError, run_main
+from data_pipelines import command_line
+from data_pipelines.errors import InputError
 from data_pipelines.files import CHECKSUMS, sha256
 from tests.checkpoints.test_run import abstract, batches, checkpoints, state
 from tests.tiny_run import write_tiny_export
@@ -127,4 +128,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    command_line.run(main)

@@ -23,7 +23,7 @@ import numpy as np
 from benchmarks import measure
 from ctclip_jax.checkpoints.exports import load_export
 from ctclip_jax.common.trees import flatten
-from data_pipelines.errors import run_main
+from data_pipelines import command_line
 from tests.tiny_run import write_tiny_shards
 
 KILLS, SEED, STEPS = 20, 0, 60
@@ -181,4 +181,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    command_line.run(main)

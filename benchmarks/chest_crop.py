@@ -14,8 +14,8 @@ from absl import flags
 
 from benchmarks import measure
 from benchmarks.long_bodies import ARMS, CONDITIONS, MAX_MM, MIN_MM, draw_body
+from data_pipelines import command_line
 from data_pipelines.crop import place_grid
-from data_pipelines.errors import run_main
 from data_pipelines.hounsfield import resolve_hu_and_geometry
 from data_pipelines.resample import Geometry, grid_positions
 
@@ -60,4 +60,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    command_line.run(main)

@@ -26,7 +26,7 @@ from ctclip_jax.cost import estimate
 from ctclip_jax.cost.step_report import step_report
 from ctclip_jax.cost.topologies import topology_devices
 from ctclip_jax.training.config import TrainConfig
-from data_pipelines.errors import run_main
+from data_pipelines import command_line
 
 ONLY = flags.DEFINE_string("only", "", "Start of the topologies to compile for; empty: all.")
 RESUME = Path("runs/compiled_programs")
@@ -105,4 +105,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    command_line.run(main)

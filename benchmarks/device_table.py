@@ -24,7 +24,7 @@ from ctclip_jax.cost import estimate
 from ctclip_jax.cost.accelerators import GIB, accelerator_of
 from ctclip_jax.cost.step_report import DoesNotFit, step_report
 from ctclip_jax.training.config import TrainConfig
-from data_pipelines.errors import run_main
+from data_pipelines import command_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,4 +148,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    command_line.run(main)

@@ -16,7 +16,7 @@ from ctclip_jax.common.shapes import Variables
 from ctclip_jax.cost.flops import search_flops, volume_flops
 from ctclip_jax.models.ct_clip import CTCLIP
 from ctclip_jax.training.config import TrainConfig
-from data_pipelines.errors import run_main
+from data_pipelines import command_line
 
 
 class Encoder:
@@ -70,4 +70,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    command_line.run(main)

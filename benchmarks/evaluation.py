@@ -20,7 +20,7 @@ from ctclip_jax.evaluate import Inputs, evaluate
 from ctclip_jax.evaluation import detection, files
 from ctclip_jax.evaluation.dataset import EvalSet
 from ctclip_jax.evaluation.protocol import ProtocolConfig
-from data_pipelines.errors import run_main
+from data_pipelines import command_line
 from data_pipelines.reports import LABELS, PROMPTS
 
 VOLUMES, SCANS, PATIENTS, DIM = 3039, 1564, 1304, 512
@@ -117,4 +117,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    command_line.run(main)

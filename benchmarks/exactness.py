@@ -21,7 +21,7 @@ from ctclip_jax.models.ct_clip import CTCLIP
 from ctclip_jax.models.ct_vit import CTViT
 from ctclip_jax.models.layers import Execution
 from ctclip_jax.training.losses import LossConfig, make_loss
-from data_pipelines.errors import run_main
+from data_pipelines import command_line
 from data_pipelines.patches import patchify
 
 GOLDEN = Path(__file__).parents[1] / "tests/golden/tiny.npz"
@@ -97,4 +97,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    command_line.run(main)

@@ -22,7 +22,7 @@ from absl import flags
 import ctclip_jax
 from benchmarks import measure, random_weights, synthetic_ct
 from benchmarks.torch_ct_vit import CTCLIP, copy_weights
-from data_pipelines.errors import run_main
+from data_pipelines import command_line
 from data_pipelines.reports import LABELS, PROMPTS
 
 SCAN = flags.DEFINE_string("scan", "", "Chest CT; by default a synthetic one.")
@@ -114,4 +114,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    command_line.run(main)

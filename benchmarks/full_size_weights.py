@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks import measure, random_weights
 from ctclip_jax.checkpoints.tensor_files import read_tensors
 from ctclip_jax.convert import to_export, to_torch
-from data_pipelines.errors import run_main
+from data_pipelines import command_line
 
 
 def count_equal(first: Path, second: Path) -> dict[str, int]:
@@ -47,4 +47,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    command_line.run(main)

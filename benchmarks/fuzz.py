@@ -24,9 +24,10 @@ from absl import flags, logging
 import ctclip_jax
 from benchmarks import measure
 from ctclip_jax.demo.analysis import Analyses
-from data_pipelines.errors import InputError, run_main
+from data_pipelines import command_line
+from data_pipelines.errors import InputError
 from data_pipelines.formats.stored import limited_bytes
-from data_pipelines.sources.phantoms import write_samples
+from data_pipelines.sources.phantoms.layout import write_samples
 from tests.dicom_series import chest_slices, enhanced
 from tests.dicom_series import write as write_dicom
 from tests.tiny_run import write_tiny_export
@@ -209,4 +210,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    command_line.run(main)

@@ -17,7 +17,7 @@ from ctclip_jax.cost.accelerators import GIB
 from ctclip_jax.cost.step_report import StepReport, step_report
 from ctclip_jax.cost.topologies import topology_devices
 from ctclip_jax.training.config import TrainConfig
-from data_pipelines.errors import run_main
+from data_pipelines import command_line
 
 BATCH, MICRO_BATCH = 256, 4  # per device
 TOPOLOGY = flags.DEFINE_string("topology", "", "TPUs to compile for; default: the CPU.")
@@ -50,4 +50,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    command_line.run(main)

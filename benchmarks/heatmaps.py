@@ -21,7 +21,7 @@ from ctclip_jax.evaluation.metrics import bootstrap
 from ctclip_jax.inference.classifiers import Classifier
 from ctclip_jax.inference.heatmaps import Baseline
 from ctclip_jax.inference.load import Model
-from data_pipelines.errors import run_main
+from data_pipelines import command_line
 from data_pipelines.resample import Geometry, preprocess, to_hu
 from data_pipelines.sources.phantoms.anatomy import random_anatomy, random_grid
 from data_pipelines.sources.phantoms.chest import Chest, draw_chest
@@ -132,4 +132,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    command_line.run(main)

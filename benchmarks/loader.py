@@ -15,8 +15,7 @@ import time
 from pathlib import Path
 
 from benchmarks import measure, synthetic_ct
-from data_pipelines import shards
-from data_pipelines.errors import run_main
+from data_pipelines import command_line, shards
 from data_pipelines.reports import TextSampler
 from data_pipelines.resample import Geometry
 from data_pipelines.shard_tasks import prepare_case
@@ -159,4 +158,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    command_line.run(main)

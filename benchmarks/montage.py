@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from absl import flags
 
-from data_pipelines.errors import run_main
+from data_pipelines import command_line
 from data_pipelines.reports import LABELS
 from data_pipelines.slices import Slice
 from data_pipelines.sources.phantoms.anatomy import random_anatomy, random_grid
@@ -45,4 +45,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    command_line.run(main)

@@ -21,7 +21,8 @@ from pathlib import Path
 from absl import flags
 
 from benchmarks import measure
-from data_pipelines.errors import InputError, run_main
+from data_pipelines import command_line
+from data_pipelines.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 SEED, TIMEOUT_S = 0, 600
@@ -157,4 +158,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    command_line.run(main)

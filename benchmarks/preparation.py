@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import measure, synthetic_ct
-from data_pipelines.errors import run_main
+from data_pipelines import command_line
 from data_pipelines.formats import read_scan
 from data_pipelines.hounsfield import resolve_hu_and_geometry
 from data_pipelines.resample import Geometry, preprocess
@@ -88,4 +88,4 @@ def _write_large(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    command_line.run(main)

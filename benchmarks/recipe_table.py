@@ -21,7 +21,7 @@ from ctclip_jax.common.configs import from_dict
 from ctclip_jax.cost.accelerators import GIB, accelerator_of
 from ctclip_jax.cost.step_report import step_report
 from ctclip_jax.training.config import TrainConfig
-from data_pipelines.errors import run_main
+from data_pipelines import command_line
 
 RESUME = Path("runs/recipe_table")
 
@@ -103,4 +103,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    command_line.run(main)

@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from benchmarks import measure
 from ctclip_jax.evaluation.metrics import label_overlap, ranking
-from data_pipelines.errors import run_main
+from data_pipelines import command_line
 
 VOLUMES, DIM, LABELS, K = 50_000, 512, 18, 50
 BOUND_GIB = 2
@@ -60,4 +60,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    command_line.run(main)

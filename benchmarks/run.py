@@ -15,7 +15,7 @@ from benchmarks import (
     train_step,
     two_epochs,
 )
-from data_pipelines.errors import run_main
+from data_pipelines import command_line
 
 
 def main() -> None:
@@ -28,4 +28,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    command_line.run(main)

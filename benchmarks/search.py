@@ -25,7 +25,8 @@ from ctclip_jax.case_store import (
     build_approximate_index,
     open_for_append,
 )
-from data_pipelines.errors import InputError, run_main
+from data_pipelines import command_line
+from data_pipelines.errors import InputError
 
 CASES = flags.DEFINE_list("cases", ["100000", "1000000"], "Store sizes.")
 DIM, CLUSTERS, K, QUERIES, SEGMENT = 512, 200, 10, 30, index.SEGMENT_CASES
@@ -118,4 +119,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    command_line.run(main)

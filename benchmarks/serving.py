@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 import ctclip_jax
 from benchmarks import measure, random_weights
 from ctclip_jax import export_stablehlo
-from data_pipelines.errors import run_main
+from data_pipelines import command_line
 
 ROUNDS = flags.DEFINE_integer("rounds", 3, "Number of timings.")
 
@@ -59,4 +59,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    command_line.run(main)

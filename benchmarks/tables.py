@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 from benchmarks.measure import RESULTS
 from ctclip_jax.cost.accelerators import GIB
-from data_pipelines.errors import InputError, run_main
+from data_pipelines import command_line
+from data_pipelines.errors import InputError
 
 DOCS = Path(__file__).parents[1] / "docs"
 BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->\n)", re.DOTALL)
@@ -519,4 +520,4 @@ TABLES: dict[str, Callable[[], Table]] = {
 
 
 if __name__ == "__main__":
-    run_main(main)
+    command_line.run(main)

@@ -19,8 +19,8 @@ from ctclip_jax.cost.flops import step_flops
 from ctclip_jax.models.ct_clip import CTCLIP
 from ctclip_jax.training.config import TrainConfig
 from ctclip_jax.training.step import abstract_batch, make_train_step
+from data_pipelines import command_line
 from data_pipelines.batching import put_ahead
-from data_pipelines.errors import run_main
 
 
 class OurSteps:
@@ -75,4 +75,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    command_line.run(main)

@@ -20,12 +20,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks import measure
-from data_pipelines import loader, shards
-from data_pipelines.errors import run_main
+from data_pipelines import command_line, loader, shards
 from data_pipelines.patches import patchify
 from data_pipelines.reports import TextSampler
 from data_pipelines.shards.verify import verify
-from data_pipelines.sources.phantoms import write_tree
+from data_pipelines.sources.phantoms.layout import write_tree
 from data_pipelines.tokenizers import load_tokenizer
 
 SCANS, PROCESSES, BATCH_SIZE, EPOCHS = 2000, 2, 8, 2
@@ -138,4 +137,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    command_line.run(main)

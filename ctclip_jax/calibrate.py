@@ -15,10 +15,26 @@ what is left is how this scan differs (docs/inference.md). Only for towers with 
 contributions are exact.
 """
 
+from absl import flags
+
+from data_pipelines import command_line
+
+
+def define_flags() -> None:
+    flags.DEFINE_string("model", None, "Export or WORKDIR that gets the files.", required=True)
+    flags.DEFINE_string("evaluation", None, "Folder of ctclip_jax.evaluate, to calibrate on.")
+    flags.DEFINE_alias("scores", "evaluation")
+    flags.DEFINE_string("shards", None, "Folder of data_pipelines.prepare, for the baseline.")
+    flags.DEFINE_string("split", "valid", "Split of the shards.")
+    flags.DEFINE_integer("volumes", 256, "Volumes of the baseline.", lower_bound=1)
+    flags.DEFINE_integer("batch_size", 8, "Volumes computed at a time.", lower_bound=1)
+
+
+command_line.parse(__name__, define_flags)
+
 from pathlib import Path
 
 import numpy as np
-from absl import flags
 from tqdm import tqdm
 
 from ctclip_jax import Model, load
@@ -33,7 +49,7 @@ from ctclip_jax.inference.calibration import Calibration, Curve
 from ctclip_jax.inference.heatmaps import Baseline
 from ctclip_jax.models.ct_clip import CTCLIP
 from data_pipelines import shards
-from data_pipelines.errors import InputError, run_main
+from data_pipelines.errors import InputError
 
 FOLDS, SEED = 5, 0
 
@@ -112,16 +128,6 @@ def compute_baseline(
     return Baseline((total / count).astype(np.float32), f"{count} volumes of {folder}, {split}")
 
 
-def define_flags() -> None:
-    flags.DEFINE_string("model", None, "Export or WORKDIR that gets the files.", required=True)
-    flags.DEFINE_string("evaluation", None, "Folder of ctclip_jax.evaluate, to calibrate on.")
-    flags.DEFINE_alias("scores", "evaluation")
-    flags.DEFINE_string("shards", None, "Folder of data_pipelines.prepare, for the baseline.")
-    flags.DEFINE_string("split", "valid", "Split of the shards.")
-    flags.DEFINE_integer("volumes", 256, "Volumes of the baseline.", lower_bound=1)
-    flags.DEFINE_integer("batch_size", 8, "Volumes computed at a time.", lower_bound=1)
-
-
 def main() -> None:
     values = flags.FLAGS
     if not values.evaluation and not values.shards:
@@ -149,4 +155,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_main(main, define_flags)
+    command_line.run(main)

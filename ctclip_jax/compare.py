@@ -6,14 +6,24 @@ A and B are folders of `ctclip_jax.evaluate`, or any with labels.csv and scores.
 differences B - A, and writes OUT/comparison.json and OUT/comparison.html.
 """
 
+from absl import flags
+
+from ctclip_jax.common import configs
+from data_pipelines import command_line
+
+
+def define_flags() -> None:
+    configs.define(default=configs.PROTOCOL)
+    flags.DEFINE_string("out", None, "Folder to write into; without it only prints.")
+
+
+command_line.parse(__name__, define_flags)
+
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from absl import flags
-
-from ctclip_jax.common import configs
 from ctclip_jax.common.configs import from_dict
 from ctclip_jax.evaluation import comparison, files
 from ctclip_jax.evaluation.protocol import ProtocolConfig
@@ -23,13 +33,7 @@ from ctclip_jax.reporting.report import (
     format_signed_interval,
     render_comparison,
 )
-from data_pipelines.errors import run_main
 from data_pipelines.files import make_folder, write_text
-
-
-def define_flags() -> None:
-    configs.define(default=configs.PROTOCOL)
-    flags.DEFINE_string("out", None, "Folder to write into; without it only prints.")
 
 
 def main(folder_a: str, folder_b: str) -> None:
@@ -70,4 +74,4 @@ def text_lines(differences: Mapping[str, Any]) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    run_main(main, define_flags)
+    command_line.run(main)

@@ -7,13 +7,31 @@ An export of imported weights has two more files: unused.safetensors, tensors th
 uses, with which the way back restores the file bit for bit; and provenance.json.
 """
 
+from absl import flags
+
+from data_pipelines import command_line
+
+
+def define_flags() -> None:
+    flags.DEFINE_string("source", None, "A .safetensors or .pt file, or an export.", required=True)
+    flags.DEFINE_string("out", None, "An export, or a .safetensors or .pt file.", required=True)
+    flags.DEFINE_list("image_size", [], "Voxels of a slice: height,width.")
+    flags.DEFINE_list("patch_size", [], "Voxels of a patch: height,width.")
+    flags.DEFINE_integer("temporal_patch_size", None, "Slices of a patch.", lower_bound=1)
+    flags.DEFINE_integer("frames", None, "Slices of a volume.", lower_bound=1)
+    flags.DEFINE_integer("text_heads", None, "Attention heads of the text tower.", lower_bound=1)
+    flags.DEFINE_list("spacing", [], "Millimeters between voxels: z,x,y.")
+    flags.DEFINE_string("tokenizer", "", "vocab.txt or a SentencePiece .model, for the export.")
+    flags.DEFINE_bool("label_informed", False, "The weights were trained with labels (VocabFine).")
+
+
+command_line.parse(__name__, define_flags)
+
 import dataclasses
 import json
 import math
 import time
 from pathlib import Path
-
-from absl import flags
 
 from ctclip_jax.checkpoints.exports import is_label_informed, load_export, save_export
 from ctclip_jax.checkpoints.tensor_files import read_tensors, write_tensors
@@ -21,7 +39,7 @@ from ctclip_jax.checkpoints.torch_convert import export_weights, import_weights
 from ctclip_jax.checkpoints.torch_geometry import Geometry
 from ctclip_jax.common.configs import from_dict
 from ctclip_jax.models.ct_clip import CTCLIPConfig
-from data_pipelines.errors import InputError, run_main
+from data_pipelines.errors import InputError
 from data_pipelines.files import renewing_checksums, sha256
 from data_pipelines.tokenizers import load_tokenizer
 
@@ -70,19 +88,6 @@ def to_torch(source: Path, out: Path) -> None:
         write_tensors(out, weights, label_informed=export.get("label_informed", False))
 
 
-def define_flags() -> None:
-    flags.DEFINE_string("source", None, "A .safetensors or .pt file, or an export.", required=True)
-    flags.DEFINE_string("out", None, "An export, or a .safetensors or .pt file.", required=True)
-    flags.DEFINE_list("image_size", [], "Voxels of a slice: height,width.")
-    flags.DEFINE_list("patch_size", [], "Voxels of a patch: height,width.")
-    flags.DEFINE_integer("temporal_patch_size", None, "Slices of a patch.", lower_bound=1)
-    flags.DEFINE_integer("frames", None, "Slices of a volume.", lower_bound=1)
-    flags.DEFINE_integer("text_heads", None, "Attention heads of the text tower.", lower_bound=1)
-    flags.DEFINE_list("spacing", [], "Millimeters between voxels: z,x,y.")
-    flags.DEFINE_string("tokenizer", "", "vocab.txt or a SentencePiece .model, for the export.")
-    flags.DEFINE_bool("label_informed", False, "The weights were trained with labels (VocabFine).")
-
-
 def main() -> None:
     values = flags.FLAGS
     source, out = Path(values.source), Path(values.out)
@@ -124,4 +129,4 @@ def _positive(name: str, number: type, form: str, *, count: int) -> tuple | None
 
 
 if __name__ == "__main__":
-    run_main(main, define_flags)
+    command_line.run(main)

@@ -7,6 +7,31 @@
 docs/evaluation.md describes the files in OUT. The same command resumes an interrupted run.
 """
 
+from absl import flags
+
+from ctclip_jax.common import configs
+from data_pipelines import command_line
+
+
+def define_flags() -> None:
+    configs.define(default=configs.PROTOCOL)
+    flags.DEFINE_string("model", None, "Any path that ctclip_jax.load opens.")
+    flags.DEFINE_string("tokenizer", None, "vocab.txt or *.model, if not in the export.")
+    flags.DEFINE_bool("label_informed", False, "Trained with labels, and its file cannot say so.")
+    flags.DEFINE_string("shards", None, "Folder that data_pipelines.prepare wrote.")
+    flags.DEFINE_string("split", "valid", "Split of the shards.")
+    flags.DEFINE_string("from_latents", None, "Folder with latents.npz and labels.csv.")
+    flags.DEFINE_string("from_scores", None, "Folder with scores.csv and labels.csv.")
+    flags.DEFINE_string(
+        "validation", None, "Folder with scores of other volumes, to fit thresholds on."
+    )
+    flags.DEFINE_enum("protocol", "sound", ["sound", "published"], "How metrics are computed.")
+    flags.DEFINE_string("task", "0/1", "I/N: encode the I-th, from 0, of N slices of the shards.")
+    flags.DEFINE_string("out", None, "Folder to write into.", required=True)
+
+
+command_line.parse(__name__, define_flags)
+
 import dataclasses
 import functools
 import sys
@@ -15,10 +40,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import flags
 
 from ctclip_jax import Model, load
-from ctclip_jax.common import configs
 from ctclip_jax.common.configs import from_dict
 from ctclip_jax.evaluation import encode, files, scores, suite
 from ctclip_jax.evaluation.dataset import EvalSet
@@ -27,7 +50,7 @@ from ctclip_jax.evaluation.protocol import ProtocolConfig
 from ctclip_jax.reporting import examples, latex
 from ctclip_jax.reporting.report import render_report
 from data_pipelines import shards, slices
-from data_pipelines.errors import InputError, parse_slice, run_main
+from data_pipelines.errors import InputError
 from data_pipelines.files import write_text
 
 NUM_RETRIEVALS = 4  # examples on the report page
@@ -200,27 +223,10 @@ def load_thumbnails(inputs: Inputs, eval_set: EvalSet, *, rows: Sequence[int]) -
     }
 
 
-def define_flags() -> None:
-    configs.define(default=configs.PROTOCOL)
-    flags.DEFINE_string("model", None, "Any path that ctclip_jax.load opens.")
-    flags.DEFINE_string("tokenizer", None, "vocab.txt or *.model, if not in the export.")
-    flags.DEFINE_bool("label_informed", False, "Trained with labels, and its file cannot say so.")
-    flags.DEFINE_string("shards", None, "Folder that data_pipelines.prepare wrote.")
-    flags.DEFINE_string("split", "valid", "Split of the shards.")
-    flags.DEFINE_string("from_latents", None, "Folder with latents.npz and labels.csv.")
-    flags.DEFINE_string("from_scores", None, "Folder with scores.csv and labels.csv.")
-    flags.DEFINE_string(
-        "validation", None, "Folder with scores of other volumes, to fit thresholds on."
-    )
-    flags.DEFINE_enum("protocol", "sound", ["sound", "published"], "How metrics are computed.")
-    flags.DEFINE_string("task", "0/1", "I/N: encode the I-th, from 0, of N slices of the shards.")
-    flags.DEFINE_string("out", None, "Folder to write into.", required=True)
-
-
 def main() -> None:
     values = flags.FLAGS
     arguments = {field.name: values[field.name].value for field in dataclasses.fields(Inputs)}
-    inputs = Inputs(**arguments | {"task": parse_slice(values.task)})
+    inputs = Inputs(**arguments | {"task": command_line.parse_slice(values.task)})
     protocol = from_dict(ProtocolConfig, configs.read())
     out = Path(values.out)
     metrics = evaluate(inputs, out, protocol=protocol, published=values.protocol == "published")
@@ -233,4 +239,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_main(main, define_flags)
+    command_line.run(main)

@@ -12,6 +12,22 @@ DIR/TOKENIZER                 vocab.txt or a SentencePiece .model
 docs/serving_example.py runs them with jax, numpy and safetensors only.
 """
 
+from absl import flags
+
+from data_pipelines import command_line
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def define_flags() -> None:
+    flags.DEFINE_string("model", None, "Any path that ctclip_jax.load opens.", required=True)
+    flags.DEFINE_string("tokenizer", None, "vocab.txt or *.model, if the export has none.")
+    flags.DEFINE_string("out", None, "Folder to write; must not exist.", required=True)
+    flags.DEFINE_list("platforms", list(PLATFORMS), "What the programs run on.")
+
+
+command_line.parse(__name__, define_flags)
+
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +36,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 from etils import epath
 from jax import export
 
@@ -32,11 +47,10 @@ from ctclip_jax.evaluation.files import write_json
 from ctclip_jax.inference.classifiers import Classifier
 from ctclip_jax.models.ct_clip import CTCLIP
 from ctclip_jax.models.kernels.placement import use_mesh
-from data_pipelines.errors import InputError, run_main
+from data_pipelines.errors import InputError
 from data_pipelines.files import make_folder, publish_folder, scratch_folder, sha256
 from data_pipelines.resample import STEPS_PER_HU
 
-PLATFORMS = ("cpu", "cuda", "tpu")
 IMAGE, TEXT = "encode_image.exported", "encode_text.exported"
 WEIGHTS, DETECTION, CONFIG = "weights.safetensors", "detection.safetensors", "serving.json"
 
@@ -156,13 +170,6 @@ def serving_config(
     return config
 
 
-def define_flags() -> None:
-    flags.DEFINE_string("model", None, "Any path that ctclip_jax.load opens.", required=True)
-    flags.DEFINE_string("tokenizer", None, "vocab.txt or *.model, if the export has none.")
-    flags.DEFINE_string("out", None, "Folder to write; must not exist.", required=True)
-    flags.DEFINE_list("platforms", list(PLATFORMS), "What the programs run on.")
-
-
 def main() -> None:
     values = flags.FLAGS
     out = Path(values.out)
@@ -172,4 +179,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_main(main, define_flags)
+    command_line.run(main)

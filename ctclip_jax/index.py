@@ -9,6 +9,25 @@ continues when it is started again. Unreadable scans are reported and skipped; t
 then 1. --approximate also builds a FAISS index of the whole store, for millions of cases.
 """
 
+from absl import flags
+
+from data_pipelines import command_line
+
+
+def define_flags() -> None:
+    flags.DEFINE_string("store", None, "Folder of the store.", required=True)
+    flags.DEFINE_string("model", None, "Any path that ctclip_jax.load opens.", required=True)
+    flags.DEFINE_string("shards", None, "Folder that data_pipelines.prepare wrote.")
+    flags.DEFINE_string("scans", None, "Table of scans.")
+    flags.DEFINE_string("encoding", "", "Of a table that is not UTF-8, such as cp1254.")
+    flags.DEFINE_string("split", "valid", "Split of the shards, or of a table with a column split.")
+    flags.DEFINE_integer("batch_size", 8, "Volumes encoded at a time.", lower_bound=1)
+    flags.DEFINE_integer("workers", 2, "Threads that read scans.", lower_bound=1)
+    flags.DEFINE_bool("approximate", False, "Build an approximate index of the whole store.")
+
+
+command_line.parse(__name__, define_flags)
+
 import functools
 import itertools
 import sys
@@ -17,7 +36,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from absl import flags
 from jaxtyping import Float32, Int16
 from tqdm import tqdm
 
@@ -26,7 +44,7 @@ from ctclip_jax.case_store import Entry, Store, build_approximate_index, open_fo
 from ctclip_jax.evaluation.encode import fingerprint
 from ctclip_jax.inference.scans import list_scans, read_ahead
 from data_pipelines import shards, slices
-from data_pipelines.errors import InputError, run_main
+from data_pipelines.errors import InputError
 from data_pipelines.reports import LABELS
 from data_pipelines.sources.case import UNKNOWN
 
@@ -72,18 +90,6 @@ def encode_segments(
                 entries, latents, thumbnails, started = [], [], [], time.monotonic()
     if entries:
         yield entries, np.concatenate(latents), thumbnails
-
-
-def define_flags() -> None:
-    flags.DEFINE_string("store", None, "Folder of the store.", required=True)
-    flags.DEFINE_string("model", None, "Any path that ctclip_jax.load opens.", required=True)
-    flags.DEFINE_string("shards", None, "Folder that data_pipelines.prepare wrote.")
-    flags.DEFINE_string("scans", None, "Table of scans.")
-    flags.DEFINE_string("encoding", "", "Of a table that is not UTF-8, such as cp1254.")
-    flags.DEFINE_string("split", "valid", "Split of the shards, or of a table with a column split.")
-    flags.DEFINE_integer("batch_size", 8, "Volumes encoded at a time.", lower_bound=1)
-    flags.DEFINE_integer("workers", 2, "Threads that read scans.", lower_bound=1)
-    flags.DEFINE_bool("approximate", False, "Build an approximate index of the whole store.")
 
 
 def main(*patterns: str) -> None:
@@ -136,4 +142,4 @@ def index(values: flags.FlagValues, patterns: Sequence[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    run_main(main, define_flags)
+    command_line.run(main)

@@ -13,17 +13,33 @@ OUT/labels.csv      with --shards, their known labels, to evaluate the labeler w
                     `python -m ctclip_jax.evaluate --from_scores=OUT --out=OTHER`
 """
 
+from absl import flags
+
+from data_pipelines import command_line
+
+
+def define_flags() -> None:
+    flags.DEFINE_string("model", None, "Any path that ctclip_jax.load opens.", required=True)
+    flags.DEFINE_string("tokenizer", None, "vocab.txt or *.model, if the export has none.")
+    flags.DEFINE_string("reports", None, "Table of reports.")
+    flags.DEFINE_string("encoding", "", "Of a table that is not UTF-8, such as cp1254.")
+    flags.DEFINE_string("shards", None, "Folder of data_pipelines.prepare.")
+    flags.DEFINE_string("split", "valid", "Split of the shards.")
+    flags.DEFINE_string("out", None, "Output folder.", required=True)
+
+
+command_line.parse(__name__, define_flags)
+
 from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
-from absl import flags
 
 from ctclip_jax import Model, load
 from ctclip_jax.evaluation import files
 from ctclip_jax.evaluation.dataset import EvalSet, from_rows
 from data_pipelines import shards
-from data_pipelines.errors import InputError, run_main
+from data_pipelines.errors import InputError
 from data_pipelines.reports import LABELS, report_parts, report_text
 from data_pipelines.sources.tables import read_table
 
@@ -77,16 +93,6 @@ def label(model: Model, texts: Mapping[str, str], out: Path) -> None:
     files.write_table(out / "predicted.csv", (scores > 0.5).astype(int))
 
 
-def define_flags() -> None:
-    flags.DEFINE_string("model", None, "Any path that ctclip_jax.load opens.", required=True)
-    flags.DEFINE_string("tokenizer", None, "vocab.txt or *.model, if the export has none.")
-    flags.DEFINE_string("reports", None, "Table of reports.")
-    flags.DEFINE_string("encoding", "", "Of a table that is not UTF-8, such as cp1254.")
-    flags.DEFINE_string("shards", None, "Folder of data_pipelines.prepare.")
-    flags.DEFINE_string("split", "valid", "Split of the shards.")
-    flags.DEFINE_string("out", None, "Output folder.", required=True)
-
-
 def main() -> None:
     values = flags.FLAGS
     if bool(values.reports) == bool(values.shards):
@@ -107,4 +113,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_main(main, define_flags)
+    command_line.run(main)

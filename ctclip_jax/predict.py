@@ -16,6 +16,32 @@ OUT/NAME/FINDING.png        with --heatmaps: what each patch adds to the logit
 OUT/NAME/FINDING.nii.gz     the same in scan space, for ITK-SNAP or 3D Slicer
 """
 
+from absl import flags
+
+from data_pipelines import command_line
+
+
+def define_flags() -> None:
+    flags.DEFINE_string("model", None, "Any path that ctclip_jax.load opens.", required=True)
+    flags.DEFINE_alias("checkpoint", "model")
+    flags.DEFINE_string("tokenizer", None, "vocab.txt or *.model, if the export has none.")
+    flags.DEFINE_string("scans", None, "Table of scans.")
+    flags.DEFINE_string("encoding", "", "Of tables that are not UTF-8, such as cp1254.")
+    flags.DEFINE_string("split", "valid", "Rows of a table with a column split.")
+    flags.DEFINE_string("series", "", "DICOM series: UID, number or description; all: each.")
+    flags.DEFINE_string("out", None, "Output folder.")
+    kinds = ("zero_shot", "trained", "classifier")
+    flags.DEFINE_enum("classifier", "zero_shot", kinds, "Prompts, or a trained (=classifier) head.")
+    flags.DEFINE_alias("scores", "classifier")
+    flags.DEFINE_string("prompts", None, "Table of other findings: finding, present, absent.")
+    flags.DEFINE_integer("heatmaps", 0, "Findings per scan with heatmaps.", lower_bound=0)
+    flags.DEFINE_integer("batch_size", 1, "Scans computed at a time.", lower_bound=1)
+    flags.DEFINE_integer("workers", 2, "Threads that read scans ahead.", lower_bound=1)
+    flags.DEFINE_enum("dtype", None, ("float32", "bfloat16"), "Of the large matrix products.")
+
+
+command_line.parse(__name__, define_flags)
+
 import dataclasses
 import itertools
 import re
@@ -25,7 +51,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from absl import flags
 from jaxtyping import Float32
 from tqdm import tqdm
 
@@ -34,7 +59,7 @@ from ctclip_jax.evaluation import files
 from ctclip_jax.inference import classifiers, heatmaps
 from ctclip_jax.inference.classifiers import Classifier
 from ctclip_jax.inference.scans import list_scans, read_ahead
-from data_pipelines.errors import InputError, one_line, run_main
+from data_pipelines.errors import InputError, one_line
 from data_pipelines.shard_tasks import PreparedVolume, provenance
 from data_pipelines.sources.case import CaseRecord
 
@@ -178,25 +203,6 @@ def build_classifier(
     return model.trained_classifier()
 
 
-def define_flags() -> None:
-    flags.DEFINE_string("model", None, "Any path that ctclip_jax.load opens.", required=True)
-    flags.DEFINE_alias("checkpoint", "model")
-    flags.DEFINE_string("tokenizer", None, "vocab.txt or *.model, if the export has none.")
-    flags.DEFINE_string("scans", None, "Table of scans.")
-    flags.DEFINE_string("encoding", "", "Of tables that are not UTF-8, such as cp1254.")
-    flags.DEFINE_string("split", "valid", "Rows of a table with a column split.")
-    flags.DEFINE_string("series", "", "DICOM series: UID, number or description; all: each.")
-    flags.DEFINE_string("out", None, "Output folder.")
-    kinds = ("zero_shot", "trained", "classifier")
-    flags.DEFINE_enum("classifier", "zero_shot", kinds, "Prompts, or a trained (=classifier) head.")
-    flags.DEFINE_alias("scores", "classifier")
-    flags.DEFINE_string("prompts", None, "Table of other findings: finding, present, absent.")
-    flags.DEFINE_integer("heatmaps", 0, "Findings per scan with heatmaps.", lower_bound=0)
-    flags.DEFINE_integer("batch_size", 1, "Scans computed at a time.", lower_bound=1)
-    flags.DEFINE_integer("workers", 2, "Threads that read scans ahead.", lower_bound=1)
-    flags.DEFINE_enum("dtype", None, ("float32", "bfloat16"), "Of the large matrix products.")
-
-
 def main(*patterns: str) -> None:
     values = flags.FLAGS
     out = Path(values.out) if values.out else None
@@ -249,4 +255,4 @@ def main(*patterns: str) -> None:
 
 
 if __name__ == "__main__":
-    run_main(main, define_flags)
+    command_line.run(main)

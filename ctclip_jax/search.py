@@ -9,17 +9,34 @@ volumes. Filters are exact: --label passes cases whose label is annotated as pre
 absent.
 """
 
+from absl import flags
+
+from data_pipelines import command_line
+
+
+def define_flags() -> None:
+    flags.DEFINE_string("store", None, "Folder that ctclip_jax.index wrote.", required=True)
+    flags.DEFINE_string("model", None, "Any path that ctclip_jax.load opens.", required=True)
+    flags.DEFINE_string("tokenizer", None, "Its vocab.txt or *.model, if not in the export.")
+    flags.DEFINE_string("text", None, "Text query.")
+    flags.DEFINE_string("volume", None, "Scan to find similar cases of.")
+    flags.DEFINE_integer("k", 10, "Number of cases to return.", lower_bound=1)
+    flags.DEFINE_multi_string("label", [], "Only cases with this label; no:LABEL: without it.")
+    flags.DEFINE_multi_string("stratum", [], "Only cases of this stratum: NAME=VALUE.")
+    flags.DEFINE_string("json", None, "File to write the hits to.")
+
+
+command_line.parse(__name__, define_flags)
+
 import dataclasses
 import json
 import textwrap
 from collections.abc import Sequence
 
-from absl import flags
-
 from ctclip_jax import load
 from ctclip_jax.case_store import CaseFilter, Hit, Searcher, Store, encode_query
 from ctclip_jax.evaluation.encode import fingerprint
-from data_pipelines.errors import InputError, run_main
+from data_pipelines.errors import InputError
 from data_pipelines.files import write_text
 
 REPORT_WIDTH = 100  # characters
@@ -53,18 +70,6 @@ def format_table(hits: Sequence[Hit]) -> str:
     return "\n".join(lines)
 
 
-def define_flags() -> None:
-    flags.DEFINE_string("store", None, "Folder that ctclip_jax.index wrote.", required=True)
-    flags.DEFINE_string("model", None, "Any path that ctclip_jax.load opens.", required=True)
-    flags.DEFINE_string("tokenizer", None, "Its vocab.txt or *.model, if not in the export.")
-    flags.DEFINE_string("text", None, "Text query.")
-    flags.DEFINE_string("volume", None, "Scan to find similar cases of.")
-    flags.DEFINE_integer("k", 10, "Number of cases to return.", lower_bound=1)
-    flags.DEFINE_multi_string("label", [], "Only cases with this label; no:LABEL: without it.")
-    flags.DEFINE_multi_string("stratum", [], "Only cases of this stratum: NAME=VALUE.")
-    flags.DEFINE_string("json", None, "File to write the hits to.")
-
-
 def main() -> None:
     values = flags.FLAGS
     if bool(values.text) == bool(values.volume):
@@ -90,4 +95,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_main(main, define_flags)
+    command_line.run(main)

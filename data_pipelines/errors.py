@@ -1,16 +1,13 @@
-"""Error handling: InputError for bad input, one-line causes, the entry point of all programs."""
+"""Error handling: InputError for bad input, causes in one line, warnings."""
 
 import contextlib
 import functools
-import inspect
 import os
 import re
 import sys
 import textwrap
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
-
-from absl import app, flags, logging
+from collections.abc import Iterator
 
 _MAX_CAUSE = 300  # characters
 # tensorstore says in order: what it was doing: the system's own words [where] [error code]
@@ -78,66 +75,3 @@ def naming_file(path: str | os.PathLike, damage: str) -> Iterator[None]:
         raise InputError(f"{path}: out of memory ({one_line(error)})") from error
     except Exception as error:
         raise InputError(f"{path}: {damage} ({one_line(error)})") from error
-
-
-def run_main(main: Callable[..., None], define_flags: Callable[[], None] = lambda: None) -> None:
-    """Runs `main(*arguments)` under absl after `define_flags()`; bad input, and a training that
-    diverges (FloatingPointError), print `error: ...` and exit with status 2.
-
-    `arguments` are the positional ones of the command line; the signature of `main` says how many
-    it takes. Log messages of libraries are shown from level ERROR on unless --verbosity is set.
-    """
-
-    # What ml_collections raises for a config file that does not exist, and for an unknown key.
-    bad_config = (AttributeError, LookupError, OSError)
-
-    def parse(argv: Sequence[str]) -> list[str]:
-        with _exit_on(*bad_config, flags.Error):
-            return flags.FLAGS(argv)
-
-    def run(argv: Sequence[str]) -> None:
-        if not flags.FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.ERROR)
-        # fsspec imports the package for a cloud path when such a path is opened.
-        with _exit_on(InputError, ImportError, FloatingPointError):
-            try:
-                inspect.signature(main).bind(*argv[1:])
-            except TypeError as error:
-                raise InputError(f"{error}; got {' '.join(argv[1:]) or 'none'}") from None
-            main(*argv[1:])
-
-    sys.unraisablehook = _report_unraisable
-    with _exit_on(*bad_config):
-        define_flags()  # ml_collections applies overrides to a config with a default right here
-    app.run(run, flags_parser=parse)
-
-
-def _report_unraisable(unraisable) -> None:
-    # On the first error, such as a full disk, orbax closes its event loop; each of tensorstore's
-    # threads that still reports to it would print a traceback.
-    if "Event loop is closed" not in str(unraisable.exc_value):
-        sys.__unraisablehook__(unraisable)
-
-
-@contextlib.contextmanager
-def _exit_on(*errors: type[Exception]) -> Iterator[None]:
-    try:
-        yield
-    except errors as error:
-        message = str(error) if isinstance(error, OSError) else one_line(error)
-        # ml_collections names an unknown key, with a near one if there is any, and says no more.
-        if isinstance(error, AttributeError) and isinstance(next(iter(error.args), None), KeyError):
-            message = f"--config: unknown key {message}"
-        print(f"error: {message}", file=sys.stderr)
-        sys.exit(2)
-
-
-def parse_slice(text: str) -> tuple[int, int]:
-    """Returns (i, n) of the flag --task=I/N: slice i, counted from 0, of n slices of the work."""
-    try:
-        index, count = map(int, text.split("/"))
-    except ValueError:
-        index, count = 0, 0
-    if not 0 <= index < count:
-        raise InputError(f"--task: got {text}, expected I/N with I from 0 to N - 1")
-    return index, count

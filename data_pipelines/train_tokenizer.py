@@ -8,12 +8,8 @@ number of pieces that is printed.
 """
 
 from absl import flags
-from etils import epath
 
-from data_pipelines.errors import InputError, run_main
-from data_pipelines.reports import report_text
-from data_pipelines.shards import read_reports
-from data_pipelines.tokenizers import load_tokenizer, train_sentencepiece
+from data_pipelines import command_line
 
 
 def define_flags() -> None:
@@ -21,6 +17,16 @@ def define_flags() -> None:
     flags.DEFINE_string("split", "train", "Split of the shards.")
     flags.DEFINE_string("out", None, "A .model file to write.", required=True)
     flags.DEFINE_integer("vocab_size", 8000, "Largest number of pieces.", lower_bound=1)
+
+
+command_line.parse(__name__, define_flags)
+
+from etils import epath
+
+from data_pipelines.errors import InputError
+from data_pipelines.reports import report_text
+from data_pipelines.shards import read_reports
+from data_pipelines.tokenizers import load_tokenizer, train_sentencepiece
 
 
 def main() -> None:
@@ -35,4 +41,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_main(main, define_flags)
+    command_line.run(main)

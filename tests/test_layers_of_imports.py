@@ -25,7 +25,7 @@ ORDER = (
     "main.py",
 )
 ROW = {place: row for row, places in enumerate(ORDER) for place in places.split()}
-CONFIG_FLAG = "ctclip_jax/common/configs.py"
+CONFIG_FLAG, COMMAND_LINE = "ctclip_jax/common/configs.py", "data_pipelines/command_line.py"
 IMPORTED_ONLY_BY = {
     "flax": "ctclip_jax/models",
     "orbax": "ctclip_jax/checkpoints",
@@ -101,7 +101,6 @@ def test_libraries_stay_in_their_places(path):
             if f"{module}.".startswith(f"{library}."):
                 inside = any(f"{name(path)}/".startswith(f"{entry}/") for entry in places.split())
                 assert inside, f"{name(path)} must not import {module}"
-        if module.startswith("absl.flags"):
-            source = path.read_text()
-            is_program = '__name__ == "__main__"' in source or path.name == "__main__.py"
-            assert is_program or name(path) in (CONFIG_FLAG, "data_pipelines/errors.py")
+        if module.startswith(("absl.flags", "data_pipelines.command_line")):
+            is_program = "\n    command_line.run(main)\n" in path.read_text()
+            assert is_program or name(path) in (CONFIG_FLAG, COMMAND_LINE)

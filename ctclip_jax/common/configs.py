@@ -16,6 +16,8 @@ from data_pipelines.errors import InputError
 
 T = TypeVar("T")
 
+flags.disclaim_key_flags()  # --config is a flag of the program, and in its --help
+
 
 @dataclasses.dataclass(frozen=True)
 class Range:

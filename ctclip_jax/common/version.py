@@ -1,10 +1,9 @@
 """Package version and git commit, for checkpoints."""
 
 import functools
+import importlib.metadata
 import subprocess
 from pathlib import Path
-
-import jax
 
 __version__ = "0.1.0"
 
@@ -12,7 +11,8 @@ __version__ = "0.1.0"
 def code_version() -> dict[str, str | bool | None]:
     """Returns the versions of `package` and `jax`, the git `commit`, and whether tracked files have
     uncommitted changes (`dirty`); the last two are None outside of a git checkout."""
-    version = {"package": __version__, "jax": jax.__version__, "commit": None, "dirty": None}
+    jax_version = importlib.metadata.version("jax")  # without importing it
+    version = {"package": __version__, "jax": jax_version, "commit": None, "dirty": None}
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():  # git itself would find a checkout around an installed package
         return version

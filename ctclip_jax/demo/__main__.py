@@ -4,6 +4,28 @@ Without --model it shows the model of `make demo`. It listens on 127.0.0.1, dele
 soon as it has been read, and writes only into --folder. Research software, not a medical device.
 """
 
+from absl import flags
+
+from data_pipelines import command_line
+
+
+def define_flags() -> None:
+    flags.DEFINE_string("model", None, "Any path that ctclip_jax.load opens.")
+    flags.DEFINE_alias("checkpoint", "model")
+    flags.DEFINE_string("tokenizer", None, "Its vocab.txt or *.model, if not in the export.")
+    flags.DEFINE_string("store", None, "Case store that ctclip_jax.index wrote.")
+    kinds = ("zero_shot", "trained", "classifier")
+    flags.DEFINE_enum("classifier", "zero_shot", kinds, "Prompts, or a trained (=classifier) head.")
+    flags.DEFINE_alias("scores", "classifier")
+    flags.DEFINE_integer("port", 7860, "Port; 0: any free one.", 0, 65535)
+    flags.DEFINE_string("folder", None, "Folder of the uploads; default: a temporary one.")
+    flags.DEFINE_bool("keep_uploads", False, "Leave uploads in --folder.")
+    flags.DEFINE_integer("max_upload_mb", 1024, "Largest upload or volume, MiB.", lower_bound=1)
+    flags.DEFINE_bool("open_browser", True, "Open the page in a browser.")
+
+
+command_line.parse(__name__, define_flags)
+
 import contextlib
 import signal
 import socket
@@ -13,12 +35,10 @@ import threading
 import webbrowser
 from pathlib import Path
 
-from absl import flags
-
 from ctclip_jax import load
 from ctclip_jax.case_store import Searcher, Store
 from ctclip_jax.evaluation.encode import fingerprint
-from data_pipelines.errors import InputError, run_main
+from data_pipelines.errors import InputError
 from data_pipelines.files import make_folder
 
 HOST = "127.0.0.1"
@@ -43,21 +63,6 @@ def listen(port: int) -> socket.socket:
     except OSError as error:
         raise InputError(f"--port={port}: {error.strerror}; try another") from error
     return listener
-
-
-def define_flags() -> None:
-    flags.DEFINE_string("model", None, "Any path that ctclip_jax.load opens.")
-    flags.DEFINE_alias("checkpoint", "model")
-    flags.DEFINE_string("tokenizer", None, "Its vocab.txt or *.model, if not in the export.")
-    flags.DEFINE_string("store", None, "Case store that ctclip_jax.index wrote.")
-    kinds = ("zero_shot", "trained", "classifier")
-    flags.DEFINE_enum("classifier", "zero_shot", kinds, "Prompts, or a trained (=classifier) head.")
-    flags.DEFINE_alias("scores", "classifier")
-    flags.DEFINE_integer("port", 7860, "Port; 0: any free one.", 0, 65535)
-    flags.DEFINE_string("folder", None, "Folder of the uploads; default: a temporary one.")
-    flags.DEFINE_bool("keep_uploads", False, "Leave uploads in --folder.")
-    flags.DEFINE_integer("max_upload_mb", 1024, "Largest upload or volume, MiB.", lower_bound=1)
-    flags.DEFINE_bool("open_browser", True, "Open the page in a browser.")
 
 
 def main() -> None:
@@ -117,4 +122,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_main(main, define_flags)
+    command_line.run(main)

@@ -9,42 +9,16 @@
 `python -m data_pipelines.shards verify SHARDS` checks all of it, `show SHARDS NAME` shows a record.
 """
 
-from data_pipelines.shards.dataset import (
-    begin,
-    discard,
-    finish,
-    plan,
-    preparation,
-    read,
-    read_reports,
-    read_rows,
-    splits,
-)
-from data_pipelines.shards.format import (
-    Record,
-    Shard,
-    Skipped,
-    decode_slabs,
-    decode_volume,
-    encode_volume,
-    write_shard,
-)
+from data_pipelines import lazy
 
-__all__ = [
-    "Record",
-    "Shard",
-    "Skipped",
-    "begin",
-    "decode_slabs",
-    "decode_volume",
-    "discard",
-    "encode_volume",
-    "finish",
-    "plan",
-    "preparation",
-    "read",
-    "read_reports",
-    "read_rows",
-    "splits",
-    "write_shard",
-]
+__getattr__, __dir__, __all__ = lazy.exports(
+    __name__,
+    {
+        "data_pipelines.shards.dataset": (
+            "begin discard finish plan preparation read read_reports read_rows splits"
+        ),
+        "data_pipelines.shards.format": (
+            "Record Shard Skipped decode_slabs decode_volume encode_volume write_shard"
+        ),
+    },
+)

@@ -4,6 +4,10 @@ python -m data_pipelines.shards verify SHARDS        finds damage, missing files
 python -m data_pipelines.shards show SHARDS NAME     prints a record and draws it in NAME.png
 """
 
+from data_pipelines import command_line
+
+command_line.parse(__name__)
+
 import json
 import sys
 from pathlib import Path
@@ -12,7 +16,7 @@ from absl import logging
 from matplotlib.figure import Figure
 
 from data_pipelines import shards, slices
-from data_pipelines.errors import InputError, run_main
+from data_pipelines.errors import InputError
 from data_pipelines.shards.verify import verify
 
 
@@ -72,4 +76,4 @@ def _find(folder: str, name: str) -> tuple[str, int]:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    command_line.run(main)

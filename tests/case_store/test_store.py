@@ -26,7 +26,7 @@ from ctclip_jax.evaluation.encode import fingerprint
 from ctclip_jax.models.ct_clip import CTCLIP
 from ctclip_jax.search import parse_filter
 from data_pipelines.errors import InputError
-from data_pipelines.sources.phantoms import write_samples
+from data_pipelines.sources.phantoms.layout import write_samples
 from tests.eval_sets import unit
 from tests.tiny_run import tiny_config, write_tiny_shards
 

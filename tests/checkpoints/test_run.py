@@ -237,7 +237,7 @@ def test_a_run_on_eight_devices_resumes_on_four(tmp_path):
 
 FULL_DISK = """
 from pathlib import Path
-from data_pipelines.errors import run_main
+from data_pipelines import command_line
 from tests.checkpoints.test_run import batches, checkpoints, state
 
 def main(folder, then):
@@ -247,7 +247,7 @@ def main(folder, then):
         checkpointer.save(3, state(1, rows=8), loader)
     checkpointer.close()
 
-run_main(main)
+command_line.run(main)
 """
 
 

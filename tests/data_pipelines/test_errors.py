@@ -2,13 +2,10 @@
 
 import errno
 import os
-import re
-import subprocess
-import sys
 
 import pytest
 
-from data_pipelines.errors import InputError, one_line, parse_slice, printable, warn
+from data_pipelines.errors import InputError, one_line, printable, warn
 
 TRACEBACK = "Error:\nTraceback (most recent call last):\n  File x, line 1\nValueError: no: such\n"
 
@@ -41,40 +38,6 @@ def test_one_line(error, line):
 def test_cause_in_an_error_of_tensorstore(after):
     message = f'OUT_OF_RANGE: Error opening "zarr" driver: Failed to write: File too large {after}'
     assert one_line(ValueError(message)) == "File too large"
-
-
-def test_parse_slice():
-    assert parse_slice("2/3") == (2, 3)
-    for text in ("3/3", "-1/3", "1", "a/b", ""):
-        with pytest.raises(InputError, match="--task: got"):
-            parse_slice(text)
-
-
-PROGRAM = """
-from ml_collections import config_flags
-from data_pipelines.errors import run_main
-config_flags.DEFINE_config_file("config", lock_config=True)
-run_main(lambda: None)
-"""
-
-
-@pytest.mark.parametrize(
-    ("argument", "message"),
-    [
-        ("--config.optim.learning_rat=1", "error: .*learning_rat"),
-        ("--config.optim.learning_rate=fast", "error: flag .*learning_rate=fast"),
-        ("--wokdir=x", "error: .*wokdir"),
-        ("--config.data.shift=1", "error: --config: unknown key 'shift'"),
-        ("extra", "error: too many positional arguments; got extra"),
-    ],
-)
-def test_invalid_command_line_is_one_line(argument, message):
-    arguments = ["--config=configs/ct_clip.py", argument, "--config.steps=1"]
-    command = [sys.executable, "-c", PROGRAM, *arguments]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 2
-    assert re.match(message, result.stderr.splitlines()[-1])
-    assert "Traceback" not in result.stderr
 
 
 def test_control_characters_never_reach_the_terminal(capsys):

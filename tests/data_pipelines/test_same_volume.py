@@ -10,7 +10,7 @@ from etils import epath
 from data_pipelines.resample import Geometry
 from data_pipelines.shard_tasks import prepare_scan
 from data_pipelines.sources.case import CaseRecord
-from data_pipelines.sources.phantoms import write_samples
+from data_pipelines.sources.phantoms.layout import write_samples
 from tests.dicom_series import chest_slices, enhanced, write
 
 GEOMETRY = Geometry(shape=(24, 48, 48), spacing=(15.0, 7.5, 7.5))

@@ -11,7 +11,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 from data_pipelines.reports import LABELS
-from data_pipelines.sources.phantoms import write_samples
+from data_pipelines.sources.phantoms.layout import write_samples
 from tests.demo_server import REPORT, served
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)

@@ -30,7 +30,7 @@ from data_pipelines.formats import read_scan
 from data_pipelines.formats.zipped import MAX_FILES
 from data_pipelines.reports import LABELS
 from data_pipelines.resample import to_hu
-from data_pipelines.sources.phantoms import write_samples
+from data_pipelines.sources.phantoms.layout import write_samples
 from tests.demo_server import MAX_BYTES, served
 from tests.dicom_series import chest_slices
 from tests.dicom_series import write as write_dicom

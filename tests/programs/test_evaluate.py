@@ -566,13 +566,14 @@ def test_an_evaluation_of_an_earlier_version_is_resumed(inputs, out, tmp_path):
 FORK_EACH = """
 import json, os, sys
 from ctclip_jax import evaluate
-from data_pipelines.errors import run_main
+from data_pipelines import command_line
 for arguments, log in json.loads(sys.argv[1]):
     if os.fork() == 0:
         output = os.open(log, os.O_CREAT | os.O_WRONLY)
         os.dup2(output, 1), os.dup2(output, 2)
         sys.argv = ["evaluate", *arguments]
-        run_main(evaluate.main, evaluate.define_flags)
+        command_line.parse("__main__", evaluate.define_flags)
+        command_line.run(evaluate.main)
         os._exit(0)
     os.wait()
 """

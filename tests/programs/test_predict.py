@@ -31,7 +31,7 @@ from data_pipelines.formats import read_nifti
 from data_pipelines.geometry import resolve_geometry, to_lps
 from data_pipelines.reports import LABELS, PROMPTS
 from data_pipelines.sources.case import CaseRecord
-from data_pipelines.sources.phantoms import write_samples
+from data_pipelines.sources.phantoms.layout import write_samples
 from data_pipelines.tokenizers import train_sentencepiece
 from tests.dicom_series import LPS, store
 

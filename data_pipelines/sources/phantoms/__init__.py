@@ -3,7 +3,3 @@
 `anatomy` and `chest` draw a healthy chest, `signs` adds the sign of each label, `report_writer`
 puts the findings into words, `exam` simulates the scanner, `layout` writes the files.
 """
-
-from data_pipelines.sources.phantoms.layout import write_samples, write_tree
-
-__all__ = ["write_samples", "write_tree"]

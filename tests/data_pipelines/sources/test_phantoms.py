@@ -10,10 +10,9 @@ import pytest
 from data_pipelines.errors import InputError
 from data_pipelines.reports import LABELS
 from data_pipelines.sources import ct_rate
-from data_pipelines.sources.phantoms import write_samples, write_tree
 from data_pipelines.sources.phantoms.anatomy import random_anatomy, random_grid
 from data_pipelines.sources.phantoms.chest import draw_chest
-from data_pipelines.sources.phantoms.layout import ExamKey, draw, plan
+from data_pipelines.sources.phantoms.layout import ExamKey, draw, plan, write_samples, write_tree
 from data_pipelines.sources.phantoms.report_writer import (
     ANY_LABEL,
     BY_LABEL,
