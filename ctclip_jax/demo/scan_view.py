@@ -45,6 +45,6 @@ def view_scan(
     for frame, plane in enumerate(hu):  # one at a time: floats of a whole scan would take twice it
         values = voxels[:, :, frame] * np.float32(oriented.slope) + np.float32(oriented.intercept)
         plane[:] = np.clip(np.rint(values), -(2**15), 2**15 - 1)
-    x, y, z = patch_indices(prepared, geometry, grid)
+    f, h, w = patch_indices(prepared, geometry, grid)
     dx, dy, dz = oriented.spacing_xyz
-    return ScanView(hu, (dz * step, dx, dy), step, (z[::step], x, y))
+    return ScanView(hu, (dz * step, dx, dy), step, (f[::step], h, w))

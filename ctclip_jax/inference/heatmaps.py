@@ -133,10 +133,9 @@ def to_scan_space(
     A scan whose header has no axes is returned along Left, Posterior, Superior, as it was read.
     """
     oriented = prepared.oriented
-    indices = patch_indices(prepared, geometry, contributions.shape)
-    values = contributions.transpose(1, 2, 0)[np.ix_(*indices)]
-    for axis, patch in enumerate(indices):
-        values[(slice(None),) * axis + (patch < 0,)] = 0
+    f, h, w = patch_indices(prepared, geometry, contributions.shape)
+    # Of index -1, outside the grid, the last one, 0.
+    values = np.pad(contributions, (0, 1)).transpose(1, 2, 0)[np.ix_(h, w, f)]
     if oriented.affine is not None:
         return from_lps(values, oriented.orientation), oriented.affine
     dx, dy, dz = oriented.spacing_xyz
@@ -145,16 +144,16 @@ def to_scan_space(
 
 def patch_indices(
     prepared: PreparedVolume, geometry: Geometry, grid: tuple[int, int, int]
-) -> tuple[Int[np.ndarray, " x"], Int[np.ndarray, " y"], Int[np.ndarray, " z"]]:
-    """Along each axis of a scan, which patch its voxels lie in; -1 outside the grid of `geometry`,
-    which has `grid` patches along (z, x, y)."""
-    oriented, indices = prepared.oriented, []
-    positions_xyz = grid_positions(
+) -> tuple[Int[np.ndarray, " f"], Int[np.ndarray, " h"], Int[np.ndarray, " w"]]:
+    """The patch of `grid` that each voxel of a scan lies in, along f, h and w, which are the scan's
+    z, x and y; -1 outside the grid."""
+    oriented = prepared.oriented
+    x, y, z = grid_positions(
         oriented.voxels.shape, oriented.spacing_xyz, geometry, prepared.coverage.z_center
     )
-    for axis, positions in zip((1, 2, 0), positions_xyz, strict=True):
-        num_voxels, num_patches = geometry.shape[axis], grid[axis]
+    indices = []
+    for positions, num_voxels, num_patches in zip((z, x, y), geometry.shape, grid, strict=True):
         patch = np.floor((positions + 0.5) * (num_patches / num_voxels)).astype(np.intp)
         is_inside = (positions >= -0.5) & (positions < num_voxels - 0.5)
-        indices.append(np.where(is_inside, patch.clip(0, num_patches - 1), -1))
+        indices.append(np.where(is_inside, np.clip(patch, 0, num_patches - 1), -1))
     return tuple(indices)

@@ -8,7 +8,8 @@ const PLANES = {
   coronal: { axis: 2, rows: 0, columns: 1, flip: true, letters: ["S", "I", "R", "L"] },
   sagittal: { axis: 1, rows: 0, columns: 2, flip: true, letters: ["S", "I", "A", "P"] },
 };
-const POSITIVE = 0x4f5aff, NEGATIVE = 0xff8d4f; // blue, green, red
+// Alpha, blue, green, red. What a model does not see is darkened under its map.
+const POSITIVE = 0x004f5aff, NEGATIVE = 0x00ff8d4f, UNSEEN = 0x80000000;
 
 export class Viewer {
   constructor(onHover) {
@@ -122,7 +123,10 @@ export class Viewer {
       const start = slab * strides[plane.axis] + along * strides[plane.rows];
       for (let column = 0; column < columns; column++, pixel++) {
         const across = this.patches[plane.columns][column];
-        if (slab < 0 || along < 0 || across < 0) continue;
+        if (slab < 0 || along < 0 || across < 0) {
+          pixels[pixel] = UNSEEN;
+          continue;
+        }
         const share = values[start + across * strides[plane.columns]] / this.limit;
         const alpha = (255 * this.opacity * Math.abs(share)) | 0;
         pixels[pixel] = (alpha << 24) | (share > 0 ? POSITIVE : NEGATIVE);
