@@ -82,7 +82,7 @@ if (canvas) {
     }
     if (nearest !== hovered) { hovered = nearest; draw(); }
   };
-  canvas.onpointermove = hover;
+  canvas.onpointermove = canvas.onpointerdown = hover;
   canvas.onpointerleave = () => hover(null);
   select.onchange = draw;
   window.addEventListener("resize", draw);
