@@ -16,11 +16,11 @@ from einops import reduce
 
 import ctclip_jax
 from benchmarks import measure
-from ctclip_jax.calibrate import compute_baseline
+from ctclip_jax.calibrate import compute_reference
 from ctclip_jax.evaluation.metrics import bootstrap
 from ctclip_jax.inference.classifiers import Classifier
-from ctclip_jax.inference.heatmaps import Baseline
 from ctclip_jax.inference.load import Model
+from ctclip_jax.inference.reference import Reference
 from data_pipelines import command_line
 from data_pipelines.resample import Geometry, preprocess, to_hu
 from data_pipelines.sources.phantoms.anatomy import random_anatomy, random_grid
@@ -77,7 +77,7 @@ def region(healthy: Chest, ill: Chest, geometry: Geometry, patch: tuple[int, ...
 
 
 def measured(
-    model: Model, classifier: Classifier, label: str, count: int, baseline: Baseline
+    model: Model, classifier: Classifier, label: str, count: int, reference: Reference
 ) -> dict:
     """The row of a label: means over the phantoms, ratios of means with CIs over phantoms."""
     column = classifier.names.index(label)
@@ -89,8 +89,8 @@ def measured(
         volumes = np.stack([on_grid(np.rint(chest.hu), chest, geometry) for chest in chests])
         return model.patch_features(volumes, batch_size=BATCH)
 
-    def explained(evidence: np.ndarray, against: Baseline | None) -> tuple[float, np.ndarray]:
-        model.baseline = against
+    def explained(evidence: np.ndarray, against: Reference | None) -> tuple[float, np.ndarray]:
+        model.reference = against
         latents, maps = model.attribute(evidence, classifier.kernel, batch_size=BATCH)
         probabilities = classifier.probabilities(latents)
         return float(probabilities[:, column].mean()), maps[:, column]
@@ -98,7 +98,7 @@ def measured(
     healthy, ill = (evidence(chests) for chests in zip(*pairs, strict=True))
     without, calm = explained(healthy, None)
     with_it, alone = explained(ill, None)
-    _, against_mean = explained(ill, baseline)
+    _, against_mean = explained(ill, reference)
     share = regions.mean(axis=(1, 2, 3))
     drawn_rows = bootstrap.resample(np.arange(count), resamples=RESAMPLES, seed=SEED)
 
@@ -124,10 +124,10 @@ def measured(
 def main() -> None:
     model = ctclip_jax.load(MODEL.value)
     classifier = model.zero_shot_classifier()
-    baseline = compute_baseline(
+    reference = compute_reference(
         model, SHARDS.value, "train", num_volumes=AVERAGED, batch_size=BATCH
     )
-    rows = [measured(model, classifier, label, COUNT.value, baseline) for label in LABELS]
+    rows = [measured(model, classifier, label, COUNT.value, reference) for label in LABELS]
     measure.save("heatmaps", {"phantoms": COUNT.value, "averaged": AVERAGED, "rows": rows})
 
 

@@ -1,18 +1,20 @@
-"""Adds probability calibration and a heatmap baseline to an export.
+"""Adds probability calibration and reference volumes to an export.
 
     python -m ctclip_jax.evaluate --model=EXPORT --shards=SHARDS --out=OUT
     python -m ctclip_jax.calibrate --model=EXPORT --evaluation=OUT
 
 writes EXPORT/calibration.json: for each label an isotonic fit of 0 and 1 to the scores (Zadrozny &
-Elkan 2002). Prints the expected calibration error before and after, the latter cross-fitted over
-patients. Use volumes like those that the model will meet, and no test set.
+Elkan 2002), and the threshold nearest to a sensitivity and specificity of 1. Prints the expected
+calibration error before and after, the latter cross-fitted over patients. Use volumes like those
+that the model will meet, and no test set.
 
     python -m ctclip_jax.calibrate --model=EXPORT --shards=SHARDS --split=train
 
-writes EXPORT/reference.npz: the mean patch contributions over some hundred volumes, with or without
-labels, which heatmaps subtract. A patch adds to a finding in every scan because of where it lies;
-what is left is how this scan differs (docs/inference.md). Only for towers with a codebook, whose
-contributions are exact.
+writes EXPORT/reference.npz of some hundred volumes, with or without labels: their latents, so that
+any finding of a scan has a rank among them; and their mean patch contributions, which heatmaps
+subtract. A patch adds to a finding in every scan because of where it lies; what is left is how this
+scan differs (docs/inference.md). The means are only of towers with a codebook, whose contributions
+are exact.
 """
 
 from absl import flags
@@ -24,9 +26,9 @@ def define_flags() -> None:
     flags.DEFINE_string("model", None, "Export or WORKDIR that gets the files.", required=True)
     flags.DEFINE_string("evaluation", None, "Folder of ctclip_jax.evaluate, to calibrate on.")
     flags.DEFINE_alias("scores", "evaluation")
-    flags.DEFINE_string("shards", None, "Folder of data_pipelines.prepare, for the baseline.")
+    flags.DEFINE_string("shards", None, "Folder of data_pipelines.prepare, for the reference.")
     flags.DEFINE_string("split", "valid", "Split of the shards.")
-    flags.DEFINE_integer("volumes", 256, "Volumes of the baseline.", lower_bound=1)
+    flags.DEFINE_integer("volumes", 256, "Volumes of the reference.", lower_bound=1)
     flags.DEFINE_integer("batch_size", 8, "Volumes computed at a time.", lower_bound=1)
 
 
@@ -38,15 +40,15 @@ import numpy as np
 from tqdm import tqdm
 
 from ctclip_jax import Model, load
-from ctclip_jax.checkpoints.exports import BASELINE_FILE, CALIBRATION_FILE, resolve_export
+from ctclip_jax.checkpoints.exports import CALIBRATION_FILE, REFERENCE_FILE, resolve_export
 from ctclip_jax.evaluation import detection, files
 from ctclip_jax.evaluation.dataset import EvalSet
 from ctclip_jax.evaluation.encode import fingerprint
-from ctclip_jax.evaluation.metrics import bootstrap
+from ctclip_jax.evaluation.metrics import bootstrap, classification
 from ctclip_jax.evaluation.metrics.reliability import expected_calibration_error, fit_isotonic
-from ctclip_jax.inference import calibration, heatmaps
+from ctclip_jax.inference import calibration, reference
 from ctclip_jax.inference.calibration import Calibration, Curve
-from ctclip_jax.inference.heatmaps import Baseline
+from ctclip_jax.inference.reference import Reference
 from ctclip_jax.models.ct_clip import CTCLIP
 from data_pipelines import shards
 from data_pipelines.errors import InputError
@@ -87,13 +89,14 @@ def calibrate(
 
 
 def fit_curve(labels: np.ndarray, scores: np.ndarray) -> Curve:
-    """Isotonic regression of one label's 0 and 1 on its scores."""
+    """Isotonic regression of one label's 0 and 1 on its scores, and the best threshold."""
     regression = fit_isotonic(labels, scores)
     return Curve(
         tuple(map(float, regression.X_thresholds_)),
         tuple(map(float, regression.y_thresholds_)),
         volumes=len(labels),
         positive=int(labels.sum()),
+        threshold=classification.fit_threshold(labels, scores),
     )
 
 
@@ -107,25 +110,33 @@ def cross_fit(labels: np.ndarray, scores: np.ndarray, *, patients: np.ndarray) -
     return calibrated
 
 
-def compute_baseline(
+def compute_reference(
     model: Model, folder: str, split: str, *, num_volumes: int, batch_size: int
-) -> Baseline:
-    """The mean normalized tokens of a random sample of a prepared split."""
-    if not CTCLIP(model.config).quantizes:
-        raise InputError("--model: a heatmap baseline needs an image tower with a codebook")
+) -> Reference:
+    """The latents, and for a tower with a codebook the mean normalized tokens, of a random sample
+    of a prepared split."""
     prepared = shards.preparation(folder, split)
     model.config.image.check(prepared, source=folder, name="the model")
     records = shards.read(folder, split)
     count = min(num_volumes, len(records))
     sample = np.sort(np.random.default_rng(SEED).choice(len(records), count, replace=False))
-    total = np.zeros((*model.config.image.grid, model.config.image.dim))
+    latents, total = [], np.zeros((*model.config.image.grid, model.config.image.dim))
+    has_codebook = CTCLIP(model.config).quantizes
     for start in tqdm(range(0, count, batch_size), unit="batch"):
         rows = sample[start : start + batch_size]
         volumes = np.stack([records[int(row)]["volume"] for row in rows])
-        features = model.patch_features(volumes, batch_size=batch_size)
-        tokens = model.normalized_tokens(features, batch_size=batch_size)
-        total += tokens.sum(axis=0, dtype=np.float64)
-    return Baseline((total / count).astype(np.float32), f"{count} volumes of {folder}, {split}")
+        if has_codebook:
+            features = model.patch_features(volumes, batch_size=batch_size)
+            unit, tokens = model.normalized_tokens(features, batch_size=batch_size)
+            total += tokens.sum(axis=0, dtype=np.float64)
+        else:
+            unit = model.encode_image(volumes, batch_size=batch_size)
+        latents.append(unit)
+    return Reference(
+        f"{count} volumes of {folder}, {split}",
+        np.concatenate(latents),
+        (total / count).astype(np.float32) if has_codebook else None,
+    )
 
 
 def main() -> None:
@@ -143,15 +154,15 @@ def main() -> None:
             print(f"{label:36} {counts}  error {before:.3f} -> {after:.3f}")
         print(f"{folder / CALIBRATION_FILE}: {len(fitted.curves)} labels")
     if values.shards:
-        baseline = compute_baseline(
+        volumes = compute_reference(
             model,
             values.shards,
             values.split,
             num_volumes=values.volumes,
             batch_size=values.batch_size,
         )
-        heatmaps.save_baseline(folder, baseline)
-        print(f"{folder / BASELINE_FILE}: the mean of {baseline.source}")
+        reference.save(folder, volumes)
+        print(f"{folder / REFERENCE_FILE}: {volumes.source}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Probabilities of findings in chest CTs, with heatmaps.
+"""Scores and probabilities of findings in chest CTs, with heatmaps.
 
     python -m ctclip_jax.predict scan.nii.gz --model=EXPORT
     python -m ctclip_jax.predict 'scans/*.nii.gz' DICOM --model=EXPORT --out=OUT --heatmaps=3
@@ -9,11 +9,12 @@ lists scans in a column `path`, with what their files lack, such as slope, inter
 (docs/data.md). --model is a run's WORKDIR, an export or a published weight file. Unreadable scans
 are reported and skipped; the exit status is then 1.
 
-OUT/scores.csv              probabilities, one row per scan
-OUT/calibrated.csv          calibrated probabilities, if the model has a calibration
-OUT/NAME/prediction.json    both for one scan, and how its file was interpreted
-OUT/NAME/FINDING.png        with --heatmaps: what each patch adds to the logit
-OUT/NAME/FINDING.nii.gz     the same in scan space, for ITK-SNAP or 3D Slicer
+OUT/scores.csv                  scores in [0, 1], one row per scan; no probabilities by themselves
+OUT/calibrated.csv              calibrated probabilities, if the model has a calibration
+OUT/ranks.csv                   the share of reference volumes with a lower score, if it has any
+OUT/NAME/prediction.json        all of them for one scan, and how its file was interpreted
+OUT/NAME/FINDING_map.png        with --heatmaps: what each patch adds to the logit, over the scan
+OUT/NAME/FINDING_map.nii.gz     the same in scan space, for ITK-SNAP or 3D Slicer
 """
 
 from absl import flags
@@ -42,49 +43,25 @@ def define_flags() -> None:
 
 command_line.parse(__name__, define_flags)
 
-import dataclasses
 import itertools
-import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float32
 from tqdm import tqdm
 
 from ctclip_jax import Model, load
 from ctclip_jax.evaluation import files
-from ctclip_jax.inference import classifiers, heatmaps
+from ctclip_jax.inference import classifiers
 from ctclip_jax.inference.classifiers import Classifier
 from ctclip_jax.inference.scans import list_scans, read_ahead
-from data_pipelines.errors import InputError, one_line
-from data_pipelines.shard_tasks import PreparedVolume, provenance
+from ctclip_jax.reporting import predictions
+from ctclip_jax.reporting.predictions import Prediction
+from data_pipelines.errors import InputError
+from data_pipelines.shard_tasks import PreparedVolume
 from data_pipelines.sources.case import CaseRecord
-
-TABLES = {"probability": "scores.csv", "calibrated": "calibrated.csv"}
-NUM_PRINTED = 3  # findings per scan, if there are several scans
-
-
-@dataclasses.dataclass(frozen=True)
-class Prediction:
-    """The findings of one scan.
-
-    `scores` has a row per finding and the columns `probability` and, if the model has a
-    calibration, `calibrated` (NaN without a curve). `contributions` to their logits are by finding;
-    empty without heatmaps.
-    """
-
-    case: CaseRecord
-    prepared: PreparedVolume
-    scores: pd.DataFrame
-    contributions: Mapping[str, Float32[np.ndarray, "t h w"]]
-
-    @property
-    def ranked(self) -> pd.DataFrame:
-        """`scores`, most probable first."""
-        return self.scores.sort_values("probability", ascending=False, kind="stable")
 
 
 def predict(
@@ -106,89 +83,22 @@ def predict(
         else:
             latents = model.encode_image(volumes, batch_size=len(batch))
         probabilities = classifier.probabilities(latents)
-        calibrated = classifier.calibrate(probabilities)
+        columns = {
+            "probability": probabilities,
+            "calibrated": classifier.calibrate(probabilities),
+            "rank": classifier.rank(probabilities),
+        }
         for row, (case, prepared) in enumerate(batch):
-            scores = pd.DataFrame({"probability": probabilities[row]}, index=classifier.names)
-            if calibrated is not None:
-                scores["calibrated"] = calibrated[row]
+            of_scan = {name: values[row] for name, values in columns.items() if values is not None}
+            scores = pd.DataFrame(of_scan, index=classifier.names)
+            if classifier.usual is not None:
+                scores["usual"] = classifier.usual
+            if classifier.thresholds:
+                scores["threshold"] = pd.Series(classifier.thresholds)
             by_finding = {}
             if attribute:
                 by_finding = dict(zip(classifier.names, contributions[row], strict=True))
             yield Prediction(case, prepared, scores, by_finding)
-
-
-def save(prediction: Prediction, model: Model, out: Path, *, num_heatmaps: int) -> None:
-    """Writes OUT/NAME and adds the scan to the tables."""
-    name, scores = prediction.case.volume_name, prediction.scores
-    folder = out / file_name(name)
-    files.make_folder(folder)
-    findings = list(prediction.ranked.index[:num_heatmaps])
-    for finding in findings:
-        contributions = prediction.contributions[finding]
-        probability, logit = scores.probability[finding], contributions.sum()
-        caption = f"{finding}: probability {probability:.2f}; {model.attribution_method}"
-        heatmaps.save_png(
-            folder / f"{file_name(finding)}.png",
-            prediction.prepared.volume,
-            contributions,
-            spacing=model.geometry.spacing,
-            title=f"{caption}, sum {logit:+.3f}",
-        )
-        heatmaps.save_nifti(
-            folder / f"{file_name(finding)}.nii.gz",
-            contributions,
-            prediction.prepared,
-            geometry=model.geometry,
-            description=f"{finding}: {model.attribution_method}",
-        )
-    rounded = scores.round(6).astype(object).where(scores.notna(), None)
-    content = {
-        "name": name,
-        **provenance(prediction.prepared),
-        "probabilities": rounded["probability"].to_dict(),
-    }
-    if "calibrated" in scores:
-        content["calibrated"] = rounded["calibrated"].to_dict()
-    if findings:
-        content["heatmaps"] = {"of": model.attribution_method, "findings": findings}
-    files.write_json(folder / "prediction.json", content)
-    # Tables last: a scan that is in them has all its files, even if the program is killed.
-    for column, values in scores.items():
-        append_row(out / TABLES[column], values.rename(name))
-
-
-def append_row(path: Path, row: pd.Series) -> None:
-    """Adds a row, its name first, to a table, which starts with a header; NaN is an empty cell."""
-    table = row.to_frame().T
-    try:
-        table.to_csv(
-            path, mode="a", header=not path.exists(), index_label=files.KEY, float_format="%.6g"
-        )
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({one_line(error)})") from error
-
-
-def file_name(name: str) -> str:
-    """A name as one path component, of at most 200 bytes."""
-    safe = re.sub(r"[^\w\-. ]+", "_", name).strip(". ")
-    return safe.encode()[-200:].decode(errors="ignore") or "_"
-
-
-def check_file_names(names: Sequence[str]) -> None:
-    """Raises InputError if two names would be one file, also where the disk ignores case."""
-    by_file: dict[str, str] = {}
-    for name in names:
-        if (other := by_file.setdefault(file_name(name).lower(), name)) != name:
-            raise InputError(f"{other!r} and {name!r}: both would be {file_name(name)}; rename one")
-
-
-def format_prediction(prediction: Prediction, *, is_only: bool) -> str:
-    """A table of all findings for the only scan, or the most probable ones in one line."""
-    name, scores = prediction.case.volume_name, prediction.ranked
-    if is_only:
-        return f"{name}\n{scores.to_string(float_format='{:.3f}'.format, na_rep='-')}"
-    top = scores.probability.head(NUM_PRINTED).items()
-    return f"{name}: {', '.join(f'{finding} {value:.2f}' for finding, value in top)}"
 
 
 def build_classifier(
@@ -208,8 +118,8 @@ def main(*patterns: str) -> None:
     out = Path(values.out) if values.out else None
     if values.heatmaps and not out:
         raise InputError("--heatmaps: needs --out")
-    if out and (table := next((name for name in TABLES.values() if (out / name).exists()), None)):
-        raise InputError(f"{out}: already has {table}; choose another --out")
+    if out and (tables := predictions.existing_tables(out)):
+        raise InputError(f"{out}: already has {tables[0].name}; choose another --out")
     cases = list_scans(
         patterns,
         values.scans,
@@ -222,10 +132,10 @@ def main(*patterns: str) -> None:
         model, kind=values.classifier, prompts=values.prompts, encoding=values.encoding
     )
     if out:
-        check_file_names([case.volume_name for case in cases])
-        check_file_names(classifier.names)
+        folders = predictions.folder_names([case.volume_name for case in cases])
+        predictions.check_findings(classifier.names)
         files.make_folder(out)
-    is_only, skipped = len(cases) == 1, []
+    is_only, skipped, saved = len(cases) == 1, [], []
     with tqdm(total=len(cases), unit="scan", disable=is_only) as progress:
 
         def skip(reason: str) -> None:
@@ -241,12 +151,19 @@ def main(*patterns: str) -> None:
             batch_size=values.batch_size,
             attribute=values.heatmaps > 0,
         ):
+            name = prediction.case.volume_name
             if out:
-                save(prediction, model, out, num_heatmaps=values.heatmaps)
+                predictions.save(
+                    prediction, model, out, folder=folders[name], num_heatmaps=values.heatmaps
+                )
+                saved.append(folders[name])
             for note in prediction.prepared.notes:
-                progress.write(f"note: {prediction.case.volume_name}: {note}", file=sys.stderr)
-            progress.write(format_prediction(prediction, is_only=is_only))
+                progress.write(f"note: {name}: {note}", file=sys.stderr)
+            progress.write(predictions.format_prediction(prediction, model, is_only=is_only))
             progress.update()
+    if saved:
+        num_heatmaps = min(values.heatmaps, len(classifier.names))
+        print(predictions.format_outputs(out, saved, num_heatmaps=num_heatmaps))
     if skipped and not is_only:
         header = f"{len(skipped)} of {len(cases)} scans skipped:"
         print(header, *skipped, sep="\n  ", file=sys.stderr)

@@ -1,4 +1,5 @@
-"""Crop: where the lungs are in a scan longer than the grid, and what of it lies outside the grid.
+"""Crop: where the lungs are in a scan longer than the grid, what of it lies outside the grid, and
+how much of the grid is padding.
 
 The lungs are air that soft tissue encloses in every axial slice, in large pieces, lighter than
 tissue and denser than the gas of bowel. Coarse voxels of 5 x 5 x 8 mm are enough for that.
@@ -12,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from scipy import ndimage
 
 from data_pipelines.hounsfield import OrientedVolume
-from data_pipelines.resample import Geometry, grid_positions
+from data_pipelines.resample import Geometry, filled_slices, grid_positions
 
 Crop = Literal["chest", "center"]
 
@@ -27,6 +28,9 @@ _RIM = np.ones((3, 3, 1), bool)
 _MOST = 0.97  # so that no small piece far from the lungs moves their center
 _WARN_OUTSIDE = 0.2
 _WARN_LUNG_LITERS = 0.2
+# Half of the published grid is 180 mm along z, less than the lungs of an adult. Of a phantom's body
+# 10 to 27 % are lung with two lungs, 6 to 12 % with one, where the other is white or was removed.
+_WARN_FILLED, _WARN_LUNG_SHARE = 0.5, 0.04
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +44,8 @@ class Coverage:
       scan_mm, outside_mm: length of the scan, and of what lies outside the grid, along x, y, z.
       body_beside: the share of the body outside the grid along x or y, in the slices inside.
       lung_liters, scan_lung_liters: aerated lung inside the grid, and in the whole scan.
+      filled: the share of the grid that the scan fills, along x, y, z; the rest is padding.
+      lung_share: the share of the body inside the grid that is aerated lung.
     """
 
     crop: Literal["none", "chest", "center"]
@@ -49,6 +55,8 @@ class Coverage:
     body_beside: float
     lung_liters: float
     scan_lung_liters: float
+    filled: tuple[float, float, float]
+    lung_share: float
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -59,9 +67,14 @@ class Coverage:
             notes += [f"outside the grid ({100 * share:.0f} % of the scan's {length})"]
         if self.body_beside > _WARN_OUTSIDE:
             notes += [f"body beside the grid ({100 * self.body_beside:.0f} % of it along x or y)"]
+        filled = zip(self.filled, "xyz", strict=True)
+        if few := [f"{100 * n:.0f} % along {axis}" for n, axis in filled if n < _WARN_FILLED]:
+            notes += [f"mostly padding (of the grid the scan fills {', '.join(few)})"]
         if self.lung_liters < _WARN_LUNG_LITERS:
             liters = f"{self.lung_liters:.2f} of {self.scan_lung_liters:.2f} l in the scan"
             notes += [f"no lung inside the grid ({liters})"]
+        elif self.lung_share < _WARN_LUNG_SHARE:
+            notes += [f"little lung inside the grid ({100 * self.lung_share:.0f} % of the body)"]
         return tuple(notes)
 
 
@@ -86,16 +99,23 @@ def place_grid(oriented: OrientedVolume, geometry: Geometry, crop: Crop) -> Cove
             inside, method = _inside(oriented, geometry, z_center), "chest"
     outside = [float(np.sum(~mask)) for mask in inside]
     x, y, z = (m[s // 2 :: s][: len(m) // s] for m, s in zip(inside, steps, strict=True))
-    body = body[:, :, z]
-    num_beside = body.sum() - body[np.ix_(x, y)].sum()
+    lungs_inside, body_inside = lungs[np.ix_(x, y, z)].sum(), body[np.ix_(x, y, z)].sum()
+    num_beside = body[:, :, z].sum() - body_inside
+    filled = filled_slices(shape, spacing, geometry, z_center)
+    frames, width, depth = geometry.shape
     return Coverage(
         crop=method,
         z_center=z_center,
         scan_mm=tuple(np.multiply(shape, spacing).tolist()),
         outside_mm=tuple(np.multiply(outside, spacing).tolist()),
-        body_beside=float(num_beside / max(1, body.sum())),
-        lung_liters=liters * float(lungs[np.ix_(x, y, z)].sum()),
+        body_beside=float(num_beside / max(1, num_beside + body_inside)),
+        lung_liters=liters * float(lungs_inside),
         scan_lung_liters=float(profile.sum()),
+        filled=tuple(
+            (part.stop - part.start) / size
+            for part, size in zip(filled, (width, depth, frames), strict=True)
+        ),
+        lung_share=float(lungs_inside / max(1, body_inside)),
     )
 
 

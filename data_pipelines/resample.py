@@ -146,6 +146,17 @@ def grid_positions(
     return tuple(axis.positions for axis in _axes(shape_xyz, spacing_xyz, geometry, z_center))
 
 
+def filled_slices(
+    shape_xyz: tuple[int, int, int],
+    spacing_xyz: tuple[float, float, float],
+    geometry: Geometry,
+    z_center: float | None = None,
+) -> tuple[slice, slice, slice]:
+    """The part of the grid that `preprocess` fills with a scan, along x, y and z, in voxels; the
+    rest is padding."""
+    return tuple(axis.target for axis in _axes(shape_xyz, spacing_xyz, geometry, z_center))
+
+
 @dataclasses.dataclass(frozen=True)
 class _Axis:
     """Linear resampling along one axis: the sample at target.start + i on the grid mixes the stored

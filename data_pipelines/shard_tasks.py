@@ -178,7 +178,7 @@ def prepare_scan(
 
 def provenance(prepared: PreparedVolume) -> dict[str, str | float | bool]:
     """Returns the file of a volume, how it was interpreted and what of it lies on the grid; `size`,
-    `spacing` and `outside_mm` are in the order x, y, z."""
+    `spacing`, `outside_mm` and `coverage` are in the order x, y, z."""
     oriented, coverage = prepared.oriented, prepared.coverage
     low, high = oriented.hu_range
     return {
@@ -198,7 +198,9 @@ def provenance(prepared: PreparedVolume) -> dict[str, str | float | bool]:
         "crop": coverage.crop,
         "outside_mm": "x".join(f"{millimeters:.0f}" for millimeters in coverage.outside_mm),
         "body_beside_percent": round(100 * coverage.body_beside, 1),
+        "coverage": "x".join(f"{share:.2f}" for share in coverage.filled),
         "lung_liters": round(coverage.lung_liters, 2),
+        "lung_share": round(coverage.lung_share, 3),
         "notes": "; ".join(prepared.notes),
     }
 

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float, Int16
+from jaxtyping import Float, Int16, Num, Shaped
 from PIL import Image
 
-from data_pipelines.resample import to_hu
+from data_pipelines.resample import STEPS_PER_HU
 
 Plane = Literal["axial", "sagittal", "coronal"]
 PLANES = ("axial", "sagittal", "coronal")
@@ -48,30 +48,43 @@ class Slice:
     def draw(self, axes: Any, *, window: Sequence[float]) -> None:
         """Draws the slice on matplotlib `axes`, which lose their ticks and frame."""
         low, high = window
-        axes.imshow(self.hu, cmap="gray", vmin=low, vmax=high, extent=self.extent)
+        axes.imshow(
+            self.hu,
+            cmap="gray",
+            vmin=low,
+            vmax=high,
+            extent=self.extent,
+            interpolation="bilinear",  # thick slices are no steps
+        )
         axes.axis("off")
 
 
 def cut(
-    volume: Int16[np.ndarray, "f h w"],
+    volume: Num[np.ndarray, "f h w"],
     plane: Plane,
     *,
     spacing: Sequence[float],
     index: int | None = None,
+    slope: float = 1 / STEPS_PER_HU,
+    intercept: float = 0.0,
 ) -> Slice:
     """The slice at `index` along the axis perpendicular to `plane`; by default the middle one.
 
-    `spacing` is in mm along f, h, w."""
+    `spacing` is in mm along f, h, w; HU is `slope * volume + intercept`."""
     if index is None:
         index = volume.shape[PLANES.index(plane)] // 2
     f, h, w = spacing
-    match plane:
-        case "axial":
-            return Slice(to_hu(volume[index].T), (w, h))
-        case "sagittal":
-            return Slice(to_hu(volume[::-1, index, :]), (f, w))
-        case "coronal":
-            return Slice(to_hu(volume[::-1, :, index]), (f, h))
+    pixel_mm = {"axial": (w, h), "sagittal": (f, w), "coronal": (f, h)}[plane]
+    hu = section(volume, plane, index) * np.float32(slope) + np.float32(intercept)
+    return Slice(hu, pixel_mm)
+
+
+def section(
+    volume: Shaped[np.ndarray, "f h w"], plane: Plane, index: int
+) -> Shaped[np.ndarray, "rows columns"]:
+    """The values of a slice as they are shown."""
+    values = np.take(volume, index, axis=PLANES.index(plane))
+    return values.T if plane == "axial" else values[::-1]
 
 
 def thumbnail(volume: Int16[np.ndarray, "f h w"], *, spacing: Sequence[float]) -> bytes:

@@ -40,9 +40,9 @@ from data_pipelines.reports import ReportFormat
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 CALIBRATION_FILE = "calibration.json"
-BASELINE_FILE = "reference.npz"
+REFERENCE_FILE = "reference.npz"
 # Computed from the weights of an export: new weights make them wrong.
-DERIVED_FILES = (WEIGHTS_FILE, CALIBRATION_FILE, BASELINE_FILE)
+DERIVED_FILES = (WEIGHTS_FILE, CALIBRATION_FILE, REFERENCE_FILE)
 # Keys of config.json in earlier exports and checkpoints, and their names now.
 RENAMED_KEYS = {
     "report": "report_format",

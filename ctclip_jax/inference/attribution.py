@@ -69,20 +69,20 @@ def attribute(
 
 def normalized_tokens(
     model: CTCLIP, variables: Variables, tokens: Float[Array, "b t h w e"]
-) -> Float[Array, "b t h w e"]:
-    """Tokens divided by the norm of their projected mean, c / |W f|: the unit latent is linear in
-    them."""
+) -> tuple[Float[Array, "b d"], Float[Array, "b t h w e"]]:
+    """Unit latents, and the tokens divided by the norm of their projected mean, c / |W f|, in which
+    the unit latent is linear."""
     with jax.default_matmul_precision("float32"):
         mean_tokens = pool_tokens(tokens, model.config.image.pool)
         projected = mean_tokens @ variables["params"]["image_projection"]["kernel"]
-        return tokens / jnp.linalg.norm(projected, axis=-1)[:, None, None, None, None]
+        norms = jnp.linalg.norm(projected, axis=-1)[:, None, None, None, None]
+        return model.project_image(variables, mean_tokens), tokens / norms
 
 
 def _exact(model, variables, tokens, kernel, baseline, relu):
     projection = variables["params"]["image_projection"]["kernel"]
-    latents = model.project_image(variables, pool_tokens(tokens, model.config.image.pool))
+    latents, terms = normalized_tokens(model, variables, tokens)
     weights = jnp.einsum("cd,bkd->bkc", projection, _directions(latents, kernel, relu))
-    terms = normalized_tokens(model, variables, tokens)
     if baseline is not None:
         terms = terms - baseline[None]
     t, h, w = tokens.shape[1:4]

@@ -22,12 +22,14 @@ class Curve:
     """A nondecreasing map of scores in [0, 1]: linear between its points, constant outside them.
 
     `volumes` is the number of volumes that it was fitted on, `positive` of which have the label.
+    A score above `threshold` counts as present; None in files of earlier versions.
     """
 
     score: tuple[float, ...]
     probability: tuple[float, ...]
     volumes: int
     positive: int
+    threshold: float | None = None
 
     def __post_init__(self):
         sizes = len(self.score), len(self.probability)

@@ -6,6 +6,7 @@ LiPro) reads the positive part of the latent. No other module turns a latent int
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -15,6 +16,7 @@ from einops import rearrange
 from jaxtyping import Float, Float32
 
 from ctclip_jax.inference.calibration import Calibration
+from ctclip_jax.inference.reference import Reference
 from data_pipelines.errors import InputError
 from data_pipelines.reports import LABELS, PROMPTS, prompt_text
 from data_pipelines.sources.tables import read_table, warn_of_unknown_columns
@@ -73,6 +75,7 @@ class Classifier:
       bias: (k,).
       relu: the kernel multiplies `relu(latents)`.
       calibration: of these probabilities, if the model has one.
+      reference: volumes whose probabilities they are compared with, if the model has any.
     """
 
     names: tuple[str, ...]
@@ -80,6 +83,7 @@ class Classifier:
     bias: Float[np.ndarray, " k"]
     relu: bool = False
     calibration: Calibration | None = None
+    reference: Reference | None = None
 
     def probabilities(self, latents: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n k"]:
         """The probability of each finding, from unit latents of volumes."""
@@ -95,6 +99,32 @@ class Classifier:
         """Calibrated `probabilities`, NaN for findings without a curve; None if not calibrated."""
         return self.calibration and self.calibration.apply(self.names, probabilities)
 
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """By finding, the probability above which it counts as present, where one was fitted."""
+        curves = self.calibration.curves if self.calibration else {}
+        thresholds = {name: curve.threshold for name, curve in curves.items()}
+        return {name: value for name, value in thresholds.items() if value is not None}
+
+    def rank(self, probabilities: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "n k"] | None:
+        """The share of the reference volumes with a lower probability; None without a reference."""
+        if self._reference_probabilities is None:
+            return None
+        return (self._reference_probabilities[:, None] < probabilities[None]).mean(axis=0)
+
+    @property
+    def usual(self) -> Float[np.ndarray, " k"] | None:
+        """The median probability of the reference volumes; None without a reference."""
+        if self._reference_probabilities is None:
+            return None
+        return np.median(self._reference_probabilities, axis=0)
+
+    @functools.cached_property
+    def _reference_probabilities(self) -> Float[np.ndarray, "m k"] | None:
+        if self.reference is None or self.reference.latents is None:
+            return None
+        return self.probabilities(self.reference.latents)
+
 
 def zero_shot_classifier(
     findings: Sequence[Finding],
@@ -103,6 +133,7 @@ def zero_shot_classifier(
     temperature: float,
     ensemble: Ensemble = "latents",
     calibration: Calibration | None = None,
+    reference: Reference | None = None,
 ) -> Classifier:
     """Zero-shot: the softmax over two prompts of temperature * cosine.
 
@@ -126,6 +157,7 @@ def zero_shot_classifier(
         kernel=kernel[0] if len(kernel) == 1 else kernel,
         bias=np.zeros(len(findings)),
         calibration=calibration,
+        reference=reference,
     )
 
 
@@ -135,8 +167,9 @@ def trained_classifier(
     *,
     relu: bool = True,
     calibration: Calibration | None = None,
+    reference: Reference | None = None,
 ) -> Classifier:
     """The trained head of a fine-tuned model, which knows the 18 labels."""
     if len(bias) != len(LABELS):
         raise InputError(f"trained classifier: got {len(bias)} labels, expected {len(LABELS)}")
-    return Classifier(LABELS, np.asarray(kernel), np.asarray(bias), relu, calibration)
+    return Classifier(LABELS, np.asarray(kernel), np.asarray(bias), relu, calibration, reference)

@@ -9,8 +9,7 @@ from ctclip_jax.checkpoints.torch_convert import import_weights
 from ctclip_jax.checkpoints.torch_geometry import Geometry
 from ctclip_jax.common.configs import from_dict
 from ctclip_jax.common.devices import check_devices
-from ctclip_jax.inference import calibration
-from ctclip_jax.inference.heatmaps import load_baseline
+from ctclip_jax.inference import calibration, reference
 from ctclip_jax.inference.model import Model
 from ctclip_jax.models.ct_clip import CTCLIPConfig
 from data_pipelines.errors import InputError
@@ -67,7 +66,7 @@ def load(
         config = from_dict(CTCLIPConfig, export.get("model"), name=f"{path}: model")
         tokenizer = tokenizer or (export.get("tokenizer") and path / export["tokenizer"])
         defaults = {name: export[name] for name in options if name in export}
-        defaults |= {"calibration": calibration.load(path), "baseline": load_baseline(path)}
+        defaults |= {"calibration": calibration.load(path), "reference": reference.load(path)}
     else:
         imported = import_weights(read_tensors(path), source=str(path), geometry=geometry)
         config, variables = imported.config, imported.variables

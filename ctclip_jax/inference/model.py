@@ -18,7 +18,7 @@ from ctclip_jax.inference import attribution, classifiers
 from ctclip_jax.inference.batching import group_by_length, map_batches
 from ctclip_jax.inference.calibration import Calibration
 from ctclip_jax.inference.classifiers import Classifier, ClassifierKind, Finding
-from ctclip_jax.inference.heatmaps import Baseline
+from ctclip_jax.inference.reference import Reference
 from ctclip_jax.models.ct_clip import CTCLIP, CTCLIPConfig
 from data_pipelines.errors import InputError
 from data_pipelines.reports import LABELS, PROMPTS
@@ -47,7 +47,7 @@ class Model:
       pool_sentences: whether the latent of a report is the mean over its sentences.
       label_informed: whether it was trained with labels, so that its detection is not zero-shot.
       calibration: of its probabilities (`python -m ctclip_jax.calibrate`), or None.
-      baseline: of its heatmaps (`python -m ctclip_jax.calibrate`), or None.
+      reference: volumes that scores and heatmaps are compared with (the same program), or None.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Model:
         pool_sentences: bool = False,
         label_informed: bool = False,
         calibration: Calibration | None = None,
-        baseline: Baseline | None = None,
+        reference: Reference | None = None,
     ):
         """Puts `variables`, nested dicts of numpy or jax arrays, on the local devices."""
         _check_variables(variables, config)
@@ -70,17 +70,14 @@ class Model:
                 f"tokenizer: got {tokenizer.vocab_size} tokens,"
                 f" expected at most {config.text.vocab_size}, the model's"
             )
-        shape = (*config.image.grid, config.image.dim)
-        if baseline and baseline.normalized_tokens.shape != shape:
-            raise InputError(
-                f"baseline: got shape {baseline.normalized_tokens.shape}, expected {shape}"
-            )
+        if reference:
+            reference.check(dim=config.dim_latent, tokens=(*config.image.grid, config.image.dim))
         self.config = config
         self.tokenizer = tokenizer
         self.max_length = max_length or config.text.max_positions
         self.report_format, self.pool_sentences = report_format, pool_sentences
         self.label_informed = label_informed or "classifier" in variables["params"]
-        self.calibration, self.baseline = calibration, baseline
+        self.calibration, self.reference = calibration, reference
         self.mesh = make_mesh(MeshConfig(data=-1, fsdp=1), devices=jax.local_devices())
         self.variables = jax.device_put(variables, NamedSharding(self.mesh, P()))
 
@@ -143,21 +140,23 @@ class Model:
             return _attribute(model, variables, batch, kernel, baseline, relu=relu)
 
         kernel = np.asarray(kernel, np.float32)
-        baseline = self.baseline and self.baseline.normalized_tokens
+        baseline = self.reference and self.reference.normalized_tokens
         return self._map(compute, features, batch_size=batch_size)
 
     def normalized_tokens(
         self, features: Float[np.ndarray, "n t h w e"], *, batch_size: int = 1
-    ) -> Float32[np.ndarray, "n t h w e"]:
-        """Returns the tokens of `patch_features` over the norm of their latent, whose mean over
-        volumes is a `Baseline`."""
+    ) -> tuple[Float32[np.ndarray, "n d"], Float32[np.ndarray, "n t h w e"]]:
+        """Returns the unit latents of `patch_features`, and the tokens over the norm of their
+        latent, for a `Reference`."""
         return self._map(_normalized_tokens, features, batch_size=batch_size)
 
     @property
     def attribution_method(self) -> str:
         """How `attribute` works for this model, for captions."""
         method = attribution.method(CTCLIP(self.config))
-        return f"{method}, minus the mean of {self.baseline.source}" if self.baseline else method
+        if self.reference is None or self.reference.normalized_tokens is None:
+            return method
+        return f"{method}, minus the mean of {self.reference.source}"
 
     def encode_text(
         self,
@@ -222,13 +221,19 @@ class Model:
             findings = [classifiers.finding_prompts(label) for label in LABELS]
             calibration = self._calibration_of("zero_shot")
         return classifiers.zero_shot_classifier(
-            findings, self.encode_text, temperature=self.temperature, calibration=calibration
+            findings,
+            self.encode_text,
+            temperature=self.temperature,
+            calibration=calibration,
+            reference=self.reference,
         )
 
     def trained_classifier(self) -> Classifier:
         """Returns the trained head of a fine-tuned model."""
         return classifiers.trained_classifier(
-            **self._parameter("classifier"), calibration=self._calibration_of("trained")
+            **self._parameter("classifier"),
+            calibration=self._calibration_of("trained"),
+            reference=self.reference,
         )
 
     def label_reports(

@@ -197,3 +197,38 @@ def test_without_a_body_none_of_it_is_beside_the_grid(whole):
     scan = resolve_hu_and_geometry(whole.scan)
     air = dataclasses.replace(scan, voxels=np.full_like(scan.voxels, -1000))
     assert place_grid(air, COARSE, "chest").body_beside == 0
+
+
+@pytest.mark.parametrize("millimeters", [90, 240, 1750])
+def test_coverage_is_what_is_not_padding(tmp_path, whole, millimeters):
+    top = int(np.flatnonzero(whole.lungs.any((0, 1)))[-1]) + 2
+    bottom = max(0, top - millimeters // 6) if millimeters < 1750 else 0
+    scan = prepared(tmp_path / "a.nii", whole.hu[8:-8, :, bottom : top if bottom else None])
+    body = np.full_like(scan.oriented.voxels, 40)
+    volume = preprocess(
+        body,
+        slope=1,
+        intercept=0,
+        spacing_xyz=SPACING_XYZ,
+        geometry=COARSE,
+        z_center=scan.coverage.z_center,
+    )
+    is_filled = volume > -16000
+    f, h, w = (is_filled.any(others).mean() for others in ((1, 2), (0, 2), (0, 1)))
+    assert scan.coverage.filled == (h, w, f)
+    assert provenance(scan)["coverage"] == f"{h:.2f}x{w:.2f}x{f:.2f}"
+    assert (f < 0.5) == (millimeters == 90)
+    padded = [note for note in scan.notes if note.startswith("mostly padding")]
+    expected = f"mostly padding (of the grid the scan fills {100 * f:.0f} % along z)"
+    assert padded == [expected] * (millimeters == 90)
+
+
+def test_little_lung_is_said(tmp_path, whole):
+    """A scan of the abdomen that has the bases of the lungs; the whole chest has enough lung."""
+    first = int(np.flatnonzero(whole.lungs.sum((0, 1)) > 20)[0])
+    scan = prepared(tmp_path / "a.nii", whole.hu[:, :, first - 44 : first + 10])
+    share, liters = scan.coverage.lung_share, scan.coverage.lung_liters
+    assert liters > 0.2 and share < 0.03 and provenance(scan)["lung_share"] == round(share, 3)
+    assert f"little lung inside the grid ({100 * share:.0f} % of the body)" in scan.notes
+    chest = prepared(tmp_path / "b.nii", whole.hu)
+    assert chest.coverage.lung_share > 0.08 and "lung" not in " ".join(chest.notes)

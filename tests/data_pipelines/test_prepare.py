@@ -212,7 +212,9 @@ def test_record_has_volume_report_and_provenance(tmp_path):
         "crop": "none",
         "outside_mm": "0x0x0",
         "body_beside_percent": 0.0,
+        "coverage": "0.93x1.00x1.00",
         "lung_liters": 0.12,
+        "lung_share": 0.157,
         "notes": "orientation assumed (nothing states it: taken for Left, Posterior, Superior)"
         "; unusual extent (100 x 90 x 96 mm, a chest has 100 to 1000 mm)"
         "; no lung inside the grid (0.12 of 0.12 l in the scan)",

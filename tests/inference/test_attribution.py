@@ -102,11 +102,12 @@ def test_a_baseline_subtracts_the_product_of_the_mean_latent(ct_clip, relu):
     model, variables, image = ct_clip
     kernel = random_kernel(model)
     tokens = attribution.patch_features(model, variables, image)
-    normalized = attribution.normalized_tokens(model, variables, tokens)
+    unit, normalized = attribution.normalized_tokens(model, variables, tokens)
     projection = variables["params"]["image_projection"]["kernel"]
     latents = model.encode_image(variables, image)
     projected = pool_tokens(normalized, model.config.image.pool) @ projection
     np.testing.assert_allclose(projected, latents, atol=1e-6)
+    np.testing.assert_allclose(unit, latents, atol=1e-6)
     baseline = normalized[:1].mean(axis=0)
     _, contributions = attribution.attribute(model, variables, tokens, kernel, baseline, relu=relu)
     mask = latents > 0 if relu else np.ones_like(latents)

@@ -1,12 +1,12 @@
-"""Heatmaps lie over their scan, however it is stored; an export keeps their baseline."""
+"""Heatmaps lie over their scan, however it is stored; what is padding is said."""
+
+import dataclasses
 
 import nibabel as nib
 import numpy as np
 import pytest
-from PIL import Image
 
 from ctclip_jax.inference import heatmaps
-from ctclip_jax.inference.heatmaps import Baseline
 from data_pipelines.errors import InputError
 from data_pipelines.geometry import orientation_of, to_lps
 from data_pipelines.resample import Geometry, preprocess, to_hu
@@ -134,33 +134,17 @@ def test_a_scan_without_axes_is_returned_as_read(tmp_path, contributions):
     assert values.shape == scan.oriented.voxels.shape
 
 
-def test_png_shows_the_slices_with_the_largest_contributions(tmp_path):
-    contributions = np.zeros((12, 2, 3), np.float32)
-    contributions[[0, 5, 11], 0, 0] = 1, -3, 2
-    volume = np.arange(24, dtype=np.int16).repeat(8 * 6).reshape(24, 8, 6)
-    path = tmp_path / "heatmap.png"
-    heatmaps.save_png(path, volume, contributions, spacing=(3.0, 1.5, 2.0), title="Emphysema")
-    with Image.open(path) as image:
-        assert image.format == "PNG" and image.width > image.height
-    with pytest.raises(InputError, match="nowhere"):
-        heatmaps.save_png(
-            tmp_path / "nowhere" / "x.png", volume, contributions, spacing=(1, 1, 1), title=""
-        )
-
-
-def test_baseline_is_read_back(tmp_path):
-    assert heatmaps.load_baseline(tmp_path) is None
-    baseline = Baseline(np.arange(8, dtype=np.float32).reshape(1, 2, 2, 2), "8 volumes")
-    heatmaps.save_baseline(tmp_path, baseline)
-    loaded = heatmaps.load_baseline(tmp_path)
-    np.testing.assert_array_equal(loaded.normalized_tokens, baseline.normalized_tokens)
-    assert loaded.source == baseline.source
-
-
-def test_baseline_of_earlier_exports_is_readable_and_damage_is_an_error(tmp_path):
-    path = tmp_path / "reference.npz"
-    np.savez(path, unit_tokens=np.zeros((1, 2, 2, 2), np.float32), of="8 volumes")
-    assert heatmaps.load_baseline(tmp_path).normalized_tokens.shape == (1, 2, 2, 2)
-    path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(InputError, match="reference.npz: damaged"):
-        heatmaps.load_baseline(tmp_path)
+def test_the_share_of_padding_is_that_of_the_grid(tmp_path):
+    """A scan of 100 x 108 x 96 mm on a grid of 132 x 140 x 144 mm, in patches of 4 voxels."""
+    scan = prepared(nifti(tmp_path))
+    filled = scan.volume > -16000
+    tissue = dataclasses.replace(scan.oriented, voxels=np.full((20, 18, 12), 40), slope=1.0)
+    x, y, z = SPACING_XYZ
+    volume = preprocess(
+        tissue.voxels, slope=1, intercept=0, spacing_xyz=(x, y, z), geometry=GEOMETRY
+    )
+    filled = (volume > -16000).reshape(4, 4, 3, 4, 5, 4)
+    expected = 1 - filled.mean(axis=(1, 3, 5))
+    share = heatmaps.padding_share(scan, GEOMETRY, GRID)
+    np.testing.assert_allclose(share, expected, atol=1e-12)
+    assert share.min() + share.max() > 0 and share.mean() > 0.2

@@ -1,4 +1,4 @@
-"""calibrate: isotonic curves and the heatmap baseline, computed and added to an export."""
+"""calibrate: isotonic curves and reference volumes, computed and added to an export."""
 
 import dataclasses
 import subprocess
@@ -86,19 +86,19 @@ def test_program(workdir, model, evaluation, folder, tmp_path):
     files.write_eval_set(tmp_path, evaluation)
     calibration, _ = calibrate.calibrate(model, evaluation)
     options = {"num_volumes": 3, "batch_size": 1}
-    baseline = calibrate.compute_baseline(model, str(folder), "train", **options)
+    reference = calibrate.compute_reference(model, str(folder), "train", **options)
     command = [sys.executable, "-m", "ctclip_jax.calibrate", f"--scores={tmp_path}"]
     command += [f"--shards={folder}", "--split=train", "--volumes=3"]
     done = subprocess.run([*command, f"--model={workdir}"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert f"{workdir / 'export' / 'calibration.json'}: 1 labels" in done.stdout
     path = workdir / "export" / "reference.npz"
-    assert f"{path}: the mean of 3 volumes of {folder}, train" in done.stdout
+    assert f"{path}: 3 volumes of {folder}, train" in done.stdout
     loaded = ctclip_jax.load(workdir)
     assert loaded.calibration == calibration
-    np.testing.assert_allclose(
-        loaded.baseline.normalized_tokens, baseline.normalized_tokens, atol=1e-6
-    )
+    for name in ("normalized_tokens", "latents"):
+        values = getattr(loaded.reference, name)
+        np.testing.assert_allclose(values, getattr(reference, name), atol=1e-6)
     done = subprocess.run([*command, f"--model={tmp_path}"], capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith(f"error: {tmp_path}: no export; ")
 
@@ -134,19 +134,38 @@ def make_model(folder, **changes):
 def test_heatmaps_add_up_to_the_logit_minus_the_mean_logit(folder):
     model = make_model(folder)
     classifier = model.zero_shot_classifier()
-    baseline = calibrate.compute_baseline(model, str(folder), "train", num_volumes=99, batch_size=2)
-    assert baseline.source == f"5 volumes of {folder}, train"
+    options = {"num_volumes": 99, "batch_size": 2}
+    reference = calibrate.compute_reference(model, str(folder), "train", **options)
+    assert reference.source == f"5 volumes of {folder}, train"
     volumes = np.stack([record["volume"] for record in shards.read(folder, "train")])
     logits = model.encode_image(volumes) @ classifier.kernel
-    model.baseline = baseline
+    np.testing.assert_allclose(reference.latents, model.encode_image(volumes), atol=1e-6)
+    model.reference = reference
     _, contributions = model.attribute(model.patch_features(volumes), classifier.kernel)
     expected = logits - logits.mean(axis=0)
     np.testing.assert_allclose(contributions.sum((2, 3, 4)), expected, atol=1e-4)
-    assert model.attribution_method == f"exact contributions, minus the mean of {baseline.source}"
+    assert model.attribution_method == f"exact contributions, minus the mean of {reference.source}"
 
 
-def test_a_tower_without_codebook_has_no_baseline(folder):
+def test_a_tower_without_codebook_has_ranks_but_no_mean_to_subtract(folder):
     image = from_dict(TrainConfig, vit.get_config("smoke").to_dict()).model.image
     model = make_model(folder, image=image)
-    with pytest.raises(InputError, match="codebook"):
-        calibrate.compute_baseline(model, str(folder), "train", num_volumes=1, batch_size=1)
+    options = {"num_volumes": 3, "batch_size": 2}
+    model.reference = calibrate.compute_reference(model, str(folder), "train", **options)
+    assert model.reference.normalized_tokens is None
+    assert model.attribution_method == "gradient x input"
+    volumes = np.stack([record["volume"] for record in shards.read(folder, "train")])
+    latents = model.encode_image(volumes)
+    assert np.abs(model.reference.latents @ latents.T).max(axis=1) == pytest.approx(1, abs=1e-5)
+    classifier = model.zero_shot_classifier()
+    ranks = classifier.rank(classifier.probabilities(latents))
+    assert set(np.unique(ranks)) <= {0, 1 / 3, 2 / 3, 1}
+
+
+def test_the_threshold_of_a_label_separates_its_classes(model, evaluation):
+    scores = np.where(evaluation.labels == 1, 0.7, 0.3) + evaluation.scores / 10
+    separated = dataclasses.replace(evaluation, scores=scores)
+    calibration, _ = calibrate.calibrate(model, separated)
+    (curve,) = calibration.curves.values()
+    labels = evaluation.labels[:, 0]
+    assert ((scores[:, 0] > curve.threshold) == labels).all()

@@ -22,9 +22,11 @@ from configs import phantoms
 from ctclip_jax import predict
 from ctclip_jax.checkpoints.exports import save_export
 from ctclip_jax.common.configs import from_dict
-from ctclip_jax.inference import scans
+from ctclip_jax.inference import reference, scans
 from ctclip_jax.inference.calibration import Calibration, Curve
+from ctclip_jax.inference.reference import Reference
 from ctclip_jax.models.ct_clip import CTCLIP
+from ctclip_jax.reporting import predictions
 from ctclip_jax.training.config import TrainConfig
 from data_pipelines.errors import InputError
 from data_pipelines.formats import read_nifti
@@ -131,17 +133,24 @@ def test_program(model, export, samples, tmp_path):
         assert f"{name}: " in done.stdout
         expected = probabilities(model, name)
         np.testing.assert_allclose([float(row[label]) for label in LABELS], expected, atol=1e-5)
-        folder = out / predict.file_name(name)
+        folder = out / Path(name).name.removesuffix(".nii.gz")
         prediction = json.loads((folder / "prediction.json").read_text())
         assert prediction["axes"] == "header"
         assert tuple(prediction["probabilities"]) == LABELS
         np.testing.assert_allclose(list(prediction["probabilities"].values()), expected, atol=1e-5)
         top = [LABELS[i] for i in np.argsort(-expected, kind="stable")[:2]]
-        assert prediction["heatmaps"] == {"of": "exact contributions", "findings": top}
-        heatmaps = {f"{finding}{suffix}" for finding in top for suffix in (".png", ".nii.gz")}
+        about = prediction["heatmaps"]
+        assert about["of"] == "exact contributions" and about["findings"] == top
+        maps = [f"{finding.lower().replace(' ', '_')}_map" for finding in top]
+        heatmaps = {f"{file}{suffix}" for file in maps for suffix in (".png", ".nii.gz")}
         assert {path.name for path in folder.iterdir()} == {"prediction.json", *heatmaps}
-        heatmap, scan = nib.load(folder / f"{top[0]}.nii.gz"), nib.load(name)
+        heatmap, scan = nib.load(folder / f"{maps[0]}.nii.gz"), nib.load(name)
         assert heatmap.shape == scan.shape
+        # A phantom is shorter than the grid: some of the sum is of patches beside it.
+        assert 0 < prediction["coverage"]["z"] < 1 and prediction["lung_share"] > 0.1
+        assert about["from_padding"][top[0]] not in (0, about["sums"][top[0]])
+    folders = f"2 folders such as {out}/sample_1/: 2 maps each"
+    assert done.stdout.splitlines()[-1] == f"{out}/scores.csv, {folders}"
     alone = run(bad, f"--model={export}")
     assert alone.returncode == 1 and alone.stderr.count("\n") == 1, alone.stderr
     again = run(bad, f"--model={export}", f"--out={out}")
@@ -156,16 +165,35 @@ def test_table_of_scans_and_custom_findings(export, samples, tmp_path):
     done = run(table, f"--model={export}", f"--prompts={findings}", f"--out={out}")
     assert done.returncode == 0, done.stderr
     assert (out / "scores.csv").read_text().splitlines()[0] == "VolumeName,Stent/clip"
-    assert (out / "sample_1.nii.gz" / "prediction.json").exists()
+    assert (out / "sample_1" / "prediction.json").exists()
 
 
 def test_file_names_stay_in_the_folder():
-    assert predict.file_name("Stent/clip") == "Stent_clip"
-    assert predict.file_name("/data/../x.nii.gz") == "_data_.._x.nii.gz"
-    assert predict.file_name("..") == "_"
-    assert len(predict.file_name("患" * 120).encode()) <= 200
-    with pytest.raises(InputError, match="'a/b' and 'a_b'"):
-        predict.check_file_names(["a/b", "c", "a_b"])
+    assert predictions.file_name("Stent/clip") == "Stent_clip"
+    assert predictions.file_name("/data/../x.nii.gz") == "_data_.._x.nii.gz"
+    assert predictions.file_name("..") == "_"
+    assert len(predictions.file_name("患" * 120).encode()) <= 200
+    with pytest.raises(InputError, match="'a/b' and 'A_b'"):
+        predictions.check_findings(["a/b", "c", "A_b"])
+
+
+@pytest.mark.parametrize(
+    ("names", "folders"),
+    [
+        (["/data/sample_2.nii.gz", "x.NRRD"], ["sample_2", "x"]),
+        (["/data/p1/CT", "/data/p2/CT/"], ["p1_CT", "p2_CT"]),
+        (["/a/ct.nii", "/a/CT.nii.gz"], ["_a_ct.nii", "_a_CT.nii.gz"]),
+        (["dicom/1.2.840.113", "DICOM/3", "x y/3"], ["dicom_1.2.840.113", "DICOM_3", "x_y_3"]),
+        (["..", "valid_1_a_1.nii.gz"], ["_", "valid_1_a_1"]),
+    ],
+)
+def test_folders_of_scans_are_short_and_never_collide(names, folders):
+    assert predictions.folder_names(names) == dict(zip(names, folders, strict=True))
+
+
+def test_scans_of_one_folder_are_an_error():
+    with pytest.raises(InputError, match="'a:b/c' and 'a_b/c'"):
+        predictions.folder_names(["x", "a:b/c", "a_b/c"])
 
 
 def test_scans_are_named_by_their_paths(tmp_path):
@@ -226,32 +254,80 @@ def test_file_names_that_are_not_utf8(model, samples, tmp_path):
     path = os.fsencode(tmp_path) + b"/M\xfcller.nii.gz"
     shutil.copy(os.fsencode(samples / "sample_1.nii.gz"), path)
     prediction = predict_one(model, model.zero_shot_classifier(), f"{tmp_path}/*.nii.gz")
-    predict.save(prediction, model, tmp_path, num_heatmaps=1)
+    predictions.save(prediction, model, tmp_path, folder="scan", num_heatmaps=1)
     with (tmp_path / "scores.csv").open() as file:
         (name,) = [row["VolumeName"] for row in csv.DictReader(file)]
     assert name == rf"{tmp_path}/M\udcfcller.nii.gz"
-    assert len(list((tmp_path / predict.file_name(name)).iterdir())) == 3
+    assert len(list((tmp_path / "scan").iterdir())) == 3
+    assert predictions.folder_names([name]) == {name: r"M_udcfcller"}
 
 
 def test_calibrated_probabilities_are_in_all_outputs(model, samples, tmp_path):
-    curve = Curve((0.0, 1.0), (0.25, 0.25), volumes=4, positive=1)
-    calibration = Calibration("zero_shot", {LABELS[0]: curve}, "4 volumes")
+    curve = Curve((0.0, 1.0), (0.25, 0.25), volumes=4, positive=1, threshold=0.625)
+    calibration = Calibration("zero_shot", {LABELS[3]: curve}, "4 volumes")
     classifier = dataclasses.replace(model.zero_shot_classifier(), calibration=calibration)
     prediction = predict_one(model, classifier, str(samples / "sample_1.nii.gz"), attribute=False)
-    predict.save(prediction, model, tmp_path, num_heatmaps=0)
+    predictions.save(prediction, model, tmp_path, folder="sample_1", num_heatmaps=0)
     header, row = (tmp_path / "calibrated.csv").read_text().splitlines()
     assert header == f"VolumeName,{','.join(LABELS)}"
     name = prediction.case.volume_name
-    assert row == f"{name},0.25{',' * 17}"
-    folder = tmp_path / predict.file_name(name)
-    content = json.loads((folder / "prediction.json").read_text())
-    assert content["calibrated"] == {LABELS[0]: 0.25} | dict.fromkeys(LABELS[1:])
-    assert "heatmaps" not in content
-    name, header, *rows = predict.format_prediction(prediction, is_only=True).splitlines()
-    assert header.split() == ["probability", "calibrated"] and len(rows) == 18
+    assert row == f"{name},,,,0.25{',' * 14}"
+    content = json.loads((tmp_path / "sample_1" / "prediction.json").read_text())
+    assert content["calibrated"] == dict.fromkeys(LABELS) | {LABELS[3]: 0.25}
+    assert content["thresholds"] == dict.fromkeys(LABELS) | {LABELS[3]: 0.625}
+    assert not {"heatmaps", "ranks", "usual", "reference"} & content.keys()
+    printed = predictions.format_prediction(prediction, model, is_only=True)
+    name, header, first, *rows = printed.splitlines()
+    assert header.split() == ["calibrated", "score", "threshold"] and len(rows) == 17
+    score = f"{content['probabilities'][LABELS[3]]:.3f}"
+    assert first.split("  ", 1)[0] == LABELS[3]
+    assert first.split()[-4:] == ["25", "%", score, "0.625"], "calibrated findings come first"
     values = [float(row.split()[-2]) for row in rows]
     assert values == sorted(values, reverse=True)
-    assert sorted(row.split()[-1] for row in rows) == [*"-" * 17, "0.250"]
+    assert "%" not in "".join(rows), "a score is no probability"
+    line = predictions.format_prediction(prediction, model, is_only=False)
+    assert line.startswith(f"{name}: {LABELS[3]} 25 %, ")
+
+
+def test_ranks_among_reference_volumes_are_in_all_outputs(export, samples, tmp_path):
+    """Of findings in the user's words too."""
+    others = write_samples(tmp_path / "others", count=4, seed=1).parent
+    scan = samples / "sample_1.nii.gz"
+    folder = shutil.copytree(export, tmp_path / "export")
+    model = ctclip_jax.load(folder)
+    volumes = [model.prepare(path).volume for path in (*others.glob("*.nii.gz"), scan)]
+    *latents, own = model.encode_image(np.stack(volumes))
+    latents = np.stack(latents)
+    reference.save(folder, Reference("4 volumes of S, valid", latents))
+    findings = tmp_path / "findings.csv"
+    findings.write_text("finding\nEmphysema\nasdfgh banana\n")
+    out = tmp_path / "out"
+    done = run(scan, f"--model={folder}", f"--prompts={findings}", f"--out={out}")
+    assert done.returncode == 0, done.stderr
+    content = json.loads((out / "sample_1" / "prediction.json").read_text())
+    assert content["reference"] == {"volumes": 4, "source": "4 volumes of S, valid"}
+    loaded = ctclip_jax.load(folder)
+    classifier = predict.build_classifier(loaded, kind="zero_shot", prompts=str(findings))
+    probabilities = classifier.probabilities(latents)
+    expected = (probabilities < classifier.probabilities(own[None])).mean(axis=0)
+    names = list(classifier.names)
+    assert content["ranks"] == dict(zip(names, expected, strict=True))
+    usual = np.median(probabilities, axis=0)
+    np.testing.assert_allclose([content["usual"][name] for name in names], usual, atol=1e-5)
+    table = (out / "ranks.csv").read_text().splitlines()
+    assert table == [
+        f"VolumeName,{','.join(names)}",
+        f"{scan},{','.join(map('{:g}'.format, expected))}",
+    ]
+    name, header, *rows, note, where = done.stdout.splitlines()
+    assert header.split() == ["score", "higher", "than", "usual"]
+    ranks = [int(row.split()[-3]) for row in rows]
+    assert sorted(ranks) == sorted(100 * expected) and ranks == sorted(ranks, reverse=True)
+    assert note == "higher than: of 4 volumes of S, valid; usual: their median score"
+    assert where == f"{out}/scores.csv, {out}/ranks.csv, {out}/sample_1/"
+    prediction = predict_one(loaded, classifier, str(scan), attribute=False)
+    line = predictions.format_prediction(prediction, loaded, is_only=False)
+    assert line.count(" % of 4)") == 2 and "(higher than " in line
 
 
 def test_scans_are_read_in_order_and_few_at_a_time():

@@ -88,7 +88,8 @@ def test_colors_follow_the_theme(browser, report):
         browser.get(report)
         panel = find(browser, ".panel").value_of_css_property("background-color")
         curve = browser.execute_script(
-            "return getComputedStyle(document.querySelector('svg path[style*=\"stroke: var\"]')).stroke"
+            "const curve = document.querySelector('svg path[style*=\"stroke: var\"]');"
+            "return getComputedStyle(curve).stroke"
         )
         grounds.append((panel, curve))
     (light, light_curve), (dark, dark_curve) = grounds
