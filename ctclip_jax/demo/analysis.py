@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from ctclip_jax.demo.scan_view import ScanView, view_scan
+from ctclip_jax.evaluation.estimates import number
 from ctclip_jax.inference.classifiers import Classifier, finding_prompts
 from ctclip_jax.inference.load import Model
 from data_pipelines.errors import InputError
@@ -30,10 +31,24 @@ class QueueFullError(InputError):
 
 
 class FindingScore(NamedTuple):
-    """A finding in one scan; `contributions` are those of the patches to its logit."""
+    """A finding in one scan.
+
+    Attributes:
+      probability: the score of the classifier.
+      calibrated, rank: a calibrated probability; the share of the reference volumes with a lower
+        score; None without a curve, without a reference.
+      usual: the median score of the reference volumes.
+      shown, tick: the first of calibrated, rank and probability that there is; and the threshold on
+        the same scale, None without one.
+      contributions: of the patches to the logit.
+    """
 
     probability: float
     calibrated: float | None
+    rank: float | None
+    usual: float | None
+    shown: float
+    tick: float | None
     contributions: Float32[np.ndarray, "t h w"]
 
 
@@ -186,16 +201,20 @@ class Analyses:
             analysis.patch_features, classifier.kernel, relu=classifier.relu
         )
         analysis.latent, contributions = latents[0], contributions[0]
-        probabilities = classifier.probabilities(analysis.latent[None])[0]
-        calibrated = classifier.calibrate(probabilities[None])
+        probabilities = classifier.probabilities(analysis.latent[None])
+        thresholds = [[classifier.thresholds.get(name, np.nan) for name in classifier.names]]
+        scores = np.concatenate([probabilities, thresholds])
+        unknown = np.full_like(scores, np.nan)
+        calibrated, rank = classifier.calibrate(scores), classifier.rank(scores)
+        calibrated = unknown if calibrated is None else calibrated
+        rank = unknown if rank is None else np.where(np.isnan(scores), np.nan, rank)
+        usual = unknown[0] if classifier.usual is None else classifier.usual
+        shown = np.where(np.isnan(rank[:1]), scores, rank)
+        shown = np.where(np.isnan(calibrated[:1]), shown, calibrated)
+        columns = (probabilities[0], calibrated[0], rank[0], usual, shown[0], shown[1])
         for column, name in enumerate(classifier.names):
-            # NaN: the calibration does not cover this finding.
-            has_value = calibrated is not None and not np.isnan(calibrated[0, column])
-            analysis.findings[name] = FindingScore(
-                float(probabilities[column]),
-                float(calibrated[0, column]) if has_value else None,
-                contributions[column],
-            )
+            numbers = (number(values[column]) for values in columns)
+            analysis.findings[name] = FindingScore(*numbers, contributions[column])
 
     def _delete(self, path: Path) -> None:
         if not self.keep_uploads:

@@ -3,9 +3,9 @@
 import dataclasses
 
 import numpy as np
-from jaxtyping import Int, Int16
+from jaxtyping import Float, Int, Int16
 
-from ctclip_jax.inference.heatmaps import patch_indices
+from ctclip_jax.inference.heatmaps import padding_share, patch_indices
 from data_pipelines.resample import Geometry
 from data_pipelines.shard_tasks import PreparedVolume
 
@@ -21,12 +21,14 @@ class ScanView:
       spacing: mm along f, h, w.
       step: every how many slices along f is here, so that `hu` has at most MAX_BYTES.
       patches: along f, h and w, which patch of the model a voxel lies in; -1 outside its grid.
+      padding: the share of each patch that is outside the scan.
     """
 
     hu: Int16[np.ndarray, "f h w"]
     spacing: tuple[float, float, float]
     step: int
     patches: tuple[Int[np.ndarray, " f"], Int[np.ndarray, " h"], Int[np.ndarray, " w"]]
+    padding: Float[np.ndarray, "t h w"]
 
     @property
     def patches_inside(self) -> tuple[np.ndarray, ...]:
@@ -47,4 +49,5 @@ def view_scan(
         plane[:] = np.clip(np.rint(values), -(2**15), 2**15 - 1)
     f, h, w = patch_indices(prepared, geometry, grid)
     dx, dy, dz = oriented.spacing_xyz
-    return ScanView(hu, (dz * step, dx, dy), step, (f[::step], h, w))
+    padding = padding_share(prepared, geometry, grid)
+    return ScanView(hu, (dz * step, dx, dy), step, (f[::step], h, w), padding)

@@ -75,13 +75,14 @@ class Page:
 
     async def about(self, request: Request) -> Response:
         model, classifier = self.analyses.model, self.analyses.classifier
-        calibration = classifier.calibration
+        calibration, reference = classifier.calibration, classifier.reference
         return JSONResponse(
             {
                 "is_compiling": self.analyses.is_compiling,
                 "method": model.attribution_method,
                 "label_informed": model.label_informed or classifier.relu,
                 "calibrated_on": calibration.fitted_on if calibration else None,
+                "num_reference": len(reference.latents) if classifier.usual is not None else 0,
                 "num_cases": len(self.searcher.store) if self.searcher else 0,
                 "can_ask": not classifier.relu,
                 "keep_uploads": self.analyses.keep_uploads,
@@ -137,13 +138,12 @@ class Page:
         if name not in analysis.findings:
             raise InputError("finding: not scored for this scan")
         contributions = analysis.findings[name].contributions
-        inside = contributions[analysis.view.patches_inside]
         return JSONResponse(
             {
                 "shape": contributions.shape,
                 "values": [float(f"{value:.5g}") for value in contributions.ravel()],
                 "sum": float(contributions.sum()),
-                "padding": float(contributions.sum() - inside.sum()),
+                "padding": float((contributions * analysis.view.padding).sum()),
             }
         )
 
@@ -182,6 +182,10 @@ class Page:
             "is_question": name not in self.analyses.classifier.names,
             "probability": score.probability,
             "calibrated": score.calibrated,
+            "rank": score.rank,
+            "usual": score.usual,
+            "shown": score.shown,
+            "tick": score.tick,
             "peak": [int(along.ravel()[i]) for along, i in zip(inside, peak, strict=True)],
         }
 

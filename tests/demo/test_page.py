@@ -1,5 +1,8 @@
 """The page in headless Chromium: upload, slices, maps, questions, similar cases."""
 
+import dataclasses
+import re
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -9,6 +12,8 @@ from selenium.webdriver.common.keys import Keys
 
 from ctclip_jax.demo import scan_view
 from ctclip_jax.demo.analysis import MAX_SCANS
+from ctclip_jax.inference.calibration import Calibration, Curve
+from ctclip_jax.inference.reference import Reference
 from data_pipelines.reports import LABELS
 from data_pipelines.sources.phantoms.layout import write_samples
 from tests.browser import (
@@ -67,9 +72,15 @@ def shown(browser):
     return dict(rows)
 
 
+def visit(browser, page):
+    """Opens the page and waits for its script."""
+    browser.get(page.address)
+    wait(browser, lambda b: b.execute_script("return document.getElementById('note').textContent"))
+
+
 def open_scan(browser, page, scan):
     """Opens the page, and a scan on it."""
-    browser.get(page.address)
+    visit(browser, page)
     send(browser, scan)
     wait(browser, lambda b: find(b, "#name").text == scan.name)
 
@@ -97,7 +108,7 @@ def bad_scan(scans):
 
 
 def test_a_visit(desk, page, scans):
-    desk.get(page.address)
+    visit(desk, page)
     wait(desk, lambda b: "Drop a chest CT" in find(b, "#empty").text)
     assert "Not a medical device" in find(desk, "header").text
     assert "is deleted as soon as it has been read" in find(desk, "#empty").text
@@ -197,7 +208,7 @@ def test_warnings_about_a_scan_stand_above_its_findings(desk, page, scans, tmp_p
 
 def test_a_scan_too_large_for_the_page_loses_slices_and_says_so(desk, page, scans, monkeypatch):
     size = nib.load(scans[0]).shape
-    monkeypatch.setattr(scan_view, "MAX_BYTES", np.prod(size))  # half of what int16 take
+    monkeypatch.setattr(scan_view, "MAX_BYTES", int(np.prod(size)))  # half of what int16 take
     open_scan(desk, page, scans[0])
     assert find(desk, "#axial-at").text.endswith(f" / {-(-size[2] // 2)}")
     assert "one of 2 slices" in warnings(desk)[-1]
@@ -219,7 +230,7 @@ def test_markup_stays_text(desk, page, scans, tmp_path):
 
 
 def test_the_later_of_two_uploads_is_shown(desk, page, scans):
-    desk.get(page.address)
+    visit(desk, page)
     wait(desk, lambda b: "Drop a chest CT" in find(b, "#empty").text)
     desk.execute_script(
         "window.names = []; const name = document.getElementById('name');"
@@ -301,7 +312,7 @@ def test_what_works_says_so_and_the_old_stays_until_the_new_is_there(desk, page,
 def test_the_page_says_that_the_model_is_compiled(desk, page, scans):
     with page.busy_worker():
         warm_up = page.analyses.warm_up()
-        desk.get(page.address)
+        visit(desk, page)
         wait(desk, lambda b: "is being compiled" in find(b, "#status").text)
         send(desk, scans[0])
         wait(desk, lambda b: "Waiting for the model" in find(b, "#status").text)
@@ -313,7 +324,7 @@ def test_the_page_says_that_the_model_is_compiled(desk, page, scans):
 @pytest.mark.parametrize("width", WIDTHS)
 def test_nothing_is_cut_or_too_faint_or_too_small(browser, page, scans, width, theme):
     look(browser, width=width, theme=theme)
-    browser.get(page.address)
+    visit(browser, page)
     assert (cut_elements(browser, ".drop"), faint_texts(browser)) == ([], [])
     send(browser, bad_scan(scans))
     wait(browser, lambda b: "not a scan but" in find(b, "#status").text)
@@ -335,7 +346,34 @@ def test_nothing_is_cut_or_too_faint_or_too_small(browser, page, scans, width, t
         assert all(canvas.rect["width"] > 340 for canvas in canvases), "one under another"
 
 
+def test_ranks_among_reference_volumes_stand_in_place_of_scores(desk, page, scans, monkeypatch):
+    """And for a question its usual score beside its own; the threshold is a mark."""
+    volumes = np.stack([page.model.prepare(scan).volume for scan in scans])
+    reference = Reference("3 volumes", latents=page.model.encode_image(volumes))
+    curve = Curve((0.0, 1.0), (0.0, 1.0), volumes=3, positive=1, threshold=0.5)
+    calibration = Calibration("zero_shot", {LABELS[0]: curve}, fitted_on="3 volumes")
+    classifier = dataclasses.replace(
+        page.model.zero_shot_classifier(), reference=reference, calibration=calibration
+    )
+    monkeypatch.setattr(page.model, "reference", reference)
+    monkeypatch.setattr(page.analyses, "classifier", classifier)
+    open_scan(desk, page, scans[0])
+    probabilities = classifier.probabilities(reference.latents)
+    ranks = (probabilities < probabilities[:1]).sum(axis=0)
+    values = shown(desk)
+    assert values[LABELS[0]] == f"{100 * probabilities[0, 0]:.0f} %"  # calibrated
+    for name, rank in list(zip(LABELS, ranks, strict=True))[1:]:
+        assert values[name] == f"higher than {(0, 33, 66)[rank]} %"
+    assert "of 3 reference volumes" in find(desk, "#reading").text
+    (tick,) = desk.find_elements(By.CSS_SELECTOR, ".track b")
+    assert tick.get_attribute("style") == "left: 50%;"
+    ask(desk, "asdfgh banana")
+    wait(desk, lambda b: "asdfgh banana" in shown(b))
+    assert shown(desk)["asdfgh banana"].startswith("higher than ")
+    assert re.fullmatch(r"score 0\.\d\d, usually 0\.\d\d", find(desk, "#findings small").text)
+
+
 def test_kept_uploads_are_announced(desk, page, monkeypatch):
     monkeypatch.setattr(page.analyses, "keep_uploads", True)
-    desk.get(page.address)
+    visit(desk, page)
     wait(desk, lambda b: "It stays on this machine." in find(b, "#empty").text)

@@ -184,16 +184,38 @@ async function loadVolume(id) {
 }
 
 function listFindings() {
-  const sorted = [...scan.findings].sort((a, b) => b.is_question - a.is_question || b.probability - a.probability);
+  const key = (finding) => [finding.is_question, finding.calibrated !== null, finding.shown];
+  const sorted = [...scan.findings].sort((a, b) => key(b).reduce((order, part, i) => order || part - key(a)[i], 0));
   $("findings").replaceChildren(...sorted.map(row));
+  $("reading").textContent = reading();
+}
+
+// What the numbers are, above them.
+function reading() {
+  const has = (name) => scan.findings.some((finding) => finding[name] !== null);
+  const kinds = [
+    has("calibrated") && "calibrated probability",
+    has("rank") && `higher than … of ${about.num_reference} reference volumes`,
+    !has("rank") && !has("calibrated") && "score, which is no probability: compare it between scans",
+    has("tick") && "mark: threshold",
+  ];
+  const text = kinds.filter(Boolean).join("; ");
+  return text[0].toUpperCase() + text.slice(1);
 }
 
 function row(finding) {
-  const button = element("button"), value = element("span", percent(finding), "value");
-  const track = element("span", "", "track"), bar = element("i");
-  bar.style.width = `${100 * finding.probability}%`;
+  const button = element("button"), track = element("span", "", "track"), bar = element("i");
+  bar.style.width = `${100 * finding.shown}%`;
   track.append(bar);
-  button.append(element("span", finding.name, finding.is_question ? "question" : ""), value, track);
+  if (finding.tick !== null) {
+    const tick = element("b");
+    tick.style.left = `${100 * finding.tick}%`;
+    track.append(tick);
+  }
+  button.append(element("span", finding.name, finding.is_question ? "question" : ""), element("span", value(finding), "value"), track);
+  const score = `score ${finding.probability.toFixed(2)}` + (finding.usual === null ? "" : `, usually ${finding.usual.toFixed(2)}`);
+  if (finding.is_question) button.append(element("small", score));
+  button.title = score;
   button.dataset.finding = finding.name;
   button.ariaPressed = finding.name === selected;
   button.addEventListener("click", () => (finding.name === selected ? setMap(null) : loadMap(finding)));
@@ -202,9 +224,10 @@ function row(finding) {
   return item;
 }
 
-function percent({ probability, calibrated }) {
-  const format = (value) => `${(100 * value).toFixed(value > 0.0995 ? 0 : 1)} %`;
-  return calibrated === null ? format(probability) : `${format(probability)} (${format(calibrated)})`;
+// No percent sign without a calibration or a rank: a score is no probability.
+function value({ probability, calibrated, rank }) {
+  if (calibrated !== null) return `${(100 * calibrated).toFixed(calibrated > 0.0995 ? 0 : 1)} %`;
+  return rank === null ? probability.toFixed(2) : `higher than ${Math.floor(100 * rank)} %`;
 }
 
 async function loadMap(finding) {
