@@ -364,7 +364,7 @@ def test_ranks_among_reference_volumes_stand_in_place_of_scores(desk, page, scan
     assert values[LABELS[0]] == f"{100 * probabilities[0, 0]:.0f} %"  # calibrated
     for name, rank in list(zip(LABELS, ranks, strict=True))[1:]:
         assert values[name] == f"higher than {(0, 33, 66)[rank]} %"
-    assert "of 3 reference volumes" in find(desk, "#reading").text
+    assert "ompared with 3 reference volumes" in find(desk, "#reading").text
     (tick,) = desk.find_elements(By.CSS_SELECTOR, ".track b")
     assert tick.get_attribute("style") == "left: 50%;"
     ask(desk, "asdfgh banana")

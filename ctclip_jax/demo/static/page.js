@@ -195,7 +195,7 @@ function reading() {
   const has = (name) => scan.findings.some((finding) => finding[name] !== null);
   const kinds = [
     has("calibrated") && "calibrated probability",
-    has("rank") && `higher than … of ${about.num_reference} reference volumes`,
+    has("rank") && `compared with ${about.num_reference} reference volumes`,
     !has("rank") && !has("calibrated") && "score, which is no probability: compare it between scans",
     has("tick") && "mark: threshold",
   ];

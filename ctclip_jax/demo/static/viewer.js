@@ -151,7 +151,9 @@ export class Viewer {
 
   drawLetters(context, plane, width, height, ratio) {
     const [top, bottom, left, right] = plane.letters, edge = 12 * ratio;
-    context.fillStyle = "rgba(230, 233, 237, .75)";
+    context.fillStyle = "rgb(230, 233, 237)";
+    context.shadowColor = "black"; // legible on tissue too
+    context.shadowBlur = 3 * ratio;
     context.font = `${12 * ratio}px system-ui, sans-serif`;
     context.textAlign = "center";
     context.textBaseline = "middle";
@@ -159,6 +161,7 @@ export class Viewer {
     context.fillText(bottom, width / 2, height - edge);
     context.fillText(left, edge, height / 2);
     context.fillText(right, width - edge, height / 2);
+    context.shadowBlur = 0;
   }
 
   // [f, h, w] under the pointer, or null.
