@@ -10,7 +10,8 @@ DEMO := runs/demo
 # XLA takes the memory of a step anew each time: huge pages spare its page faults (glibc 2.35 on).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: env demo test test-fast test-beam lint bench ablation
+SHELL := bash -o pipefail
+.PHONY: env demo quick test test-fast test-beam lint bench ablation
 .DELETE_ON_ERROR:
 
 env: $(VENV)/runtime.done
@@ -71,30 +72,63 @@ $(ABLATION)/shards.done: $(VENV)/torch.done
 ablation: $(DEMO)/shards.done $(ABLATION)/shards.done
 	$(RUN) -m benchmarks.ablation --seeds=2
 
-# Each stage of the demo leaves a mark when it is done; an interrupted one is taken up again.
+# Each stage of the demo leaves a mark when it is done; an interrupted one is taken up again. All that
+# programs print is in $(DEMO)/log.txt; a terminal shows its last line.
+DEMO_GRID := --shape=24,48,48 --spacing=12,7.5,7.5
+DEMO_SCANS := --train_scans=4000 --valid_scans=300
+DEMO_CALIBRATION_SCANS := 200
+DEMO_CONFIG := configs/phantoms.py
+DEMO_MINUTES := 15 to 25
+SHOW = | tee -a $(DEMO)/log.txt | if [ -t 1 ]; then \
+	while IFS= read -r line; do printf '\r\033[K%.100s' "$$line"; done; echo; else cat; fi
+
 demo: $(DEMO)/evaluation/report.html
-	@echo "A report to look at: $<"
+	@echo
+	@echo "Open $< in a browser. Then try:"
+	@echo "  $(RUN) -m ctclip_jax.predict $(DEMO)/data/dataset/valid/valid_1/valid_1_a/valid_1_a_1.nii.gz \\"
+	@echo "      --model=$(DEMO)/train --out=$(DEMO)/prediction --heatmaps=3"
+	@echo "  $(RUN) -m ctclip_jax.index --store=$(DEMO)/store --model=$(DEMO)/train --shards=$(DEMO)/shards"
+	@echo "  $(RUN) -m ctclip_jax.search --store=$(DEMO)/store --model=$(DEMO)/train --text='Pleural effusion.'"
+
+# A taste of the demo: an eighth of its scans, a tenth of its training, coarse patches.
+quick:
+	@$(MAKE) --no-print-directory demo DEMO=runs/quick DEMO_CONFIG=configs/phantoms.py:quick \
+		DEMO_SCANS="--train_scans=500 --valid_scans=80" DEMO_CALIBRATION_SCANS=40 \
+		DEMO_MINUTES="2 to 4"
 
 $(DEMO)/data.done: $(VENV)/runtime.done
-	@echo "[1/4] synthetic chest CTs"
-	$(RUN) -m data_pipelines.sources.phantoms --out=$(DEMO)/data
+	@mkdir -p $(DEMO)
+	@echo "This takes $(DEMO_MINUTES) minutes on two CPU cores."
+	@echo "[1/5] synthetic chest CTs with reports"
+	@$(RUN) -m data_pipelines.sources.phantoms --out=$(DEMO)/data $(DEMO_SCANS) $(SHOW)
 	@touch $@
 
 $(DEMO)/shards.done: $(DEMO)/data.done
-	@echo "[2/4] preparation"
-	$(RUN) -m data_pipelines.prepare --source=phantoms --data=$(DEMO)/data --out=$(DEMO)/shards \
-		--shape=24,48,48 --spacing=12,7.5,7.5 --sentencepiece_vocab=1000
+	@echo "[2/5] preparation"
+	@$(RUN) -m data_pipelines.prepare --source=phantoms --data=$(DEMO)/data --out=$(DEMO)/shards \
+		$(DEMO_GRID) --sentencepiece_vocab=1000 $(SHOW)
 	@touch $@
 
 $(DEMO)/train.done: $(DEMO)/shards.done
-	@echo "[3/4] training"
-	$(RUN) main.py --config=configs/phantoms.py --config.data.shards=$(DEMO)/shards \
-		--workdir=$(DEMO)/train
+	@echo "[3/5] training on the reports alone: most of the time"
+	@$(RUN) main.py --config=$(DEMO_CONFIG) --config.data.shards=$(DEMO)/shards \
+		--workdir=$(DEMO)/train $(SHOW)
 	@touch $@
 
-$(DEMO)/evaluation/report.html: $(DEMO)/train.done
-	@echo "[4/4] evaluation"
-	$(RUN) -m ctclip_jax.calibrate --model=$(DEMO)/train/export --shards=$(DEMO)/shards \
-		--split=train
-	$(RUN) -m ctclip_jax.evaluate --model=$(DEMO)/train/export --shards=$(DEMO)/shards \
-		--out=$(DEMO)/evaluation
+# On scans of their own: neither those of the training nor those of the report.
+$(DEMO)/calibration.done: $(DEMO)/train.done
+	@echo "[4/5] calibration on $(DEMO_CALIBRATION_SCANS) other scans"
+	@$(RUN) -m data_pipelines.sources.phantoms --out=$(DEMO)/calibration/data \
+		--seed=1 --train_scans=1 --valid_scans=$(DEMO_CALIBRATION_SCANS) $(SHOW)
+	@$(RUN) -m data_pipelines.prepare --source=phantoms --data=$(DEMO)/calibration/data \
+		--out=$(DEMO)/calibration/shards --splits=valid $(DEMO_GRID) $(SHOW)
+	@$(RUN) -m ctclip_jax.evaluate --model=$(DEMO)/train/export \
+		--shards=$(DEMO)/calibration/shards --out=$(DEMO)/calibration/evaluation $(SHOW)
+	@$(RUN) -m ctclip_jax.calibrate --model=$(DEMO)/train/export \
+		--evaluation=$(DEMO)/calibration/evaluation --shards=$(DEMO)/calibration/shards $(SHOW)
+	@touch $@
+
+$(DEMO)/evaluation/report.html: $(DEMO)/calibration.done
+	@echo "[5/5] evaluation on unseen scans"
+	@$(RUN) -m ctclip_jax.evaluate --model=$(DEMO)/train/export --shards=$(DEMO)/shards \
+		--out=$(DEMO)/evaluation $(SHOW)

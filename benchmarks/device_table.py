@@ -1,6 +1,6 @@
 """Largest batch of the full-size step on TPU slices and GPUs: compiled, not run.
 
-    python -m benchmarks.device_table     # pip install 'ctclip-jax[tpu,gpu]': compilers, no devices
+    python -m benchmarks.device_table    # pip install 'ctclip-jax[tpu,cuda]': compilers, no devices
 
 The step is that of configs/ct_clip.py in bfloat16 with full rematerialization, the whole batch at
 once. The largest number of volumes per chip is extrapolated from two compilations for the first

@@ -8,12 +8,11 @@ differences B - A, and writes OUT/comparison.json and OUT/comparison.html.
 
 from absl import flags
 
-from ctclip_jax.common import configs
-from data_pipelines import command_line
+from data_pipelines import command_line, config_files
 
 
 def define_flags() -> None:
-    configs.define(default=configs.PROTOCOL)
+    config_files.define("config", "evaluation", help="The protocol (docs/evaluation.md).")
     flags.DEFINE_string("out", None, "Folder to write into; without it only prints.")
 
 
@@ -39,7 +38,7 @@ from data_pipelines.files import make_folder, write_text
 def main(folder_a: str, folder_b: str) -> None:
     """Compares the two folders of the command line."""
     a, b = (files.read_results(Path(folder)) for folder in (folder_a, folder_b))
-    protocol = from_dict(ProtocolConfig, configs.read())
+    protocol = from_dict(ProtocolConfig, config_files.read("config"))
     differences = comparison.compare(a, b, protocol=protocol) | {"folders": [folder_a, folder_b]}
     for note in differences["notes"]:
         print(f"note: {note}", file=sys.stderr)

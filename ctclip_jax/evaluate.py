@@ -9,12 +9,11 @@ docs/evaluation.md describes the files in OUT. The same command resumes an inter
 
 from absl import flags
 
-from ctclip_jax.common import configs
-from data_pipelines import command_line
+from data_pipelines import command_line, config_files
 
 
 def define_flags() -> None:
-    configs.define(default=configs.PROTOCOL)
+    config_files.define("config", "evaluation", help="The protocol (docs/evaluation.md).")
     flags.DEFINE_string("model", None, "Any path that ctclip_jax.load opens.")
     flags.DEFINE_string("tokenizer", None, "vocab.txt or *.model, if not in the export.")
     flags.DEFINE_bool("label_informed", False, "Trained with labels, and its file cannot say so.")
@@ -227,7 +226,7 @@ def main() -> None:
     values = flags.FLAGS
     arguments = {field.name: values[field.name].value for field in dataclasses.fields(Inputs)}
     inputs = Inputs(**arguments | {"task": command_line.parse_slice(values.task)})
-    protocol = from_dict(ProtocolConfig, configs.read())
+    protocol = from_dict(ProtocolConfig, config_files.read("config"))
     out = Path(values.out)
     metrics = evaluate(inputs, out, protocol=protocol, published=values.protocol == "published")
     if metrics is None:

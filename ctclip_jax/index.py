@@ -61,15 +61,19 @@ def cases_of_shards(folder: str, split: str, rows: Sequence[int]) -> Iterator[Ca
 
 
 def _entry(fields: Mapping[str, Any], label_names: Sequence[str]) -> Entry:
+    # A source that knows no exams names them as their volumes.
+    patient, scan = fields["patient"], fields["scan"]
+    exam = "" if scan in ("", fields["volume_name"]) else f"{patient}/{scan}"
     # Scans from the command line have no labels, so the lengths differ.
     labels = zip(label_names, fields["labels"], strict=False)
     return Entry(
         name=fields["volume_name"],
-        patient=fields["patient"],
+        patient=patient,
         findings=fields["findings"],
         impressions=fields["impressions"],
         labels={name: int(v) for name, v in labels if v != UNKNOWN and name in LABELS},
         strata=dict(fields["strata"]),
+        exam=exam,
     )
 
 

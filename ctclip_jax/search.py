@@ -5,8 +5,8 @@
         --label="Pleural effusion" --label="no:Cardiomegaly" --stratum=sex=F
 
 Text finds volumes, not reports: it is encoded as a report is, and compared with the latents of the
-volumes. Filters are exact: --label passes cases whose label is annotated as present, with no: as
-absent.
+volumes. Of the reconstructions of an exam the most similar one is shown; with --per=volume all are.
+Filters are exact: --label passes cases whose label is annotated as present, with no: as absent.
 """
 
 from absl import flags
@@ -21,6 +21,7 @@ def define_flags() -> None:
     flags.DEFINE_string("text", None, "Text query.")
     flags.DEFINE_string("volume", None, "Scan to find similar cases of.")
     flags.DEFINE_integer("k", 10, "Number of cases to return.", lower_bound=1)
+    flags.DEFINE_enum("per", "exam", ("exam", "volume"), "One case per exam, or all its volumes.")
     flags.DEFINE_multi_string("label", [], "Only cases with this label; no:LABEL: without it.")
     flags.DEFINE_multi_string("stratum", [], "Only cases of this stratum: NAME=VALUE.")
     flags.DEFINE_string("json", None, "File to write the hits to.")
@@ -64,7 +65,8 @@ def format_table(hits: Sequence[Hit]) -> str:
     for rank, hit in enumerate(hits, start=1):
         entry = hit.entry
         present = ", ".join(name for name, value in entry.labels.items() if value) or "-"
-        lines.append(f"{rank:3}  {hit.similarity:+.3f}  {entry.name}  [{present}]")
+        others = f"  ({hit.num_volumes} reconstructions)" if hit.num_volumes > 1 else ""
+        lines.append(f"{rank:3}  {hit.similarity:+.3f}  {entry.name}{others}  [{present}]")
         if report := entry.impressions or entry.findings:
             lines.append("     " + textwrap.shorten(report, REPORT_WIDTH, placeholder=" ..."))
     return "\n".join(lines)
@@ -84,11 +86,15 @@ def main() -> None:
         query = encode_query(model, values.text)
     else:
         query = model.encode_image(model.prepare(values.volume).volume[None])[0]
-    hits = Searcher(store).search(query, k=values.k, mask=mask)
+    hits = Searcher(store).search(query, k=values.k, mask=mask, per=values.per)
     print(format_table(hits) if hits else "no case passes the filter")
     if values.json:
         rows = [
-            {"similarity": round(hit.similarity, 6), **dataclasses.asdict(hit.entry)}
+            {
+                "similarity": round(hit.similarity, 6),
+                "num_volumes": hit.num_volumes,
+                **dataclasses.asdict(hit.entry),
+            }
             for hit in hits
         ]
         write_text(values.json, json.dumps(rows, indent=1, ensure_ascii=False) + "\n")

@@ -1,35 +1,90 @@
-"""The training loop: devices, data, weights, logging, loop, export.
+"""Trains a model.
 
-    python main.py --config=configs/ct_clip.py --workdir=WORKDIR
+    python -m ctclip_jax.train --config=ct_clip --workdir=WORKDIR [--config.steps=100 ...]
 
 The same command again resumes from the newest checkpoint in WORKDIR; on CPU the losses are then
-those of an uninterrupted run to the last bit.
+those of an uninterrupted run to the last bit. On several machines the same command runs on each,
+with --distributed (docs/scaling.md).
+
+With --dry_run the step is compiled and described, not run; --topology=v5e:4x4 or h200:8 compiles it
+for TPUs or GPUs that are not attached.
+
+    python -m ctclip_jax.train --export --workdir=WORKDIR
+
+writes WORKDIR/export of the newest checkpoint, as a run does at its end, and with it the weights as
+model.safetensors with the published key names.
 """
+
+from absl import flags
+
+from data_pipelines import command_line, config_files
+
+
+def define_flags() -> None:
+    config_files.define("config", help="The experiment, a file in configs/ or its name.")
+    flags.DEFINE_string("workdir", "", "Directory of checkpoints, metrics and export.")
+    flags.DEFINE_string(
+        "distributed",
+        "",
+        "Trains in several processes: 'auto' on a TPU pod, under SLURM or Open MPI; anywhere"
+        " HOST:PORT,PROCESSES,INDEX (address of process 0, number of processes, own index).",
+    )
+    flags.DEFINE_bool(
+        "dry_run", False, "Compiles the step and prints what it needs; status 1 if it does not fit."
+    )
+    flags.DEFINE_string(
+        "topology",
+        "",
+        "With --dry_run: devices to compile for, which need not be attached: a TPU slice (v5e:4x4,"
+        " v5p:2x2x1), or the GPUs of one host (h100, h200:8).",
+    )
+    flags.DEFINE_enum(
+        "program",
+        "train",
+        ("train", "encode"),
+        "With --dry_run: the train step, or encoding the volumes.",
+    )
+    flags.DEFINE_bool(
+        "scopes", False, "With --dry_run: also the estimated time of each part of the model."
+    )
+    flags.DEFINE_bool("export", False, "Only exports the newest checkpoint of --workdir.")
+
+
+command_line.parse(__name__, define_flags)
 
 import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Sequence
+import sys
+from logging import CRITICAL, getLogger
 from pathlib import Path
 
-import grain
 import jax
-import numpy as np
+from absl import logging
 from clu import parameter_overview
 from jax.profiler import StepTraceAnnotation
 from jax.sharding import Mesh
 
-from ctclip_jax.checkpoints.exports import is_label_informed, load_variables, save_export
+from ctclip_jax.checkpoints.exports import (
+    export_newest,
+    is_label_informed,
+    load_variables,
+    save_export,
+)
 from ctclip_jax.checkpoints.run import Checkpointer, check_shapes
 from ctclip_jax.common import trees
+from ctclip_jax.common.configs import from_dict
 from ctclip_jax.common.devices import check_devices
 from ctclip_jax.common.shapes import Variables
-from ctclip_jax.common.sharding import local_batch_size, make_mesh, put_batch, state_shardings
+from ctclip_jax.common.sharding import make_mesh, state_shardings
 from ctclip_jax.cost.accelerators import accelerator_of
+from ctclip_jax.cost.dry_run import dry_run
 from ctclip_jax.cost.flops import step_flops
 from ctclip_jax.evaluation.encoder import Encoder
 from ctclip_jax.models.ct_clip import CTCLIP
+from ctclip_jax.training import processes
+from ctclip_jax.training.batches import loader_layout, train_batches
 from ctclip_jax.training.config import TrainConfig
 from ctclip_jax.training.evaluation import Evaluation
 from ctclip_jax.training.frozen_latents import frozen_latents
@@ -41,11 +96,10 @@ from ctclip_jax.training.step import inference_variables, make_train_step
 from ctclip_jax.training.step_log import StepLog
 from ctclip_jax.training.text_warmup import warm_up_text
 from ctclip_jax.training.validation import validate_config, validate_shards
-from data_pipelines import loader
 from data_pipelines.batching import LARGE_BYTES, tune_malloc
-from data_pipelines.files import write_text
-from data_pipelines.shards import preparation
-from data_pipelines.tokenizers import Tokenizer, load_tokenizer
+from data_pipelines.errors import InputError
+from data_pipelines.files import make_folder, write_text
+from data_pipelines.tokenizers import load_tokenizer
 
 # Parameters that the weights of `config.init_from` may lack.
 NEW_PARAMS = ("logit_bias", "classifier", "report_classifier")
@@ -208,66 +262,6 @@ def initial_variables(config: TrainConfig, model: CTCLIP, mesh: Mesh) -> Variabl
     return jax.device_put(variables, shardings)
 
 
-def train_batches(
-    config: TrainConfig, mesh: Mesh, tokenizer: Tokenizer, latents: Sequence[np.ndarray] = ()
-) -> grain.DatasetIterator:
-    """Returns this process's endless batches; `latents` per folder replace the volumes.
-
-    They are on the devices, PUT_AHEAD of them before they are used; micro-batches are on the host,
-    because the step puts each of them twice.
-    """
-    data, loss = config.data, config.loss
-
-    def put(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        # Waits, so that waiting for a batch in `StepLog.timed` includes its transfer.
-        return jax.block_until_ready(put_batch(batch, mesh))
-
-    return loader.train_loader(
-        data.folders,
-        split=data.split,
-        text_sampler=data.text_sampler if loss.reads_texts else None,
-        tokenizer=tokenizer,
-        max_length=data.max_length,
-        patch=config.model.image.patch,
-        batch_size=local_batch_size(config.batch_size // config.num_micro_batches, mesh),
-        seed=config.seed,
-        mixture_weights=data.mixture_weights,
-        one_reconstruction_per_scan=data.one_reconstruction_per_scan,
-        random_shift_voxels=data.random_shift_voxels,
-        with_labels=loss.reads_labels,
-        with_volumes=loss.reads_volumes,
-        latents=latents,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        num_workers=data.num_workers,
-        ahead=config.num_micro_batches,
-        put=put if config.num_micro_batches == 1 else None,
-    )
-
-
-def loader_layout(config: TrainConfig) -> dict[str, int | str | list]:
-    """Returns what a saved loader position depends on; `checkpoints.run.check_layout` compares it.
-
-    The position is that of one stream of examples over all processes, cut into batches of
-    `batch_size`: devices, mesh and micro-batch size may change, and without workers the number of
-    processes too. With workers neither processes nor micro-batches may change, because each worker
-    cuts batches from its own share of its process's share of the stream.
-    """
-    data = config.data
-    by_workers = {"micro_batch_size": config.micro_batch_size} if data.num_workers else {}
-    return {
-        **by_workers,
-        "split": data.split,
-        "cases": [preparation(folder, data.split)["cases_sha256"] for folder in data.folders],
-        "weights": list(data.mixture_weights),
-        "one_per_scan": data.one_reconstruction_per_scan,
-        "processes": jax.process_count(),
-        "workers": data.num_workers,
-        "batch_size": config.batch_size,
-        "seed": config.seed,
-    }
-
-
 def export_description(config: TrainConfig) -> dict:
     """Returns what an export says of itself beside its weights."""
     # Labels shape the weights through the loss, or through the weights that the run starts from.
@@ -299,3 +293,44 @@ def is_evaluation_due(step: int, config: TrainConfig) -> bool:
 def write_config(config: TrainConfig, workdir: Path) -> None:
     """Writes WORKDIR/config.json: the config of the newest start."""
     write_text(workdir / "config.json", json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+
+
+def main() -> None:
+    values = flags.FLAGS
+    # A failed save is raised by the next call; orbax's threads would log it many times before.
+    logging.get_absl_logger().addFilter(lambda record: "/orbax/" not in record.pathname)
+    for name in ("asyncio", "concurrent.futures"):
+        getLogger(name).setLevel(CRITICAL)
+    if values.export:
+        export_newest(_workdir())
+        return
+    config = from_dict(TrainConfig, config_files.read("config"))
+    if values.dry_run:
+        fits = dry_run(
+            config, topology=values.topology, program=values.program, scopes=values.scopes
+        )
+        sys.exit(0 if fits else 1)
+    for name in ("topology", "program", "scopes"):
+        if values[name].present:
+            raise InputError(f"--{name}: only with --dry_run")
+    workdir = _workdir()
+    if not jax.config.jax_compilation_cache_dir:
+        cache = make_folder(workdir / "compiled").absolute()
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+    if values.distributed:
+        processes.condense_crash()
+    processes.initialize(values.distributed)
+    train(config, workdir)
+
+
+def _workdir() -> Path:
+    workdir = flags.FLAGS.workdir
+    if not workdir:
+        raise InputError("--workdir: missing; expected a directory for checkpoints and export")
+    if "://" in workdir:
+        raise InputError(f"--workdir: got {workdir}, expected a local or mounted directory")
+    return Path(workdir)
+
+
+if __name__ == "__main__":
+    command_line.run(main)

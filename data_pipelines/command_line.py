@@ -13,6 +13,7 @@ read but never imported: a wrong flag names the programs that have it.
 
 import collections
 import contextlib
+import dataclasses
 import difflib
 import inspect
 import re
@@ -25,7 +26,7 @@ from absl import app, flags, logging
 
 from data_pipelines.errors import InputError, one_line
 
-_PACKAGES = [Path(__file__).parents[1] / name for name in ("ctclip_jax", "data_pipelines")]
+_ROOT = Path(__file__).parents[1]
 _HELP_COLUMN, _HELP_WIDTH = 22, 100
 # What ml_collections raises for a config file that does not exist, and for an unknown key.
 _BAD_CONFIG = (AttributeError, LookupError, OSError)
@@ -59,7 +60,8 @@ def parse(module: str, define_flags: Callable[[], None] = lambda: None) -> None:
             _exit(_unknown_flag(error.flagname))
         except flags.Error as error:
             missing = re.match(r"flag --(\w+)=None: Flag --\1 must have a value", str(error))
-            _exit(_missing_flag(missing[1]) if missing else one_line(error))
+            message = one_line(error).removeprefix("flag ")
+            _exit(_missing_flag(missing[1]) if missing else message)
 
 
 def run(main: Callable[..., None]) -> None:
@@ -87,21 +89,36 @@ def run(main: Callable[..., None]) -> None:
     app.run(run_arguments, flags_parser=lambda argv: _arguments)
 
 
-def programs() -> dict[str, Path]:
-    """The files of all programs by name, as in `ctclip NAME`."""
-    files = [path for package in _PACKAGES for path in sorted(package.rglob("*.py"))]
-    return {
-        path.parent.name if path.stem == "__main__" else path.stem: path
-        for path in files
-        if "\n    command_line.run(" in path.read_text(encoding="utf-8")
-    }
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A program as its source tells, which is quicker than an import."""
+
+    module: str
+    source: str
+
+    @property
+    def summary(self) -> str:
+        """The first line of its docstring."""
+        return self.source.partition('"""')[2].partition("\n")[0]
+
+    @property
+    def flags(self) -> list[str]:
+        """Its flags in the order of their definition."""
+        definition = r"(?:flags\.DEFINE_\w+|config_files\.define)\(\s*\"(\w+)\""
+        return re.findall(definition, self.source)
 
 
-def flag_names(program: Path) -> list[str]:
-    """The flags that a program defines, read from its source."""
-    source = program.read_text(encoding="utf-8")
-    config = ["config"] if "configs.define(" in source else []
-    return config + re.findall(r"\bDEFINE_\w+\(\s*\"(\w+)\"", source)
+def programs() -> dict[str, Program]:
+    """All programs by name, the last part of that of their module."""
+    found = {}
+    for package in ("ctclip_jax", "data_pipelines"):
+        for path in sorted((_ROOT / package).rglob("*.py")):
+            source = path.read_text(encoding="utf-8")
+            if "\n    command_line.run(" in source:
+                parts = path.relative_to(_ROOT).with_suffix("").parts
+                parts = parts[:-1] if parts[-1] == "__main__" else parts
+                found[parts[-1]] = Program(".".join(parts), source)
+    return found
 
 
 def parse_slice(text: str) -> tuple[int, int]:
@@ -154,9 +171,9 @@ def _unknown_flag(name: str) -> str:
     if own := difflib.get_close_matches(name, names, n=1):
         message += f"; did you mean --{own[0]}?"
     owners = collections.defaultdict(list)
-    for program, file in programs().items():
-        for flag in flag_names(file):
-            owners[flag].append(program)
+    for program_name, program in programs().items():
+        for flag in program.flags:
+            owners[flag].append(program_name)
     nearest = difflib.get_close_matches(name, owners, n=1)
     if nearest and (nearest[0] == name or not own):
         message += f"; --{nearest[0]} is a flag of {', '.join(owners[nearest[0]])}"

@@ -10,9 +10,8 @@ after `--`; --task=I/N does one of N slices, for array jobs.
 import os
 
 from absl import flags
-from ml_collections import config_flags
 
-from data_pipelines import command_line
+from data_pipelines import command_line, config_files
 
 _POOL = "pool"
 
@@ -67,9 +66,7 @@ def define_flags() -> None:
         "Trains a tokenizer of at most so many pieces on the reports of train; 0: none.",
         lower_bound=0,
     )
-    _LABEL_MAP = config_flags.DEFINE_config_file(
-        "label_map", None, "Labels and their abnormalities in RAD-ChestCT."
-    )
+    config_files.define("label_map", help="Labels and their abnormalities in RAD-ChestCT.")
 
 
 command_line.parse(__name__, define_flags)
@@ -188,10 +185,12 @@ def _collection(split: str) -> Collection:
     if values.series:
         raise InputError("--series: only for --source=dicom and manifest")
     if values.source == "rad_chestct":
-        if (table := values.label_map) is None:
-            raise InputError("--label_map: required, such as configs/labels/rad_chestct.py")
-        labels = table.labels.to_dict()
-        return rad_chestct.read_collection(values.data, split, labels=labels, axes=table.axes)
+        if values.label_map is None:
+            raise InputError("--label_map: required, such as labels/rad_chestct")
+        table = config_files.read("label_map")
+        return rad_chestct.read_collection(
+            values.data, split, labels=table["labels"], axes=table["axes"]
+        )
     return ct_rate.read_collection(values.data, split, encoding=values.encoding)
 
 

@@ -22,10 +22,14 @@ ORDER = (
     "ctclip_jax/training",
     "ctclip_jax/cost ctclip_jax/reporting ctclip_jax/case_store",
     " ".join(f"ctclip_jax/{name}.py" for name in PROGRAMS.split()) + " ctclip_jax/demo",
-    "main.py",
+    "ctclip_jax/__main__.py main.py",
 )
 ROW = {place: row for row, places in enumerate(ORDER) for place in places.split()}
-CONFIG_FLAG, COMMAND_LINE = "ctclip_jax/common/configs.py", "data_pipelines/command_line.py"
+FLAG_MODULES = (
+    "data_pipelines/command_line.py",
+    "data_pipelines/config_files.py",
+    "ctclip_jax/__main__.py",
+)
 IMPORTED_ONLY_BY = {
     "flax": "ctclip_jax/models",
     "orbax": "ctclip_jax/checkpoints",
@@ -35,8 +39,8 @@ IMPORTED_ONLY_BY = {
     "jinja2": "ctclip_jax/reporting",
     "starlette": "ctclip_jax/demo",
     "uvicorn": "ctclip_jax/demo",
-    "jax": "ctclip_jax main.py",
-    "ctclip_jax": "ctclip_jax main.py",
+    "jax": "ctclip_jax",
+    "ctclip_jax": "ctclip_jax",
     "configs": "configs",
     "tests": "",
     "benchmarks": "",
@@ -101,6 +105,7 @@ def test_libraries_stay_in_their_places(path):
             if f"{module}.".startswith(f"{library}."):
                 inside = any(f"{name(path)}/".startswith(f"{entry}/") for entry in places.split())
                 assert inside, f"{name(path)} must not import {module}"
-        if module.startswith(("absl.flags", "data_pipelines.command_line")):
+        flag_modules = ("absl.flags", "data_pipelines.command_line", "data_pipelines.config_files")
+        if module.startswith(flag_modules):
             is_program = "\n    command_line.run(main)\n" in path.read_text()
-            assert is_program or name(path) in (CONFIG_FLAG, COMMAND_LINE)
+            assert is_program or name(path) in FLAG_MODULES

@@ -4,7 +4,8 @@ STORE/store.json              fingerprint of the model, size of its latents
 STORE/segment-00000/          the cases of one append; a published segment is immutable
     latents.npy               (n, d) float32, unit length
     labels.npy                (n, 18) int8: 0, 1, -1 unknown
-    cases.jsonl               name, patient, findings, impressions, strata: one case a line
+    exams.npy                 (n,) uint64: digests of the exams; equal for reconstructions
+    cases.jsonl               name, patient, findings, impressions, strata, exam: one case a line
     lines.npy, pictures.npy   (n + 1) byte offsets into cases.jsonl and pictures.bin
     pictures.bin              concatenated JPEG thumbnails
 STORE/approximate.faiss       optional FAISS index of all cases

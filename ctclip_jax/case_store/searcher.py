@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from data_pipelines.files import locked, publish, scratch_folder
 from data_pipelines.reports import split_sentences
 
 TOP_K_MULTIPLE = 16
+MORE_PER_ROUND = 4  # of the cases looked at until k exams are among them
 
 INDEX_FILE = "approximate.faiss"
 # Inverted lists (IVF): 4 sqrt(n) of them, as FAISS recommends below a million vectors, but at
@@ -30,11 +31,13 @@ SELF_SIMILARITY_TOLERANCE = 1e-3
 
 @dataclasses.dataclass(frozen=True)
 class Hit:
-    """A search result: row in the store, cosine similarity to the query, and the case."""
+    """A search result: row in the store, cosine similarity to the query, the case, and how many
+    volumes of its exam were searched."""
 
     row: int
     similarity: float
     entry: Entry
+    num_volumes: int = 1
 
 
 class Searcher:
@@ -48,6 +51,8 @@ class Searcher:
         latents = store.load_latents()
         self._index = _load_approximate_index(store.folder, latents)
         self._latents = jax.device_put(latents, jax.local_devices()[0])
+        # By row the number of its exam, 0 to the number of exams - 1.
+        self._exams = np.unique(store.exams, return_inverse=True)[1]
         # Compile now, so that the first query is as fast as the others.
         self._search_exact(np.zeros(store.dim, np.float32), np.ones(len(store), bool), k=1)
 
@@ -62,27 +67,50 @@ class Searcher:
         *,
         k: int = 10,
         mask: Bool[np.ndarray, " n"] | None = None,
+        per: Literal["exam", "volume"] = "exam",
     ) -> list[Hit]:
         """The k cases most similar to a latent, most similar first, ties in row order.
 
-        `mask` (`Store.mask`) is applied before the k are taken; fewer pass, fewer are returned.
+        per="exam": of the reconstructions of an exam only the most similar one; a volume whose exam
+        the store does not know is one of its own. `mask` (`Store.mask`) is applied before the k are
+        taken; fewer pass, fewer are returned.
         """
-        query, k = np.asarray(query, np.float32), min(k, len(self.store))
+        query, num_cases = np.asarray(query, np.float32), len(self.store)
+        count = min(k, num_cases)
         if query.shape != (self.store.dim,):
             raise InputError(f"query: got shape {query.shape}, expected ({self.store.dim},)")
-        if not k:
+        if not count:
             return []
+        groups = self._exams if per == "exam" else np.arange(num_cases)
+        while True:
+            similarities, rows = self._nearest(query, mask, k=count)
+            _, first = np.unique(groups[rows], return_index=True)
+            if len(first) >= k or len(rows) < count or count == num_cases:
+                break
+            count = min(MORE_PER_ROUND * count, num_cases)
+        searched = groups if mask is None else groups[mask]
+        return [
+            Hit(
+                int(rows[n]),
+                float(similarities[n]),
+                self.store.load_entry(int(rows[n])),
+                int(np.sum(searched == groups[rows[n]])),
+            )
+            for n in np.sort(first)[:k]
+        ]
+
+    def _nearest(
+        self, query: Float32[np.ndarray, " d"], mask: Bool[np.ndarray, " n"] | None, *, k: int
+    ) -> tuple[Float[np.ndarray, " m"], Int[np.ndarray, " m"]]:
+        """Similarities and rows of the k nearest cases or a few more; fewer if fewer are found."""
         if self._index is not None and mask is None:
             (similarities,), (rows,) = self._index.search(query[None], k)
         else:
             mask = np.ones(len(self.store), bool) if mask is None else mask
             similarities, rows = self._search_exact(query, mask, k=k)
-        return [
-            Hit(int(row), float(similarity), self.store.load_entry(int(row)))
-            for row, similarity in zip(rows[:k], similarities[:k], strict=True)
-            # Fewer than k results are padded: by FAISS with row -1, by the mask with -inf.
-            if row >= 0 and similarity > -np.inf
-        ]
+        # Fewer than k results are padded: by FAISS with row -1, by the mask with -inf.
+        is_result = (rows >= 0) & (similarities > -np.inf)
+        return similarities[is_result], rows[is_result]
 
     def _search_exact(
         self, query: Float32[np.ndarray, " d"], mask: Bool[np.ndarray, " n"], *, k: int

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,22 +11,25 @@ from pathlib import Path
 
 import numpy as np
 from etils import epath
-from jaxtyping import Bool, Float32, Int8
+from jaxtyping import Bool, Float32, Int8, UInt64
 
 from data_pipelines.errors import InputError, one_line
 from data_pipelines.files import locked, publish_folder, read_json, scratch_folder, write_text
 from data_pipelines.reports import LABELS
 from data_pipelines.sources.case import UNKNOWN
+from data_pipelines.sources.ct_rate import parse_volume_name
 
 MANIFEST, SEGMENT_PREFIX = "store.json", "segment-"
 CASES, PICTURES = "cases.jsonl", "pictures.bin"
 PARTS = {CASES: "lines.npy", PICTURES: "pictures.npy"}  # file -> byte offsets of its cases
+EXAMS = "exams.npy"
 NORM_TOLERANCE = 1e-2  # largest |length - 1| of a latent
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One case. `labels` holds only annotated labels, as 0 or 1; `strata` e.g. {"sex": "F"}."""
+    """One case, a volume. `labels` holds only annotated labels, as 0 or 1; `strata` e.g. {"sex":
+    "F"}; volumes of one `exam` are its reconstructions, "" is unknown."""
 
     name: str
     patient: str = ""
@@ -33,6 +37,7 @@ class Entry:
     impressions: str = ""
     labels: Mapping[str, int] = dataclasses.field(default_factory=dict)
     strata: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    exam: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +75,19 @@ class Segment:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def load_exams(self) -> UInt64[np.ndarray, " n"]:
+        """A number for the exam of each case; of a segment of earlier versions from their names."""
+        with self.reporting_damage():
+            if (self.folder / EXAMS).exists():
+                exams = np.load(self.folder / EXAMS)
+            else:
+                with (self.folder / CASES).open("rb") as lines:
+                    names = [json.loads(line)["name"] for line in lines]
+                exams = np.array([_exam_number(name) for name in names], np.uint64)
+            if exams.shape != (len(self),):
+                raise ValueError(f"{len(exams)} exams of {len(self)} cases")
+            return exams
 
     def read_part(self, file: str, row: int) -> bytes:
         """Reads what a file of PARTS holds of one case."""
@@ -131,6 +149,12 @@ class Store:
         """0, 1 or -1 (unknown) for each of LABELS."""
         empty = np.zeros((0, len(LABELS)), np.int8)
         return np.concatenate([empty, *(segment.labels for segment in self._segments)])
+
+    @cached_property
+    def exams(self) -> UInt64[np.ndarray, " n"]:
+        """A number for the exam of each case, equal for its reconstructions."""
+        empty = np.zeros(0, np.uint64)
+        return np.concatenate([empty, *(segment.load_exams() for segment in self._segments)])
 
     @property
     def names(self) -> list[str]:
@@ -242,6 +266,17 @@ def _segment_folders(folder: Path) -> dict[int, Path]:
     return dict(sorted((int(text), path) for text, path in paths.items() if text.isdecimal()))
 
 
+def _exam_number(name: str, exam: str = "") -> int:
+    """64 bits of a digest of the exam; if it is unknown, of that of a CT-RATE name and the folder
+    before it, and for any other name of the volume alone."""
+    folder, _, file = name.rpartition("/")
+    if not exam and (ids := parse_volume_name(file)):
+        exam = "/".join((folder, *ids) if folder else ids)
+    identity = f"exam {exam}" if exam else f"volume {name}"
+    digest = hashlib.blake2b(identity.encode("utf-8", "replace"), digest_size=8)
+    return int.from_bytes(digest.digest(), "big")
+
+
 def _write_segment(
     folder: Path,
     entries: Sequence[Entry],
@@ -260,6 +295,8 @@ def _write_segment(
     with scratch_folder(epath.Path(folder.parent)) as scratch:
         np.save(scratch / "latents.npy", np.asarray(latents, np.float32))
         np.save(scratch / "labels.npy", np.array(labels, np.int8))
+        exams = [_exam_number(entry.name, entry.exam) for entry in entries]
+        np.save(scratch / EXAMS, np.array(exams, np.uint64))
         for file, content in parts.items():
             ends = np.cumsum([len(part) for part in content], dtype=np.int64)
             np.save(scratch / PARTS[file], np.concatenate([[0], ends]))

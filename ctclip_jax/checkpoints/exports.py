@@ -183,7 +183,7 @@ def resolve_export(path: Path) -> Path:
     """Returns the export of `find_export`; not a checkpoint, which cannot be added to."""
     folder = find_export(path)
     if not (folder / "variables").is_dir():
-        raise InputError(f"{folder}: no export; create one by `main.py --export` or convert")
+        raise InputError(f"{folder}: no export; create one by train --export or convert")
     return folder
 
 

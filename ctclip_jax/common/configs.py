@@ -1,4 +1,4 @@
-"""Configs: frozen dataclasses from nested dicts, strictly checked; the --config flag."""
+"""Configs: frozen dataclasses from nested dicts, strictly checked."""
 
 import dataclasses
 import difflib
@@ -6,17 +6,11 @@ import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
-
-from absl import flags
-from ml_collections import config_flags
 
 from data_pipelines.errors import InputError
 
 T = TypeVar("T")
-
-flags.disclaim_key_flags()  # --config is a flag of the program, and in its --help
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,33 +36,6 @@ NonNegativeInt = Annotated[int, Range(0)]
 NonNegativeFloat = Annotated[float, Range(0)]
 Fraction = Annotated[float, Range(0, 1)]
 FractionBelowOne = Annotated[float, Range(0, 1, is_open=True)]
-
-PROTOCOL = Path(__file__).parents[2] / "configs" / "evaluation.py"
-"""The default --config of the programs that evaluate."""
-
-
-def define(default: Path | None = None) -> None:
-    """Defines --config, a file in configs/ whose keys can be overridden: --config.steps=100."""
-    config_flags.DEFINE_config_file(
-        "config",
-        default and str(default),
-        help_string="A file in configs/.",
-        lock_config=True,
-    )
-
-
-def read() -> dict[str, Any]:
-    """Returns the file of --config with the overrides of the command line.
-
-    Raises:
-      InputError: no --config, or no such file.
-    """
-    if flags.FLAGS.config is None:
-        raise InputError("--config: missing; expected a file in configs/")
-    try:
-        return flags.FLAGS.config.to_dict()
-    except OSError as error:  # ml_collections reports a missing file at the first use
-        raise InputError(f"--config: {str(error).splitlines()[-1].strip()}") from error
 
 
 def from_dict(cls: type[T], mapping: Mapping[str, Any], *, name: str = "config") -> T:

@@ -128,5 +128,8 @@ def put_batch(batch: dict[str, np.ndarray | jax.Array], mesh: Mesh) -> dict[str,
 def local_batch_size(batch_size: int, mesh: Mesh, *, name: str = "config.batch_size") -> int:
     """Returns this process's rows of the global batch; every device has the same number."""
     if batch_size % mesh.size:
-        raise InputError(f"{name}: {batch_size} is not divisible by the {mesh.size} devices")
+        fitting = -(-batch_size // mesh.size) * mesh.size
+        raise InputError(
+            f"{name}: {batch_size} is not divisible by the {mesh.size} devices; {fitting} would be"
+        )
     return batch_size // jax.process_count()

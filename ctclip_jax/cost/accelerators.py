@@ -12,6 +12,7 @@ The clock of a TPU is its peak over the operations of its matrix units in a cycl
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 GIB = 2**30
 RESERVED_BY_TPU = GIB // 4  # of a chip's memory, by the compiler
@@ -76,3 +77,13 @@ def accelerator_of(device_kind: str) -> Accelerator | None:
     """Returns the accelerator of a `jax.Device.device_kind`; None for a CPU or an unknown one."""
     matches = (peaks for prefix, peaks in ACCELERATORS if device_kind.startswith(prefix))
     return next(matches, None)
+
+
+SI = {1e12: "T", 1e9: "G", 1e6: "M", 1e3: "k", 1.0: "", 1e-3: "m", 1e-6: "u", 1e-9: "n"}
+BINARY = {2.0**40: "Ti", 2.0**30: "Gi", 2.0**20: "Mi", 2.0**10: "Ki", 1.0: ""}
+
+
+def with_unit(value: float, unit: str, prefixes: Mapping[float, str] = SI) -> str:
+    """Formats a quantity with the prefix that fits it: '21.4 TFLOP', '3.1 ms'; memory is BINARY."""
+    factor = next((factor for factor in prefixes if value >= factor), 1.0)
+    return f"{value / factor:.4g} {prefixes[factor]}{unit}"

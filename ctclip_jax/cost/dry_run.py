@@ -1,9 +1,11 @@
 """Dry run (`main.py --dry_run`): prints what a compiled program needs, and its estimated time."""
 
+import sys
+
 import pandas as pd
 
 from ctclip_jax.cost import estimate
-from ctclip_jax.cost.accelerators import GIB
+from ctclip_jax.cost.accelerators import BINARY, with_unit
 from ctclip_jax.cost.step_report import (
     LARGE_PRODUCT,
     DoesNotFit,
@@ -24,22 +26,24 @@ MEMORY_ROWS = ("arguments", "outputs", "aliased", "temporaries", "resident", "ne
 def dry_run(
     config: TrainConfig, *, topology: str = "", program: Kind = "train", scopes: bool = False
 ) -> bool:
-    """Prints the report of `step_report`; returns whether the step fits.
+    """Prints the report of `step_report`, its verdict first; returns whether the step fits.
 
     With `scopes`, also the estimated time of each part of the model and the float32 products.
     """
+    devices = topology or "the devices here"
+    print(f"compiling ({program}) for {devices}: minutes at full size", file=sys.stderr, flush=True)
     try:
         report = step_report(config, topology=topology, program=program)
     except DoesNotFit as error:
         print(f"It does not fit: {error}; {REMEDIES[program]}.")
         return False
+    print(format_verdict(report, remedy=REMEDIES[program]), end="\n\n")
     if scopes:
         print(format_scopes(report), end="\n\n")
     print(format_table(report))
     print(format_time(report))
     if config.model.dtype == "bfloat16":
         print(format_float32_products(report, with_list=scopes))
-    print(format_verdict(report, remedy=REMEDIES[program]))
     return report.fits
 
 
@@ -55,19 +59,19 @@ def format_table(report: StepReport) -> str:
     """Returns a row for each quantity of one device and a column for each program."""
     columns = {}
     for name, program in report.programs.items():
-        memory = {row: f"{getattr(program, row) / GIB:.2f} GiB" for row in MEMORY_ROWS}
+        memory = {row: with_unit(getattr(program, row), "B", BINARY) for row in MEMORY_ROWS}
         collectives = {
-            x.kind: f"{x.count} x, {x.bytes / 1e9:.3f} GB sent" for x in program.collectives or ()
+            x.kind: f"{x.count} x, {with_unit(x.bytes, 'B')} sent"
+            for x in program.collectives or ()
         }
         traffic = {}
         if program.kernels is not None:
             num_kernels = sum(kernel.runs for kernel in program.kernels)
-            traffic = {"kernels": num_kernels, "traffic": f"{program.traffic / 1e9:.2f} GB"}
-        flops = f"{program.flops / 1e12:.2f} T"
+            traffic = {"kernels": num_kernels, "traffic": with_unit(program.traffic, "B")}
         columns[name] = {
             "runs per step": program.runs,
             **memory,
-            "FLOPs": flops,
+            "arithmetic": with_unit(program.flops, "FLOP"),
             **traffic,
             **collectives,
         }
@@ -79,16 +83,16 @@ def format_time(report: StepReport) -> str:
     mesh = " ".join(f"{name}={size}" for name, size in report.mesh.shape.items())
     flops, peaks = report.total("flops"), report.accelerator
     head = (
-        f"mesh {mesh}; a device computes {flops / 1e12:.2f} TFLOP per step,"
-        f" {report.model_flops / 1e12:.2f} of them model FLOPs"
+        f"mesh {mesh}; a device computes {with_unit(flops, 'FLOP')} per step,"
+        f" {with_unit(report.model_flops, 'FLOP')} of it the model's"
     )
     if unknown := _unknown(report):
         return f"{head}\nno time: {unknown}"
     return (
         f"{head}\n"
-        f"{peaks.name} at its peaks: arithmetic {flops / peaks.bf16_flops:.3f} s,"
-        f" memory {report.total('traffic') / peaks.memory_bandwidth:.3f} s,"
-        f" collectives {report.total('sent') / peaks.link_bandwidth:.3f} s\n"
+        f"{peaks.name} at its peaks: arithmetic {with_unit(flops / peaks.bf16_flops, 's')},"
+        f" memory {with_unit(report.total('traffic') / peaks.memory_bandwidth, 's')},"
+        f" collectives {with_unit(report.total('sent') / peaks.link_bandwidth, 's')}\n"
         f"{estimate.format_estimate(report.kernels, peaks)}"
     )
 
@@ -106,7 +110,7 @@ def format_float32_products(report: StepReport, *, with_list: bool) -> str:
     flops = sum(x.runs * x.flops for x in products) / report.mesh.size
     lines = [
         f"float32 products above {LARGE_PRODUCT / 1e9:.0f} GFLOP:"
-        f" {sum(x.runs for x in products)}, {flops / 1e12:.2f} TFLOP"
+        f" {sum(x.runs for x in products)}, {with_unit(flops, 'FLOP')}"
     ]
     if with_list:
         lines += [f"  {x.runs} x {x.operands}  {x.op_name}" for x in products]
@@ -114,9 +118,14 @@ def format_float32_products(report: StepReport, *, with_list: bool) -> str:
 
 
 def format_verdict(report: StepReport, *, remedy: str) -> str:
-    """Returns one sentence: whether the step fits."""
-    needs = f"needs {report.needs / GIB:.2f} GiB"
+    """Returns one sentence: whether the step fits, and what it takes at least."""
+    needs = f"needs {with_unit(report.needs, 'B', BINARY)}"
     if report.memory is None:
         return f"It {needs} of each device, whose memory is unknown."
-    needs += f" of {report.memory / GIB:.2f} GiB"
-    return f"It fits: {needs}." if report.fits else f"It does not fit: {needs}; {remedy}."
+    needs += f" of the {with_unit(report.memory, 'B', BINARY)} of each device"
+    if not report.fits:
+        return f"It does not fit: {needs}; {remedy}."
+    if _unknown(report):
+        return f"It fits: {needs}."
+    seconds = estimate.total_seconds(report.kernels, report.accelerator)
+    return f"It fits: {needs}, and is estimated at {with_unit(seconds, 's')} a step."

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from ctclip_jax.cost.accelerators import Accelerator
+from ctclip_jax.cost.accelerators import Accelerator, with_unit
 from ctclip_jax.cost.kernels import Kernel
 
 MEMORY_SHARE = 0.8  # of the bandwidth
@@ -66,20 +66,20 @@ def format_estimate(kernels: Iterable[Kernel], accelerator: Accelerator) -> str:
         basis = f"{MEMORY_SHARE:.0%} of the bandwidth, {PRODUCT_SHARE:.0%} of the FLOP/s"
     else:
         basis = f"the compiler's cycles at {accelerator.clock_hz / 1e9:.2f} GHz"
-    line = f"estimated {total_seconds(kernels, accelerator):.4f} s in kernels ({basis})"
+    line = f"estimated {with_unit(total_seconds(kernels, accelerator), 's')} in kernels ({basis})"
     if pallas := [kernel for kernel in kernels if kernel.cost_estimate is not None]:
         count = sum(kernel.runs for kernel in pallas)
         unknown = sum(kernel.runs for kernel in pallas if not any(kernel.cost_estimate))
         line += (
-            f"; {total_seconds(pallas, accelerator):.4f} s of it in {count} Pallas calls by their"
-            f" cost estimates, which {unknown} lack"
+            f"; {with_unit(total_seconds(pallas, accelerator), 's')} of it in {count} Pallas calls"
+            f" by their cost estimates, which {unknown} lack"
         )
     others = [x for x in kernels if x.cycles is None and x.cost_estimate is None]
     if others and accelerator.clock_hz is not None:
         count, size = sum(x.runs for x in others), sum(x.runs * x.bytes for x in others)
         line += (
-            f"; 0 s for {count} others of {size / 1e9:.2f} GB without cycles, such as asynchronous"
-            " copies"
+            f"; 0 s for {count} others of {with_unit(size, 'B')} without cycles, such as"
+            " asynchronous copies"
         )
     return line
 

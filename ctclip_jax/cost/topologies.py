@@ -39,6 +39,13 @@ dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
 # Autotuning runs kernels on a device, and Triton's products need it; cuBLAS chooses for itself.
 GPU_COMPILER_OPTIONS = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
 
+HOST_WITHOUT_TPU = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
 
 def topology_devices(topology: str) -> list[jax.Device]:
     """Returns devices that need not be attached.
@@ -47,7 +54,7 @@ def topology_devices(topology: str) -> list[jax.Device]:
     """
     gpu = re.fullmatch(rf"({'|'.join(GPU_MEMORY)})(?::([1-9]\d*))?", topology)
     if gpu:
-        _require("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12", compiler="GPU", extra="gpu")
+        _require("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12", compiler="GPU", extra="cuda")
         options = {
             "topology_name": "",
             "target_config": _target_config(gpu[1]),
@@ -55,8 +62,9 @@ def topology_devices(topology: str) -> list[jax.Device]:
         }
     else:
         _require("libtpu", compiler="TPU", extra="tpu")
-        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no TPU to ask for its metadata
-        os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # compilers share no device
+        # There is no TPU: libtpu must not look for one, warn that there is none, or lock it.
+        for name, value in HOST_WITHOUT_TPU.items():
+            os.environ.setdefault(name, value)
         options = {"topology_name": topology}
     # This process compiles and runs nothing: it must not take devices that are here, and the CUDA
     # plugin must not look for a driver.

@@ -1,4 +1,6 @@
-"""Serves the page on this machine: `python -m ctclip_jax.demo --model=EXPORT [--store=STORE]`.
+"""Serves a page on this machine: a scan's findings, heatmaps and similar cases.
+
+    python -m ctclip_jax.demo --model=EXPORT [--store=STORE]
 
 Without --model it shows the model of `make demo`. It listens on 127.0.0.1, deletes an upload as
 soon as it has been read, and writes only into --folder. Research software, not a medical device.

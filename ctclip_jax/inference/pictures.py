@@ -1,16 +1,14 @@
 """Pictures of heatmaps (PNG): slices of a scan, at its own resolution, under the contributions."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int, Shaped
+from jaxtyping import Float32
 
 from ctclip_jax.inference.heatmaps import patch_indices
 from data_pipelines import slices
 from data_pipelines.files import publish, scratch_folder
-from data_pipelines.hounsfield import OrientedVolume
 from data_pipelines.resample import Geometry
 from data_pipelines.shard_tasks import PreparedVolume
 from data_pipelines.slices import PLANES, Plane
@@ -42,7 +40,7 @@ def save(
     # Half a second that a program without heatmaps does not pay.
     from matplotlib.figure import Figure
 
-    scan = _OverlaidScan.of(prepared, contributions, geometry)
+    scan = _OverlaidScan(prepared, contributions, geometry)
     peak, others = scan.choose_slices()
     x, y, z = np.multiply(prepared.oriented.voxels.shape, prepared.oriented.spacing_xyz)
     inches, widths = PANEL_INCHES / max(x, y), (x, x, y)  # per mm; mm
@@ -76,26 +74,20 @@ def save(
         publish(scratch / path.name, path)
 
 
-@dataclasses.dataclass(frozen=True)
 class _OverlaidScan:
-    """A scan under its heatmap: `voxels` and `spacing` (mm) along f, h, w; by axis the patch of
-    each voxel, -1 outside the grid; contributions, padded with 0 for that."""
+    """A scan under its heatmap, along f, h, w: voxels and mm, the patch of each voxel, -1 outside
+    the grid, and contributions with a 0 for that."""
 
-    oriented: OrientedVolume
-    voxels: Shaped[np.ndarray, "f h w"]
-    spacing: tuple[float, float, float]
-    patches: tuple[Int[np.ndarray, " n"], ...]
-    contributions: Float32[np.ndarray, "..."]
-
-    @classmethod
-    def of(
-        cls, prepared: PreparedVolume, contributions: np.ndarray, geometry: Geometry
-    ) -> "_OverlaidScan":
-        dx, dy, dz = prepared.oriented.spacing_xyz
-        patches = patch_indices(prepared, geometry, contributions.shape)
-        voxels = prepared.oriented.voxels.transpose(2, 0, 1)
-        padded = np.pad(contributions, (0, 1))
-        return cls(prepared.oriented, voxels, (dz, dx, dy), patches, padded)
+    def __init__(
+        self,
+        prepared: PreparedVolume,
+        contributions: Float32[np.ndarray, "t h w"],
+        geometry: Geometry,
+    ):
+        self.oriented, (dx, dy, dz) = prepared.oriented, prepared.oriented.spacing_xyz
+        self.voxels, self.spacing = prepared.oriented.voxels.transpose(2, 0, 1), (dz, dx, dy)
+        self.patches = patch_indices(prepared, geometry, contributions.shape)
+        self.contributions = np.pad(contributions, (0, 1))
 
     def choose_slices(self) -> tuple[tuple[int, int, int], list[int]]:
         """Along f, h, w the slice through the patch that speaks most for the finding; and the axial
@@ -142,7 +134,8 @@ class _OverlaidScan:
         # Without axes in its file a scan is taken for Left, Posterior, Superior.
         doubt = "?" if oriented.axes == "stored" else ""
         for end, x in zip(ENDS[plane], (0.03, 0.97), strict=True):
-            style = {"color": "white", "ha": "center", "va": "center", "fontsize": 12}
+            box = {"facecolor": "black", "alpha": 0.4, "linewidth": 0, "pad": 2}
+            style = {"color": "white", "ha": "center", "va": "center", "fontsize": 12, "bbox": box}
             panel.text(x, 0.5, end + doubt, transform=panel.transAxes, **style)
         return panel.imshow(
             values,

@@ -164,6 +164,11 @@ def percent(share: float) -> str:
     return f"{100 * share:.{0 if share > 0.0995 else 1}f} %"
 
 
+def above(rank: float) -> str:
+    """99 % only if that many are below, 100 % only if all are."""
+    return f"{int(100 * rank + 1e-9)} %"
+
+
 def describe(score: pd.Series, model: Model) -> str:
     """The calibrated probability of a finding; without one its score and its rank."""
     if pd.notna(score.get("calibrated")):
@@ -171,7 +176,7 @@ def describe(score: pd.Series, model: Model) -> str:
     if "rank" not in score:
         return f"{score.probability:.2f}"
     num_volumes = len(model.reference.latents)
-    return f"{score.probability:.2f} (higher than {int(100 * score['rank'])} % of {num_volumes})"
+    return f"{score.probability:.2f} (higher than {above(score['rank'])} of {num_volumes})"
 
 
 def format_prediction(prediction: Prediction, model: Model, *, is_only: bool) -> str:
@@ -183,7 +188,7 @@ def format_prediction(prediction: Prediction, model: Model, *, is_only: bool) ->
     columns = {
         "calibrated": ("calibrated", percent),
         "probability": ("score", "{:.3f}".format),
-        "rank": ("higher than", lambda rank: f"{int(100 * rank)} %"),
+        "rank": ("higher than", above),
         "usual": ("usual", "{:.3f}".format),
         "threshold": ("threshold", "{:.3f}".format),
     }

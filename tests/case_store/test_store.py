@@ -55,6 +55,23 @@ def append(folder, names, latents, **fields):
         return writer.add(make_entries(names, **fields), latents, [name.encode() for name in names])
 
 
+def reconstructions(folder):
+    """Nine exams of three volumes that are almost the same, v0 to v2 of each, two exams a patient;
+    and three volumes of unknown exams of one patient, which are almost the same too."""
+    exact, rng = random_latents(10, seed=5), np.random.default_rng(6)
+    latents = unit(exact[:, None] + 1e-3 * rng.normal(size=(10, 3, DIM))).astype(np.float32)
+    with open_writer(folder) as writer:
+        for number in range(10):
+            exam = {"exam": f"p{number // 2}/e{number % 2}"} if number < 9 else {}
+            strata = [{"kernel": kernel} for kernel in ("sharp", "soft", "soft")]
+            entries = [
+                Entry(f"e{number}v{v}", patient=f"p{number // 2}", strata=strata[v], **exam)
+                for v in range(3)
+            ]
+            writer.add(entries, latents[number], [b""] * 3)
+    return exact
+
+
 @pytest.fixture
 def folder(tmp_path):
     """Cases a0 to a29, women with emphysema; b0 to b19, men without; in two segments."""
@@ -86,6 +103,56 @@ def test_ties_are_in_row_order(tmp_path):
     append(folder, list("vwxyz"), same)
     hits = Searcher(Store(folder)).search(same[0], k=4)
     assert [hit.row for hit in hits] == [0, 1, 2, 3]
+
+
+def hits_of(searcher, query, **options):
+    return [(hit.entry.name, hit.num_volumes) for hit in searcher.search(query, **options)]
+
+
+@pytest.mark.parametrize("index", ["exact", "approximate"])
+def test_one_hit_per_exam(tmp_path, index):
+    folder = create_store(tmp_path / "store")
+    queries = reconstructions(folder)
+    if index == "approximate":
+        pytest.importorskip("faiss", reason="an extra: pip install faiss-cpu")
+        build_approximate_index(folder)
+    store, searcher = Store(folder), Searcher(Store(folder))
+    assert searcher.is_approximate == (index == "approximate")
+    latents = store.load_latents()
+    for number, query in enumerate(queries[:9]):
+        order = np.argsort(-latents @ query, kind="stable")
+        hits = hits_of(searcher, query, k=10)
+        # The most similar volume of each exam; each of unknown exam is one of its own.
+        expected, exams = [], set()
+        for name in (store.names[row] for row in order):
+            exam = name if name.startswith("e9") else name[:2]
+            if exam not in exams:
+                expected.append((name, 1 if name.startswith("e9") else 3))
+                exams.add(exam)
+        assert hits == expected[:10] and hits[0][0].startswith(f"e{number}")
+        volumes = hits_of(searcher, query, k=7, per="volume")
+        assert volumes == [(store.names[row], 1) for row in order[:7]]
+    # 27 volumes of 9 exams and 3 of unknown ones.
+    assert len(searcher.search(queries[0], k=50)) == 12
+    soft = store.mask(CaseFilter(strata={"kernel": "soft"}))
+    assert {n for _, n in hits_of(searcher, queries[0], k=50, mask=soft)} == {1, 2}
+    assert len(searcher.search(queries[0], k=50, mask=soft)) == 11
+
+
+def test_exams_of_stores_written_before_are_known_by_ct_rate_names_only(tmp_path):
+    """And are the same as those that a source states; another folder is another patient."""
+    folder = create_store(tmp_path / "store")
+    names = ["train_1_a_1.nii.gz", "train_1_a_2.nii.gz", "train_1_b_1.nii.gz", "a_1", "a_2"]
+    names += ["/x/train_1_a_1.nii.gz", "/x/train_1_a_2.nii.gz", "/y/train_1_a_1.nii.gz"]
+    append(folder, names, random_latents(8), patient="p")
+    (folder / "segment-00000" / "exams.npy").unlink()
+    append(folder, ["another"], random_latents(1, seed=1), exam="train_1/train_1_a")
+    _, exams = np.unique(Store(folder).exams, return_inverse=True)
+    groups = [0, 0, 1, 2, 3, 4, 4, 5, 0]
+    assert (exams[:, None] == exams).tolist() == np.equal.outer(groups, groups).tolist()
+    np.save(folder / "segment-00001" / "exams.npy", np.zeros(2, np.uint64))
+    with pytest.raises(InputError, match="segment-00001: damaged"):
+        Searcher(Store(folder))
 
 
 def test_filters_are_exact(folder):
@@ -186,7 +253,7 @@ def test_the_layout_on_disk_is_stable(tmp_path):
     assert store.load_thumbnail(1) == b"bb"
     assert append(tmp_path, ["c"], random_latents(1)) == 1
     files = {path.name for path in (tmp_path / "segment-00001").iterdir()}
-    assert files == {path.name for path in segment.iterdir()}
+    assert files == {path.name for path in segment.iterdir()} | {"exams.npy"}
 
 
 KILLED = """
@@ -224,7 +291,7 @@ def kill_append(folder, *, step: int) -> bool:
 
 
 @pytest.mark.drill
-@pytest.mark.parametrize("step", [1, 4, 7, 12])
+@pytest.mark.parametrize("step", [1, 5, 8, 14])
 def test_kill_before_the_rename_leaves_the_store_unchanged(folder, step):
     """At the first array, the last, while files are synced, and just before the rename."""
     expected = Store(folder).load_latents()
@@ -239,7 +306,7 @@ def test_kill_before_the_rename_leaves_the_store_unchanged(folder, step):
 
 @pytest.mark.drill
 def test_kill_after_the_rename_keeps_the_segment(folder):
-    assert kill_append(folder, step=13)
+    assert kill_append(folder, step=15)
     assert Store(folder).names[-2:] == ["c0", "c1"]
     assert append(folder, ["c0", "c1"], random_latents(2, seed=3)) == 0
 
@@ -396,6 +463,19 @@ def test_index_and_search(export, tmp_path):
     assert first["name"] == "sample_2.nii.gz" and first["similarity"] == pytest.approx(1, abs=1e-5)
     assert {"name", "similarity", "findings", "impressions", "labels", "strata"} <= set(first)
     assert len(others) == 2 and first["findings"] and "sample_2.nii.gz" in done.stdout
+    # The volumes of shards are exams of one volume each; one more of train_1_a, and it has two.
+    assert first["num_volumes"] == 1 and "reconstructions" not in done.stdout
+    store = Store(tmp_path / "store")
+    row = store.names.index("train_1_a_1.nii.gz")
+    assert store.load_entry(row).exam == "train_1/train_1_a"
+    twin = Entry("twin", exam="train_1/train_1_a")
+    with open_for_append(store.folder, model_sha256=store.model_sha256, dim=store.dim) as writer:
+        writer.add([twin], store.load_latents()[[row]], [b""])
+    query = ("--text=Emphysema.", "--k=99")
+    done = run("search", *common, *query)
+    assert done.stdout.count("(2 reconstructions)") == 1, done.stderr
+    all_volumes = run("search", *common, *query, "--per=volume").stdout
+    assert "twin" in all_volumes and "reconstructions" not in all_volumes
     assert Store(tmp_path / "store").model_sha256 == fingerprint(ctclip_jax.load(model))
 
 

@@ -4,10 +4,7 @@ import dataclasses
 from typing import Literal
 
 import pytest
-from absl import flags
-from ml_collections import config_flags
 
-from ctclip_jax.common import configs
 from ctclip_jax.common.configs import FractionBelowOne, PositiveInt, from_dict
 from data_pipelines.errors import InputError
 
@@ -65,19 +62,3 @@ def test_from_dict_inverts_asdict():
 def test_errors_name_the_key(changes, message):
     with pytest.raises(InputError, match=f"^{message}$"):
         outer(**changes)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "--config: missing"),
-        (["--config=configs/absent.py"], "--config: .*No such file.*absent.py"),
-    ],
-)
-def test_missing_config_file_is_an_input_error(arguments, message, monkeypatch):
-    parsed = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=parsed)
-    parsed(["program", *arguments])
-    monkeypatch.setattr(flags, "FLAGS", parsed)
-    with pytest.raises(InputError, match=message):
-        configs.read()

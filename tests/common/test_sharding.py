@@ -115,5 +115,5 @@ def test_arrays_are_born_sharded(mesh):
 
 def test_rejects_a_batch_that_the_devices_do_not_divide(mesh):
     assert local_batch_size(16, mesh) == 16
-    with pytest.raises(InputError, match="12 is not divisible by the 8 devices"):
+    with pytest.raises(InputError, match="12 is not divisible by the 8 devices; 16 would"):
         local_batch_size(12, mesh)

@@ -1,8 +1,10 @@
 """Peaks of accelerators by jax's device kind."""
 
+import math
+
 import pytest
 
-from ctclip_jax.cost.accelerators import ACCELERATORS, accelerator_of
+from ctclip_jax.cost.accelerators import ACCELERATORS, BINARY, GIB, SI, accelerator_of, with_unit
 
 
 @pytest.mark.parametrize(
@@ -37,3 +39,19 @@ def test_peaks_have_the_right_unit(accelerator):
     assert 1e14 < accelerator.bf16_flops < 3e15
     assert 1.5e10 < accelerator.memory_bytes < 3e11
     assert 500 < accelerator.bf16_flops / accelerator.link_bandwidth < 15_000
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "prefixes", "text"),
+    [
+        (21.42e12, "FLOP", SI, "21.42 TFLOP"),
+        (300.0, "FLOP", SI, "300 FLOP"),
+        (0.0, "s", SI, "0 s"),
+        (3.1e-3, "s", SI, "3.1 ms"),
+        (2.75 * GIB, "B", BINARY, "2.75 GiB"),
+        (GIB / 2, "B", BINARY, "512 MiB"),
+        (math.nan, "B", SI, "nan B"),
+    ],
+)
+def test_quantities_have_the_prefix_that_fits(value, unit, prefixes, text):
+    assert with_unit(value, unit, prefixes) == text

@@ -208,15 +208,15 @@ def test_the_table_has_a_column_for_each_program():
     assert [line.split()[0] for line in lines[2:8]] == list(dry_run.MEMORY_ROWS)
     assert lines[7].split() == ["needs", "2.75", "GiB", "2.75", "GiB"]
     assert lines[9].split() == ["kernels", "3", "3"]
-    assert lines[10].split() == ["traffic", "12.00", "GB", "12.00", "GB"]
-    assert lines[-1].split() == ["all-reduce", "3", "x,", "0.000", "GB", "sent", "-"]
+    assert lines[10].split() == ["traffic", "12", "GB", "12", "GB"]
+    assert lines[-1].split() == ["all-reduce", "3", "x,", "4", "B", "sent", "-"]
 
 
 def test_the_time_states_its_arithmetic():
     text = dry_run.format_time(fake_report())
-    assert text.startswith("mesh data=8 fsdp=1; a device computes 0.00 TFLOP per step")
-    assert "at its peaks: arithmetic 6.000 s, memory 1.500 s, collectives 4.000 s" in text
-    assert text.splitlines()[-1].startswith("estimated 1.875")  # 24 GB at 80 % of 16 GB/s
+    assert text.startswith("mesh data=8 fsdp=1; a device computes 600 FLOP per step, 250 FLOP of")
+    assert "at its peaks: arithmetic 6 s, memory 1.5 s, collectives 4 s" in text
+    assert text.splitlines()[-1].startswith("estimated 1.875 s")  # 24 GB at 80 % of 16 GB/s
     assert "no time: no peaks" in dry_run.format_time(fake_report(accelerator=None))
     unreadable = without_text(fake_report())
     assert dry_run.format_time(unreadable).endswith("no time: jax cannot read the compiled program")
@@ -225,7 +225,7 @@ def test_the_time_states_its_arithmetic():
 
 
 def test_float32_products_are_counted_or_listed():
-    summary = "float32 products above 1 GFLOP: 3, 0.01 TFLOP"  # of one of eight devices
+    summary = "float32 products above 1 GFLOP: 3, 6 GFLOP"  # of one of eight devices
     assert dry_run.format_float32_products(fake_report(), with_list=False) == summary
     listed = dry_run.format_float32_products(fake_report(), with_list=True).splitlines()
     assert listed == [summary, "  3 x f32[4,8] x f32[8,4]  text"]
@@ -235,7 +235,7 @@ def test_parts_of_the_model_are_printed_on_request(monkeypatch, capsys):
     monkeypatch.setattr(dry_run, "step_report", lambda *_, **__: fake_report())
     assert dry_run.dry_run(CONFIG) and "fwd" not in capsys.readouterr().out
     assert dry_run.dry_run(CONFIG, scopes=True)
-    row = capsys.readouterr().out.splitlines()[2].split()
+    row = capsys.readouterr().out.splitlines()[4].split()
     assert row == ["text", "fwd", "6", "1875.018", "24.000", "0.000"]
     for unknown in (fake_report(accelerator=None), without_text(fake_report())):
         assert dry_run.format_scopes(unknown).startswith("--scopes: no table: ")
@@ -244,8 +244,8 @@ def test_parts_of_the_model_are_printed_on_request(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("memory", "sentence"),
     [
-        (3.0 * GIB, "It fits: needs 2.75 GiB of 3.00 GiB."),
-        (2.0 * GIB, "It does not fit: needs 2.75 GiB of 2.00 GiB; use a smaller config.batch"),
+        (3.0 * GIB, "It fits: needs 2.75 GiB of the 3 GiB of each device, and is estimated at 1."),
+        (2.0 * GIB, "It does not fit: needs 2.75 GiB of the 2 GiB of each device; use a smaller"),
         (None, "It needs 2.75 GiB of each device, whose memory is unknown."),
     ],
 )
@@ -260,7 +260,9 @@ def test_a_refused_program_is_a_sentence(monkeypatch, capsys):
 
     monkeypatch.setattr(dry_run, "step_report", refuse)
     assert not dry_run.dry_run(CONFIG)
-    (line,) = capsys.readouterr().out.splitlines()
+    output = capsys.readouterr()
+    (line,) = output.out.splitlines()
+    assert output.err.startswith("compiling (train) for the devices here")
     assert line.startswith("It does not fit: needs 20.00 GiB of 15.75 GiB; ")
     assert "config.micro_batch_size" in line
     assert not dry_run.dry_run(CONFIG, program="encode")
@@ -270,8 +272,10 @@ def test_a_refused_program_is_a_sentence(monkeypatch, capsys):
 def test_a_dry_run_needs_no_data():
     process = subprocess.run([*COMMAND, "--dry_run"], cwd=ROOT, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
-    assert process.stdout.split()[0] == "train_step"
-    assert process.stdout.splitlines()[-1].startswith("It needs ")
+    assert process.stderr.startswith("compiling (train)")
+    verdict, _, header, *_ = process.stdout.splitlines()
+    assert verdict.startswith("It needs ") and header.split() == ["train_step"]
+    assert " MiB" in verdict, "a tiny step is not 0.00 GiB"
 
 
 @pytest.mark.parametrize(
@@ -283,6 +287,7 @@ def test_a_dry_run_needs_no_data():
         ([], "error: --workdir: missing"),
         (["--workdir=gs://bucket/run"], "error: --workdir: got gs://bucket/run"),
         (["--dry_run", "--config.mesh.fsdp=3"], "error: config.mesh: "),
+        (["--dry_run", "--config.batch_size=12"], "error: config.batch_size: 12 is not divisible"),
     ],
 )
 def test_wrong_arguments_are_one_line(arguments, message):

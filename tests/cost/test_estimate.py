@@ -73,7 +73,7 @@ def test_the_table_sums_the_kernels_of_a_part():
 
 def test_the_estimate_names_its_basis_and_what_has_no_cycles():
     gpu = estimate.format_estimate([kernel()], GPU)
-    assert gpu == "estimated 0.0020 s in kernels (80% of the bandwidth, 66% of the FLOP/s)"
+    assert gpu == "estimated 2.006 ms in kernels (80% of the bandwidth, 66% of the FLOP/s)"
     by_hand = CostEstimate(0, 0, 0.8e9)
     kernels = [
         kernel(cycles=5_000_000),
@@ -82,7 +82,7 @@ def test_the_estimate_names_its_basis_and_what_has_no_cycles():
         kernel(runs=5),
     ]
     assert estimate.format_estimate(kernels, TPU) == (
-        "estimated 0.0130 s in kernels (the compiler's cycles at 1.00 GHz); 0.0030 s of it in 7"
-        " Pallas calls by their cost estimates, which 4 lack; 0 s for 5 others of 4.00 GB without"
+        "estimated 13 ms in kernels (the compiler's cycles at 1.00 GHz); 3 ms of it in 7"
+        " Pallas calls by their cost estimates, which 4 lack; 0 s for 5 others of 4 GB without"
         " cycles, such as asynchronous copies"
     )

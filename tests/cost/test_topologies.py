@@ -65,7 +65,7 @@ print(jax.jit(lambda x: x @ x).lower(x).compile(compiler_options=options).as_tex
 @pytest.mark.parametrize("gpu", GPU_MEMORY)
 def test_compiles_for_a_gpu_that_is_not_attached(monkeypatch, gpu):
     if importlib.util.find_spec("jax_plugins") is None:
-        pytest.skip("no GPU compiler: pip install 'ctclip-jax[gpu]'")
+        pytest.skip("no GPU compiler: pip install 'ctclip-jax[cuda]'")
     monkeypatch.delenv("XLA_FLAGS")
     process = subprocess.run(
         [sys.executable, "-c", COMPILE, f"{gpu}:4"], cwd=ROOT, capture_output=True, text=True

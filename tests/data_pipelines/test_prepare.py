@@ -49,6 +49,7 @@ from absl import flags
 from absl.testing import flagsaver
 from data_pipelines import prepare
 from data_pipelines.errors import InputError
+prepare.define_flags()
 for line in sys.stdin.read().splitlines():
     with flagsaver.flagsaver():
         try:

@@ -584,7 +584,7 @@ def test_command_lines(out, tmp_path):
     cases = [
         ([f"--from_scores={out}", "--config.resamples=10"], "mean AUROC 0."),
         (["--from_scores=absent"], "error: absent/scores.csv: no such table"),
-        (["--config=configs/absent.py"], "error: --config: [Errno 2] No such file"),
+        (["--config=configs/absent.py"], "error: --config=configs/absent.py: no such file"),
         (["--config=configs/evaluation.py:loud"], "error: unknown variant 'loud'; choose from"),
         (["--config.resample=1"], "error: --config: unknown key 'resample'"),
     ]
