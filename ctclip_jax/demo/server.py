@@ -174,18 +174,13 @@ class Page:
         return JSONResponse([dataclasses.asdict(hit) for hit in hits])
 
     def _finding_json(self, name: str, analysis: Analysis) -> dict[str, Any]:
-        score, inside = analysis.findings[name], analysis.view.patches_inside
-        shown = score.contributions[inside]
-        peak = np.unravel_index(int(shown.argmax()), shown.shape)
+        score, inside = analysis.findings[name]._asdict(), analysis.view.patches_inside
+        contributions = score.pop("contributions")[inside]
+        peak = np.unravel_index(int(contributions.argmax()), contributions.shape)
         return {
             "name": name,
             "is_question": name not in self.analyses.classifier.names,
-            "probability": score.probability,
-            "calibrated": score.calibrated,
-            "rank": score.rank,
-            "usual": score.usual,
-            "shown": score.shown,
-            "tick": score.tick,
+            **score,
             "peak": [int(along.ravel()[i]) for along, i in zip(inside, peak, strict=True)],
         }
 

@@ -22,7 +22,7 @@ from ctclip_jax.evaluation.dataset import EvalSet
 from ctclip_jax.evaluation.detection import Predictions
 from ctclip_jax.reporting import plots
 from ctclip_jax.reporting.examples import Case, Retrieval
-from ctclip_jax.reporting.published import find_benchmark
+from ctclip_jax.reporting.published import BENCHMARKS, find_benchmark
 
 Metrics = Mapping[str, Any]
 # Of metrics.json: "value", and maybe "reason", "low", "high", "chance".
@@ -114,6 +114,8 @@ def render_report(
         facts=facts,
         hashes=hashes,
         benchmark=find_benchmark(metrics["labels"], metrics["source"]),
+        is_unrecorded="data_source" not in metrics["source"]
+        and any(benchmark.labels == frozenset(metrics["labels"]) for benchmark in BENCHMARKS),
         label_rows=_label_rows(metrics),
         curves=_curves(metrics, eval_set, predictions) if has_curves else None,
         subgroups=_subgroups(metrics),

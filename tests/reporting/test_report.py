@@ -167,7 +167,8 @@ def test_published_results_are_shown_for_their_labels_only(html, evaluated, eval
     metrics, _ = evaluated
     unlabeled = dataclasses.replace(eval_set, label_names=(), labels=eval_set.labels[:, :0])
     other = {**metrics, "labels": [], "detection": {"reason": "none"}, "strata": {}}
-    assert "VocabFine" not in render_report(other, unlabeled)
+    page = render_report({**other, "source": {}}, unlabeled)
+    assert "VocabFine" not in page and "does not record which data set" not in page
 
 
 def test_benchmark_is_chosen_by_its_labels():

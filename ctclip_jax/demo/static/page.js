@@ -184,8 +184,9 @@ async function loadVolume(id) {
 }
 
 function listFindings() {
-  const key = (finding) => [finding.is_question, finding.calibrated !== null, finding.shown];
-  const sorted = [...scan.findings].sort((a, b) => key(b).reduce((order, part, i) => order || part - key(a)[i], 0));
+  const isCalibrated = ({ calibrated }) => calibrated !== null; // the others' values are no probabilities
+  const sorted = [...scan.findings].sort((a, b) =>
+    b.is_question - a.is_question || isCalibrated(b) - isCalibrated(a) || b.shown - a.shown);
   $("findings").replaceChildren(...sorted.map(row));
   $("reading").textContent = reading();
 }
@@ -230,14 +231,20 @@ function value({ probability, calibrated, rank }) {
   return rank === null ? probability.toFixed(2) : `higher than ${Math.floor(100 * rank)} %`;
 }
 
+function markRows(attribute, name) {
+  for (const button of $("findings").querySelectorAll("button")) button[attribute] = button.dataset.finding === name;
+}
+
 async function loadMap(finding) {
   const number = ++mapCount, isLatest = () => number === mapCount;
-  for (const button of $("findings").querySelectorAll("button")) button.ariaBusy = button.dataset.finding === finding.name;
+  markRows("ariaBusy", finding.name);
   try {
     const map = await request(`/api/scans/${scan.id}/map?finding=${encodeURIComponent(finding.name)}`);
     if (isLatest()) setMap(finding, map);
   } catch (error) {
-    if (isLatest()) $("message").textContent = error.message;
+    if (!isLatest()) return;
+    markRows("ariaBusy", null);
+    $("message").textContent = error.message;
   }
 }
 
@@ -245,10 +252,8 @@ async function loadMap(finding) {
 function setMap(finding, map = null) {
   mapCount++;
   selected = finding?.name ?? null;
-  for (const button of $("findings").querySelectorAll("button")) {
-    button.ariaPressed = button.dataset.finding === selected;
-    button.ariaBusy = false;
-  }
+  markRows("ariaPressed", selected);
+  markRows("ariaBusy", null);
   viewer.setMap(map);
   $("scale").hidden = !map;
   if (!map) return;
@@ -256,7 +261,7 @@ function setMap(finding, map = null) {
   $("scale-min").textContent = (-viewer.limit).toPrecision(2);
   $("scale-max").textContent = `+${viewer.limit.toPrecision(2)}`;
   $("scale-unit").textContent = `contribution of a patch to the logit; sum ${signed(map.sum.toFixed(2))}` +
-    (map.padding ? `, ${signed(map.padding.toFixed(2))} of it from outside the scan` : "");
+    (Math.abs(map.padding) >= 0.005 ? `, ${signed(map.padding.toFixed(2))} of it from outside the scan` : "");
 }
 
 const signed = (digits) => (digits.startsWith("-") ? digits : `+${digits}`);
