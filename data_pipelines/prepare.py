@@ -118,6 +118,7 @@ def main(*beam_options: str) -> None:
                 geometry=geometry,
                 mode=values.mode,
                 crop=values.crop,
+                data_source=values.source,
             )
             missing = [task for task in plans[split][index::count] if not task.shard.complete]
             if not is_local:

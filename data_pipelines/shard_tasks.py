@@ -82,11 +82,13 @@ def plan(
     geometry: resample.Geometry,
     mode: str,
     crop: Crop | None = None,
+    data_source: str = "",
 ) -> list[Task]:
     """Begins a split and returns a task for each of its shards, complete or not.
 
-    The published modes have no other crop than theirs. The tasks depend on the arguments alone, so
-    that every machine makes the same plan."""
+    The published modes have no other crop than theirs. `data_source`, the --source of preparation,
+    is recorded. The tasks depend on the arguments alone, so that every machine makes the same plan.
+    """
     cases = collection.cases
     if not cases:
         raise InputError(f"{out}: there is nothing of {split} to prepare")
@@ -94,6 +96,7 @@ def plan(
     if crop == "chest" and MODES[mode].crop != "chest":
         raise InputError(f"--crop: got chest, expected center, as {mode} crops")
     settings = _settings(collection, geometry=geometry, mode=mode, crop=crop)
+    settings |= {"data_source": data_source} if data_source else {}
     shards_of_split = shards.begin(out, split, settings=settings)
     parts = np.array_split(np.arange(len(cases)), len(shards_of_split))
     return [

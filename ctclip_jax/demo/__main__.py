@@ -34,7 +34,9 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 import webbrowser
+from concurrent.futures import Future
 from pathlib import Path
 
 from ctclip_jax import load
@@ -65,6 +67,21 @@ def listen(port: int) -> socket.socket:
     except OSError as error:
         raise InputError(f"--port={port}: {error.strerror}; try another") from error
     return listener
+
+
+def announce(warm_up: Future) -> None:
+    """Says on the terminal that the model is being compiled, and when it is ready."""
+    start = time.monotonic()
+    print("compiling the model; scans can be opened already", flush=True)
+
+    def report(warm_up: Future) -> None:
+        if warm_up.cancelled():  # the page was stopped before
+            return
+        seconds = f"{time.monotonic() - start:.0f} s"
+        error = warm_up.exception()
+        print(f"not compiled: {error}" if error else f"ready after {seconds}", flush=True)
+
+    warm_up.add_done_callback(report)
 
 
 def main() -> None:
@@ -111,6 +128,7 @@ def main() -> None:
         cleanup.enter_context(contextlib.closing(analyses))
         address = f"http://{HOST}:{listener.getsockname()[1]}"
         print(f"{address}  (Ctrl-C ends it; research software, not a medical device)", flush=True)
+        announce(analyses.warm_up())
         if values.open_browser and sys.stdout.isatty():
             threading.Timer(1.0, webbrowser.open, [address]).start()
         config = uvicorn.Config(

@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Float32, Int16
+from jaxtyping import Float, Float32
 
+from ctclip_jax.demo.scan_view import ScanView, view_scan
+from ctclip_jax.evaluation.estimates import number
 from ctclip_jax.inference.classifiers import Classifier, finding_prompts
 from ctclip_jax.inference.load import Model
 from data_pipelines.errors import InputError
 from data_pipelines.formats.stored import limited_bytes
 from data_pipelines.shard_tasks import provenance
 
-MAX_SCANS = 4  # in memory; a full-size one takes 250 MB with its patch features
+MAX_SCANS = 4  # in memory; one takes up to 256 MiB, and 30 MB of full-size patch features
 MAX_QUEUED = 4
 MAX_FINDING_CHARS = 200
 
@@ -29,10 +31,24 @@ class QueueFullError(InputError):
 
 
 class FindingScore(NamedTuple):
-    """A finding in one scan; `contributions` are those of the patches to its logit."""
+    """A finding in one scan.
+
+    Attributes:
+      probability: the score of the classifier.
+      calibrated, rank: a calibrated probability; the share of the reference volumes with a lower
+        score; None without a curve, without a reference.
+      usual: the median score of the reference volumes.
+      shown, tick: the first of calibrated, rank and probability that there is; and the threshold on
+        the same scale, None without one.
+      contributions: of the patches to the logit.
+    """
 
     probability: float
     calibrated: float | None
+    rank: float | None
+    usual: float | None
+    shown: float
+    tick: float | None
     contributions: Float32[np.ndarray, "t h w"]
 
 
@@ -44,7 +60,7 @@ class Analysis:
     name: str
     state: Literal["waiting", "reading", "encoding", "done", "failed"] = "waiting"
     error: str = ""
-    volume: Int16[np.ndarray, "f h w"] | None = None
+    view: ScanView | None = None
     patch_features: Float[np.ndarray, "1 ..."] | None = None
     latent: Float32[np.ndarray, " d"] | None = None
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -63,6 +79,17 @@ class Analyses:
         self._scans: OrderedDict[str, Analysis] = OrderedDict()  # least recently used first
         self._lock = threading.Lock()
         self._worker = ThreadPoolExecutor(1)
+        self._warm_up: Future | None = None
+
+    def warm_up(self) -> Future:
+        """Compiles the model for scans and questions, before the first of them waits for it."""
+        self._warm_up = self._submit(self._compile)
+        return self._warm_up
+
+    @property
+    def is_compiling(self) -> bool:
+        """Whether `warm_up` was called and is not done."""
+        return self._warm_up is not None and not self._warm_up.done()
 
     def start(self, path: Path, *, name: str) -> Analysis:
         """Queues an upload, whose file is deleted as soon as it has been read."""
@@ -86,7 +113,9 @@ class Analyses:
         """The scan with this id, if it is still in memory."""
         with self._lock:
             if id not in self._scans:
-                raise InputError("this scan is no longer in memory; drop it again")
+                raise InputError(
+                    f"this scan is no longer in memory, which holds {MAX_SCANS}; open its file"
+                )
             self._scans.move_to_end(id)
             return self._scans[id]
 
@@ -144,34 +173,48 @@ class Analyses:
         # A small file may hold gigabytes.
         with limited_bytes(self.max_upload_bytes):
             prepared = self.model.prepare(path)
-        analysis.volume, analysis.provenance = prepared.volume, provenance(prepared)
+        volume, analysis.provenance = prepared.volume, provenance(prepared)
+        grid = self.model.config.image.grid
+        analysis.view = view_scan(prepared, self.model.geometry, grid=grid)
         del analysis.provenance["file"], prepared
         self._delete(path)
         self.get(analysis.id)
         analysis.state = "encoding"
-        analysis.patch_features = self.model.patch_features(analysis.volume[None])
+        analysis.patch_features = self.model.patch_features(volume[None])
         self._score(analysis, self.classifier)
 
     def _score_finding(self, analysis: Analysis, name: str) -> None:
+        self._score(analysis, self._classifier_of(name))
+
+    def _classifier_of(self, name: str) -> Classifier:
         finding = finding_prompts(name.replace("{", "(").replace("}", ")"))  # no placeholders
-        finding = dataclasses.replace(finding, name=name)
-        self._score(analysis, self.model.zero_shot_classifier([finding]))
+        return self.model.zero_shot_classifier([dataclasses.replace(finding, name=name)])
+
+    def _compile(self) -> None:
+        features = self.model.patch_features(np.zeros((1, *self.model.geometry.shape), np.int16))
+        questions = () if self.classifier.relu else (self._classifier_of("Pleural effusion"),)
+        for classifier in (self.classifier, *questions):
+            self.model.attribute(features, classifier.kernel, relu=classifier.relu)
 
     def _score(self, analysis: Analysis, classifier: Classifier) -> None:
         latents, contributions = self.model.attribute(
             analysis.patch_features, classifier.kernel, relu=classifier.relu
         )
         analysis.latent, contributions = latents[0], contributions[0]
-        probabilities = classifier.probabilities(analysis.latent[None])[0]
-        calibrated = classifier.calibrate(probabilities[None])
+        probabilities = classifier.probabilities(analysis.latent[None])
+        thresholds = [[classifier.thresholds.get(name, np.nan) for name in classifier.names]]
+        scores = np.concatenate([probabilities, thresholds])
+        unknown = np.full_like(scores, np.nan)
+        calibrated, rank = classifier.calibrate(scores), classifier.rank(scores)
+        calibrated = unknown if calibrated is None else calibrated
+        rank = unknown if rank is None else np.where(np.isnan(scores), np.nan, rank)
+        usual = unknown[0] if classifier.usual is None else classifier.usual
+        shown = np.where(np.isnan(rank[:1]), scores, rank)
+        shown = np.where(np.isnan(calibrated[:1]), shown, calibrated)
+        columns = (probabilities[0], calibrated[0], rank[0], usual, shown[0], shown[1])
         for column, name in enumerate(classifier.names):
-            # NaN: the calibration does not cover this finding.
-            has_value = calibrated is not None and not np.isnan(calibrated[0, column])
-            analysis.findings[name] = FindingScore(
-                float(probabilities[column]),
-                float(calibrated[0, column]) if has_value else None,
-                contributions[column],
-            )
+            numbers = (number(values[column]) for values in columns)
+            analysis.findings[name] = FindingScore(*numbers, contributions[column])
 
     def _delete(self, path: Path) -> None:
         if not self.keep_uploads:

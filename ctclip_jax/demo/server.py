@@ -12,7 +12,7 @@ import numpy as np
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -21,7 +21,6 @@ from ctclip_jax.case_store import Searcher, encode_query
 from ctclip_jax.demo import uploads
 from ctclip_jax.demo.analysis import Analyses, Analysis, QueueFullError
 from data_pipelines.errors import InputError
-from data_pipelines.resample import to_hu
 
 STATIC = Path(__file__).parent / "static"
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "[::1]")
@@ -76,12 +75,14 @@ class Page:
 
     async def about(self, request: Request) -> Response:
         model, classifier = self.analyses.model, self.analyses.classifier
-        calibration = classifier.calibration
+        calibration, reference = classifier.calibration, classifier.reference
         return JSONResponse(
             {
+                "is_compiling": self.analyses.is_compiling,
                 "method": model.attribution_method,
                 "label_informed": model.label_informed or classifier.relu,
                 "calibrated_on": calibration.fitted_on if calibration else None,
+                "num_reference": len(reference.latents) if classifier.usual is not None else 0,
                 "num_cases": len(self.searcher.store) if self.searcher else 0,
                 "can_ask": not classifier.relu,
                 "keep_uploads": self.analyses.keep_uploads,
@@ -102,15 +103,19 @@ class Page:
     async def scan(self, request: Request) -> Response:
         analysis = self.analyses.get(request.path_params["id"])
         content = {"id": analysis.id, "name": analysis.name, "state": analysis.state}
+        if analysis.state == "waiting" and self.analyses.is_compiling:
+            content["state"] = "compiling"
         if analysis.state == "failed":
             content["error"] = analysis.error
         if analysis.state == "done":
-            geometry = self.analyses.model.geometry
+            view, names = analysis.view, list(analysis.findings)
             content |= {
-                "shape": geometry.shape,
-                "spacing": geometry.spacing,
+                "shape": view.hu.shape,
+                "spacing": view.spacing,
+                "step": view.step,
+                "patches": [along.tolist() for along in view.patches],
                 "provenance": analysis.provenance,
-                "findings": [_finding_json(name, analysis) for name in list(analysis.findings)],
+                "findings": [self._finding_json(name, analysis) for name in names],
             }
         return JSONResponse(content)
 
@@ -119,10 +124,13 @@ class Page:
         return Response(status_code=204)
 
     async def volume(self, request: Request) -> Response:
-        """int16 HU, little-endian, (f, h, w)."""
-        volume = self._get_done(request).volume
-        hu = await asyncio.to_thread(lambda: np.floor(to_hu(volume)).astype("<i2").tobytes())
-        return Response(hu, media_type="application/octet-stream")
+        """int16 HU, little-endian, (f, h, w), slice by slice."""
+        hu = self._get_done(request).view.hu
+        return StreamingResponse(
+            (plane.astype("<i2").tobytes() for plane in hu),
+            headers={"Content-Length": str(hu.nbytes)},
+            media_type="application/octet-stream",
+        )
 
     async def map(self, request: Request) -> Response:
         name = request.query_params.get("finding", "")
@@ -135,6 +143,7 @@ class Page:
                 "shape": contributions.shape,
                 "values": [float(f"{value:.5g}") for value in contributions.ravel()],
                 "sum": float(contributions.sum()),
+                "padding": float((contributions * analysis.view.padding).sum()),
             }
         )
 
@@ -143,7 +152,7 @@ class Page:
         if self.analyses.classifier.relu:
             raise InputError("finding: a trained classifier scores only its own labels")
         name = await self.analyses.score_finding(analysis, text)
-        return JSONResponse(_finding_json(name, analysis))
+        return JSONResponse(self._finding_json(name, analysis))
 
     async def similar(self, request: Request) -> Response:
         return await self._hits(self._get_done(request).latent)
@@ -163,6 +172,17 @@ class Page:
             raise InputError("no case store; start the page with --store")
         hits = await asyncio.to_thread(self.searcher.search, latent, k=NUM_SIMILAR)
         return JSONResponse([dataclasses.asdict(hit) for hit in hits])
+
+    def _finding_json(self, name: str, analysis: Analysis) -> dict[str, Any]:
+        score, inside = analysis.findings[name]._asdict(), analysis.view.patches_inside
+        contributions = score.pop("contributions")[inside]
+        peak = np.unravel_index(int(contributions.argmax()), contributions.shape)
+        return {
+            "name": name,
+            "is_question": name not in self.analyses.classifier.names,
+            **score,
+            "peak": [int(along.ravel()[i]) for along, i in zip(inside, peak, strict=True)],
+        }
 
     def _get_done(self, request: Request) -> Analysis:
         analysis = self.analyses.get(request.path_params["id"])
@@ -226,14 +246,3 @@ def _display_name(name: str) -> str:
     """The printable end of a file's name."""
     last = name.replace("\\", "/").rpartition("/")[2]
     return "".join(letter for letter in last if letter.isprintable())[-100:]
-
-
-def _finding_json(name: str, analysis: Analysis) -> dict[str, Any]:
-    score = analysis.findings[name]
-    peak = np.unravel_index(int(score.contributions.argmax()), score.contributions.shape)
-    return {
-        "name": name,
-        "probability": score.probability,
-        "calibrated": score.calibrated,
-        "peak": [int(index) for index in peak],
-    }

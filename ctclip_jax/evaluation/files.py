@@ -33,7 +33,7 @@ KEY = "VolumeName"
 _CASE_COLUMNS = ("patient", "scan", "report", *SUBGROUPS)
 INVALID = -2  # a cell of labels.csv that is not a label
 # Keys of source.json that may differ between two runs into one folder.
-CHANGEABLE = ("model", "shards", "scores", "prompts", "ensemble")
+CHANGEABLE = ("model", "shards", "data_source", "scores", "prompts", "ensemble")
 
 
 def claim_output_dir(out: Path, source: Mapping[str, Any]) -> None:

@@ -85,10 +85,16 @@ def _notes(eval_set: EvalSet, validation: EvalSet | None) -> list[str]:
 
 
 def headline(metrics: dict[str, Any]) -> str:
-    """One line with the mean AUROC and recall@5, if there are any."""
+    """One line with those of the mean AUROC and recall@5 that were measured."""
     macro = metrics["detection"].get("macro", {})
-    auroc = format_ci(macro.get("auroc", {}))
-    labels = f" over {macro['labels']} of {macro['of']} labels" if macro else ""
+    auroc = macro.get("auroc", {})
     recall = metrics["retrieval"].get("report_to_volume", {}).get("recall", {}).get("5", {})
-    informed = "label-informed, " if metrics["source"].get("trained_with") == "labels" else ""
-    return f"{informed}mean AUROC {auroc}{labels}, report to volume recall@5 {format_ci(recall)}"
+    parts = []
+    if auroc.get("value") is not None:
+        of_labels = f"over {macro['labels']} of {macro['of']} labels"
+        parts.append(f"mean AUROC {format_ci(auroc)} {of_labels}")
+    if recall.get("value") is not None:
+        parts.append(f"report to volume recall@5 {format_ci(recall)}")
+    if parts and metrics["source"].get("trained_with") == "labels":
+        parts.insert(0, "label-informed")
+    return ", ".join(parts) or "neither AUROC nor recall@5 could be measured"

@@ -24,7 +24,8 @@ ESCAPES = str.maketrans(
 def render_tables(metrics: Mapping[str, Any], model: str) -> str:
     """A table of means over labels, with a row named `model`, and a table with a row per label.
 
-    Published rows come first if there are any for these labels. The tables need booktabs.
+    Published rows come first if there are any for these labels and volumes. The tables need
+    booktabs.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -38,7 +39,7 @@ def render_tables(metrics: Mapping[str, Any], model: str) -> str:
     return environment.get_template("tables.tex").render(
         metrics=metrics,
         model=model,
-        benchmark=find_benchmark(metrics["labels"]),
+        benchmark=find_benchmark(metrics["labels"], metrics["source"]),
         ct_clip=CT_CLIP,
         ks=RECALL_K,
     )

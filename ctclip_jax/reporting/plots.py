@@ -16,11 +16,14 @@ from markupsafe import Markup
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 STYLESHEET = Path(__file__).parent / "static" / "report.css"
-# The stylesheet is the only place of colors: plots use its variables, here without their dashes.
-COLORS = dict(re.findall(r"--([a-z-]+): (#[0-9a-f]+);", STYLESHEET.read_text(encoding="utf-8")))
+# The stylesheet is the only place of colors: plots use its variables, here without their dashes and
+# with the values of its first rule, the light ones.
+LIGHT_RULE = STYLESHEET.read_text(encoding="utf-8").partition("}")[0]
+COLORS = dict(re.findall(r"--([a-z-]+): (#[0-9a-f]+);", LIGHT_RULE))
 
 MAX_POINTS = 250  # of a curve: more are not visible at this size and make the page large
-SIDE, LEFT, BOTTOM, EDGE = 100, 16, 12, 4  # pt: the frame, room for tick labels, for line widths
+SIDE, LEFT, BOTTOM, EDGE = 100, 20, 14, 4  # pt: the frame, room for tick labels, for line widths
+TEXT_SIZE = 9.2  # pt: 11 pixels where a panel is narrowest, 150 pixels (report.css)
 GUIDE = {"color": COLORS["guide"], "linewidth": 0.7, "dashes": (3.6, 2.9), "clip_on": False}
 CURVE = {"color": COLORS["accent"], "linewidth": 1.3, "clip_on": False}
 INTERVAL = {**CURVE, "linewidth": 3.4, "alpha": 0.28, "solid_capstyle": "round"}
@@ -97,11 +100,11 @@ def recall_at_k(estimates: Mapping[str, Mapping[str, Any]], *, top: float) -> Ma
     """
     ks = [int(k) for k in estimates]
     values = list(estimates.values())
-    # Wider panels than those of the labels, hence smaller ticks for the same size on the page.
-    axes = _make_axes(top=top, tick_size=6.5)
+    axes = _make_axes(top=top)
     axes.set_xscale("log")
     axes.set(xlim=(0.8 * min(ks), 1.25 * max(ks)))
-    axes.set_xticks(ks, [str(k) for k in ks])
+    labeled = [k for k in ks if k in (1, 10, 100)] or ks[:1]  # there is no room for 50 beside 100
+    axes.set_xticks(labeled, [str(k) for k in labeled])
     axes.set_xticks([], minor=True)
     if all(value.get("chance") is not None for value in values):
         axes.plot(ks, [value["chance"] for value in values], **GUIDE)
@@ -113,7 +116,7 @@ def recall_at_k(estimates: Mapping[str, Mapping[str, Any]], *, top: float) -> Ma
     return _to_svg(axes, "Recall at K")
 
 
-def _make_axes(*, top: float = 1.0, tick_size: float = 7.5):
+def _make_axes(*, top: float = 1.0):
     """Axes from 0 to 1 and from 0 to `top`, with tick labels at these ends only."""
     # Importing matplotlib takes about a second; programs that draw no page should not wait for it.
     from matplotlib.figure import Figure
@@ -126,7 +129,7 @@ def _make_axes(*, top: float = 1.0, tick_size: float = 7.5):
     axes.set_yticks((0, top), ("0", f"{top:g}"))
     # Not drawn and without length, ticks only place their labels.
     axes.tick_params(bottom=False, left=False, length=0, pad=3.5)
-    axes.tick_params(labelsize=tick_size, labelcolor=COLORS["soft"])
+    axes.tick_params(labelsize=TEXT_SIZE, labelcolor=COLORS["soft"])
     axes.spines[:].set(color=COLORS["line"], linewidth=1, zorder=1)  # below the curves
     return axes
 
@@ -151,9 +154,9 @@ def thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _write_note(axes, text: str, *, x: float, y: float) -> None:
     """Writes into the corner near (x, y)."""
     alignment = {"ha": "left" if x < 0.5 else "right", "va": "bottom" if y < 0.5 else "top"}
-    # The stylesheet draws a white halo around text of this class: matplotlib's own halo would turn
+    # The stylesheet draws a halo around text of this class: matplotlib's own halo would turn
     # it into outlines.
-    style = {"color": COLORS["accent"], "fontsize": 9, "fontweight": "bold", "gid": "note"}
+    style = {"color": COLORS["accent"], "fontsize": TEXT_SIZE, "fontweight": "bold", "gid": "note"}
     axes.text(x, y, text, **style, **alignment)
 
 
@@ -178,4 +181,6 @@ def _to_svg(axes, title: str) -> Markup:
     svg = re.sub(r'<g id="([a-z]+)[^"]*">', r'<g class="\1">', svg, flags=re.IGNORECASE)
     # Two decimals of path coordinates, which a space or a line break follows: half the size.
     svg = re.sub(r"(?<=\.\d\d)\d+(?=[ \n])", "", svg)
+    for name, color in COLORS.items():  # so that they follow the page into the dark
+        svg = svg.replace(color, f"var(--{name})")
     return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1))

@@ -5,6 +5,7 @@ The page says (overview.html) why they are comparable on the same volumes only.
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from data_pipelines.reports import LABELS
 
@@ -18,11 +19,13 @@ class Benchmark:
 
     Attributes:
       name: the volumes and labels.
+      source: what source.json says of these volumes.
       detection: model -> metric, as in metrics.json -> mean over the labels.
       recall: K -> Recall@K of `CT_CLIP`, report to volume; the gallery size is not published.
     """
 
     name: str
+    source: Mapping[str, str]
     labels: frozenset[str]
     detection: Mapping[str, Mapping[str, float]]
     recall: Mapping[int, float] = field(default_factory=dict)
@@ -35,6 +38,7 @@ def _by_metric(rows: Mapping[str, tuple[float, ...]]) -> dict[str, dict[str, flo
 BENCHMARKS = (
     Benchmark(
         name="CT-RATE valid, 18 labels",
+        source={"data_source": "ct_rate", "split": "valid"},
         labels=frozenset(LABELS),
         detection=_by_metric(
             {
@@ -48,6 +52,7 @@ BENCHMARKS = (
     ),
     Benchmark(
         name="RAD-ChestCT, 16 labels",
+        source={"data_source": "rad_chestct"},
         labels=frozenset(LABELS)
         - {
             "Mosaic attenuation pattern",
@@ -67,6 +72,10 @@ BENCHMARKS = (
 )
 
 
-def find_benchmark(labels: Collection[str]) -> Benchmark | None:
-    """The benchmark with exactly these labels, in any order."""
-    return next((b for b in BENCHMARKS if b.labels == frozenset(labels)), None)
+def find_benchmark(labels: Collection[str], source: Mapping[str, Any]) -> Benchmark | None:
+    """The benchmark with exactly these labels, in any order, if `source`, the content of
+    source.json, says that the volumes are of its data set."""
+    for benchmark in BENCHMARKS:
+        if benchmark.labels == frozenset(labels) and benchmark.source.items() <= source.items():
+            return benchmark
+    return None

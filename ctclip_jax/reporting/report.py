@@ -22,14 +22,13 @@ from ctclip_jax.evaluation.dataset import EvalSet
 from ctclip_jax.evaluation.detection import Predictions
 from ctclip_jax.reporting import plots
 from ctclip_jax.reporting.examples import Case, Retrieval
-from ctclip_jax.reporting.published import find_benchmark
+from ctclip_jax.reporting.published import BENCHMARKS, find_benchmark
 
 Metrics = Mapping[str, Any]
 # Of metrics.json: "value", and maybe "reason", "low", "high", "chance".
 Estimate = Mapping[str, Any]
 
 HERE = Path(__file__).parent
-SHA256_DIGITS = 12  # shown of a hash
 METRIC_TITLES = {
     "auroc": "AUROC",
     "average_precision": "AP",
@@ -105,13 +104,18 @@ def render_report(
       cases, retrievals: of `examples.confident_cases` and `examples.sample_retrievals`.
       thumbnails: row of the EvalSet -> JPEG of its slices.
     """
+    facts = _facts(metrics["source"])
+    hashes = {name: facts.pop(name) for name in tuple(facts) if name.endswith("_sha256")}
     has_curves = "per_label" in metrics["detection"]
     rows = {r.row for r in (*cases, *retrievals)}.union(*(r.nearest for r in retrievals))
     return _render(
         "report.html",
         metrics=metrics,
-        facts=_facts(metrics["source"]),
-        benchmark=find_benchmark(metrics["labels"]),
+        facts=facts,
+        hashes=hashes,
+        benchmark=find_benchmark(metrics["labels"], metrics["source"]),
+        is_unrecorded="data_source" not in metrics["source"]
+        and any(benchmark.labels == frozenset(metrics["labels"]) for benchmark in BENCHMARKS),
         label_rows=_label_rows(metrics),
         curves=_curves(metrics, eval_set, predictions) if has_curves else None,
         subgroups=_subgroups(metrics),
@@ -161,7 +165,7 @@ def _facts(source: Mapping[str, Any]) -> dict[str, str]:
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         if name == "prompts":
             text = "; ".join(" / ".join(f"“{prompt}”" for prompt in pair) for pair in value)
-        facts[name] = text[:SHA256_DIGITS] if name.endswith("_sha256") else text
+        facts[name] = text
     return facts
 
 

@@ -37,7 +37,9 @@ def begin(out: epath.PathLike, split: str, *, settings: dict) -> list[Shard]:
     the same folder. With other settings than the folder's it raises InputError."""
     directory = make_folder(out)
     path = _settings_path(directory, split)
-    if path.exists() and (existing := read_json(path)) != settings:
+    # Preparations of earlier versions do not record their source.
+    unrecorded = {"data_source": settings["data_source"]} if "data_source" in settings else {}
+    if path.exists() and (existing := unrecorded | read_json(path)) != settings:
         names = {"cases_sha256": "contents of the tables"}
         both = settings | existing
         changed = [names.get(n, n) for n in both if settings.get(n) != existing.get(n)]
@@ -51,7 +53,7 @@ def begin(out: epath.PathLike, split: str, *, settings: dict) -> list[Shard]:
 
 def preparation(shards: epath.PathLike, split: str) -> dict:
     """Returns the settings of a split's preparation: `shape` and `spacing` (z, x, y; mm), `window`
-    (HU), `labels`, ..."""
+    (HU), `labels`, `data_source` (not by earlier versions), ..."""
     path = _settings_path(epath.Path(shards), split)
     if not path.exists():
         raise InputError(f"{shards}: no split {split!r} was prepared here")

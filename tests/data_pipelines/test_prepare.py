@@ -367,6 +367,7 @@ def test_long_scans_are_cropped_around_their_lungs(tmp_path):
     )
     assert outcomes[:2] == ["accepted", "accepted"]
     assert all("another preparation of train (crop differ)" in line for line in outcomes[2:4])
+    assert shards.preparation(tmp_path / "chest", "train")["data_source"] == "manifest"
     assert outcomes[4] == "--crop: got chest, expected center, as published_train crops"
     volumes = {}
     for crop, liters in (("chest", 1.92), ("center", 0.0)):

@@ -25,11 +25,13 @@ import pytest
 from ctclip_jax.demo import uploads
 from ctclip_jax.demo.__main__ import listen
 from ctclip_jax.demo.analysis import MAX_QUEUED, MAX_SCANS, Analyses, QueueFullError
+from ctclip_jax.inference import heatmaps
+from ctclip_jax.inference import model as inference_model
+from data_pipelines import geometry
 from data_pipelines.errors import InputError
 from data_pipelines.formats import read_scan
 from data_pipelines.formats.zipped import MAX_FILES
 from data_pipelines.reports import LABELS
-from data_pipelines.resample import to_hu
 from data_pipelines.sources.phantoms.layout import write_samples
 from tests.demo_server import MAX_BYTES, served
 from tests.dicom_series import chest_slices
@@ -90,8 +92,33 @@ def test_findings_and_volume_of_an_upload(page, scans, scan):
     np.testing.assert_allclose(probabilities, page.model.detect(volume[None])[0], atol=1e-6)
     _, content = ask(page, f"/api/scans/{scan['id']}/volume")
     hu = np.frombuffer(content, "<i2").reshape(scan["shape"])
-    np.testing.assert_array_equal(hu, np.floor(to_hu(volume)))
+    image = nib.load(scans[0])  # along Left, Posterior and Superior, in HU
+    np.testing.assert_array_equal(hu, np.asarray(image.dataobj).transpose(2, 0, 1))
+    x, y, z = image.header.get_zooms()
+    assert scan["spacing"] == pytest.approx([z, x, y])
+
+
+def test_a_voxel_of_the_page_lies_in_its_patch(page, scans, scan):
+    """As the map in scan space says, which the page must agree with."""
+    prepared, image = page.model.prepare(scans[0]), page.model.config.image
+    numbers = np.arange(1, np.prod(image.grid) + 1, dtype=np.float32).reshape(image.grid)
+    values, _ = heatmaps.to_scan_space(numbers, prepared, page.model.geometry)
+    voxels = geometry.to_lps(values, prepared.oriented.orientation).transpose(2, 0, 1)
+    f, h, w = map(np.array, scan["patches"])
+    is_inside = (f[:, None, None] >= 0) & (h[:, None] >= 0) & (w >= 0)
+    expected = np.where(is_inside, numbers[np.ix_(f, h, w)], 0)
+    np.testing.assert_array_equal(voxels, expected)
     assert not list(page.folder.iterdir()), "the upload was not deleted"
+
+
+def test_nothing_is_compiled_after_the_warm_up(page, scans):
+    """Neither for a scan nor for a question."""
+    page.analyses.warm_up().result()
+    compiled = inference_model._patch_features, inference_model._attribute
+    before = [function._cache_size() for function in compiled]
+    _, analysis = upload(page, scans[2].name, scans[2].read_bytes())
+    ask(page, f"/api/scans/{analysis['id']}/findings", b'{"finding": "stent"}')
+    assert [function._cache_size() for function in compiled] == before
 
 
 def test_a_map_holds_the_contributions(page, scans, scan):
@@ -101,6 +128,9 @@ def test_a_map_holds_the_contributions(page, scans, scan):
     _, answer = ask(page, f"/api/scans/{scan['id']}/map?finding={quote(name)}")
     assert answer["shape"] == list(contributions.shape[2:])
     np.testing.assert_allclose(answer["values"], contributions[0, 3].ravel(), rtol=1e-4, atol=1e-6)
+    f, h, w = ({*along} - {-1} for along in scan["patches"])
+    peak = scan["findings"][3]["peak"]
+    assert all(patch in along for patch, along in zip(peak, (f, h, w), strict=True))
     assert ask(page, f"/api/scans/{scan['id']}/map?finding=x")[0] == 400
 
 
@@ -262,7 +292,7 @@ def test_dropped_scans_are_skipped_but_fill_the_queue(page, scans):
     while (result := upload(page, "x.nii.gz", content))[0] == 503:
         time.sleep(0.02)
     assert result[0] == "done"
-    assert all(analysis.state == "failed" and analysis.volume is None for analysis in queued)
+    assert all(analysis.state == "failed" and analysis.view is None for analysis in queued)
     assert not list(page.folder.iterdir())
 
 
@@ -324,6 +354,7 @@ def test_the_end_of_the_program_is_quick_and_leaves_no_upload(export, scans, tmp
     )
     try:
         page = argparse.Namespace(address=process.stdout.readline().split()[0])
+        assert process.stdout.readline().startswith("compiling the model")
         content = scans[0].read_bytes()
         state, analysis = upload(page, "x.nii.gz", content)
         assert state == "done", analysis
@@ -339,10 +370,11 @@ def test_the_end_of_the_program_is_quick_and_leaves_no_upload(export, scans, tmp
         process.send_signal(number)
         time.sleep(0.5)  # and the impatient do it again
         process.send_signal(number)
-        _, stderr = process.communicate(timeout=60)
+        stdout, stderr = process.communicate(timeout=60)
     finally:
         process.kill()
     assert (process.returncode, stderr) == (0, "")
+    assert stdout.startswith("ready after "), "before its first scan"
     assert not list(inbox.iterdir())
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -53,7 +54,8 @@ def prepared(tmp_path_factory):
     """A folder of shards with a tokenizer."""
     folder = tmp_path_factory.mktemp("shards")
     records = [record(index) for index in range(VOLUMES)]
-    planned = shards.begin(folder, "valid", settings=settings(SHAPE, count=SHARDS))
+    described = settings(SHAPE, count=SHARDS, data_source="phantoms")
+    planned = shards.begin(folder, "valid", settings=described)
     for shard in planned:
         shards.write_shard(shard, records[shard.index :: SHARDS])
     shards.finish(folder)
@@ -543,6 +545,24 @@ def test_labels_of_rad_chestct(inputs, tmp_path):
     np.testing.assert_allclose(scores.Calcification[names], expected, atol=1e-6)
 
 
+def test_the_source_of_the_shards_reaches_the_report(out):
+    """With 18 labels and the split valid, as CT-RATE's: only the source tells them apart."""
+    assert read(out, "source.json")["data_source"] == "phantoms"
+    report = (out / "report.html").read_text()
+    assert "Synthetic chest CTs: these figures say nothing about patients." in report
+    assert "VocabFine" not in report + (out / "table.tex").read_text()
+
+
+def test_an_evaluation_of_an_earlier_version_is_resumed(inputs, out, tmp_path):
+    """Its source.json does not say where the shards are from."""
+    shutil.copytree(out, tmp_path / "earlier")
+    source = read(tmp_path / "earlier", "source.json")
+    del source["data_source"]
+    (tmp_path / "earlier/source.json").write_text(json.dumps(source))
+    metrics = measure(inputs, tmp_path / "earlier", protocol=protocol())
+    assert metrics["source"]["data_source"] == "phantoms"
+
+
 FORK_EACH = """
 import json, os, sys
 from ctclip_jax import evaluate
@@ -577,5 +597,6 @@ def test_command_lines(out, tmp_path):
     for (_, log), (_, message) in zip(lines, cases, strict=True):
         output = Path(log).read_text()
         assert "Traceback" not in output
+        assert "recall@5" not in output, "scores have no retrieval to measure"
         assert output.splitlines()[-1].startswith(message)
     assert read(tmp_path / "out")["intervals"]["resamples"] == 10

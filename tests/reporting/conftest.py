@@ -13,6 +13,7 @@ from ctclip_jax.evaluation.dataset import EvalSet
 from ctclip_jax.evaluation.protocol import ProtocolConfig
 from data_pipelines.reports import LABELS
 
+CT_RATE = {"data_source": "ct_rate", "split": "valid"}
 EVIL = '</script><script>alert(1)</script><img src="http://evil.example/x">&\u2028'
 
 
@@ -41,7 +42,8 @@ def make_eval_set(volumes=40, labels=LABELS) -> EvalSet:
             "age": np.full(volumes, "056Y"),
             "kernel": rng.choice(["B30", EVIL], volumes),
         },
-        source={"model": f"runs/{EVIL}", "shards": ["a", "b"]},
+        source={"model": f"runs/{EVIL}", "shards": ["a", "b"], "model_sha256": "0123456789" * 6}
+        | CT_RATE,
         notes=(f"a note {EVIL}",),
     )
 

@@ -16,7 +16,7 @@ def position(x: float, y: float) -> tuple[float, float]:
 
 
 def polyline(svg: str, color: str) -> list[tuple[float, float]]:
-    path = re.search(rf'd="([^"]*)" style="fill: none; stroke: {plots.COLORS[color]}', svg)[1]
+    path = re.search(rf'd="([^"]*)" style="fill: none; stroke: var\(--{color}\)', svg)[1]
     return [tuple(map(float, point.split())) for point in re.findall(r"[ML] ([\d. ]+)", path)]
 
 
@@ -40,7 +40,7 @@ def test_dots_of_a_reliability_curve_grow_with_the_count():
     bins = [{"score": x, "positive": x, "count": n} for x, n in ((0.2, 4), (0.7, 100))]
     svg = plots.reliability(bins, note="ECE 0.1")
     assert polyline(svg, "accent") == [position(0.2, 0.2), position(0.7, 0.7)]
-    dots = re.findall(r'<path d="([^"]*)" style="fill: #', svg.partition("PathCollection")[2])
+    dots = re.findall(r'<path d="([^"]*)" style="fill: var', svg.partition("PathCollection")[2])
     widths = [np.ptp([float(x) for x in re.findall(r"[\d.]+", dot)[::2]]) for dot in dots]
     assert widths == pytest.approx([2 + 6 * 0.2, 2 + 6], abs=0.1)
 
@@ -70,3 +70,6 @@ def test_svg_is_deterministic_and_fits_into_a_page():
 
 def test_colors_are_those_of_the_stylesheet():
     assert {"accent", "guide", "ink", "line", "soft"} <= plots.COLORS.keys()
+    svg = plots.roc(LABELS, SCORES, predicted=SCORES > 0.5, note="0.5")
+    assert set(re.findall(r"var\(--(.*?)\)", svg)) == {"accent", "guide", "ink", "line", "soft"}
+    assert not re.search("#[0-9a-f]{6}", svg), "a color that does not follow the page into the dark"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ctclip_jax.evaluation import comparison, suite
-from ctclip_jax.reporting import examples, published
+from ctclip_jax.reporting import examples, latex, published
 from ctclip_jax.reporting.report import render_comparison, render_report
 from data_pipelines.reports import LABELS
 
@@ -120,6 +120,46 @@ def test_missing_value_is_a_dash_with_its_reason(html):
     assert re.search(r'<span class="missing" title="one class: all 40 [^"]*">–</span>', html)
 
 
+def with_source(metrics, **source):
+    return {**metrics, "source": {"model": "a model"} | source}
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        ({"data_source": "phantoms", "split": "valid"}, "say nothing about patients"),
+        ({"data_source": "manifest", "split": "valid"}, ""),
+        ({"data_source": "ct_rate", "split": "train"}, ""),
+        ({"split": "valid"}, "does not record which data set"),
+    ],
+    ids=["phantoms", "manifest", "train", "unrecorded"],
+)
+def test_published_results_are_shown_beside_their_volumes_only(
+    evaluated, eval_set, source, sentence
+):
+    metrics, _ = evaluated
+    html = render_report(with_source(metrics, **source), eval_set)
+    table = latex.render_tables(with_source(metrics, **source), "ours")
+    assert "VocabFine" not in html + table and "CT-Net" not in html + table
+    warnings = ("say nothing about patients", "does not record which data set")
+    assert [text in html for text in warnings] == [text == sentence for text in warnings]
+    assert [text in table for text in warnings] == [text == sentence for text in warnings]
+
+
+def test_a_comparison_on_phantoms_says_so(small_eval_set, protocol):
+    source = {"data_source": "phantoms"}
+    phantoms = dataclasses.replace(small_eval_set, source=source)
+    differences = comparison.compare(small_eval_set, small_eval_set, protocol=protocol)
+    assert "Synthetic" not in render_comparison(differences)
+    differences = comparison.compare(phantoms, phantoms, protocol=protocol)
+    assert "Synthetic chest CTs" in render_comparison(differences)
+
+
+def test_hashes_are_folded_away(html):
+    head, _, rest = html.partition('<details class="hashes">')
+    assert "0123456789" * 6 not in head and "0123456789" * 6 in rest.partition("</details>")[0]
+
+
 def test_published_results_are_shown_for_their_labels_only(html, evaluated, eval_set):
     assert "VocabFine" in html
     assert "Published results: CT-RATE valid, 18 labels" in html
@@ -127,19 +167,22 @@ def test_published_results_are_shown_for_their_labels_only(html, evaluated, eval
     metrics, _ = evaluated
     unlabeled = dataclasses.replace(eval_set, label_names=(), labels=eval_set.labels[:, :0])
     other = {**metrics, "labels": [], "detection": {"reason": "none"}, "strata": {}}
-    assert "VocabFine" not in render_report(other, unlabeled)
+    page = render_report({**other, "source": {}}, unlabeled)
+    assert "VocabFine" not in page and "does not record which data set" not in page
 
 
 def test_benchmark_is_chosen_by_its_labels():
     rad = [*set(LABELS) - {"Mosaic attenuation pattern"} - {x for x in LABELS if "wall" in x}]
-    assert published.find_benchmark([*rad, "Calcification"]).name == "RAD-ChestCT, 16 labels"
-    assert published.find_benchmark(rad) is None
+    source = {"data_source": "rad_chestct", "split": "test"}
+    benchmark = published.find_benchmark([*rad, "Calcification"], source)
+    assert benchmark.name == "RAD-ChestCT, 16 labels"
+    assert published.find_benchmark(rad, source) is None
 
 
 def test_cases_and_retrieved_volumes_have_thumbnails(html):
-    assert html.count("<details>") == 17
+    assert html.count("<details>") == 17  # the hashes have a class
     assert "True positive" in html and "False positive" in html and "False negative" in html
-    assert html.count('<img loading="lazy"') == html.count("<article>")
+    assert html.count("<img alt=") == html.count("<article>")
     assert html.count("Its own volume has rank") == 3
 
 

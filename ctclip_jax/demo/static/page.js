@@ -3,20 +3,25 @@
 import { Viewer } from "./viewer.js";
 
 const POLL_MS = 250;
-const STATES = { waiting: "Waiting for its turn", reading: "Reading the scan", encoding: "Running the model" };
+const STATES = {
+  compiling: "Waiting for the model, which is being compiled", waiting: "Waiting for its turn",
+  reading: "Reading the scan", encoding: "Running the model",
+};
 const $ = (id) => document.getElementById(id);
 const about = await request("/api/about");
 const viewer = new Viewer(showVoxel);
 let scan = null, selected = null; // the scan on the page, and the name of the finding with a map
-let uploadCount = 0, searchCount = 0; // answers to earlier uploads and searches come too late
+let jobCount = 0, mapCount = 0, searchCount = 0; // answers to earlier requests come too late
 
 $("deletes-uploads").hidden = about.keep_uploads;
 $("ask").hidden = !about.can_ask;
 $("note").textContent =
   (about.label_informed ? "Trained with labels, not zero-shot. " : "Zero-shot: which of two sentences fits the scan better. ") +
-  (about.calibrated_on ? `In brackets: calibrated probability, fitted on ${about.calibrated_on}. ` : "Not calibrated: compare scans, do not read as frequencies. ") +
+  (about.calibrated_on ? `Calibrated on ${about.calibrated_on}. ` : "Not calibrated: a score is no probability. ") +
   `Maps: ${about.method}.`;
 $("cases").hidden = !about.num_cases;
+if (about.is_compiling) waitForModel();
+if (location.hash) restore();
 
 async function request(path, options = {}) {
   const response = await fetch(path, options);
@@ -40,30 +45,63 @@ addEventListener("drop", (e) => {
   if (e.dataTransfer.files.length) upload(e.dataTransfer.files[0]);
 });
 $("file").addEventListener("change", (e) => { if (e.target.files.length) upload(e.target.files[0]); e.target.value = ""; });
+$("dismiss").addEventListener("click", () => setStatus(""));
+addEventListener("popstate", restore);
 
-async function upload(file) {
-  const number = ++uploadCount, isLatest = () => number === uploadCount;
-  searchCount++; // results of the last scan would be shown beside this one
-  $("empty").hidden = false;
-  $("exam").hidden = true;
-  $("progress").hidden = false;
-  setStatus(`Sending ${file.name}`);
-  $("cases-title").textContent = "Cases";
-  $("hits").replaceChildren();
-  if (scan) drop(scan.id);
-  scan = selected = null;
+// The scan on the page stays until another one can take its place. `work` gets a function that
+// says whether its job is still the latest.
+async function runJob(text, work) {
+  const number = ++jobCount, isLatest = () => number === jobCount;
+  setStatus(text, "busy");
   try {
+    await work(isLatest);
+    if (isLatest()) setStatus("");
+  } catch (error) {
+    if (isLatest()) setStatus(error.message, "failed");
+  }
+}
+
+function upload(file) {
+  return runJob(`Sending ${file.name}`, async (isLatest) => {
     if (file.size > about.max_upload_bytes) {
       throw new Error(`${file.name}: more than ${about.max_upload_bytes / 2 ** 20} MiB; see --max_upload_mb`);
     }
     const { id } = await send(file, isLatest);
-    if (isLatest()) await poll(id, isLatest);
+    if (isLatest()) await open(id, isLatest);
     if (!isLatest()) drop(id);
-  } catch (error) {
-    if (isLatest()) setStatus(error.message, true);
-  } finally {
-    if (isLatest()) $("progress").hidden = true;
-  }
+    else history.pushState(null, "", `#${id}`);
+  });
+}
+
+// The scan that the address names: after a refresh, in another tab, one step back.
+function restore() {
+  const id = location.hash.slice(1);
+  if (scan?.id === id) return;
+  if (!id) return leave();
+  runJob("Opening the scan", async (isLatest) => {
+    try {
+      await open(id, isLatest);
+    } catch (error) {
+      if (isLatest()) history.replaceState(null, "", scan ? `#${scan.id}` : location.pathname);
+      throw error;
+    }
+  });
+}
+
+function leave() {
+  jobCount++;
+  scan = selected = null;
+  setStatus("");
+  $("empty").hidden = false;
+  $("exam").hidden = true;
+  showHits("Cases", []);
+}
+
+async function waitForModel() {
+  const text = "The model is being compiled; a scan can be opened already";
+  setStatus(text, "busy");
+  while ((await request("/api/about")).is_compiling) await new Promise((resolve) => setTimeout(resolve, POLL_MS));
+  if ($("status").textContent === text) setStatus("");
 }
 
 function drop(id) {
@@ -76,7 +114,11 @@ function send(file, isLatest) {
     const upload = new XMLHttpRequest();
     upload.open("POST", `/api/scans?name=${encodeURIComponent(file.name)}`);
     upload.responseType = "json";
-    upload.upload.onprogress = (e) => { if (isLatest()) $("progress").value = e.loaded / e.total; };
+    upload.upload.onprogress = (e) => {
+      if (!isLatest()) return;
+      $("progress").hidden = false;
+      $("progress").value = e.loaded / e.total;
+    };
     upload.onload = () => (upload.status === 201 ? resolve(upload.response)
       : reject(new Error(upload.response?.error || "The upload was refused")));
     upload.onerror = () => reject(new Error("The upload failed"));
@@ -84,110 +126,175 @@ function send(file, isLatest) {
   });
 }
 
-async function poll(id, isLatest) {
-  $("progress").removeAttribute("value");
+// Waits for an analysis and shows it.
+async function open(id, isLatest) {
   for (;;) {
     const analysis = await request(`/api/scans/${id}`);
     if (!isLatest()) return;
-    if (analysis.state === "failed") throw new Error(analysis.error);
     if (analysis.state === "done") return show(analysis, isLatest);
-    setStatus(STATES[analysis.state]);
+    if (analysis.state === "failed") {
+      drop(id); // else it would take the place of a scan in memory
+      throw new Error(analysis.error);
+    }
+    setStatus(STATES[analysis.state], "busy");
     await new Promise((resolve) => setTimeout(resolve, POLL_MS));
   }
 }
 
-function setStatus(text, failed = false) {
+// kind: "busy", "failed", or none for a text that needs no attention.
+function setStatus(text, kind = "") {
   $("status").textContent = text;
-  $("status").classList.toggle("failed", failed);
+  $("job").hidden = !text;
+  $("job").className = kind;
+  $("job").ariaBusy = kind === "busy";
+  $("progress").hidden = true;
 }
 
 // A scan ------------------------------------------------------------------------------------------
 
 async function show(analysis, isLatest) {
-  setStatus("Loading the slices");
-  const response = await fetch(`/api/scans/${analysis.id}/volume`);
-  if (!response.ok) throw new Error((await response.json()).error);
-  const volume = new Int16Array(await response.arrayBuffer());
+  setStatus("Loading the slices", "busy");
+  const [volume, hits] = await Promise.all([
+    loadVolume(analysis.id),
+    about.num_cases ? loadHits(request(`/api/scans/${analysis.id}/similar`)) : [],
+  ]);
   if (!isLatest()) return;
   scan = analysis;
-  setStatus("");
+  selected = null;
+  mapCount++;
   $("empty").hidden = true;
   $("exam").hidden = false;
   $("name").textContent = scan.name;
   $("message").textContent = "";
   $("scale").hidden = true;
-  viewer.show(volume, scan.shape, scan.spacing);
+  viewer.show(volume, scan);
   listFindings();
-  $("warnings").replaceChildren(...scan.provenance.notes.split("; ").filter(Boolean).map((note) => element("li", note)));
+  const notes = scan.provenance.notes.split("; ").filter(Boolean);
+  if (scan.step > 1) notes.push(`one of ${scan.step} slices is shown (the scan is too large for the page)`);
+  $("warnings").replaceChildren(...notes.map((note) => element("li", note)));
   $("provenance").replaceChildren(...Object.entries(scan.provenance).flatMap(([name, value]) =>
     [element("dt", name.replaceAll("_", " ")), element("dd", String(value))]));
-  if (about.num_cases) showHits("Similar cases", request(`/api/scans/${scan.id}/similar`));
+  showHits("Similar cases", hits);
+}
+
+async function loadVolume(id) {
+  const response = await fetch(`/api/scans/${id}/volume`);
+  if (!response.ok) throw new Error((await response.json()).error);
+  return new Int16Array(await response.arrayBuffer());
 }
 
 function listFindings() {
-  const isQuestion = (finding) => Boolean(finding.isQuestion);
-  const sorted = [...scan.findings].sort((a, b) => isQuestion(b) - isQuestion(a) || b.probability - a.probability);
+  const isCalibrated = ({ calibrated }) => calibrated !== null; // the others' values are no probabilities
+  const sorted = [...scan.findings].sort((a, b) =>
+    b.is_question - a.is_question || isCalibrated(b) - isCalibrated(a) || b.shown - a.shown);
   $("findings").replaceChildren(...sorted.map(row));
+  $("reading").textContent = reading();
+}
+
+// What the numbers are, above them.
+function reading() {
+  const has = (name) => scan.findings.some((finding) => finding[name] !== null);
+  const kinds = [
+    has("calibrated") && "calibrated probability",
+    has("rank") && `compared with ${about.num_reference} reference volumes`,
+    !has("rank") && !has("calibrated") && "score, which is no probability: compare it between scans",
+    has("tick") && "mark: threshold",
+  ];
+  const text = kinds.filter(Boolean).join("; ");
+  return text[0].toUpperCase() + text.slice(1);
 }
 
 function row(finding) {
-  const button = element("button"), value = element("span", percent(finding), "value");
-  const track = element("span", "", "track"), bar = element("i");
-  bar.style.width = `${100 * finding.probability}%`;
+  const button = element("button"), track = element("span", "", "track"), bar = element("i");
+  bar.style.width = `${100 * finding.shown}%`;
   track.append(bar);
-  button.append(element("span", finding.name, finding.isQuestion ? "question" : ""), value, track);
+  if (finding.tick !== null) {
+    const tick = element("b");
+    tick.style.left = `${100 * finding.tick}%`;
+    track.append(tick);
+  }
+  button.append(element("span", finding.name, finding.is_question ? "question" : ""), element("span", value(finding), "value"), track);
+  const score = `score ${finding.probability.toFixed(2)}` + (finding.usual === null ? "" : `, usually ${finding.usual.toFixed(2)}`);
+  if (finding.is_question) button.append(element("small", score));
+  button.title = score;
   button.dataset.finding = finding.name;
   button.ariaPressed = finding.name === selected;
-  button.addEventListener("click", () => toggleMap(finding));
+  button.addEventListener("click", () => (finding.name === selected ? setMap(null) : loadMap(finding)));
   const item = element("li");
   item.append(button);
   return item;
 }
 
-function percent({ probability, calibrated }) {
-  const format = (value) => `${(100 * value).toFixed(value > 0.0995 ? 0 : 1)} %`;
-  return calibrated === null ? format(probability) : `${format(probability)} (${format(calibrated)})`;
+// No percent sign without a calibration or a rank: a score is no probability.
+function value({ probability, calibrated, rank }) {
+  if (calibrated !== null) return `${(100 * calibrated).toFixed(calibrated > 0.0995 ? 0 : 1)} %`;
+  return rank === null ? probability.toFixed(2) : `higher than ${Math.floor(100 * rank)} %`;
 }
 
-async function toggleMap(finding) {
-  const current = scan;
-  selected = selected === finding.name ? null : finding.name;
-  listFindings();
-  $("scale").hidden = true;
-  viewer.setMap(null);
-  if (!selected) return;
+function markRows(attribute, name) {
+  for (const button of $("findings").querySelectorAll("button")) button[attribute] = button.dataset.finding === name;
+}
+
+async function loadMap(finding) {
+  const number = ++mapCount, isLatest = () => number === mapCount;
+  markRows("ariaBusy", finding.name);
   try {
-    const map = await request(`/api/scans/${current.id}/map?finding=${encodeURIComponent(finding.name)}`);
-    if (scan !== current || selected !== finding.name) return;
-    viewer.setMap(map);
-    viewer.goTo(finding.peak);
-    $("scale-min").textContent = (-viewer.limit).toPrecision(2);
-    $("scale-max").textContent = `+${viewer.limit.toPrecision(2)}`;
-    $("scale-unit").textContent = `contribution of a patch to the logit; sum ${signed(map.sum.toFixed(2))}`;
-    $("scale").hidden = false;
+    const map = await request(`/api/scans/${scan.id}/map?finding=${encodeURIComponent(finding.name)}`);
+    if (isLatest()) setMap(finding, map);
   } catch (error) {
-    if (scan === current) $("message").textContent = error.message;
+    if (!isLatest()) return;
+    markRows("ariaBusy", null);
+    $("message").textContent = error.message;
   }
+}
+
+// Without a finding, no map.
+function setMap(finding, map = null) {
+  mapCount++;
+  selected = finding?.name ?? null;
+  markRows("ariaPressed", selected);
+  markRows("ariaBusy", null);
+  viewer.setMap(map);
+  $("scale").hidden = !map;
+  if (!map) return;
+  viewer.goTo(finding.peak);
+  $("scale-min").textContent = (-viewer.limit).toPrecision(2);
+  $("scale-max").textContent = `+${viewer.limit.toPrecision(2)}`;
+  $("scale-unit").textContent = `contribution of a patch to the logit; sum ${signed(map.sum.toFixed(2))}` +
+    (Math.abs(map.padding) >= 0.005 ? `, ${signed(map.padding.toFixed(2))} of it from outside the scan` : "");
 }
 
 const signed = (digits) => (digits.startsWith("-") ? digits : `+${digits}`);
 
-$("ask").addEventListener("submit", async (event) => {
+$("ask").addEventListener("submit", (event) => {
   event.preventDefault();
-  const current = scan;
+  const current = scan, text = $("question").value;
   $("message").textContent = "";
-  try {
-    const answer = await post(`/api/scans/${current.id}/findings`, { finding: $("question").value });
+  whileBusy($("ask"), async () => {
+    const answer = await post(`/api/scans/${current.id}/findings`, { finding: text });
     if (scan !== current) return;
     let finding = current.findings.find(({ name }) => name === answer.name);
-    if (!finding) current.findings.push(finding = { ...answer, isQuestion: true });
+    if (!finding) {
+      current.findings.push(finding = answer);
+      listFindings();
+    }
     $("question").value = "";
-    selected = null;
-    toggleMap(finding);
-  } catch (error) {
+    await loadMap(finding);
+  }).catch((error) => {
     if (scan === current) $("message").textContent = error.message;
-  }
+  });
 });
+
+// A form shows that it works, and does not send the same again.
+async function whileBusy(form, work) {
+  const button = form.querySelector("button");
+  form.ariaBusy = button.disabled = true;
+  try {
+    await work();
+  } finally {
+    form.ariaBusy = button.disabled = false;
+  }
+}
 
 for (const button of document.querySelectorAll(".presets button")) button.addEventListener("click", () => {
   for (const other of document.querySelectorAll(".presets button")) other.ariaChecked = other === button;
@@ -200,28 +307,35 @@ $("opacity").addEventListener("input", (event) => {
 });
 
 function showVoxel(voxel) {
-  $("hover").textContent = voxel === null ? "" : `${voxel.hu} HU` +
-    (voxel.contribution === undefined ? "" : `   this patch adds ${signed(voxel.contribution.toPrecision(2))}`);
+  let text = voxel ? `${voxel.hu} HU` : "";
+  if (voxel?.contribution === null) text += "   outside the model's grid";
+  else if (voxel?.contribution !== undefined) text += `   this patch adds ${signed(voxel.contribution.toPrecision(2))}`;
+  $("hover").textContent = text;
 }
 
 // Cases -------------------------------------------------------------------------------------------
 
 $("search").addEventListener("submit", (event) => {
   event.preventDefault();
-  const text = $("query").value.trim();
-  if (text) showHits(`Cases for “${text}”`, post("/api/search", { text }));
+  const text = $("query").value.trim(), number = ++searchCount;
+  if (text) whileBusy($("search"), async () => {
+    const hits = await loadHits(post("/api/search", { text }));
+    if (number === searchCount) showHits(`Cases for “${text}”`, hits);
+  });
 });
 
-async function showHits(title, answer) {
-  const number = ++searchCount;
-  $("cases-title").textContent = title;
-  let items;
+async function loadHits(answer) {
   try {
-    items = (await answer).map(card);
+    return (await answer).map(card);
   } catch (error) {
-    items = [element("li", error.message, "failed")];
+    return [element("li", error.message, "failed")];
   }
-  if (number === searchCount) $("hits").replaceChildren(...items);
+}
+
+function showHits(title, items) {
+  searchCount++;
+  $("cases-title").textContent = title;
+  $("hits").replaceChildren(...items);
 }
 
 function card({ row, similarity, entry }) {

@@ -1,4 +1,4 @@
-// Axial, coronal and sagittal slices of a volume, with a heatmap of patch contributions.
+// Axial, coronal and sagittal slices of a scan, with a heatmap of patch contributions.
 // A volume is int16 HU, [f][h][w]: f toward Superior, h toward Left, w toward Posterior. Slices are
 // in radiological orientation: the patient's left on the right, the head up.
 
@@ -8,7 +8,8 @@ const PLANES = {
   coronal: { axis: 2, rows: 0, columns: 1, flip: true, letters: ["S", "I", "R", "L"] },
   sagittal: { axis: 1, rows: 0, columns: 2, flip: true, letters: ["S", "I", "A", "P"] },
 };
-const POSITIVE = [255, 90, 79], NEGATIVE = [79, 141, 255];
+// Alpha, blue, green, red. What a model does not see is darkened under its map.
+const POSITIVE = 0x004f5aff, NEGATIVE = 0x00ff8d4f, UNSEEN = 0x80000000;
 
 export class Viewer {
   constructor(onHover) {
@@ -20,8 +21,9 @@ export class Viewer {
     new ResizeObserver(() => this.draw()).observe(document.querySelector(".panes"));
   }
 
-  show(volume, shape, spacing) {
-    Object.assign(this, { volume, shape, spacing, map: null });
+  // patches: for each axis the patch of the model that a voxel lies in, -1 outside its grid.
+  show(volume, { shape, spacing, patches }) {
+    Object.assign(this, { volume, shape, spacing, patches, map: null });
     this.at = shape.map((size) => Math.floor(size / 2));
     for (const [name, plane] of Object.entries(PLANES)) {
       const slider = document.getElementById(`${name}-slice`);
@@ -38,10 +40,12 @@ export class Viewer {
     this.draw();
   }
 
-  // Centers the planes on a patch.
+  // Centers the planes on a patch that lies in the scan.
   goTo(patch) {
-    this.at = patch.map((index, axis) =>
-      Math.floor(((index + 0.5) * this.shape[axis]) / this.map.shape[axis]));
+    this.at = patch.map((index, axis) => {
+      const first = this.patches[axis].indexOf(index), last = this.patches[axis].lastIndexOf(index);
+      return (first + last) >> 1;
+    });
     this.draw();
   }
 
@@ -86,7 +90,7 @@ export class Viewer {
     context.drawImage(this.gray(plane, rows, columns), box.left, box.top, box.width, box.height);
     if (this.map) {
       context.imageSmoothingEnabled = false;
-      context.drawImage(this.overlay(plane), box.left, box.top, box.width, box.height);
+      context.drawImage(this.overlay(plane, rows, columns), box.left, box.top, box.width, box.height);
     }
     this.drawCross(context, plane, box, rows, columns, ratio);
     this.drawLetters(context, plane, width, height, ratio);
@@ -110,20 +114,22 @@ export class Viewer {
     return onCanvas(picture);
   }
 
-  overlay(plane) {
-    const { shape, values } = this.map;
-    const rows = shape[plane.rows], columns = shape[plane.columns];
-    const picture = new ImageData(columns, rows);
-    const slab = Math.floor((this.at[plane.axis] * shape[plane.axis]) / this.shape[plane.axis]);
+  overlay(plane, rows, columns) {
+    const picture = new ImageData(columns, rows), pixels = new Uint32Array(picture.data.buffer);
+    const { shape, values } = this.map, strides = [shape[1] * shape[2], shape[2], 1];
+    const slab = this.patches[plane.axis][this.at[plane.axis]];
     for (let row = 0, pixel = 0; row < rows; row++) {
-      for (let column = 0; column < columns; column++, pixel += 4) {
-        const index = [0, 0, 0];
-        index[plane.axis] = slab;
-        index[plane.rows] = plane.flip ? rows - 1 - row : row;
-        index[plane.columns] = column;
-        const share = values[flatIndex(index, shape)] / this.limit;
-        picture.data.set(share > 0 ? POSITIVE : NEGATIVE, pixel);
-        picture.data[pixel + 3] = 255 * this.opacity * Math.abs(share);
+      const along = this.patches[plane.rows][plane.flip ? rows - 1 - row : row];
+      const start = slab * strides[plane.axis] + along * strides[plane.rows];
+      for (let column = 0; column < columns; column++, pixel++) {
+        const across = this.patches[plane.columns][column];
+        if (slab < 0 || along < 0 || across < 0) {
+          pixels[pixel] = UNSEEN;
+          continue;
+        }
+        const share = values[start + across * strides[plane.columns]] / this.limit;
+        const alpha = (255 * this.opacity * Math.abs(share)) | 0;
+        pixels[pixel] = (alpha << 24) | (share > 0 ? POSITIVE : NEGATIVE);
       }
     }
     return onCanvas(picture);
@@ -145,7 +151,9 @@ export class Viewer {
 
   drawLetters(context, plane, width, height, ratio) {
     const [top, bottom, left, right] = plane.letters, edge = 12 * ratio;
-    context.fillStyle = "rgba(230, 233, 237, .75)";
+    context.fillStyle = "rgb(230, 233, 237)";
+    context.shadowColor = "black"; // legible on tissue too
+    context.shadowBlur = 3 * ratio;
     context.font = `${12 * ratio}px system-ui, sans-serif`;
     context.textAlign = "center";
     context.textBaseline = "middle";
@@ -153,6 +161,7 @@ export class Viewer {
     context.fillText(bottom, width / 2, height - edge);
     context.fillText(left, edge, height / 2);
     context.fillText(right, width - edge, height / 2);
+    context.shadowBlur = 0;
   }
 
   // [f, h, w] under the pointer, or null.
@@ -165,12 +174,12 @@ export class Viewer {
     return this.indexAt(plane, row, column);
   }
 
-  // HU at an index, and the contribution of its patch if there is a map.
+  // HU at an index, and if there is a map, the contribution of its patch; null outside the grid.
   valuesAt(index) {
-    const { shape } = this, values = { hu: this.volume[flatIndex(index, shape)] };
+    const values = { hu: this.volume[flatIndex(index, this.shape)] };
     if (this.map) {
-      const patch = index.map((i, axis) => Math.floor((i * this.map.shape[axis]) / shape[axis]));
-      values.contribution = this.map.values[flatIndex(patch, this.map.shape)];
+      const patch = index.map((i, axis) => this.patches[axis][i]);
+      values.contribution = Math.min(...patch) < 0 ? null : this.map.values[flatIndex(patch, this.map.shape)];
     }
     return values;
   }

@@ -1,4 +1,4 @@
-// Sortable tables and the map of latents. Everything else on the page works without this script.
+// Sortable tables, the map of latents, printing. Everything else on the page works without this script.
 "use strict";
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.querySelectorAll("th[data-column]")];
@@ -82,9 +82,24 @@ if (canvas) {
     }
     if (nearest !== hovered) { hovered = nearest; draw(); }
   };
-  canvas.onpointermove = hover;
+  canvas.onpointermove = canvas.onpointerdown = hover;
   canvas.onpointerleave = () => hover(null);
   select.onchange = draw;
   window.addEventListener("resize", draw);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
   draw();
 }
+
+// Paper cannot open a case.
+addEventListener("beforeprint", () => {
+  for (const details of document.querySelectorAll(".cases details:not([open])")) {
+    details.open = true;
+    details.dataset.printing = "";
+  }
+});
+addEventListener("afterprint", () => {
+  for (const details of document.querySelectorAll("[data-printing]")) {
+    details.open = false;
+    delete details.dataset.printing;
+  }
+});

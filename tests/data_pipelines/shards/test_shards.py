@@ -142,6 +142,14 @@ def test_other_settings_in_the_same_folder_are_an_input_error(written):
         shards.begin(written, "train", settings=SETTINGS | {"shape": [1, 1, 1]})
 
 
+def test_shards_of_earlier_versions_get_their_source_when_they_are_continued(written):
+    assert "data_source" not in shards.preparation(written, "train")
+    shards.begin(written, "train", settings=SETTINGS | {"data_source": "phantoms"})
+    assert shards.preparation(written, "train")["data_source"] == "phantoms"
+    with pytest.raises(InputError, match="another preparation of train .data_source differ"):
+        shards.begin(written, "train", settings=SETTINGS | {"data_source": "ct_rate"})
+
+
 def test_missing_shards_and_splits_are_input_errors(tmp_path, written):
     with pytest.raises(InputError, match="nowhere: no prepared shards"):
         shards.read(tmp_path / "nowhere", "train")
