@@ -68,8 +68,8 @@ def save(
             contributions,
             prepared,
             geometry=model.geometry,
-            title=f"{finding}: {describe(scores.loc[finding], model)}\n{model.attribution_method}:"
-            f" sum {sums[finding]:+.2f}, of which {from_padding[finding]:+.2f} from padding",
+            title=f"{finding}: {describe(scores.loc[finding], model)}\n{model.attribution_method};"
+            f" sum {sums[finding]:+.2f}, {from_padding[finding]:+.2f} of it from padding",
         )
         heatmaps.save_nifti(
             path.with_name(f"{path.name}.nii.gz"),
@@ -172,7 +172,7 @@ def above(rank: float) -> str:
 def describe(score: pd.Series, model: Model) -> str:
     """The calibrated probability of a finding; without one its score and its rank."""
     if pd.notna(score.get("calibrated")):
-        return percent(score.calibrated)
+        return f"{percent(score.calibrated)} (score {score.probability:.2f})"
     if "rank" not in score:
         return f"{score.probability:.2f}"
     num_volumes = len(model.reference.latents)

@@ -286,7 +286,7 @@ def test_calibrated_probabilities_are_in_all_outputs(model, samples, tmp_path):
     assert values == sorted(values, reverse=True)
     assert "%" not in "".join(rows), "a score is no probability"
     line = predictions.format_prediction(prediction, model, is_only=False)
-    assert line.startswith(f"{name}: {LABELS[3]} 25 %, ")
+    assert line.startswith(f"{name}: {LABELS[3]} 25 % (score {score[:3]}")
 
 
 def test_ranks_among_reference_volumes_are_in_all_outputs(export, samples, tmp_path):
