@@ -76,7 +76,7 @@ ablation: $(DEMO)/shards.done $(ABLATION)/shards.done
 # programs print is in $(DEMO)/log.txt; a terminal shows its last line.
 DEMO_GRID := --shape=24,48,48 --spacing=12,7.5,7.5
 DEMO_SCANS := --train_scans=4000 --valid_scans=300
-DEMO_CALIBRATION_SCANS := 200
+DEMO_CALIBRATION_SCANS := 300
 DEMO_CONFIG := configs/phantoms.py
 DEMO_MINUTES := 15 to 25
 SHOW = | tee -a $(DEMO)/log.txt | if [ -t 1 ]; then \
