@@ -170,7 +170,7 @@ async function show(analysis, isLatest) {
   viewer.show(volume, scan);
   listFindings();
   const notes = scan.provenance.notes.split("; ").filter(Boolean);
-  if (scan.step > 1) notes.push(`one of ${scan.step} slices is shown (the scan is too large for the page)`);
+  if (scan.step > 1) notes.push(`1 of every ${scan.step} slices is shown (the scan is too large for the page)`);
   $("warnings").replaceChildren(...notes.map((note) => element("li", note)));
   $("provenance").replaceChildren(...Object.entries(scan.provenance).flatMap(([name, value]) =>
     [element("dt", name.replaceAll("_", " ")), element("dd", String(value))]));
