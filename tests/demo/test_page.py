@@ -211,7 +211,7 @@ def test_a_scan_too_large_for_the_page_loses_slices_and_says_so(desk, page, scan
     monkeypatch.setattr(scan_view, "MAX_BYTES", int(np.prod(size)))  # half of what int16 take
     open_scan(desk, page, scans[0])
     assert find(desk, "#axial-at").text.endswith(f" / {-(-size[2] // 2)}")
-    assert "one of 2 slices" in warnings(desk)[-1]
+    assert "1 of every 2 slices" in warnings(desk)[-1]
 
 
 def test_markup_stays_text(desk, page, scans, tmp_path):

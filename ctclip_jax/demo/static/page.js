@@ -170,7 +170,7 @@ async function show(analysis, isLatest) {
   viewer.show(volume, scan);
   listFindings();
   const notes = scan.provenance.notes.split("; ").filter(Boolean);
-  if (scan.step > 1) notes.push(`one of ${scan.step} slices is shown (the scan is too large for the page)`);
+  if (scan.step > 1) notes.push(`1 of every ${scan.step} slices is shown (the scan is too large for the page)`);
   $("warnings").replaceChildren(...notes.map((note) => element("li", note)));
   $("provenance").replaceChildren(...Object.entries(scan.provenance).flatMap(([name, value]) =>
     [element("dt", name.replaceAll("_", " ")), element("dd", String(value))]));
@@ -193,14 +193,13 @@ function listFindings() {
 
 // What the numbers are, above them.
 function reading() {
-  const has = (name) => scan.findings.some((finding) => finding[name] !== null);
-  const kinds = [
-    has("calibrated") && "calibrated probability",
-    has("rank") && `compared with ${about.num_reference} reference volumes`,
-    !has("rank") && !has("calibrated") && "score, which is no probability: compare it between scans",
-    has("tick") && "mark: threshold",
-  ];
-  const text = kinds.filter(Boolean).join("; ");
+  const some = (has) => scan.findings.some(has);
+  const text = [
+    some(({ calibrated }) => calibrated !== null) && "calibrated probability",
+    some(({ calibrated, rank }) => calibrated === null && rank !== null) && `compared with ${about.num_reference} reference volumes`,
+    some(({ calibrated, rank }) => calibrated === null && rank === null) && "score, which is no probability",
+    some(({ tick }) => tick !== null) && "mark: threshold",
+  ].filter(Boolean).join("; ");
   return text[0].toUpperCase() + text.slice(1);
 }
 
