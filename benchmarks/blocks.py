@@ -17,6 +17,7 @@ from ctclip_jax.models import nnx_bridge, vector_quantizer
 from ctclip_jax.models.bert import Bert
 from ctclip_jax.models.ct_clip import CTCLIPConfig
 from ctclip_jax.models.ct_vit import CTViT
+from ctclip_jax.models.kernels.products import blockwise_product
 from ctclip_jax.models.layers import Execution
 
 
@@ -44,7 +45,9 @@ def ours(config: CTCLIPConfig, variables: Variables, batch: dict, *, gradient: b
         "spatial feed_forward": (lambda m, x: m.ff(x), spatial, slices),
         "temporal block": (lambda m, x: m(x, None), temporal, columns),
         "image_projection": (
-            lambda m, x: x.mean(axis=1).reshape(size, -1).astype(dtype) @ m.astype(dtype),
+            lambda m, x: blockwise_product(
+                x.mean(axis=1).reshape(size, -1).astype(dtype), m.astype(dtype), block=image.dim
+            ),
             kernel,
             tokens,
         ),

@@ -3,7 +3,8 @@
     python -m benchmarks.exactness
 
 The largest absolute difference from the outputs that the original recorded for a tiny model
-(tests/golden/tiny.npz); gradients are relative to the largest entry of their tensor.
+(tests/golden/tiny.npz); gradients are relative to the largest entry of their tensor. And, at full
+size, of the image projection of random weights from float64.
 """
 
 from pathlib import Path
@@ -17,7 +18,7 @@ from ctclip_jax.checkpoints.torch_convert import export_weights, import_weights
 from ctclip_jax.checkpoints.torch_geometry import Geometry
 from ctclip_jax.models import nnx_bridge
 from ctclip_jax.models.bert import Bert
-from ctclip_jax.models.ct_clip import CTCLIP
+from ctclip_jax.models.ct_clip import CTCLIP, CTCLIPConfig
 from ctclip_jax.models.ct_vit import CTViT
 from ctclip_jax.models.layers import Execution
 from ctclip_jax.training.losses import LossConfig, make_loss
@@ -88,12 +89,31 @@ def differences() -> dict[str, float]:
     return results | {"codebook_after_a_step": _largest(after)}
 
 
+def full_size_latents(batch_sizes: tuple[int, ...] = (1, 2, 4)) -> dict[str, float]:
+    """Largest differences of the unit latents of random features: from a projection in float64, in
+    batches of every size, and of one volume between batches."""
+    model, rng = CTCLIP(CTCLIPConfig()), np.random.default_rng(0)
+    channels, dim = model.config.image.features, model.config.dim_latent
+    kernel = rng.uniform(-1, 1, (channels, dim)).astype(np.float32) / np.sqrt(channels)
+    features = rng.normal(size=(max(batch_sizes), channels)).astype(np.float32)
+    blocks = (slice(start, start + 4096) for start in range(0, channels, 4096))
+    exact = sum(features[:, rows].astype(np.float64) @ kernel[rows] for rows in blocks)
+    exact /= np.linalg.norm(exact, axis=1, keepdims=True)
+    variables = {"params": {"image_projection": {"kernel": jnp.asarray(kernel)}}}
+    project = jax.jit(model.project_image)
+    latents = [np.asarray(project(variables, features[:size])) for size in batch_sizes]
+    return {
+        "image_latents_full_size": max(_largest(part - exact[: len(part)]) for part in latents),
+        "image_latents_between_batches": max(_largest(part[0] - latents[0][0]) for part in latents),
+    }
+
+
 def _largest(difference) -> float:
-    return float(jnp.abs(jnp.asarray(difference)).max())
+    return float(np.abs(np.asarray(difference)).max())
 
 
 def main() -> None:
-    measure.save("exactness", {"differences": differences()})
+    measure.save("exactness", {"differences": differences() | full_size_latents()})
 
 
 if __name__ == "__main__":

@@ -109,6 +109,8 @@ STAGES = {
     "loss": ("loss", "2e-6"),
     "gradients": ("gradients", "1e-4"),
     "codebook_after_a_step": ("codebook after a training step", "2e-6"),
+    "image_latents_full_size": ("full size: image projection, batches of 1, 2 and 4", "3e-7"),
+    "image_latents_between_batches": ("full size: one volume in different batches", "1e-7"),
 }
 
 

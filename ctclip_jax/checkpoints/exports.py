@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 
 from ctclip_jax.checkpoints.run import METADATA
 from ctclip_jax.checkpoints.tensor_files import (
+    check_finite,
     is_marked_label_informed,
     read_tensor_names,
     read_tensors,
@@ -126,7 +127,7 @@ def _replace(directory: Path, scratch: Path) -> None:
 
 def load_export(directory: Path) -> tuple[Variables, dict[str, Any]]:
     """Returns the variables of an export as numpy arrays, and its config.json; if a file is not as
-    it was saved (SHA256SUMS), it raises InputError.
+    it was saved (SHA256SUMS), or a number is not finite, it raises InputError.
 
     A checkpoint of a run, WORKDIR/checkpoints/STEP, loads as the export that would be saved of it:
     with averaged weights (EMA) in place of the trained ones, and adapters multiplied in.
@@ -138,8 +139,11 @@ def load_export(directory: Path) -> tuple[Variables, dict[str, Any]]:
     if _is_checkpoint(directory):
         saved = _restore(directory / "state")
         params = merged(trees.overlay(saved["params"], saved.get("ema", {})))
-        return {"params": params, "codebook": saved["codebook"]}, description
-    return _restore(directory / "variables"), description
+        variables = {"params": params, "codebook": saved["codebook"]}
+    else:
+        variables = _restore(directory / "variables")
+    check_finite(trees.flatten(variables), source=directory)
+    return variables, description
 
 
 def load_variables(path: Path) -> Variables:

@@ -13,12 +13,14 @@ import jax
 import numpy as np
 from absl import logging
 
+from ctclip_jax.checkpoints.tensor_files import check_finite
 from ctclip_jax.checkpoints.torch_geometry import (
     IMAGE_SIZES,
     TEXT_SIZES,
     Geometry,
     read_config,
     read_sizes,
+    reject_version_1,
 )
 from ctclip_jax.checkpoints.torch_names import (
     DROPPED,
@@ -66,9 +68,10 @@ def import_weights(
 
     Accepts the prefixes of CT-CLIP's trainers ('module.', 'trained_model.'), a classifier, and a
     bare image encoder. Raises InputError, which names `source` and lists every missing, unexpected,
-    duplicate or wrongly shaped key; also for version 1 models.
+    duplicate or wrongly shaped key; also for version 1 models and weights that are not finite.
     """
     tensors, problems = _canonical(tensors, source=source)
+    reject_version_1(tensors, source=source)
     dropped = sorted(key for key in tensors if DROPPED.fullmatch(key))
     if dropped:
         logging.info("%s: dropped %s", source, ", ".join(dropped))
@@ -89,6 +92,7 @@ def import_weights(
         problems += _wrong_tensors(tensors, published_shapes(abstract, config=config))
     if problems:
         raise InputError(f"{source}: {', '.join(problems)}")
+    check_finite({key: tensors[key] for key in slots}, source=source)
     variables = _build(tensors, slots, abstract)
     never_used = {key: tensors[key] for key in unused if key in tensors}
     dtypes = Counter(str(tensors[key].dtype) for key in slots)

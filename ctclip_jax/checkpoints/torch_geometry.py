@@ -53,6 +53,17 @@ class Geometry:
     spacing: tuple[float, float, float] | None = None
 
 
+def reject_version_1(tensors: Mapping[str, np.ndarray], *, source: str) -> None:
+    """Raises InputError for a model of version 1, by the length of its patches alone: other keys
+    differ too, and a list of them would hide the cause."""
+    for key, value in tensors.items():
+        if key.startswith(f"{IMAGE}to_patch_emb.") and value.shape[-1:] == (V1_PATCH_VOXELS,):
+            raise InputError(
+                f"{source}: a CT-CLIP version 1 model (patches of 30 x 30 x 15 voxels);"
+                " only version 2 is supported"
+            )
+
+
 def read_sizes(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, int], list[str]]:
     """Returns the sizes of a state dict, as far as it has their tensors, and as problems those of
     another number of axes."""
@@ -73,13 +84,8 @@ def read_config(
 ) -> CTCLIPConfig:
     """Returns the config of a state dict with all `IMAGE_SIZES`, and `TEXT_SIZES` for a text tower.
 
-    Raises InputError for a version 1 model, and if a field of `Geometry` has to be passed.
+    Raises InputError if a field of `Geometry` has to be passed.
     """
-    if sizes["patch_voxels"] == V1_PATCH_VOXELS:
-        raise InputError(
-            f"{source}: a CT-CLIP version 1 model (patches of 30 x 30 x 15 voxels);"
-            " only version 2 is supported"
-        )
     geometry = _infer_geometry(sizes, geometry, source=source)
     image = CTViTConfig(
         image_size=geometry.image_size,

@@ -21,6 +21,7 @@ from einops import rearrange
 from ctclip_jax.common.shapes import Array, Float, Num, Variables
 from ctclip_jax.models.ct_clip import CTCLIP
 from ctclip_jax.models.ct_vit import pool_tokens
+from ctclip_jax.models.kernels.products import blockwise_product
 from ctclip_jax.models.patch_embed import normalize_intensity
 from data_pipelines.patches import patchify
 
@@ -74,7 +75,8 @@ def normalized_tokens(
     the unit latent is linear."""
     with jax.default_matmul_precision("float32"):
         mean_tokens = pool_tokens(tokens, model.config.image.pool)
-        projected = mean_tokens @ variables["params"]["image_projection"]["kernel"]
+        kernel = variables["params"]["image_projection"]["kernel"]
+        projected = blockwise_product(mean_tokens, kernel, block=model.config.image.dim)
         norms = jnp.linalg.norm(projected, axis=-1)[:, None, None, None, None]
         return model.project_image(variables, mean_tokens), tokens / norms
 

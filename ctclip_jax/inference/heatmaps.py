@@ -40,13 +40,38 @@ def save_nifti(
     description: str,
 ) -> None:
     """Writes PATH (.nii.gz) in the scan's own geometry; ITK-SNAP and 3D Slicer overlay it."""
-    values, affine = to_scan_space(contributions, prepared, geometry)
-    image = nib.Nifti1Image(np.ascontiguousarray(values), affine)
-    image.header["descrip"] = description.encode("ascii", "replace")[:79]
-    image.header.set_xyzt_units("mm")
+    image = to_nifti(contributions, prepared, geometry=geometry, description=description)
     with scratch_folder(path.parent) as scratch:
         nib.save(image, scratch / path.name)
         publish(scratch / path.name, path)
+
+
+def to_nifti(
+    contributions: Float32[np.ndarray, "t h w"],
+    prepared: PreparedVolume | None,
+    *,
+    geometry: Geometry,
+    description: str,
+) -> nib.Nifti1Image:
+    """Returns an image in the scan's own geometry, or on the grid of a volume without a scan."""
+    if prepared is None:
+        values, affine = _to_grid_space(contributions, geometry)
+    else:
+        values, affine = to_scan_space(contributions, prepared, geometry)
+    image = nib.Nifti1Image(np.ascontiguousarray(values), affine)
+    image.header["descrip"] = description.encode("ascii", "replace")[:79]
+    image.header.set_xyzt_units("mm")
+    return image
+
+
+def _to_grid_space(
+    contributions: Float32[np.ndarray, "t h w"], geometry: Geometry
+) -> tuple[Float32[np.ndarray, "x y z"], np.ndarray]:
+    """The contribution of the patch of each voxel of a grid, and an affine with its axes."""
+    for axis, size in enumerate(geometry.shape):
+        contributions = contributions.repeat(size // contributions.shape[axis], axis)
+    dz, dx, dy = geometry.spacing
+    return contributions.transpose(1, 2, 0), np.diag([-dx, -dy, dz, 1.0])
 
 
 def to_scan_space(

@@ -1,7 +1,10 @@
 """Loads a model from an export, a checkpoint or a published weight file."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
+
+import jax
 
 from ctclip_jax.checkpoints.exports import find_export, is_label_informed, load_export
 from ctclip_jax.checkpoints.tensor_files import read_tensors
@@ -33,6 +36,7 @@ def load(
     report_format: str | None = None,
     pool_sentences: bool | None = None,
     label_informed: bool | None = None,
+    devices: Sequence[jax.Device] | None = None,
 ) -> Model:
     """Loads an export, a checkpoint or WORKDIR of a run, or a .safetensors or PyTorch file.
 
@@ -48,6 +52,8 @@ def load(
       report_format, pool_sentences: how reports are encoded; None: as in training, or as published.
       label_informed: whether labels were used in training; None: as the folder or file says, which
         a published PyTorch file fine-tuned on labels (VocabFine) does not.
+      devices: such as `jax.devices("cpu")`; None: all of this process, of the kind that the
+        environment variable JAX_PLATFORMS (cpu, cuda, tpu) or else jax chooses.
     """
     check_devices()
     path = Path(path)
@@ -84,5 +90,6 @@ def load(
         ),
         variables,
         tokenizer=load_tokenizer(tokenizer) if tokenizer else None,
+        devices=devices,
         **defaults | {name: value for name, value in options.items() if value is not None},
     )

@@ -2,9 +2,9 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import jax
+import nibabel as nib
 import numpy as np
 from etils import epath
 from jax.sharding import NamedSharding
@@ -14,11 +14,20 @@ from jaxtyping import Float, Float32, Int, Num
 from ctclip_jax.common.shapes import Variables
 from ctclip_jax.common.sharding import MeshConfig, make_mesh
 from ctclip_jax.common.trees import flatten
-from ctclip_jax.inference import attribution, classifiers
+from ctclip_jax.inference import attribution, classifiers, heatmaps
 from ctclip_jax.inference.batching import group_by_length, map_batches
 from ctclip_jax.inference.calibration import Calibration
 from ctclip_jax.inference.classifiers import Classifier, ClassifierKind, Finding
+from ctclip_jax.inference.detection import Detection
 from ctclip_jax.inference.reference import Reference
+from ctclip_jax.inference.volumes import (
+    Scan,
+    Volumes,
+    as_several,
+    batches,
+    check_volumes,
+    scan_names,
+)
 from ctclip_jax.models.ct_clip import CTCLIP, CTCLIPConfig
 from data_pipelines.errors import InputError
 from data_pipelines.reports import LABELS, PROMPTS
@@ -35,11 +44,17 @@ _attribute = jax.jit(attribution.attribute, static_argnums=0, static_argnames=("
 
 
 class Model:
-    """A trained CT-CLIP on all local devices: numpy arrays in, numpy float32 arrays out.
+    """A trained CT-CLIP: chest CTs and texts in, numpy float32 arrays out.
+
+    `detect`, `encode_image` and `heatmap` take a path, in any format of `prepare`; a
+    `PreparedVolume` or a `CaseRecord`; a list of them; or an array (n, f, h, w) or (f, h, w) on the
+    grid of `geometry`, f toward the head, h toward Left, w toward Posterior: floats in [-1, 1]
+    (published: HU / 1000), or int16 in steps of 1/16 HU.
 
     Attributes:
+      labels: the 18 findings that are detected by default.
       config: the model's configuration.
-      mesh: the local devices: each has all weights and a share of every batch.
+      mesh: the devices: each has all weights and a share of every batch.
       variables: parameters and codebook, replicated over the mesh.
       tokenizer: for `encode_text` and `detect`; None if unknown.
       max_length: tokens that texts are truncated to.
@@ -49,6 +64,8 @@ class Model:
       calibration: of its probabilities (`python -m ctclip_jax.calibrate`), or None.
       reference: volumes that scores and heatmaps are compared with (the same program), or None.
     """
+
+    labels = LABELS
 
     def __init__(
         self,
@@ -62,8 +79,9 @@ class Model:
         label_informed: bool = False,
         calibration: Calibration | None = None,
         reference: Reference | None = None,
+        devices: Sequence[jax.Device] | None = None,
     ):
-        """Puts `variables`, nested dicts of numpy or jax arrays, on the local devices."""
+        """Puts `variables`, nested dicts of numpy or jax arrays, on `devices`; None: all here."""
         _check_variables(variables, config)
         if tokenizer and tokenizer.vocab_size > config.text.vocab_size:
             raise InputError(
@@ -78,8 +96,18 @@ class Model:
         self.report_format, self.pool_sentences = report_format, pool_sentences
         self.label_informed = label_informed or "classifier" in variables["params"]
         self.calibration, self.reference = calibration, reference
-        self.mesh = make_mesh(MeshConfig(data=-1, fsdp=1), devices=jax.local_devices())
+        devices = jax.local_devices() if devices is None else list(devices)
+        self.mesh = make_mesh(MeshConfig(data=-1, fsdp=1), devices=devices)
         self.variables = jax.device_put(variables, NamedSharding(self.mesh, P()))
+
+    def __repr__(self) -> str:
+        shape, spacing = self.geometry.shape, self.geometry.spacing
+        num_parameters = sum(leaf.size for leaf in jax.tree.leaves(self.variables["params"]))
+        return (
+            f"Model({self.config.image.tower}, voxels (z, x, y): {shape} of {spacing} mm,"
+            f" {len(self.labels)} labels, {num_parameters / 1e6:.1f} M parameters,"
+            f" {self.mesh.size} x {self.mesh.devices.flat[0].device_kind})"
+        )
 
     @property
     def geometry(self) -> Geometry:
@@ -92,12 +120,14 @@ class Model:
         """The factor of the cosine in the logits: exp of the trained parameter."""
         return float(np.exp(self._parameter("temperature")))
 
-    def prepare(self, scan: str | Path | CaseRecord) -> PreparedVolume:
-        """Reads a chest CT, in any format of `read_scan`, and resamples it to the model's grid.
+    def prepare(self, scan: Scan) -> PreparedVolume:
+        """Reads a chest CT (NIfTI, DICOM, NRRD, MetaImage, .npz) onto the model's grid.
 
         HU, axes and spacing are decided from the data and, for a `CaseRecord`, its tables. The
         `volume` of the result is int16 in steps of 1/16 HU.
         """
+        if isinstance(scan, PreparedVolume):
+            return scan
         if not isinstance(scan, CaseRecord):
             scan = CaseRecord(volume_name=str(scan), patient="", scan="", paths=(epath.Path(scan),))
         try:
@@ -106,23 +136,17 @@ class Model:
             path, message = str(scan.path()), str(error)
             raise InputError(message if path in message else f"{path}: {message}") from error
 
-    def encode_image(
-        self, volumes: Num[np.ndarray, "n f h w"], *, batch_size: int = 1
-    ) -> Float32[np.ndarray, "n d"]:
-        """Returns unit latents of CT volumes.
+    def encode_image(self, volumes: Volumes, *, batch_size: int = 1) -> Float32[np.ndarray, "n d"]:
+        """Returns the unit latents (n, d) of chest CTs, in any form that a `Model` takes.
 
-        Args:
-          volumes: (n, f, h, w) or (n, 1, f, h, w); f toward the head, h toward Left, w toward
-            Posterior; floating in [-1, 1] (published: HU / 1000), or int16 in steps of 1/16 HU.
-          batch_size: volumes computed at a time, rounded up to the number of devices.
+        `batch_size` is the number of volumes computed at a time, rounded up to the number of
+        devices.
         """
-        return self._map(_encode_image, self._check_volumes(volumes), batch_size=batch_size)
+        return self._map_volumes(_encode_image, volumes, batch_size=batch_size)
 
-    def patch_features(
-        self, volumes: Num[np.ndarray, "n f h w"], *, batch_size: int = 1
-    ) -> Num[np.ndarray, "n ..."]:
+    def patch_features(self, volumes: Volumes, *, batch_size: int = 1) -> Num[np.ndarray, "n ..."]:
         """Returns the input of `attribute`, so that the image tower runs once for all findings."""
-        return self._map(_patch_features, self._check_volumes(volumes), batch_size=batch_size)
+        return self._map_volumes(_patch_features, volumes, batch_size=batch_size)
 
     def attribute(
         self,
@@ -199,17 +223,52 @@ class Model:
 
     def detect(
         self,
-        volumes: Num[np.ndarray, "n f h w"],
+        volumes: Volumes,
         *,
         labels: Sequence[str] = LABELS,
         prompts: tuple[str, str] = PROMPTS,
         batch_size: int = 1,
-    ) -> Float32[np.ndarray, "n labels"]:
+    ) -> Detection:
         """Returns zero-shot probabilities (CT-CLIP, arXiv 2403.17834): the softmax over a pair of
-        `prompts`, label present and absent, with {} for the label."""
+        `prompts`, label present and absent, with {} for the label.
+
+        The result is an array (n, labels) with names: `detect("scan.nii.gz").to_frame()`.
+        """
         findings = [classifiers.finding_prompts(label, [prompts]) for label in labels]
-        image = self.encode_image(volumes, batch_size=batch_size)
-        return self.zero_shot_classifier(findings).probabilities(image).astype(np.float32)
+        classifier, several = self.zero_shot_classifier(findings), as_several(volumes)
+        probabilities = classifier.probabilities(self.encode_image(several, batch_size=batch_size))
+        return Detection(
+            probabilities.astype(np.float32),
+            classifier.names,
+            scans=scan_names(several),
+            ranks=classifier.rank(probabilities),
+        )
+
+    def heatmap(
+        self, volumes: Volumes, finding: str | Finding
+    ) -> nib.Nifti1Image | list[nib.Nifti1Image]:
+        """Returns what each patch adds to the logit of a finding, one of `labels` or in your words.
+
+        An image has the grid and affine of its scan, so that viewers overlay it, or of an array
+        those of the model; each voxel has the contribution of its patch. Of a list or an array (n,
+        f, h, w) it is a list of images.
+        """
+        if isinstance(finding, str):
+            finding = classifiers.finding_prompts(finding)
+        classifier = self.zero_shot_classifier([finding])
+        description = f"{finding.name}: {self.attribution_method}"
+
+        def image_of(scan: PreparedVolume | np.ndarray) -> nib.Nifti1Image:
+            _, contributions = self.attribute(self.patch_features(scan), classifier.kernel)
+            prepared = scan if isinstance(scan, PreparedVolume) else None
+            return heatmaps.to_nifti(
+                contributions[0, 0], prepared, geometry=self.geometry, description=description
+            )
+
+        several = as_several(volumes)
+        prepared = several if isinstance(several, np.ndarray) else map(self.prepare, several)
+        images = [image_of(scan) for scan in prepared]
+        return images[0] if isinstance(volumes, Scan) or np.ndim(volumes) == 3 else images
 
     def zero_shot_classifier(self, findings: Sequence[Finding] | None = None) -> Classifier:
         """Returns the zero-shot classifier of `findings`, whose prompts are encoded here, once.
@@ -252,25 +311,19 @@ class Model:
             raise InputError(f"this model has no {name}")
         return self.variables["params"][name]
 
-    def _check_volumes(self, volumes: Num[np.ndarray, "n f h w"]) -> Num[np.ndarray, "n f h w"]:
-        self._parameter("image_projection")
-        volumes = np.asarray(volumes)
-        if volumes.ndim == 5 and volumes.shape[1] == 1:
-            volumes = volumes[:, 0]
-        expected = self.geometry.shape
-        if volumes.ndim != 4 or volumes.shape[1:] != expected:
-            shape = ", ".join(map(str, ("n", *expected)))
-            raise InputError(f"volumes: got shape {volumes.shape}, expected ({shape})")
-        if volumes.dtype != np.int16 and not np.issubdtype(volumes.dtype, np.floating):
-            raise InputError(f"volumes: got {volumes.dtype}, expected floating or int16")
-        return volumes
-
     def _tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise InputError("encode_text: expected a list of texts, or input_ids and their mask")
         if self.tokenizer is None:
             raise InputError("encode_text: no tokenizer; pass load(..., tokenizer='vocab.txt')")
         return self.tokenizer(texts, self.max_length)
+
+    def _map_volumes(self, compute: Callable, volumes: Volumes, *, batch_size: int):
+        self._parameter("image_projection")
+        size = max(batch_size, self.mesh.size)
+        parts = batches(as_several(volumes), self.prepare, size=size)
+        checked = (check_volumes(part, self.geometry) for part in parts)
+        return np.concatenate([self._map(compute, part, batch_size=size) for part in checked])
 
     def _map(self, compute: Callable, *arrays: np.ndarray, batch_size: int):
         compute = functools.partial(compute, CTCLIP(self.config), self.variables)

@@ -16,7 +16,7 @@ from ctclip_jax.models import nnx_bridge, vector_quantizer
 from ctclip_jax.models.bert import Bert, BertConfig
 from ctclip_jax.models.ct_vit import CTViT, CTViTConfig, pool_tokens
 from ctclip_jax.models.kernels.attention import AttentionImplementation
-from ctclip_jax.models.kernels.products import float32_einsum
+from ctclip_jax.models.kernels.products import blockwise_product
 from ctclip_jax.models.layers import (
     Dtype,
     Execution,
@@ -141,7 +141,8 @@ class CTCLIP:
     ) -> Float[Array, "b d"]:
         """Unit-length latents of the features of the image tower."""
         with jax.named_scope("image_projection"):
-            return self._project(features, variables["params"]["image_projection"]["kernel"])
+            kernel = variables["params"]["image_projection"]["kernel"]
+            return self._project(features, kernel, block=self.config.image.dim)
 
     def encode_text(
         self,
@@ -158,7 +159,8 @@ class CTCLIP:
         with jax.default_matmul_precision("float32"), jax.named_scope("text"):
             tower = nnx_bridge.bind(self._text_tower, variables["params"]["text"])
             hidden = tower(input_ids, attention_mask, dropout_keys=dropout_keys)
-            return self._project(hidden[:, 0], variables["params"]["text_projection"]["kernel"])
+            kernel = variables["params"]["text_projection"]["kernel"]
+            return self._project(hidden[:, 0], kernel, block=self.config.text.hidden_size)
 
     def encode(
         self,
@@ -269,11 +271,12 @@ class CTCLIP:
         return Execution(config.dtype, config.remat, config.attention, config.scan_layers)
 
     def _project(
-        self, features: Float[Array, "b c"], kernel: Float[Array, "c d"]
+        self, features: Float[Array, "b c"], kernel: Float[Array, "c d"], *, block: int
     ) -> Float[Array, "b d"]:
         dtype = self.config.dtype
-        product = float32_einsum("bc,cd->bd", features.astype(dtype), kernel.astype(dtype))
-        return l2_normalize(product)
+        return l2_normalize(
+            blockwise_product(features.astype(dtype), kernel.astype(dtype), block=block)
+        )
 
 
 def _linear(params: dict[str, Array], x: Float[Array, "b d"]) -> Float[Array, "b labels"]:

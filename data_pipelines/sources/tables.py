@@ -31,7 +31,12 @@ DICOM_STRATA = {
 }
 """Strata of results -> their columns in tables that were made from DICOM headers."""
 
-_MISSING = {"", "na", "n/a", "#n/a", "nan", "null", "none"}
+# As pandas.read_csv reads it, by which the published scripts read their tables: to the letter (" "
+# and "na" are texts). https://pandas.pydata.org/docs/reference/api/pandas.read_csv.html: na_values
+_MISSING = {
+    *("", "NA", "N/A", "n/a", "<NA>", "#NA", "#N/A", "#N/A N/A", "NULL", "null", "None"),
+    *("NaN", "nan", "-NaN", "-nan", "1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN"),
+}
 _EXCEL_ERRORS = {"#name?", "#ref!", "#value!", "#div/0!", "#num!", "#null!"}
 _LABELS = {"true": 1, "false": 0, "": UNKNOWN}
 _DELIMITERS = ",;\t"
@@ -281,9 +286,7 @@ def _check_row(row: dict) -> tuple[Row, str]:
     if None in row or None in row.values():
         fault = "too many cells" if None in row else "too few cells"
     cells = {
-        name: "" if cell is None or cell.strip().lower() in _MISSING else cell
-        for name, cell in row.items()
-        if name
+        name: "" if cell is None or cell in _MISSING else cell for name, cell in row.items() if name
     }
     for name, cell in cells.items():
         if cell.strip().lower() in _EXCEL_ERRORS:

@@ -104,6 +104,13 @@ def test_a_damaged_export_is_one_line(variables, tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_weights_that_are_not_finite_are_refused_by_name(variables, tmp_path):
+    codebook = {"embed": jnp.array([[1, jnp.nan, 1], [1, 1, -jnp.inf]])}
+    save_export(tmp_path, variables | {"codebook": codebook}, config={"max_length": 7})
+    with pytest.raises(InputError, match=f"{tmp_path}: codebook/embed: 2 of 6 numbers are NaN"):
+        load_export(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [

@@ -6,6 +6,7 @@ import math
 import sys
 
 import openpyxl
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -64,10 +65,25 @@ def test_json_lines(tmp_path, start):
     assert not table.faults and table.columns == {"id", "text", "n", "X", "Y"}
 
 
-@pytest.mark.parametrize("cell", ["", " ", "NA", "N/A", "#N/A", "nan", "NaN", "null", "None"])
-def test_missing_cells_are_empty(tmp_path, cell):
-    table = read_table(write(tmp_path, f"id,text\na,{cell}\n{cell},b\n"), key="id")
-    assert table.rows == {"a": {"id": "a", "text": ""}}
+CELLS_LIKE_MISSING = (
+    *("", "NA", "N/A", "n/a", "<NA>", "#NA", "#N/A", "#N/A N/A", "NULL", "null", "None", "NaN"),
+    *("nan", "-NaN", "-nan", "1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN"),
+    *(" ", "na", "Na", "NONE", "none", "Null", "NAN", " NA", "NA ", "n.a.", "-", "1.#IN", "text"),
+)
+
+
+@pytest.mark.parametrize("cell", CELLS_LIKE_MISSING)
+def test_missing_cells_are_those_of_pandas(tmp_path, cell):
+    path = write(tmp_path, f"id,text\na,{cell}\nb,x\n")
+    expected = pd.read_csv(path, dtype=str).fillna("").set_index("id")["text"]
+    rows = read_table(path, key="id").rows
+    assert {name: row["text"] for name, row in rows.items()} == expected.to_dict()
+
+
+@pytest.mark.parametrize("cell", ["", " ", "NA", "#N/A", "<NA>", "-nan"])
+def test_a_row_without_a_key_is_a_fault(tmp_path, cell):
+    table = read_table(write(tmp_path, f"id,text\na,{cell}x\n{cell},b\n"), key="id")
+    assert list(table.rows) == ["a"]
     assert list(table.faults) == ["line 3"] and "line 3: no id" in table.faults["line 3"]
 
 
