@@ -93,7 +93,7 @@ demo: $(DEMO)/evaluation/report.html
 # A taste of the demo: an eighth of its scans, a tenth of its training, coarse patches.
 quick:
 	@$(MAKE) --no-print-directory demo DEMO=runs/quick DEMO_CONFIG=configs/phantoms.py:quick \
-		DEMO_SCANS="--train_scans=500 --valid_scans=80" DEMO_CALIBRATION_SCANS=40 \
+		DEMO_SCANS="--train_scans=500 --valid_scans=80" DEMO_CALIBRATION_SCANS=150 \
 		DEMO_MINUTES="2 to 4"
 
 $(DEMO)/data.done: $(VENV)/runtime.done

@@ -28,6 +28,9 @@ def define_flags() -> None:
     flags.DEFINE_alias("scores", "evaluation")
     flags.DEFINE_string("shards", None, "Folder of data_pipelines.prepare, for the reference.")
     flags.DEFINE_string("split", "valid", "Split of the shards.")
+    flags.DEFINE_integer(
+        "min_cases", 20, "Volumes with and without a label that its curve needs.", lower_bound=1
+    )
     flags.DEFINE_integer("volumes", 256, "Volumes of the reference.", lower_bound=1)
     flags.DEFINE_integer("batch_size", 8, "Volumes computed at a time.", lower_bound=1)
 
@@ -57,13 +60,14 @@ FOLDS, SEED = 5, 0
 
 
 def calibrate(
-    model: Model, evaluation: EvalSet
+    model: Model, evaluation: EvalSet, *, min_cases: int
 ) -> tuple[Calibration, dict[str, tuple[float, float]]]:
     """Fits a calibration curve to each label.
 
     Args:
       model: the model whose scores they are.
-      evaluation: labels and scores; labels without both classes in two patients get no curve.
+      evaluation: labels and scores.
+      min_cases: volumes with and without a label that its curve needs, in two patients or more.
 
     Returns:
       The calibration, and by label the expected calibration error before and after.
@@ -75,7 +79,8 @@ def calibrate(
     for column, label in enumerate(evaluation.label_names):
         labels, scores, rows = evaluation.labeled(column)
         patients = evaluation.patients[rows]
-        if detection.missing_reason(evaluation, column) or len(np.unique(patients)) < 2:
+        is_rare = min(np.bincount(labels.astype(int), minlength=2)) < min_cases
+        if detection.missing_reason(evaluation, column) or is_rare or len(set(patients)) < 2:
             continue
         curves[label] = fit_curve(labels, scores)
         cross_fitted = cross_fit(labels, scores, patients=patients)
@@ -83,7 +88,7 @@ def calibrate(
             expected_calibration_error(labels, values) for values in (scores, cross_fitted)
         )
     if not curves:
-        raise InputError("--evaluation: no label has both classes in at least two patients")
+        raise InputError(f"--evaluation: no label has {min_cases} volumes with and without it")
     volumes = f"{len(evaluation.names)} volumes of {source.get('shards')}, {source.get('split')}"
     return Calibration(source.get("scores", ""), curves, fitted_on=volumes), errors
 
@@ -148,12 +153,15 @@ def main() -> None:
     folder = resolve_export(values.model)
     model = load(folder)
     if values.evaluation:
-        fitted, errors = calibrate(model, files.read_scores(Path(values.evaluation)))
+        evaluation = files.read_scores(Path(values.evaluation))
+        fitted, errors = calibrate(model, evaluation, min_cases=values.min_cases)
         calibration.save(folder, fitted)
         for label, (before, after) in errors.items():
             curve = fitted.curves[label]
             counts = f"{curve.positive:6} of {curve.volumes}"
             print(f"{label:36} {counts}  error {before:.3f} -> {after:.3f}")
+        if rare := [label for label in evaluation.label_names if label not in fitted.curves]:
+            print(f"without a curve, of fewer than {values.min_cases} volumes: {', '.join(rare)}")
         print(f"{folder / CALIBRATION_FILE}: {len(fitted.curves)} labels")
     if values.shards:
         volumes = compute_reference(

@@ -49,7 +49,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from ctclip_jax import Model, load
 from ctclip_jax.evaluation import files
@@ -82,23 +81,12 @@ def predict(
             )
         else:
             latents = model.encode_image(volumes, batch_size=len(batch))
-        probabilities = classifier.probabilities(latents)
-        columns = {
-            "probability": probabilities,
-            "calibrated": classifier.calibrate(probabilities),
-            "rank": classifier.rank(probabilities),
-        }
+        scores = classifier.tables(latents)
         for row, (case, prepared) in enumerate(batch):
-            of_scan = {name: values[row] for name, values in columns.items() if values is not None}
-            scores = pd.DataFrame(of_scan, index=classifier.names)
-            if classifier.usual is not None:
-                scores["usual"] = classifier.usual
-            if classifier.thresholds:
-                scores["threshold"] = pd.Series(classifier.thresholds)
             by_finding = {}
             if attribute:
                 by_finding = dict(zip(classifier.names, contributions[row], strict=True))
-            yield Prediction(case, prepared, scores, by_finding)
+            yield Prediction(case, prepared, scores[row], by_finding)
 
 
 def build_classifier(
@@ -128,6 +116,8 @@ def main(*patterns: str) -> None:
         series=values.series,
     )
     model = load(values.model, tokenizer=values.tokenizer, dtype=values.dtype)
+    if model.is_synthetic:
+        print(f"note: {predictions.SYNTHETIC}", file=sys.stderr)
     classifier = build_classifier(
         model, kind=values.classifier, prompts=values.prompts, encoding=values.encoding
     )

@@ -96,6 +96,7 @@ from ctclip_jax.training.step import inference_variables, make_train_step
 from ctclip_jax.training.step_log import StepLog
 from ctclip_jax.training.text_warmup import warm_up_text
 from ctclip_jax.training.validation import validate_config, validate_shards
+from data_pipelines import shards
 from data_pipelines.batching import LARGE_BYTES, tune_malloc
 from data_pipelines.errors import InputError
 from data_pipelines.files import make_folder, write_text
@@ -127,7 +128,7 @@ def train(config: TrainConfig, workdir: Path) -> None:
         validate_config(config, tokenizer=tokenizer, mesh=mesh)
         model = CTCLIP(config.model)
         train_step = make_train_step(config, model, mesh, tokenizer)
-        description = export_description(config)
+        description = export_description(config) | {"data_sources": data_sources(config)}
         preemption = stack.enter_context(Preemption())
         lease = Lease(workdir, is_holder=is_main_process)
         stack.callback(lease.release)
@@ -276,6 +277,12 @@ def export_description(config: TrainConfig) -> dict:
         "label_informed": label_informed,
         "tokenizer": str(config.data.tokenizer_path.absolute()),
     }
+
+
+def data_sources(config: TrainConfig) -> list[str]:
+    """Returns the --source of the preparation of all training shards, "unknown" of early ones."""
+    prepared = [shards.preparation(folder, config.data.split) for folder in config.data.folders]
+    return sorted({settings.get("data_source", "unknown") for settings in prepared})
 
 
 def is_save_due(step: int, config: TrainConfig) -> bool:

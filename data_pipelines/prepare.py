@@ -85,12 +85,15 @@ from data_pipelines.reports import report_parts, report_text
 from data_pipelines.shard_tasks import Task
 from data_pipelines.sources import ct_rate, dicom, manifest, rad_chestct
 from data_pipelines.sources.case import UNKNOWN, Collection
+from data_pipelines.sources.phantoms.layout import MARKER
 from data_pipelines.tokenizers import train_sentencepiece
 
 
 def main(*beam_options: str) -> None:
     values = flags.FLAGS
     is_local = values.runner == _POOL
+    if values.source == "ct_rate" and (epath.Path(values.data) / MARKER).exists():
+        raise InputError(f"--source: got ct_rate, but {values.data} holds phantoms; pass phantoms")
     if beam_options and is_local:
         raise InputError(f"unexpected argument {beam_options[0]!r}")
     logging.set_verbosity(logging.WARNING)

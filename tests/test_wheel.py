@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from ctclip_jax.reporting import predictions
 from data_pipelines import command_line
 
 ROOT = Path(__file__).parents[1]
@@ -23,13 +24,19 @@ phantoms --out=data --train_scans=16 --valid_scans=6
 prepare --source=phantoms --data=data --out=shards {TINY}
 shards verify shards
 train --config=phantoms:smoke --workdir=run --config.data.shards=shards
+calibrate --model=run --shards=shards --volumes=4
 evaluate --model=run --shards=shards --out=evaluation --config.resamples=10
-compare evaluation evaluation --config.resamples=10
+evaluate --from_latents=evaluation --out=again --config.resamples=10
+compare evaluation again --config.resamples=10
 phantoms --out=scans --samples=1
 predict scans/*.nii.gz --model=run --out=predictions --heatmaps=1
 index --model=run --shards=shards --store=store
 search --model=run --store=store --text=Pneumonia. --k=2
 convert --source=run/export --out=weights.safetensors
+export_stablehlo --model=run --out=served --platforms=cpu
+train_tokenizer --shards=shards --out=lab.model --vocab_size=300
+train --config=report_labeler:smoke --workdir=labeler --config.data.shards=shards
+label_reports --model=labeler --shards=shards --out=labels
 """
 
 
@@ -85,8 +92,10 @@ def test_every_program_runs_in_an_empty_folder(environment, tmp_path):
     assert Path(folder).is_relative_to(environment)
     for name in command_line.programs():
         assert run(f"ctclip {name} --help").startswith(command_line.programs()[name].summary)
-    for line in CHAIN.strip().splitlines():
-        run(f"ctclip {line}")
+    printed = {line.split()[0]: run(f"ctclip {line}") for line in CHAIN.strip().splitlines()}
+    assert printed.keys() == command_line.programs().keys() - {"demo"}  # a server: tests/demo
+    assert predictions.SYNTHETIC in printed["predict"]
     files = "evaluation/report.html predictions/scores.csv store/store.json weights.safetensors"
+    files += " served/encode_image.exported lab.model labels/scores.csv"
     assert all((tmp_path / file).exists() for file in files.split())
     assert json.loads((tmp_path / "run" / "config.json").read_text())["steps"] == 4

@@ -38,8 +38,8 @@ class FindingScore(NamedTuple):
       calibrated, rank: a calibrated probability; the share of the reference volumes with a lower
         score; None without a curve, without a reference.
       usual: the median score of the reference volumes.
-      shown, tick: the first of calibrated, rank and probability that there is; and the threshold on
-        the same scale, None without one.
+      shown: the first of calibrated, rank and probability that there is.
+      tick: the calibrated probability of the threshold; None if not calibrated.
       contributions: of the patches to the logit.
     """
 
@@ -201,20 +201,15 @@ class Analyses:
             analysis.patch_features, classifier.kernel, relu=classifier.relu
         )
         analysis.latent, contributions = latents[0], contributions[0]
-        probabilities = classifier.probabilities(analysis.latent[None])
-        thresholds = [[classifier.thresholds.get(name, np.nan) for name in classifier.names]]
-        scores = np.concatenate([probabilities, thresholds])
-        unknown = np.full_like(scores, np.nan)
-        calibrated, rank = classifier.calibrate(scores), classifier.rank(scores)
-        calibrated = unknown if calibrated is None else calibrated
-        rank = unknown if rank is None else np.where(np.isnan(scores), np.nan, rank)
-        usual = unknown[0] if classifier.usual is None else classifier.usual
-        shown = np.where(np.isnan(rank[:1]), scores, rank)
-        shown = np.where(np.isnan(calibrated[:1]), shown, calibrated)
-        columns = (probabilities[0], calibrated[0], rank[0], usual, shown[0], shown[1])
-        for column, name in enumerate(classifier.names):
-            numbers = (number(values[column]) for values in columns)
-            analysis.findings[name] = FindingScore(*numbers, contributions[column])
+        (table,) = classifier.tables(analysis.latent[None])
+        if classifier.thresholds is not None:
+            table["tick"] = classifier.calibrate(classifier.thresholds[None])[0]
+        columns = ["probability", "calibrated", "rank", "usual", "tick"]
+        table = table.reindex(columns=columns)
+        table["shown"] = table["calibrated"].fillna(table["rank"]).fillna(table["probability"])
+        for name, contribution in zip(classifier.names, contributions, strict=True):
+            numbers = {column: number(value) for column, value in table.loc[name].items()}
+            analysis.findings[name] = FindingScore(**numbers, contributions=contribution)
 
     def _delete(self, path: Path) -> None:
         if not self.keep_uploads:

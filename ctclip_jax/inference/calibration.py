@@ -67,6 +67,11 @@ class Calibration:
                 )
         return calibrated
 
+    def thresholds(self, names: Sequence[str]) -> Float[np.ndarray, " k"]:
+        """Returns the probability above which each counts as present; NaN where none was fitted."""
+        curves = [self.curves.get(name) for name in names]
+        return np.array([curve.threshold if curve else None for curve in curves], float)
+
 
 def save(folder: Path, calibration: Calibration) -> None:
     """Writes calibration.json into an export."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 from einops import rearrange
 from jaxtyping import Float, Float32
 
@@ -100,11 +101,10 @@ class Classifier:
         return self.calibration and self.calibration.apply(self.names, probabilities)
 
     @property
-    def thresholds(self) -> dict[str, float]:
-        """By finding, the probability above which it counts as present, where one was fitted."""
-        curves = self.calibration.curves if self.calibration else {}
-        thresholds = {name: curve.threshold for name, curve in curves.items()}
-        return {name: value for name, value in thresholds.items() if value is not None}
+    def thresholds(self) -> Float[np.ndarray, " k"] | None:
+        """The probability above which a finding counts as present, NaN for findings without one;
+        None if not calibrated."""
+        return self.calibration and self.calibration.thresholds(self.names)
 
     def rank(self, probabilities: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "n k"] | None:
         """The share of the reference volumes with a lower probability; None without a reference."""
@@ -118,6 +118,27 @@ class Classifier:
         if self._reference_probabilities is None:
             return None
         return np.median(self._reference_probabilities, axis=0)
+
+    def tables(self, latents: Float[np.ndarray, "n d"]) -> list[pd.DataFrame]:
+        """For each volume a row per finding: the column `probability` and, where the model has
+        them, `calibrated`, `rank`, `usual` and `threshold`."""
+        probabilities = self.probabilities(latents)
+        columns = {
+            "probability": probabilities,
+            "calibrated": self.calibrate(probabilities),
+            "rank": self.rank(probabilities),
+            "usual": self.usual,
+            "threshold": self.thresholds,
+        }
+        columns = {
+            name: np.broadcast_to(values, probabilities.shape)
+            for name, values in columns.items()
+            if values is not None
+        }
+        return [
+            pd.DataFrame({name: values[row] for name, values in columns.items()}, index=self.names)
+            for row in range(len(probabilities))
+        ]
 
     @functools.cached_property
     def _reference_probabilities(self) -> Float[np.ndarray, "m k"] | None:

@@ -13,13 +13,15 @@ from jaxtyping import Float, Float32
 class Detection(np.lib.mixins.NDArrayOperatorsMixin):
     """Probabilities (n, labels) with names; in all else it is their array.
 
-    `scans` are paths, or numbers for volumes of an array; `ranks` (n, labels), the share of the
-    model's reference volumes with a lower probability, None without a reference.
+    `scans` are paths, or numbers for volumes of an array. Of a calibrated model `calibrated` (n,
+    labels) are frequencies, NaN for labels without a curve; with reference volumes `ranks` (n,
+    labels) are the share of them with a lower probability. Both may be None.
     """
 
     probabilities: Float32[np.ndarray, "n labels"]
     labels: tuple[str, ...]
     scans: tuple[str | int, ...]
+    calibrated: Float32[np.ndarray, "n labels"] | None
     ranks: Float[np.ndarray, "n labels"] | None
 
     def to_frame(self) -> pd.DataFrame:

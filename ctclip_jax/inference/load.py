@@ -72,6 +72,7 @@ def load(
         config = from_dict(CTCLIPConfig, export.get("model"), name=f"{path}: model")
         tokenizer = tokenizer or (export.get("tokenizer") and path / export["tokenizer"])
         defaults = {name: export[name] for name in options if name in export}
+        defaults |= {"data_sources": export.get("data_sources", ())}
         defaults |= {"calibration": calibration.load(path), "reference": reference.load(path)}
     else:
         imported = import_weights(read_tensors(path), source=str(path), geometry=geometry)

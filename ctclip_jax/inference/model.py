@@ -61,6 +61,7 @@ class Model:
       report_format: a `data_pipelines.reports.ReportFormat`, the text that it expects of a report.
       pool_sentences: whether the latent of a report is the mean over its sentences.
       label_informed: whether it was trained with labels, so that its detection is not zero-shot.
+      data_sources: of its training shards, as `prepare --source`; empty if unknown.
       calibration: of its probabilities (`python -m ctclip_jax.calibrate`), or None.
       reference: volumes that scores and heatmaps are compared with (the same program), or None.
     """
@@ -77,6 +78,7 @@ class Model:
         report_format: str = "published_inference",
         pool_sentences: bool = False,
         label_informed: bool = False,
+        data_sources: Sequence[str] = (),
         calibration: Calibration | None = None,
         reference: Reference | None = None,
         devices: Sequence[jax.Device] | None = None,
@@ -95,6 +97,7 @@ class Model:
         self.max_length = max_length or config.text.max_positions
         self.report_format, self.pool_sentences = report_format, pool_sentences
         self.label_informed = label_informed or "classifier" in variables["params"]
+        self.data_sources = tuple(data_sources)
         self.calibration, self.reference = calibration, reference
         devices = jax.local_devices() if devices is None else list(devices)
         self.mesh = make_mesh(MeshConfig(data=-1, fsdp=1), devices=devices)
@@ -108,6 +111,11 @@ class Model:
             f" {len(self.labels)} labels, {num_parameters / 1e6:.1f} M parameters,"
             f" {self.mesh.size} x {self.mesh.devices.flat[0].device_kind})"
         )
+
+    @property
+    def is_synthetic(self) -> bool:
+        """Whether it has only been trained on phantoms, and knows no patient."""
+        return self.data_sources == ("phantoms",)
 
     @property
     def geometry(self) -> Geometry:
@@ -234,13 +242,16 @@ class Model:
 
         The result is an array (n, labels) with names: `detect("scan.nii.gz").to_frame()`.
         """
-        findings = [classifiers.finding_prompts(label, [prompts]) for label in labels]
+        findings = None  # in the published wording, which alone is calibrated
+        if (tuple(labels), tuple(prompts)) != (LABELS, PROMPTS):
+            findings = [classifiers.finding_prompts(label, [prompts]) for label in labels]
         classifier, several = self.zero_shot_classifier(findings), as_several(volumes)
         probabilities = classifier.probabilities(self.encode_image(several, batch_size=batch_size))
         return Detection(
             probabilities.astype(np.float32),
             classifier.names,
             scans=scan_names(several),
+            calibrated=classifier.calibrate(probabilities),
             ranks=classifier.rank(probabilities),
         )
 

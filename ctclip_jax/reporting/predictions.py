@@ -24,6 +24,7 @@ KEYS = {  # of prediction.json
     "usual": "usual",
     "threshold": "thresholds",
 }
+SYNTHETIC = "the model was trained on phantoms alone: what it says of a patient means nothing"
 NUM_PRINTED = 3  # findings per scan, if there are several scans
 SCAN_SUFFIX = re.compile(r"\.(nii|nii\.gz|nrrd|nhdr|mha|mhd|npz|zip|dcm)$", re.IGNORECASE)
 
@@ -82,6 +83,7 @@ def save(
     filled = [round(share, 3) for share in prepared.coverage.filled]
     content = {
         "name": name,
+        "model_trained_on": list(model.data_sources),
         **provenance(prepared),
         "coverage": dict(zip("xyz", filled, strict=True)),
         **{key: rounded[column].to_dict() for column, key in KEYS.items() if column in scores},

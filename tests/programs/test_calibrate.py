@@ -65,7 +65,7 @@ def evaluation(model):
 
 
 def test_curves_map_scores_to_frequencies(model, evaluation):
-    calibration, errors = calibrate.calibrate(model, evaluation)
+    calibration, errors = calibrate.calibrate(model, evaluation, min_cases=20)
     assert list(calibration.curves) == [LABELS[0]] and calibration.scores == "zero_shot"
     assert calibration.fitted_on == f"{VOLUMES} volumes of S, valid"
     scores = np.array([[0.2], [0.5], [0.8]])
@@ -84,7 +84,7 @@ def folder(tmp_path_factory):
 def test_program(workdir, model, evaluation, folder, tmp_path):
     """Both files at once, into the export of a workdir; --scores is an alias of --evaluation."""
     files.write_eval_set(tmp_path, evaluation)
-    calibration, _ = calibrate.calibrate(model, evaluation)
+    calibration, _ = calibrate.calibrate(model, evaluation, min_cases=20)
     options = {"num_volumes": 3, "batch_size": 1}
     reference = calibrate.compute_reference(model, str(folder), "train", **options)
     command = [sys.executable, "-m", "ctclip_jax.calibrate", f"--scores={tmp_path}"]
@@ -108,20 +108,21 @@ def test_labels_of_a_single_patient_get_no_curve(model, evaluation):
     labels[:, 1] = -1
     labels[:2, 1] = 0, 1
     two = dataclasses.replace(evaluation, labels=labels)
-    assert list(calibrate.calibrate(model, two)[0].curves) == list(LABELS[:2])
+    assert list(calibrate.calibrate(model, two, min_cases=1)[0].curves) == list(LABELS[:2])
+    assert list(calibrate.calibrate(model, two, min_cases=2)[0].curves) == [LABELS[0]]
     patients = evaluation.patients.copy()
     patients[1] = patients[0]
     one = dataclasses.replace(two, patients=patients)
-    assert list(calibrate.calibrate(model, one)[0].curves) == [LABELS[0]]
+    assert list(calibrate.calibrate(model, one, min_cases=1)[0].curves) == [LABELS[0]]
 
 
 def test_scores_of_another_model_are_rejected(model, evaluation):
     other = dataclasses.replace(evaluation, source={**evaluation.source, "model_sha256": "0"})
     with pytest.raises(InputError, match="another model"):
-        calibrate.calibrate(model, other)
+        calibrate.calibrate(model, other, min_cases=1)
     negative = dataclasses.replace(evaluation, labels=np.zeros_like(evaluation.labels))
-    with pytest.raises(InputError, match="no label has both classes"):
-        calibrate.calibrate(model, negative)
+    with pytest.raises(InputError, match="no label has 1 volumes with and without"):
+        calibrate.calibrate(model, negative, min_cases=1)
 
 
 def make_model(folder, **changes):
@@ -165,7 +166,7 @@ def test_a_tower_without_codebook_has_ranks_but_no_mean_to_subtract(folder):
 def test_the_threshold_of_a_label_separates_its_classes(model, evaluation):
     scores = np.where(evaluation.labels == 1, 0.7, 0.3) + evaluation.scores / 10
     separated = dataclasses.replace(evaluation, scores=scores)
-    calibration, _ = calibrate.calibrate(model, separated)
+    calibration, _ = calibrate.calibrate(model, separated, min_cases=1)
     (curve,) = calibration.curves.values()
     labels = evaluation.labels[:, 0]
     assert ((scores[:, 0] > curve.threshold) == labels).all()

@@ -105,6 +105,7 @@ def test_run_writes_metrics_config_and_a_loadable_export(finished, shards):
     variables, config = load_export(finished / "export")
     assert config["max_length"] == 24 and config["tokenizer"] == "tokenizer.model"
     assert config["report_format"] == "joined" and config["pool_sentences"]
+    assert config["data_sources"] == ["unknown"]  # its shards do not say
     assert variables["params"]["temperature"].shape == ()
     checkpoint, described = load_export(finished / "checkpoints" / str(STEPS))
     assert jax.tree.all(jax.tree.map(np.array_equal, checkpoint, variables))

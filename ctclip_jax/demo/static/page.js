@@ -16,6 +16,7 @@ let jobCount = 0, mapCount = 0, searchCount = 0; // answers to earlier requests 
 $("deletes-uploads").hidden = about.keep_uploads;
 $("ask").hidden = !about.can_ask;
 $("note").textContent =
+  (about.is_synthetic ? "Trained on phantoms alone: what it says of a patient means nothing. " : "") +
   (about.label_informed ? "Trained with labels, not zero-shot. " : "Zero-shot: which of two sentences fits the scan better. ") +
   (about.calibrated_on ? `Calibrated on ${about.calibrated_on}. ` : "Not calibrated: a score is no probability. ") +
   `Maps: ${about.method}.`;

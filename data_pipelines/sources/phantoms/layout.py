@@ -33,6 +33,8 @@ TABLES = {
     "multi_abnormality_labels/{split}_predicted_labels.csv": LABELS,
     "metadata/{table_split}_metadata.csv": METADATA_COLUMNS,
 }
+# Beside the data set, so that nobody takes it for patients.
+MARKER = "PHANTOMS.txt"
 SAMPLE_COLUMNS = ("path", "patient", "findings", "impressions", *LABELS)
 
 Row = dict[str, object]
@@ -78,6 +80,7 @@ def write_tree(
             _write_csv(path, ("VolumeName", *columns), rows)
         (root / f"metadata/no_chest_{split}.txt").write_text("")
         num_volumes += len(rows)
+    (Path(out) / MARKER).write_text("Synthetic chest CTs in the layout of CT-RATE; no patients.\n")
     return num_volumes
 
 

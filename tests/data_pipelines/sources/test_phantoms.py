@@ -2,6 +2,8 @@
 
 import csv
 import re
+import subprocess
+import sys
 
 import nibabel as nib
 import numpy as np
@@ -55,6 +57,15 @@ def tree(tmp_path_factory):
 def test_same_seed_same_bytes_for_any_number_of_processes(tree, tmp_path):
     write_tree(tmp_path, train_scans=12, valid_scans=3, seed=5, processes=2)
     assert read_files(tmp_path) == read_files(tree)
+
+
+def test_phantoms_are_not_prepared_as_patients(tree, tmp_path):
+    command = [sys.executable, "-m", "data_pipelines.prepare", f"--data={tree}"]
+    done = subprocess.run([*command, f"--out={tmp_path / 'out'}"], capture_output=True, text=True)
+    assert (done.returncode, list(tmp_path.iterdir())) == (2, [])
+    assert done.stderr == (
+        f"error: --source: got ct_rate, but {tree} holds phantoms; pass phantoms\n"
+    )
 
 
 def test_output_path_that_is_a_file_is_rejected(tmp_path):
