@@ -72,8 +72,8 @@ $(ABLATION)/shards.done: $(VENV)/torch.done
 ablation: $(DEMO)/shards.done $(ABLATION)/shards.done
 	$(RUN) -m benchmarks.ablation --seeds=2
 
-# Each stage of the demo leaves a mark when it is done; an interrupted one is taken up again. All that
-# programs print is in $(DEMO)/log.txt; a terminal shows its last line.
+# Each stage of the demo leaves a mark when it is done; an interrupted one is taken up again. What the
+# programs print is in $(DEMO)/log.txt, and its last line on the terminal beside bars and errors.
 DEMO_GRID := --shape=24,48,48 --spacing=12,7.5,7.5
 DEMO_SCANS := --train_scans=4000 --valid_scans=300
 DEMO_CALIBRATION_SCANS := 300
@@ -84,7 +84,7 @@ SHOW = | tee -a $(DEMO)/log.txt | if [ -t 1 ]; then \
 
 demo: $(DEMO)/evaluation/report.html
 	@echo
-	@echo "Open $< in a browser. Then try:"
+	@echo "$(DEMO_NOTE)Open $< in a browser. Then try:"
 	@echo "  $(RUN) -m ctclip_jax.predict $(DEMO)/data/dataset/valid/valid_1/valid_1_a/valid_1_a_1.nii.gz \\"
 	@echo "      --model=$(DEMO)/train --out=$(DEMO)/prediction --heatmaps=3"
 	@echo "  $(RUN) -m ctclip_jax.index --store=$(DEMO)/store --model=$(DEMO)/train --shards=$(DEMO)/shards"
@@ -94,7 +94,7 @@ demo: $(DEMO)/evaluation/report.html
 quick:
 	@$(MAKE) --no-print-directory demo DEMO=runs/quick DEMO_CONFIG=configs/phantoms.py:quick \
 		DEMO_SCANS="--train_scans=500 --valid_scans=80" DEMO_CALIBRATION_SCANS=150 \
-		DEMO_MINUTES="2 to 4"
+		DEMO_MINUTES="2 to 4" DEMO_NOTE="A taste: so little training is hardly better than chance. "
 
 $(DEMO)/data.done: $(VENV)/runtime.done
 	@mkdir -p $(DEMO)
