@@ -40,7 +40,7 @@ def main() -> None:
     """Runs a program as `python -m` does."""
     programs = command_line.programs()
     match sys.argv[1:]:
-        case [] | ["--help"]:
+        case [] | ["--help" | "-h"]:
             rows = [f"  {name:17} {program.summary}" for name, program in programs.items()]
             print("\n".join([__doc__, *rows]))
         case ["--completion"]:

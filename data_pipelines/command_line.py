@@ -110,15 +110,15 @@ class Program:
 
 def programs() -> dict[str, Program]:
     """All programs by name, the last part of that of their module."""
-    found = {}
+    by_name = {}
     for package in ("ctclip_jax", "data_pipelines"):
         for path in sorted((_ROOT / package).rglob("*.py")):
             source = path.read_text(encoding="utf-8")
             if "\n    command_line.run(" in source:
                 parts = path.relative_to(_ROOT).with_suffix("").parts
                 parts = parts[:-1] if parts[-1] == "__main__" else parts
-                found[parts[-1]] = Program(".".join(parts), source)
-    return found
+                by_name[parts[-1]] = Program(".".join(parts), source)
+    return by_name
 
 
 def parse_slice(text: str) -> tuple[int, int]:

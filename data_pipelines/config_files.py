@@ -41,7 +41,10 @@ class _Parser(flags.ArgumentParser):
 
 
 def _locate(path: str) -> Path:
-    files = (Path(path), FOLDER / f"{path}.py", FOLDER / path.removeprefix("configs/"))
+    files = [FOLDER / f"{path}.py", FOLDER / path.removeprefix("configs/")]
+    # A bare name never means a file of the working directory, which would be run.
+    if "/" in path or path.endswith(".py"):
+        files.insert(0, Path(path))
     for file in files:
         if file.is_file():
             return file

@@ -1,5 +1,6 @@
 """The command `ctclip`: lists and starts programs, completes them and their flags."""
 
+import resource
 import subprocess
 import sys
 
@@ -29,6 +30,13 @@ def test_help_imports_nothing_slow():
     lines = subprocess.run(command, capture_output=True, text=True).stderr.splitlines()
     modules = {line.rpartition("|")[2].strip() for line in lines}
     assert "ctclip_jax" in modules and not modules & {"jax", "numpy", "orbax", "ml_collections"}
+
+
+def test_help_takes_little_of_a_cpu():
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert run("-h").returncode == 0
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.7  # seconds
 
 
 @pytest.mark.parametrize("name", ["predict", "prepare", "demo", "phantoms"])

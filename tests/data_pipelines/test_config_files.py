@@ -65,6 +65,11 @@ def test_own_config_builds_on_ours_and_on_its_neighbors(tmp_path):
     assert read(tmp_path, "--config=b.py") == "4202 None"
 
 
+def test_a_name_is_never_a_file_of_the_working_directory(tmp_path):
+    (tmp_path / "evaluation").write_text("raise SystemExit('executed')")
+    assert read(tmp_path) == "None 5"
+
+
 def test_missing_config(tmp_path):
     message = read(tmp_path, default=None)
     assert message.startswith("error: --config: missing; expected a file or one of class_fine, ")
