@@ -3,6 +3,7 @@ VENV ?= .venv
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 RUN := $(VENV)/bin/python
+CTCLIP := $(VENV)/bin/ctclip
 INSTALL := $(RUN) -m pip install --no-compile
 TORCH := torch==2.13.0+cpu
 DEMO := runs/demo
@@ -85,15 +86,15 @@ SHOW = | tee -a $(DEMO)/log.txt | if [ -t 1 ]; then \
 demo: $(DEMO)/evaluation/report.html
 	@echo
 	@echo "$(DEMO_NOTE)Open $< in a browser. Then try:"
-	@echo "  $(RUN) -m ctclip_jax.predict $(DEMO)/data/dataset/valid/valid_1/valid_1_a/valid_1_a_1.nii.gz \\"
-	@echo "      --model=$(DEMO)/train --out=$(DEMO)/prediction --heatmaps=3"
-	@echo "  $(RUN) -m ctclip_jax.index --store=$(DEMO)/store --model=$(DEMO)/train --shards=$(DEMO)/shards"
-	@echo "  $(RUN) -m ctclip_jax.search --store=$(DEMO)/store --model=$(DEMO)/train --text='Pleural effusion.'"
+	@echo "  $(CTCLIP) phantoms --out=$(DEMO)/scans --samples=3"
+	@echo "  $(CTCLIP) predict $(DEMO)/scans/*.nii.gz --model=$(DEMO)/train --out=$(DEMO)/prediction --heatmaps=3"
+	@echo "  $(CTCLIP) index --store=$(DEMO)/store --model=$(DEMO)/train --shards=$(DEMO)/shards"
+	@echo "  $(CTCLIP) search --store=$(DEMO)/store --model=$(DEMO)/train --text='Pleural effusion.'"
 
-# A taste of the demo: an eighth of its scans, a tenth of its training, coarse patches.
+# A taste of the demo: a tenth of its scans and of its training, coarse patches.
 quick:
 	@$(MAKE) --no-print-directory demo DEMO=runs/quick DEMO_CONFIG=configs/phantoms.py:quick \
-		DEMO_SCANS="--train_scans=500 --valid_scans=80" DEMO_CALIBRATION_SCANS=150 \
+		DEMO_SCANS="--train_scans=300 --valid_scans=60" DEMO_CALIBRATION_SCANS=100 \
 		DEMO_MINUTES="2 to 4" DEMO_NOTE="A taste: so little training is hardly better than chance. "
 
 $(DEMO)/data.done: $(VENV)/runtime.done

@@ -48,9 +48,9 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     config.evaluation.update(report_format="joined", pool_sentences=True)
     if variant == "quick":
         config.model.image.patch_size = (16, 16)
-        config.update(steps=400, vq_ramp_steps=(170, 260))
-        config.text_warmup.steps = 150
-        config.evaluation.every = 400
+        config.update(steps=300, vq_ramp_steps=(130, 200))
+        config.text_warmup.steps = 100
+        config.evaluation.every = 300
     if variant == "smoke":
         config.model.image.update(dim=32, heads=2, dim_head=16, codebook_size=64)
         config.model.text.update(hidden_size=32, num_layers=1, num_heads=2, intermediate_size=64)
