@@ -47,9 +47,15 @@ class Served:
 
 
 def make_store(folder: Path, model: ctclip_jax.Model, scans: list[Path]) -> Store:
-    """A store of these scans, whose reports hold markup."""
+    """A store of these scans, of the second one two reconstructions; their reports hold markup."""
+    names = [*(scan.name for scan in scans), "thin.nii.gz"]
+    scans = [*scans, scans[1]]
     volumes = np.stack([model.prepare(scan).volume for scan in scans])
-    entries = [Entry(scan.name, findings=REPORT, labels={"Emphysema": 1}) for scan in scans]
+    case = Entry("", findings=REPORT, labels={"Emphysema": 1})
+    entries = [
+        dataclasses.replace(case, name=name, exam=scan.name)
+        for name, scan in zip(names, scans, strict=True)
+    ]
     thumbnails = [slices.thumbnail(volume, spacing=model.geometry.spacing) for volume in volumes]
     sha256, dim = fingerprint(model), model.config.dim_latent
     with open_for_append(folder, model_sha256=sha256, dim=dim) as writer:

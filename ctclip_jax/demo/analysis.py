@@ -205,7 +205,7 @@ class Analyses:
         if classifier.thresholds is not None:
             table["tick"] = classifier.calibrate(classifier.thresholds[None])[0]
         columns = ["probability", "calibrated", "rank", "usual", "tick"]
-        table = table.reindex(columns=columns)
+        table = table.reindex(columns=columns).astype(float)
         table["shown"] = table["calibrated"].fillna(table["rank"]).fillna(table["probability"])
         for name, contribution in zip(classifier.names, contributions, strict=True):
             numbers = {column: number(value) for column, value in table.loc[name].items()}

@@ -13,7 +13,9 @@ from selenium.webdriver.common.keys import Keys
 from ctclip_jax.demo import scan_view
 from ctclip_jax.demo.analysis import MAX_SCANS
 from ctclip_jax.inference.calibration import Calibration, Curve
+from ctclip_jax.inference.classifiers import Classifier
 from ctclip_jax.inference.reference import Reference
+from ctclip_jax.reporting import predictions
 from data_pipelines.reports import LABELS
 from data_pipelines.sources.phantoms.layout import write_samples
 from tests.browser import (
@@ -174,6 +176,8 @@ def test_a_visit(desk, page, scans):
     wait(desk, lambda b: count_hits(b) == len(scans))
     first = find(desk, "#hits li")
     assert scans[1].name in first.text and "1.000" in first.text and REPORT in first.text
+    assert "2 reconstructions" in first.text
+    assert find(desk, "#hits").text.count("reconstruction") == 1
     wait(
         desk,
         lambda b: b.execute_script(
@@ -283,6 +287,53 @@ def test_the_address_names_the_scan(desk, page, scans):
     assert "#" not in desk.current_url
 
 
+def test_a_refresh_goes_on_waiting_for_a_scan(desk, page, scans):
+    open_scan(desk, page, scans[0])
+    first = desk.current_url
+    with page.busy_worker():
+        send(desk, scans[1])
+        wait(desk, lambda b: find(b, "#status").text == "Waiting for its turn")
+        second = desk.current_url
+        assert second != first
+        desk.refresh()
+        wait(desk, lambda b: find(b, "#status").text == "Waiting for its turn")
+    wait(desk, lambda b: find(b, "#name").text == scans[1].name)
+    assert desk.current_url == second
+
+
+@pytest.mark.parametrize("id", ["../about", ".."])
+def test_an_address_that_is_no_scan_is_a_line(desk, page, id):
+    desk.get(f"{page.address}/#{id}")
+    wait(desk, lambda b: find(b, "#status").text.endswith(": Not Found"))
+    assert find(desk, "#job").get_attribute("class") == "failed"
+    assert "#" not in desk.current_url
+
+
+def test_an_unknown_state_of_a_scan_is_a_line(desk, page, scans):
+    visit(desk, page)
+    with page.busy_worker():
+        send(desk, scans[0])
+        wait(desk, lambda b: find(b, "#status").text == "Waiting for its turn")
+        page.analyses.get(desk.current_url.partition("#")[2]).state = "lost"
+        wait(desk, lambda b: find(b, "#status").text == "scan: unknown state; got lost")
+    assert not find(desk, "#job .spinner").is_displayed() and "#" not in desk.current_url
+
+
+def test_a_map_that_comes_after_its_scan_was_left_is_dropped(desk, page, scans):
+    open_scan(desk, page, scans[0])
+    desk.execute_script(
+        "const { fetch } = window; window.fetch = async (path) => { const answer = await"
+        " fetch(path); await new Promise((go) => { window.release = go; }); return answer; }"
+    )
+    find(desk, "#findings button").click()
+    wait(desk, lambda b: b.execute_script("return Boolean(window.release)"))
+    desk.back()
+    wait(desk, lambda b: find(b, "#empty").is_displayed())
+    desk.execute_async_script("window.release(); setTimeout(arguments[0], 200)")
+    assert find(desk, "#scale").get_property("hidden")
+    assert not desk.find_elements(By.CSS_SELECTOR, "#findings [aria-pressed=true]")
+
+
 def test_what_works_says_so_and_the_old_stays_until_the_new_is_there(desk, page, scans):
     open_scan(desk, page, scans[0])
     find(desk, "#findings button").click()
@@ -320,6 +371,16 @@ def test_the_page_says_that_the_model_is_compiled(desk, page, scans):
     assert warm_up.done()
 
 
+def test_a_failed_poll_of_the_model_is_a_line(desk, page, monkeypatch):
+    with page.busy_worker():
+        page.analyses.warm_up()
+        visit(desk, page)
+        wait(desk, lambda b: "is being compiled" in find(b, "#status").text)
+        monkeypatch.setattr(page.analyses, "max_upload_bytes", object())  # no JSON
+        wait(desk, lambda b: "internal error: TypeError" in find(b, "#status").text)
+    assert not find(desk, "#job .spinner").is_displayed()
+
+
 @pytest.mark.parametrize("theme", THEMES)
 @pytest.mark.parametrize("width", WIDTHS)
 def test_nothing_is_cut_or_too_faint_or_too_small(browser, page, scans, width, theme):
@@ -346,6 +407,7 @@ def test_nothing_is_cut_or_too_faint_or_too_small(browser, page, scans, width, t
         assert all(canvas.rect["width"] > 340 for canvas in canvases), "one under another"
 
 
+@pytest.mark.filterwarnings("error:.*fill value")  # of pandas, about float32 and float64
 def test_ranks_among_reference_volumes_stand_in_place_of_scores(desk, page, scans, monkeypatch):
     """And for a question its usual score beside its own; the threshold is a mark."""
     volumes = np.stack([page.model.prepare(scan).volume for scan in scans])
@@ -363,7 +425,7 @@ def test_ranks_among_reference_volumes_stand_in_place_of_scores(desk, page, scan
     values = shown(desk)
     assert values[LABELS[0]] == f"{100 * probabilities[0, 0]:.0f} %"  # calibrated
     for name, rank in list(zip(LABELS, ranks, strict=True))[1:]:
-        assert values[name] == f"higher than {(0, 33, 66)[rank]} %"
+        assert values[name] == f"higher than {(0, 33, 66)[rank]} % of 3"
     assert "ompared with 3 reference volumes" in find(desk, "#reading").text
     (tick,) = desk.find_elements(By.CSS_SELECTOR, ".track b")
     assert tick.get_attribute("style") == "left: 50%;"
@@ -371,6 +433,36 @@ def test_ranks_among_reference_volumes_stand_in_place_of_scores(desk, page, scan
     wait(desk, lambda b: "asdfgh banana" in shown(b))
     assert shown(desk)["asdfgh banana"].startswith("higher than ")
     assert re.fullmatch(r"score 0\.\d\d, usually 0\.\d\d", find(desk, "#findings small").text)
+
+
+def test_ranks_are_those_of_the_terminal(desk, page, scans, monkeypatch):
+    """Also where 100 * rank is less than the count, in floats."""
+    ranks = [29 / 100, 57 / 100, 58 / 100, *np.arange(len(LABELS) - 3) / 100]
+    latents = np.repeat(page.model.encode_image(page.model.prepare(scans[0]).volume[None]), 100, 0)
+    classifier = dataclasses.replace(
+        page.model.zero_shot_classifier(), reference=Reference("100 volumes", latents=latents)
+    )
+    monkeypatch.setattr(Classifier, "rank", lambda self, probabilities: np.array([ranks]))
+    monkeypatch.setattr(page.analyses, "classifier", classifier)
+    open_scan(desk, page, scans[0])
+    expected = {
+        name: f"higher than {predictions.above(rank)} of 100"
+        for name, rank in zip(LABELS, ranks, strict=True)
+    }
+    assert shown(desk) == expected
+    assert list(expected.values())[:3] == [f"higher than {n} % of 100" for n in (29, 57, 58)]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_model_of_phantoms_alone_is_the_first_warning(browser, page, scans, width, monkeypatch):
+    monkeypatch.setattr(page.model, "data_sources", ("phantoms",))
+    look(browser, width=width)
+    browser.get("about:blank")
+    open_scan(browser, page, scans[0])
+    assert "phantoms alone: what it says of a patient means nothing" in warnings(browser)[0]
+    box = find(browser, "#warnings")
+    assert 0 < box.rect["y"] < find(browser, "#axial").rect["y"] and box.is_displayed()
+    assert (cut_elements(browser, "#warnings, aside"), faint_texts(browser)) == ([], [])
 
 
 def test_kept_uploads_are_announced(desk, page, monkeypatch):

@@ -16,18 +16,17 @@ let jobCount = 0, mapCount = 0, searchCount = 0; // answers to earlier requests 
 $("deletes-uploads").hidden = about.keep_uploads;
 $("ask").hidden = !about.can_ask;
 $("note").textContent =
-  (about.is_synthetic ? "Trained on phantoms alone: what it says of a patient means nothing. " : "") +
   (about.label_informed ? "Trained with labels, not zero-shot. " : "Zero-shot: which of two sentences fits the scan better. ") +
   (about.calibrated_on ? `Calibrated on ${about.calibrated_on}. ` : "Not calibrated: a score is no probability. ") +
   `Maps: ${about.method}.`;
 $("cases").hidden = !about.num_cases;
-if (about.is_compiling) waitForModel();
+if (about.is_compiling) runJob("The model is being compiled; a scan can be opened already", waitForModel);
 if (location.hash) restore();
 
 async function request(path, options = {}) {
   const response = await fetch(path, options);
-  const content = response.status === 204 ? null : await response.json();
-  if (!response.ok) throw new Error(content.error || response.statusText);
+  const content = await response.json().catch(() => ({})); // 204, or an answer that is not of the API
+  if (!response.ok) throw new Error(content.error || `${path}: ${response.statusText}`);
   return content;
 }
 
@@ -50,7 +49,7 @@ $("dismiss").addEventListener("click", () => setStatus(""));
 addEventListener("popstate", restore);
 
 // The scan on the page stays until another one can take its place. `work` gets a function that
-// says whether its job is still the latest.
+// says whether its job is still the latest. After a failure the address names the scan on the page.
 async function runJob(text, work) {
   const number = ++jobCount, isLatest = () => number === jobCount;
   setStatus(text, "busy");
@@ -58,7 +57,9 @@ async function runJob(text, work) {
     await work(isLatest);
     if (isLatest()) setStatus("");
   } catch (error) {
-    if (isLatest()) setStatus(error.message, "failed");
+    if (!isLatest()) return;
+    setAddress(scan?.id);
+    setStatus(error.message, "failed");
   }
 }
 
@@ -67,11 +68,19 @@ function upload(file) {
     if (file.size > about.max_upload_bytes) {
       throw new Error(`${file.name}: more than ${about.max_upload_bytes / 2 ** 20} MiB; see --max_upload_mb`);
     }
-    const { id } = await send(file, isLatest);
-    if (isLatest()) await open(id, isLatest);
-    if (!isLatest()) drop(id);
-    else history.pushState(null, "", `#${id}`);
+    const { id } = await send(file, isLatest), before = scan?.id;
+    if (isLatest()) {
+      setAddress(id); // a refresh goes on waiting for it
+      await open(id, isLatest);
+    }
+    if (!isLatest()) return drop(id);
+    setAddress(before); // one step back
+    history.pushState(null, "", `#${id}`);
   });
+}
+
+function setAddress(id) {
+  history.replaceState(null, "", id ? `#${id}` : location.pathname);
 }
 
 // The scan that the address names: after a refresh, in another tab, one step back.
@@ -79,30 +88,21 @@ function restore() {
   const id = location.hash.slice(1);
   if (scan?.id === id) return;
   if (!id) return leave();
-  runJob("Opening the scan", async (isLatest) => {
-    try {
-      await open(id, isLatest);
-    } catch (error) {
-      if (isLatest()) history.replaceState(null, "", scan ? `#${scan.id}` : location.pathname);
-      throw error;
-    }
-  });
+  runJob("Opening the scan", (isLatest) => open(id, isLatest));
 }
 
 function leave() {
   jobCount++;
-  scan = selected = null;
+  scan = null;
+  setMap(null);
   setStatus("");
   $("empty").hidden = false;
   $("exam").hidden = true;
   showHits("Cases", []);
 }
 
-async function waitForModel() {
-  const text = "The model is being compiled; a scan can be opened already";
-  setStatus(text, "busy");
-  while ((await request("/api/about")).is_compiling) await new Promise((resolve) => setTimeout(resolve, POLL_MS));
-  if ($("status").textContent === text) setStatus("");
+async function waitForModel(isLatest) {
+  while (isLatest() && (await request("/api/about")).is_compiling) await new Promise((resolve) => setTimeout(resolve, POLL_MS));
 }
 
 function drop(id) {
@@ -130,13 +130,14 @@ function send(file, isLatest) {
 // Waits for an analysis and shows it.
 async function open(id, isLatest) {
   for (;;) {
-    const analysis = await request(`/api/scans/${id}`);
+    const analysis = await request(`/api/scans/${encodeURIComponent(id)}`);
     if (!isLatest()) return;
     if (analysis.state === "done") return show(analysis, isLatest);
     if (analysis.state === "failed") {
       drop(id); // else it would take the place of a scan in memory
       throw new Error(analysis.error);
     }
+    if (!STATES[analysis.state]) throw new Error(`scan: unknown state; got ${analysis.state}`);
     setStatus(STATES[analysis.state], "busy");
     await new Promise((resolve) => setTimeout(resolve, POLL_MS));
   }
@@ -161,16 +162,15 @@ async function show(analysis, isLatest) {
   ]);
   if (!isLatest()) return;
   scan = analysis;
-  selected = null;
-  mapCount++;
   $("empty").hidden = true;
   $("exam").hidden = false;
   $("name").textContent = scan.name;
   $("message").textContent = "";
-  $("scale").hidden = true;
   viewer.show(volume, scan);
+  setMap(null);
   listFindings();
   const notes = scan.provenance.notes.split("; ").filter(Boolean);
+  if (about.is_synthetic) notes.unshift("The model was trained on phantoms alone: what it says of a patient means nothing");
   if (scan.step > 1) notes.push(`1 of every ${scan.step} slices is shown (the scan is too large for the page)`);
   $("warnings").replaceChildren(...notes.map((note) => element("li", note)));
   $("provenance").replaceChildren(...Object.entries(scan.provenance).flatMap(([name, value]) =>
@@ -228,7 +228,9 @@ function row(finding) {
 // No percent sign without a calibration or a rank: a score is no probability.
 function value({ probability, calibrated, rank }) {
   if (calibrated !== null) return `${(100 * calibrated).toFixed(calibrated > 0.0995 ? 0 : 1)} %`;
-  return rank === null ? probability.toFixed(2) : `higher than ${Math.floor(100 * rank)} %`;
+  if (rank === null) return probability.toFixed(2);
+  const total = about.num_reference, count = Math.round(rank * total); // 100 * 0.29 is less than 29
+  return `higher than ${Math.floor(100 * count / total)} % of ${total}`;
 }
 
 function markRows(attribute, name) {
@@ -338,13 +340,14 @@ function showHits(title, items) {
   $("hits").replaceChildren(...items);
 }
 
-function card({ row, similarity, entry }) {
+function card({ row, similarity, entry, num_volumes }) {
   const item = element("li"), head = element("h3", entry.name), tags = element("div", "", "tags");
   const thumbnail = element("img");
   thumbnail.src = `/api/thumbnails/${row}`;
   thumbnail.alt = `Slices of ${entry.name}`;
   head.append(element("span", similarity.toFixed(3)));
   const present = Object.keys(entry.labels).filter((name) => entry.labels[name]);
+  if (num_volumes > 1) tags.append(element("span", `${num_volumes} reconstructions`));
   tags.append(...present.map((name) => element("b", name)));
   item.append(thumbnail, head, tags, element("p", entry.impressions || entry.findings || "No report."));
   return item;
