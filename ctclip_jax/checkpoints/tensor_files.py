@@ -41,7 +41,7 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
             raise InputError(f"{path}: not a safetensors file ({error})") from error
     if path.suffix in TORCH_ENDINGS:
         with naming_file(path, _NO_TORCH_FILE):
-            return {key: tensor.numpy() for key, tensor in _read_torch(path).items()}
+            return torch_archive.arrays(_read_torch(path), file_bytes=path.stat().st_size)
     raise InputError(f"{path}: unknown ending; expected {', '.join(ENDINGS)}")
 
 

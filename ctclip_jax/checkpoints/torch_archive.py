@@ -10,6 +10,7 @@ import pickle
 import zipfile
 import zlib
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any, BinaryIO, NamedTuple
 
 import ml_dtypes
@@ -31,6 +32,8 @@ _DTYPES = {
     "torch.BoolStorage": "bool",
 }
 _PICKLE = "/data.pkl"
+# Tied weights are tensors of the same bytes: T5 has four names for its embedding.
+_MAX_SHARED = 4
 
 
 def read(file: BinaryIO) -> Any:
@@ -48,8 +51,8 @@ class StoredTensor(NamedTuple):
     shape: tuple[int, ...]
     strides: tuple[int, ...]
 
-    def numpy(self) -> np.ndarray:
-        """Returns the tensor, memory-mapped; of bfloat16, which numpy lacks, a float32 copy."""
+    def view(self) -> np.ndarray:
+        """Returns the tensor, memory-mapped."""
         name, dtype, size = self.storage
         sizes = (size, self.offset, *self.shape, *self.strides)
         if dtype not in _DTYPES.values() or not all(type(n) is int and n >= 0 for n in sizes):
@@ -58,19 +61,31 @@ class StoredTensor(NamedTuple):
         if len(content) != size * dtype.itemsize:
             raise InputError(f"{name}: got {len(content)} bytes, expected {size} x {dtype}")
         last = sum((n - 1) * step for n, step in zip(self.shape, self.strides, strict=True))
-        num_bytes = math.prod(self.shape) * dtype.itemsize
-        # Strides of zero could make a tensor of any size of a few bytes.
-        if num_bytes and (self.offset + last >= size or num_bytes > len(self.archive.mapped)):
+        if math.prod(self.shape) and self.offset + last >= size:
             raise InputError(f"{name}: {size} elements cannot be a tensor of shape {self.shape}")
         elements = content.view(dtype)[self.offset :]
         strides = [step * dtype.itemsize for step in self.strides]
-        tensor = np.lib.stride_tricks.as_strided(elements, self.shape, strides)
-        return tensor.astype(np.float32) if dtype == ml_dtypes.bfloat16 else tensor
+        return np.lib.stride_tricks.as_strided(elements, self.shape, strides)
+
+
+def arrays(tensors: Mapping[str, StoredTensor], *, file_bytes: int) -> dict[str, np.ndarray]:
+    """Returns tensors, memory-mapped; of bfloat16, which numpy lacks, float32 copies."""
+    views = {name: tensor.view() for name, tensor in tensors.items()}
+    # Strides, and tensors of the same bytes, could fill the memory from a small file.
+    num_bytes = sum(view.nbytes for view in views.values())
+    if num_bytes > _MAX_SHARED * file_bytes:
+        raise InputError(
+            f"got tensors of {num_bytes} bytes, expected at most {_MAX_SHARED} x {file_bytes}"
+        )
+    return {
+        name: view.astype(np.float32) if view.dtype == ml_dtypes.bfloat16 else view
+        for name, view in views.items()
+    }
 
 
 class _Archive(pickle._Unpickler):
-    """Looks up no name in a library: a pickle calls containers and two methods, which it cannot
-    change. The unpickler is the one in Python: that in C fills the memory for one number."""
+    """Looks up no name in a library: a pickle calls containers and two methods, and changes none.
+    The unpickler is the one in Python: that in C fills the memory for one number."""
 
     def __init__(self, file: BinaryIO):
         self.mapped = np.memmap(file, np.uint8, mode="c").view(np.ndarray)
@@ -120,6 +135,14 @@ class _Archive(pickle._Unpickler):
     def persistent_load(self, pid: tuple) -> tuple[str, str, int]:
         _, dtype, key, _, size = pid
         return f"{self._root}/data/{key}", dtype, size
+
+    def load_build(self) -> None:
+        self.stack.pop()
+        # A state dict has an attribute _metadata, which no tensor needs.
+        if type(self.stack[-1]) is not OrderedDict:
+            raise InputError("changes an object; only tensors are read")
+
+    dispatch = pickle._Unpickler.dispatch | {pickle.BUILD[0]: load_build}
 
     def _tensor(self, storage, offset, shape, strides, requires_grad, hooks) -> StoredTensor:
         return StoredTensor(self, storage, offset, shape, strides)

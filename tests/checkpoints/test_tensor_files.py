@@ -5,10 +5,12 @@ import pickle
 import sys
 import tracemalloc
 import zipfile
+from collections import OrderedDict
 
 import numpy as np
 import pytest
 
+from ctclip_jax.checkpoints import torch_archive
 from ctclip_jax.checkpoints.tensor_files import read_tensor_names, read_tensors, write_tensors
 from data_pipelines.errors import InputError
 
@@ -217,14 +219,35 @@ def test_an_object_is_refused_wherever_it_stands(torch, tmp_path):
             read_tensors(tmp_path / f"{number}.pt")
 
 
-@pytest.mark.parametrize("target", ["collections.OrderedDict", "torch._utils._rebuild_tensor_v2"])
-def test_a_pickle_cannot_change_what_reads_it(tmp_path, target):
+@pytest.mark.parametrize("state", [{"x": 1}, (None, {"__defaults__": (1,)})])
+@pytest.mark.parametrize(
+    "target",
+    [
+        Name("collections", "OrderedDict"),
+        Name("torch._utils", "_rebuild_tensor_v2"),
+        Name("torch._utils", "_rebuild_parameter"),
+        tensor(storage()),
+    ],
+)
+def test_a_pickle_cannot_change_what_reads_it(tmp_path, target, state):
     good, bad = tmp_path / "good.pt", tmp_path / "bad.pt"
     write_archive(good, {"w": tensor(storage())})
-    write_archive(bad, {"w": Change(Name(*target.rsplit(".", 1)), (None, {"__defaults__": (1,)}))})
-    with pytest.raises(InputError, match="bad.pt: not a PyTorch file of tensors only"):
+    write_archive(bad, {"w": tensor(storage()), "x": Change(target, state)})
+    with pytest.raises(InputError, match="bad.pt: changes an object; only tensors are read"):
         read_tensors(bad)
+    assert not vars(torch_archive._Archive._tensor) and not vars(torch_archive._Archive._parameter)
     assert read_tensors(good)["w"].shape == (2, 3)
+
+
+def test_attributes_of_a_state_dict_are_dropped(tmp_path):
+    """PyTorch's `_metadata`, and whatever else."""
+    state = Change(
+        Name("collections", "OrderedDict", []), {"__setstate__": Name("builtins", "set")}
+    )
+    write_archive(tmp_path / "a.pt", state)
+    with (tmp_path / "a.pt").open("rb") as file:
+        content = torch_archive.read(file)
+    assert type(content) is OrderedDict and not vars(content)
 
 
 @pytest.mark.parametrize(
@@ -240,7 +263,8 @@ def test_a_pickle_cannot_change_what_reads_it(tmp_path, target):
         (tensor(storage(), strides=(6, 1)), {}, "cannot be a tensor"),
         (tensor(storage(), strides=(-3, 1)), {}, "known kind"),
         (tensor(storage(), strides=(3,)), {}, "not a PyTorch file"),
-        (tensor(storage(), shape=(10**6, 10**6), strides=(0, 0)), {}, "cannot be a tensor"),
+        (tensor(storage(), shape=(10**6, 10**6), strides=(0, 0)), {}, "tensors of 4000000000000 b"),
+        (tensor(storage(), shape=(10**10, 10**10), strides=(0, 0)), {}, "not a PyTorch file"),
         (tensor(storage(), shape=("2", 3)), {}, "known kind"),
         (tensor(("archive/data/0", "O", 3)), {}, "known kind"),
         (tensor(7), {}, "not a PyTorch file"),
@@ -264,6 +288,25 @@ def test_a_pickle_cannot_fill_the_memory(tmp_path):
         archive.writestr(f"{ROOT}/data.pkl", pickled + (2**32 - 1).to_bytes(4, "little") + b".")
     tracemalloc.start()
     assert read_tensors(tmp_path / "bomb.pt") == {}
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("strides", [(0,), (1,)])
+def test_tensors_of_the_same_bytes_cannot_fill_the_memory(tmp_path, strides):
+    """Each as large as the file, and of bfloat16, which is read as float32."""
+    path, size = tmp_path / "bomb.pt", 10**6
+    stored = storage(size=size, kind="BFloat16Storage")
+    for count in (4, 200):
+        tensors = {str(n): tensor(stored, shape=(size,), strides=strides) for n in range(count)}
+        write_archive(path, tensors, **{"data/0": bytes(2 * size)})
+        if count == 4:  # weights that are tied
+            assert len(read_tensors(path)) == count
+    tracemalloc.start()
+    with pytest.raises(
+        InputError, match="bomb.pt: got tensors of 400000000 bytes, expected .* 4 x"
+    ):
+        read_tensors(path)
     assert tracemalloc.get_traced_memory()[1] < 2**24
     tracemalloc.stop()
 
