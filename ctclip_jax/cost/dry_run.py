@@ -1,7 +1,5 @@
 """Dry run (`main.py --dry_run`): prints what a compiled program needs, and its estimated time."""
 
-import sys
-
 import pandas as pd
 
 from ctclip_jax.cost import estimate
@@ -30,8 +28,6 @@ def dry_run(
 
     With `scopes`, also the estimated time of each part of the model and the float32 products.
     """
-    devices = topology or "the devices here"
-    print(f"compiling ({program}) for {devices}: minutes at full size", file=sys.stderr, flush=True)
     try:
         report = step_report(config, topology=topology, program=program)
     except DoesNotFit as error:

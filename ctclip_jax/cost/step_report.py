@@ -7,6 +7,7 @@ that are not attached.
 import dataclasses
 import math
 import re
+import sys
 from typing import Any, Literal
 
 import jax
@@ -149,6 +150,8 @@ def step_report(config: TrainConfig, *, topology: str = "", program: Kind = "tra
         train_step = make_train_step(config, model, mesh)
         programs = train_step.trace(batch)
         optimizer_state, flops = train_step.abstract_state["opt"], step_flops(config)
+    place = topology or "the devices here"
+    print(f"compiling ({program}) for {place}: minutes at full size", file=sys.stderr, flush=True)
     return StepReport(
         mesh=mesh,
         accelerator=accelerator_of(devices[0].device_kind),

@@ -10,6 +10,7 @@ import pytest
 
 from ctclip_jax.checkpoints.exports import load_export
 from ctclip_jax.common.devices import check_devices
+from ctclip_jax.cost.topologies import HOST_WITHOUT_TPU
 from data_pipelines.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +47,8 @@ def test_a_sound_export_is_not_called_damaged(monkeypatch, tmp_path):
 )
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_a_program_without_its_accelerator_is_one_line(arguments, platform, tmp_path):
-    environment = {**os.environ, "JAX_PLATFORMS": platform}
+    # libtpu, where it is installed, would first print lines of its own about this host.
+    environment = {**os.environ, **HOST_WITHOUT_TPU, "JAX_PLATFORMS": platform}
     if arguments[0] == "main.py":
         arguments = [*arguments, f"--workdir={tmp_path / 'run'}"]
     command = [sys.executable, *arguments]

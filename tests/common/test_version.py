@@ -5,6 +5,13 @@ import subprocess
 from ctclip_jax.common import version
 
 
+def test_all_names_of_the_package_can_be_imported():
+    names: dict = {}
+    exec("from ctclip_jax import *", names)
+    assert {"LABELS", "Model", "__version__", "load"} == names.keys() - {"__builtins__"}
+    assert names["__version__"] == version.__version__
+
+
 def test_version_of_a_checkout_has_commit_and_uncommitted_changes(tmp_path, monkeypatch):
     file = tmp_path / "ctclip_jax" / "common" / "version.py"
     file.parent.mkdir(parents=True)

@@ -44,6 +44,7 @@ def test_peaks_have_the_right_unit(accelerator):
 @pytest.mark.parametrize(
     ("value", "unit", "prefixes", "text"),
     [
+        (4.5e16, "FLOP", SI, "45 PFLOP"),
         (21.42e12, "FLOP", SI, "21.42 TFLOP"),
         (300.0, "FLOP", SI, "300 FLOP"),
         (0.0, "s", SI, "0 s"),
