@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from jaxtyping import Num
 
+from ctclip_jax.checkpoints.tensor_files import check_finite
 from data_pipelines.errors import InputError
-from data_pipelines.resample import Geometry
+from data_pipelines.resample import STEPS_PER_HU, Geometry, to_fixed_point
 from data_pipelines.shard_tasks import PreparedVolume
 from data_pipelines.sources.case import CaseRecord
 
@@ -16,9 +17,7 @@ Volumes = Scan | Sequence[Scan] | Num[np.ndarray, "n f h w"] | Num[np.ndarray, "
 
 _UNITS = "floats in [-1, 1] (published: HU / 1000), or int16 in steps of 1/16 HU"
 _MAX_FLOAT = 10  # beyond any noise around [-1, 1]; in HU even fat is beyond it
-# Where the lowest value of a CT in HU lies. In steps of 1/16 HU nothing would be below -69 HU: no
-# air, no lung, no fat and no padding.
-_LOWEST_HU = (-1100, -900)
+_AIR = -1000  # HU
 
 
 def as_several(volumes: Volumes) -> list[Scan] | Num[np.ndarray, "n f h w"]:
@@ -51,8 +50,8 @@ def batches(
 
 
 def check_volumes(volumes: np.ndarray, geometry: Geometry) -> Num[np.ndarray, "n f h w"]:
-    """Returns volumes without an axis of one channel. Raises InputError for another grid, dtype, or
-    unit."""
+    """Returns volumes without an axis of one channel. Raises InputError for another grid, dtype or
+    unit, and for NaN."""
     if volumes.ndim == 5 and volumes.shape[1] == 1:
         volumes = volumes[:, 0]
     if volumes.ndim != 4 or volumes.shape[1:] != geometry.shape:
@@ -63,7 +62,14 @@ def check_volumes(volumes: np.ndarray, geometry: Geometry) -> Num[np.ndarray, "n
         raise InputError(f"volumes: got {volumes.dtype}, expected {_UNITS}")
     sample = volumes[:, ::2, ::4, ::4]  # enough to know the unit by
     low, high = sample.min(initial=0), sample.max(initial=0)
-    if max(-low, high) > _MAX_FLOAT if is_float else _LOWEST_HU[0] <= low <= _LOWEST_HU[1]:
+    if is_float:
+        check_finite({str(volumes.dtype): volumes}, source="volumes")
+        is_hu = max(-low, high) > _MAX_FLOAT
+    else:
+        # The lowest value is air or padding in both units; whole HU in steps are multiples of 16.
+        air = to_fixed_point(max(_AIR, geometry.window[0]))
+        is_hu = air / 2 < low <= 0.9 * _AIR and (sample % STEPS_PER_HU).any()
+    if is_hu:
         raise InputError(
             f"volumes: {volumes.dtype} from {low:g} to {high:g} look like HU; expected {_UNITS}"
         )

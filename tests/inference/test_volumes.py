@@ -16,6 +16,7 @@ from ctclip_jax.inference.reference import Reference
 from data_pipelines.errors import InputError
 from data_pipelines.geometry import orientation_of
 from data_pipelines.reports import LABELS
+from data_pipelines.resample import Geometry
 from data_pipelines.sources.case import CaseRecord
 from tests.inference.conftest import GEOMETRY
 from tests.scan_tree import chest_hu
@@ -179,14 +180,44 @@ def test_floats_in_hu_are_refused_with_the_unit(model, dtype, low, high):
     assert np.isfinite(model.detect(hu / 1000)).all()
 
 
-def test_integers_in_hu_are_refused_where_they_cannot_be_steps(model, scans):
+@pytest.mark.parametrize("padding", [-1000, -1024, -2000, -2048, -3024])
+def test_integers_in_hu_are_refused_where_they_cannot_be_steps(model, scans, padding):
     steps = model.prepare(scans[0]).volume
     hu = np.rint(steps / 16).astype(np.int16)
     assert hu.min() == -1000
+    hu[hu == -1000] = padding
     for call in (model.encode_image, model.detect, lambda v: model.heatmap(v, FINDING)):
-        with pytest.raises(InputError, match="int16 from -1000 to .* look like HU; .*1/16 HU"):
+        with pytest.raises(InputError, match=f"int16 from {padding} to .* look like HU; .*1/16 HU"):
             call(hu)
     model.encode_image(np.zeros_like(hu))
+
+
+@pytest.mark.parametrize("window", [(-1000, 1000), (-1350, 150), (-160, 240), (-2000, 2000)])
+@pytest.mark.parametrize("per_hu", [1, 16])
+def test_a_chest_in_steps_is_taken_in_every_window(window, per_hu):
+    """With noise in whole HU, as prepared, or finer, as the published loaders round."""
+    geometry = Geometry((20, 40, 40), (8.0, 4.0, 4.0), window)
+    hu = chest_hu() + np.random.default_rng(0).normal(0, 20, chest_hu().shape)
+    steps = 16 // per_hu * np.rint(per_hu * np.clip(hu, *window)).astype(np.int16)
+    moved = np.resize(steps.transpose(2, 0, 1), (1, *geometry.shape))
+    assert volumes.check_volumes(moved, geometry) is moved
+
+
+def test_a_prepared_scan_without_air_is_taken():
+    """One of the legs, that fills the grid."""
+    geometry = Geometry((20, 40, 40))
+    fat = 16 * np.random.default_rng(0).integers(-150, 60, (1, *geometry.shape), np.int16)
+    assert fat.min() == -2400 and volumes.check_volumes(fat, geometry) is fat
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_floats_that_are_not_finite_are_refused_with_their_count(model, value):
+    arrays = np.zeros((2, 20, 40, 40), np.float32)
+    arrays[1, 3, 5, 7:10] = value
+    message = "volumes: float32: 3 of .*000 numbers are NaN or infinite"
+    for call in (model.encode_image, model.detect, lambda v: model.heatmap(v, FINDING)):
+        with pytest.raises(InputError, match=message):
+            call(arrays)
 
 
 def test_a_model_can_be_put_on_chosen_devices(state, vocabulary, model, tmp_path, scans):
