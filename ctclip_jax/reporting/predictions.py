@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +64,7 @@ def save(
         contributions = prediction.contributions[finding]
         sums[finding] = round(float(contributions.sum()), 4)
         from_padding[finding] = round(float((contributions * padding).sum()), 4)
-        path = out / folder / file_name(f"{finding}_map").lower()
+        path = out / folder / map_name(finding)
         pictures.save(
             path.with_name(f"{path.name}.png"),
             contributions,
@@ -80,12 +81,10 @@ def save(
             description=f"{finding}: {model.attribution_method}",
         )
     rounded = scores.round(6).astype(object).where(scores.notna(), None)
-    filled = [round(share, 3) for share in prepared.coverage.filled]
     content = {
         "name": name,
         "model_trained_on": list(model.data_sources),
         **provenance(prepared),
-        "coverage": dict(zip("xyz", filled, strict=True)),
         **{key: rounded[column].to_dict() for column, key in KEYS.items() if column in scores},
     }
     if "rank" in scores:
@@ -148,9 +147,14 @@ def file_name(text: str) -> str:
     return safe.encode()[-190:].decode(errors="ignore") or "_"
 
 
+def map_name(finding: str) -> str:
+    """The file of a heatmap, without its ending."""
+    return file_name(f"{finding}_map".lower())
+
+
 def check_findings(findings: Sequence[str]) -> None:
     """Raises InputError if the heatmaps of two findings would be one file."""
-    _check_file_names({finding: file_name(finding) for finding in findings})
+    _check_file_names({finding: map_name(finding) for finding in findings})
 
 
 def _check_file_names(by_name: Mapping[str, str]) -> None:
@@ -166,9 +170,9 @@ def percent(share: float) -> str:
     return f"{100 * share:.{0 if share > 0.0995 else 1}f} %"
 
 
-def above(rank: float) -> str:
-    """99 % only if that many are below, 100 % only if all are."""
-    return f"{int(100 * rank + 1e-9)} %"
+def above(rank: float, num_volumes: int) -> str:
+    """99 % only if that many of the volumes are below, 100 % only if all are."""
+    return f"{100 * round(rank * num_volumes) // num_volumes} %"
 
 
 def describe(score: pd.Series, model: Model) -> str:
@@ -178,7 +182,8 @@ def describe(score: pd.Series, model: Model) -> str:
     if "rank" not in score:
         return f"{score.probability:.2f}"
     num_volumes = len(model.reference.latents)
-    return f"{score.probability:.2f} (higher than {above(score['rank'])} of {num_volumes})"
+    share = above(score["rank"], num_volumes)
+    return f"{score.probability:.2f} (higher than {share} of {num_volumes})"
 
 
 def format_prediction(prediction: Prediction, model: Model, *, is_only: bool) -> str:
@@ -187,12 +192,13 @@ def format_prediction(prediction: Prediction, model: Model, *, is_only: bool) ->
     if not is_only:
         top = scores.head(NUM_PRINTED).iterrows()
         return f"{name}: {', '.join(f'{finding} {describe(row, model)}' for finding, row in top)}"
+    num_volumes = len(model.reference.latents) if "rank" in scores else 0
     columns = {
         "calibrated": ("calibrated", percent),
         "probability": ("score", "{:.3f}".format),
-        "rank": ("higher than", above),
-        "usual": ("usual", "{:.3f}".format),
-        "threshold": ("threshold", "{:.3f}".format),
+        "rank": (f"higher than (of {num_volumes})", partial(above, num_volumes=num_volumes)),
+        "usual": ("median score", "{:.3f}".format),
+        "threshold": ("score threshold", "{:.3f}".format),
     }
     table = pd.DataFrame(
         {
@@ -201,9 +207,10 @@ def format_prediction(prediction: Prediction, model: Model, *, is_only: bool) ->
             if column in scores
         }
     )
-    lines = [name, table.to_string(na_rep="-")]
+    widths = [len(header) + 1 for header in table]  # two spaces between headers
+    lines = [name, table.to_string(na_rep="-", col_space=widths)]
     if "rank" in scores:
-        lines += [f"higher than: of {model.reference.source}; usual: their median score"]
+        lines += [f"higher than, median score: of {model.reference.source}"]
     return "\n".join(lines)
 
 

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -147,7 +148,8 @@ def test_program(model, export, samples, tmp_path):
         heatmap, scan = nib.load(folder / f"{maps[0]}.nii.gz"), nib.load(name)
         assert heatmap.shape == scan.shape
         # A phantom is shorter than the grid: some of the sum is of patches beside it.
-        assert 0 < prediction["coverage"]["z"] < 1 and prediction["lung_share"] > 0.1
+        assert 0 < float(prediction["coverage"].split("x")[2]) < 1
+        assert prediction["lung_share"] > 0.1
         assert about["from_padding"][top[0]] not in (0, about["sums"][top[0]])
     folders = f"2 folders such as {out}/sample_1/: 2 maps each"
     assert done.stdout.splitlines()[-1] == f"{out}/scores.csv, {folders}"
@@ -175,6 +177,19 @@ def test_file_names_stay_in_the_folder():
     assert len(predictions.file_name("患" * 120).encode()) <= 200
     with pytest.raises(InputError, match="'a/b' and 'A_b'"):
         predictions.check_findings(["a/b", "c", "A_b"])
+    # The name of a map is the end of a long finding.
+    long = ["xax" + "y" * 185, "xbx" + "y" * 185]
+    assert predictions.map_name(long[0]) == predictions.map_name(long[1])
+    with pytest.raises(InputError, match="xax.* and 'xbx.*: both would be x?y.*_map; rename one"):
+        predictions.check_findings(long)
+    assert len(predictions.map_name("İ" * 120).encode()) <= 200, "in lower case it has more bytes"
+
+
+@pytest.mark.parametrize("count", [3, 100, 256])
+def test_a_rank_is_rounded_down_to_percents(count):
+    for below in range(count + 1):
+        rank = (np.arange(count) < below).mean()
+        assert predictions.above(rank, count) == f"{100 * below // count} %"
 
 
 @pytest.mark.parametrize(
@@ -278,7 +293,8 @@ def test_calibrated_probabilities_are_in_all_outputs(model, samples, tmp_path):
     assert not {"heatmaps", "ranks", "usual", "reference"} & content.keys()
     printed = predictions.format_prediction(prediction, model, is_only=True)
     name, header, first, *rows = printed.splitlines()
-    assert header.split() == ["calibrated", "score", "threshold"] and len(rows) == 17
+    assert re.split("  +", header)[1:] == ["calibrated", "score", "score threshold"]
+    assert len(rows) == 17
     score = f"{content['probabilities'][LABELS[3]]:.3f}"
     assert first.split("  ", 1)[0] == LABELS[3]
     assert first.split()[-4:] == ["25", "%", score, "0.625"], "calibrated findings come first"
@@ -320,10 +336,10 @@ def test_ranks_among_reference_volumes_are_in_all_outputs(export, samples, tmp_p
         f"{scan},{','.join(map('{:g}'.format, expected))}",
     ]
     name, header, *rows, note, where = done.stdout.splitlines()
-    assert header.split() == ["score", "higher", "than", "usual"]
+    assert re.split("  +", header)[1:] == ["score", "higher than (of 4)", "median score"]
     ranks = [int(row.split()[-3]) for row in rows]
     assert sorted(ranks) == sorted(100 * expected) and ranks == sorted(ranks, reverse=True)
-    assert note == "higher than: of 4 volumes of S, valid; usual: their median score"
+    assert note == "higher than, median score: of 4 volumes of S, valid"
     assert where == f"{out}/scores.csv, {out}/ranks.csv, {out}/sample_1/"
     prediction = predict_one(loaded, classifier, str(scan), attribute=False)
     line = predictions.format_prediction(prediction, loaded, is_only=False)
