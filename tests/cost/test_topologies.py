@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
     ("modules", "topology", "extra"),
     [
         (["libtpu"], "v5e:2x2", "tpu"),
-        (["jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13"], "h200:8", "gpu"),
+        (["jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13"], "h200:8", "cuda"),
     ],
 )
 def test_a_missing_compiler_is_one_line(monkeypatch, modules, topology, extra):
@@ -35,7 +35,7 @@ def test_a_missing_compiler_is_one_line(monkeypatch, modules, topology, extra):
 def test_either_gpu_compiler_will_do(monkeypatch, installed):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name.endswith(installed))
     modules = ("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12")
-    topologies._require(*modules, compiler="GPU", extra="gpu")
+    topologies._require(*modules, compiler="GPU", extra="cuda")
 
 
 @pytest.mark.parametrize("topology", ["v5e:3x5x7", "h300", "h200:0"])

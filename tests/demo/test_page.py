@@ -446,7 +446,7 @@ def test_ranks_are_those_of_the_terminal(desk, page, scans, monkeypatch):
     monkeypatch.setattr(page.analyses, "classifier", classifier)
     open_scan(desk, page, scans[0])
     expected = {
-        name: f"higher than {predictions.above(rank)} of 100"
+        name: f"higher than {predictions.above(rank, 100)} of 100"
         for name, rank in zip(LABELS, ranks, strict=True)
     }
     assert shown(desk) == expected
