@@ -116,8 +116,8 @@ def main(*patterns: str) -> None:
         series=values.series,
     )
     model = load(values.model, tokenizer=values.tokenizer, dtype=values.dtype)
-    if model.is_synthetic:
-        print(f"note: {predictions.SYNTHETIC}", file=sys.stderr)
+    for note in model.notes:
+        print(f"note: {note}", file=sys.stderr)
     classifier = build_classifier(
         model, kind=values.classifier, prompts=values.prompts, encoding=values.encoding
     )

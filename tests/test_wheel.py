@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ctclip_jax.reporting import predictions
+from ctclip_jax.inference.model import SYNTHETIC
 from data_pipelines import command_line
 
 ROOT = Path(__file__).parents[1]
@@ -94,7 +94,7 @@ def test_every_program_runs_in_an_empty_folder(environment, tmp_path):
         assert run(f"ctclip {name} --help").startswith(command_line.programs()[name].summary)
     printed = {line.split()[0]: run(f"ctclip {line}") for line in CHAIN.strip().splitlines()}
     assert printed.keys() == command_line.programs().keys() - {"demo"}  # a server: tests/demo
-    assert predictions.SYNTHETIC in printed["predict"]
+    assert SYNTHETIC in printed["predict"]
     files = "evaluation/report.html predictions/scores.csv store/store.json weights.safetensors"
     files += " served/encode_image.exported lab.model labels/scores.csv"
     assert all((tmp_path / file).exists() for file in files.split())

@@ -282,19 +282,19 @@ def check_layout(path: Path, saved: Layout, current: Layout) -> None:
             )
 
 
-def check_shapes(path: Path, saved: dict, expected: dict) -> None:
-    """Raises MismatchError if the weights at `path` have other names or shapes than the config's;
+def check_shapes(path: Path | str, saved: dict, expected: dict) -> None:
+    """Raises MismatchError if the weights of `path` have other names or shapes than the config's;
     it names the first array that differs."""
-    in_checkpoint, in_config = (
+    in_weights, in_config = (
         {name: leaf.shape for name, leaf in trees.flatten(tree).items()}
         for tree in (saved, expected)
     )
-    names = {**in_config, **in_checkpoint}
-    differing = [name for name in names if in_checkpoint.get(name) != in_config.get(name)]
+    names = {**in_config, **in_weights}
+    differing = [name for name in names if in_weights.get(name) != in_config.get(name)]
     if differing:
         name = differing[0]
         raise MismatchError(
-            f"{path}: {name} is {in_checkpoint.get(name, 'absent')} in the checkpoint and"
+            f"{path}: {name} is {in_weights.get(name, 'absent')} in the weights and"
             f" {in_config.get(name, 'absent')} in the config ({len(differing)} arrays differ)"
         )
 

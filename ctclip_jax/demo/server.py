@@ -80,7 +80,7 @@ class Page:
             {
                 "is_compiling": self.analyses.is_compiling,
                 "method": model.attribution_method,
-                "is_synthetic": model.is_synthetic,
+                "notes": model.notes,
                 "label_informed": model.label_informed or classifier.relu,
                 "calibrated_on": calibration.fitted_on if calibration else None,
                 "num_reference": len(reference.latents) if classifier.usual is not None else 0,

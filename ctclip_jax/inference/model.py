@@ -11,9 +11,9 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Float, Float32, Int, Num
 
+from ctclip_jax.checkpoints.run import check_shapes
 from ctclip_jax.common.shapes import Variables
 from ctclip_jax.common.sharding import MeshConfig, make_mesh
-from ctclip_jax.common.trees import flatten
 from ctclip_jax.inference import attribution, classifiers, heatmaps
 from ctclip_jax.inference.batching import group_by_length, map_batches
 from ctclip_jax.inference.calibration import Calibration
@@ -35,6 +35,8 @@ from data_pipelines.resample import Geometry
 from data_pipelines.shard_tasks import PreparedVolume, prepare_scan
 from data_pipelines.sources.case import CaseRecord
 from data_pipelines.tokenizers import Tokenizer
+
+SYNTHETIC = "the model was trained on phantoms alone: what it says of a patient means nothing"
 
 _encode_image = jax.jit(CTCLIP.encode_image, static_argnums=0)
 _encode_text = jax.jit(CTCLIP.encode_text, static_argnums=0)
@@ -84,7 +86,10 @@ class Model:
         devices: Sequence[jax.Device] | None = None,
     ):
         """Puts `variables`, nested dicts of numpy or jax arrays, on `devices`; None: all here."""
-        _check_variables(variables, config)
+        expected = CTCLIP(config).abstract_variables()
+        if "temperature" not in variables["params"]:  # a published image tower, without projections
+            expected["params"] = {"image": expected["params"]["image"]}
+        check_shapes("variables", variables, expected)
         if tokenizer and tokenizer.vocab_size > config.text.vocab_size:
             raise InputError(
                 f"tokenizer: got {tokenizer.vocab_size} tokens,"
@@ -113,9 +118,9 @@ class Model:
         )
 
     @property
-    def is_synthetic(self) -> bool:
-        """Whether it has only been trained on phantoms, and knows no patient."""
-        return self.data_sources == ("phantoms",)
+    def notes(self) -> list[str]:
+        """What a user must know of everything that it says."""
+        return [SYNTHETIC] if self.data_sources == ("phantoms",) else []
 
     @property
     def geometry(self) -> Geometry:
@@ -339,19 +344,3 @@ class Model:
     def _map(self, compute: Callable, *arrays: np.ndarray, batch_size: int):
         compute = functools.partial(compute, CTCLIP(self.config), self.variables)
         return map_batches(compute, self.mesh, *arrays, batch_size=batch_size)
-
-
-def _check_variables(variables: Variables, config: CTCLIPConfig) -> None:
-    expected, actual = flatten(CTCLIP(config).abstract_variables()), flatten(variables)
-    if "params/temperature" not in actual:  # a published image tower, without projections
-        tower = ("params/image/", "codebook/")
-        expected = {name: leaf for name, leaf in expected.items() if name.startswith(tower)}
-    problems = [f"missing {name}" for name in sorted(expected.keys() - actual.keys())]
-    problems += [f"unexpected {name}" for name in sorted(actual.keys() - expected.keys())]
-    problems += [
-        f"{name}: got shape {actual[name].shape}, expected {leaf.shape}"
-        for name, leaf in expected.items()
-        if name in actual and actual[name].shape != leaf.shape
-    ]
-    if problems:
-        raise InputError(f"variables do not fit the model: {'; '.join(problems)}")

@@ -25,7 +25,6 @@ KEYS = {  # of prediction.json
     "usual": "usual",
     "threshold": "thresholds",
 }
-SYNTHETIC = "the model was trained on phantoms alone: what it says of a patient means nothing"
 NUM_PRINTED = 3  # findings per scan, if there are several scans
 SCAN_SUFFIX = re.compile(r"\.(nii|nii\.gz|nrrd|nhdr|mha|mhd|npz|zip|dcm)$", re.IGNORECASE)
 

@@ -11,6 +11,8 @@ from ctclip_jax.common.configs import from_dict
 from ctclip_jax.evaluation import suite
 from ctclip_jax.evaluation.dataset import EvalSet
 from ctclip_jax.evaluation.protocol import ProtocolConfig
+from ctclip_jax.reporting import examples
+from ctclip_jax.reporting.report import render_report
 from data_pipelines.reports import LABELS
 
 CT_RATE = {"data_source": "ct_rate", "split": "valid"}
@@ -70,6 +72,22 @@ def eval_set():
 def small_eval_set():
     """Five labels, for tests that draw a page of their own; the last has an untrusted name."""
     return make_eval_set(labels=(*LABELS[:4], EVIL))
+
+
+def render(eval_set, evaluated, *, num_retrievals, thumbnail) -> str:
+    """The report page of an evaluation, each thumbnail the same JPEG."""
+    metrics, predictions = evaluated
+    cases = examples.confident_cases(eval_set, predictions)
+    retrievals = examples.sample_retrievals(eval_set, num_retrievals)
+    return render_report(
+        metrics,
+        eval_set,
+        predictions=predictions,
+        latent_map=examples.latent_map(eval_set.image, 0),
+        cases=cases,
+        retrievals=retrievals,
+        thumbnails=dict.fromkeys(examples.rows_with_thumbnails(cases, retrievals), thumbnail),
+    )
 
 
 @pytest.fixture(scope="session")

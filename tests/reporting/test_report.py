@@ -15,6 +15,7 @@ from ctclip_jax.evaluation import comparison, suite
 from ctclip_jax.reporting import examples, latex, published
 from ctclip_jax.reporting.report import render_comparison, render_report
 from data_pipelines.reports import LABELS
+from tests.reporting.conftest import render
 
 ROOT = Path(__file__).parents[2]
 JPEG = b"\xff\xd8 a picture"
@@ -22,18 +23,7 @@ JPEG = b"\xff\xd8 a picture"
 
 @pytest.fixture(scope="module")
 def html(eval_set, evaluated):
-    metrics, predictions = evaluated
-    cases = examples.confident_cases(eval_set, predictions)
-    retrievals = examples.sample_retrievals(eval_set, 3)
-    return render_report(
-        metrics,
-        eval_set,
-        predictions=predictions,
-        latent_map=examples.latent_map(eval_set.image, 0),
-        cases=cases,
-        retrievals=retrievals,
-        thumbnails=dict.fromkeys(examples.rows_with_thumbnails(cases, retrievals), JPEG),
-    )
+    return render(eval_set, evaluated, num_retrievals=3, thumbnail=JPEG)
 
 
 def test_page_names_labels_and_protocol(html):

@@ -8,8 +8,6 @@ import pytest
 from PIL import Image
 from selenium.webdriver.common.by import By
 
-from ctclip_jax.reporting import examples
-from ctclip_jax.reporting.report import render_report
 from tests.browser import (
     THEMES,
     WIDTHS,
@@ -20,6 +18,7 @@ from tests.browser import (
     look,
     needs_chromium,
 )
+from tests.reporting.conftest import render
 
 pytestmark = needs_chromium
 
@@ -42,21 +41,9 @@ def browser():
 @pytest.fixture(scope="module")
 def report(eval_set, evaluated, tmp_path_factory):
     """The address of a report with 18 labels, cases and thumbnails."""
-    metrics, predictions = evaluated
-    cases = examples.confident_cases(eval_set, predictions)
-    retrievals = examples.sample_retrievals(eval_set, 4)
     picture = io.BytesIO()
     Image.new("L", (608, 200), 90).save(picture, "JPEG")
-    rows = examples.rows_with_thumbnails(cases, retrievals)
-    html = render_report(
-        metrics,
-        eval_set,
-        predictions=predictions,
-        latent_map=examples.latent_map(eval_set.image, 0),
-        cases=cases,
-        retrievals=retrievals,
-        thumbnails=dict.fromkeys(rows, picture.getvalue()),
-    )
+    html = render(eval_set, evaluated, num_retrievals=4, thumbnail=picture.getvalue())
     path = tmp_path_factory.mktemp("report") / "report.html"
     path.write_text(html)
     return path.as_uri()

@@ -212,7 +212,7 @@ def test_export_of_the_newest_checkpoint(finished, start_main, tmp_path):
 
 
 def test_checkpoint_of_another_shape_is_an_input_error(finished, shards):
-    shape = r"image_projection/kernel is \(1152, 64\) in the checkpoint and \(1152, 32\)"
+    shape = r"image_projection/kernel is \(1152, 64\) in the weights and \(1152, 32\)"
     with pytest.raises(InputError, match=f"{finished}/checkpoints/{STEPS}: .*{shape}"):
         train.train(tiny_config(shards, **CHANGES | {"model.dim_latent": 32}), finished)
     assert json.loads((finished / "config.json").read_text())["model"]["dim_latent"] == 64
@@ -233,7 +233,7 @@ def test_training_starts_from_init_from(finished, shards):
 
 def test_init_from_of_another_shape_is_an_input_error(finished, shards):
     config = tiny_config(shards, **{"init_from": str(finished / "export"), "model.dim_latent": 32})
-    with pytest.raises(InputError, match="image_projection/kernel is .* in the checkpoint"):
+    with pytest.raises(InputError, match="image_projection/kernel is .* in the weights"):
         initial(config, finished)
 
 

@@ -169,8 +169,7 @@ async function show(analysis, isLatest) {
   viewer.show(volume, scan);
   setMap(null);
   listFindings();
-  const notes = scan.provenance.notes.split("; ").filter(Boolean);
-  if (about.is_synthetic) notes.unshift("The model was trained on phantoms alone: what it says of a patient means nothing");
+  const notes = [...about.notes, ...scan.provenance.notes.split("; ").filter(Boolean)];
   if (scan.step > 1) notes.push(`1 of every ${scan.step} slices is shown (the scan is too large for the page)`);
   $("warnings").replaceChildren(...notes.map((note) => element("li", note)));
   $("provenance").replaceChildren(...Object.entries(scan.provenance).flatMap(([name, value]) =>
